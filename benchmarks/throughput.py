@@ -1,0 +1,180 @@
+"""Pairs per second of the training step, against the same two towers in a bare loop, and what regions cost.
+
+    python benchmarks/throughput.py                  small towers, for a CPU
+    python benchmarks/throughput.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
+
+All variants run in turn, round after round, in one process, on the same made-up batch; the median of each is taken, and
+only ratios are compared between machines.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from hardware import describe
+from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore
+from spanbox.engine.optimiser import make_optimiser
+from spanbox.engine.tracking import IncidentTally
+from spanbox.engine.trainer import Trainer, TrainSettings
+from spanbox.losses.objective import LevelSettings, LossSettings, Objective
+from spanbox.models.dual_encoder import DualEncoder, ModelSettings
+from spanbox.models.preprocessing import Preprocessing
+from spanbox.models.towers import build_text_tower, build_vision_tower
+from spanbox.structures import Batch
+
+SIZES = {
+    "small": {
+        "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
+        "vision": {
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+            "image_size": 112,
+        },
+    },
+    "base": {"text": {}, "vision": {}},
+}
+SPANS = REGIONS = 8
+TOKENS = 32
+
+
+def make_batch(pairs: int, image_size: int, crops: bool) -> Batch:
+    """Pairs with 8 spans of 2 tokens and 8 regions each, every span linked to one region."""
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(pairs, REGIONS, 2, generator=generator) * 0.6
+    span_tokens = torch.zeros(pairs, SPANS, TOKENS, dtype=torch.bool)
+    for span in range(SPANS):
+        span_tokens[:, span, 1 + 3 * span : 3 + 3 * span] = True
+    shape = (pairs, REGIONS, 3, image_size, image_size)
+    return Batch(
+        pixels=torch.randint(256, (pairs, 3, image_size, image_size), generator=generator).to(torch.uint8),
+        token_ids=torch.randint(5, 1000, (pairs, TOKENS), generator=generator),
+        token_mask=torch.ones(pairs, TOKENS, dtype=torch.bool),
+        span_tokens=span_tokens,
+        span_identity=torch.arange(pairs * SPANS).reshape(pairs, SPANS),
+        regions=torch.cat([low, low + 0.3], dim=-1),
+        region_valid=torch.ones(pairs, REGIONS, dtype=torch.bool),
+        links=torch.eye(SPANS, REGIONS, dtype=torch.bool).repeat(pairs, 1, 1),
+        group=torch.arange(pairs),
+        sample=torch.arange(pairs),
+        crops=torch.randint(256, shape, generator=generator).to(torch.uint8) if crops else None,
+    )
+
+
+def without_spans(batch: Batch) -> Batch:
+    """The batch as data without boxes gives it."""
+    return replace(
+        batch,
+        span_tokens=batch.span_tokens[:, :0],
+        span_identity=batch.span_identity[:, :0],
+        regions=batch.regions[:, :0],
+        region_valid=batch.region_valid[:, :0],
+        links=batch.links[:, :0, :0],
+    )
+
+
+def make_model(size: str, source: str) -> DualEncoder:
+    torch.manual_seed(0)
+    settings = ModelSettings.model_validate(
+        {
+            "text": {"architecture": {"model_type": "bert", **SIZES[size]["text"]}},
+            "vision": {"architecture": {"model_type": "vit", **SIZES[size]["vision"]}},
+            "regions": {"source": source},
+        }
+    )
+    vision = build_vision_tower(settings.vision)
+    return DualEncoder(build_text_tower(settings.text), vision, Preprocessing(image_size=vision.image_size), settings)
+
+
+def spanbox_step(size: str, source: str, fine: bool, batch: Batch, folder: Path, device: str) -> Callable[[], None]:
+    """One training step of the package."""
+    objective = Objective(LossSettings(fine=LevelSettings(weight=1.0 if fine else 0.0)))
+    trainer = Trainer(
+        make_model(size, source),
+        objective,
+        TrainSettings(steps=100_000, device=device),
+        run_dir=folder,
+        store=CheckpointStore(folder, CheckpointFiles("", None), keep=1),
+        tally=IncidentTally(1, 0.0),
+        validate=None,
+    )
+    on_device = batch.to(trainer.device)
+    trainer.model.train()
+    return lambda: trainer.train_step(on_device, []) and None
+
+
+def bare_step(size: str, batch: Batch, device: str) -> Callable[[], None]:
+    """The same two towers by hand: forward, symmetric cross-entropy, backward, AdamW."""
+    model = make_model(size, "roi_align").to(device)
+    scale = torch.nn.Parameter(torch.tensor(2.66, device=device))
+    modules = [model.text, model.vision, model.text_projection, model.image_projection]
+    optimiser = make_optimiser(modules, [], TrainSettings().optimiser)
+    batch = batch.to(device)
+    targets = torch.arange(len(batch), device=device)
+    bf16 = device != "cpu" and torch.cuda.is_bf16_supported()
+
+    def step() -> None:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            pixels = (batch.pixels.float() / 255.0 - 0.5) / 0.5
+            text = model.text_projection(model.text(batch.token_ids, batch.token_mask).pooled)
+            image = model.image_projection(model.vision(pixels).pooled)
+        logits = scale.exp() * F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T
+        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def measure(steps: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each step, in turn, after one warm-up round."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    size, device = arguments.size, arguments.device
+    image_size = make_model(size, "roi_align").vision.image_size
+    full = make_batch(arguments.pairs, image_size, crops=False)
+    cropped = make_batch(arguments.pairs, image_size, crops=True)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {
+            "bare loop, coarse": bare_step(size, full, device),
+            "spanbox, coarse only": spanbox_step(size, "roi_align", False, without_spans(full), Path(folder), device),
+            "spanbox, 8 regions by roi_align": spanbox_step(size, "roi_align", True, full, Path(folder), device),
+            "spanbox, 8 regions by crop": spanbox_step(size, "crop", True, cropped, Path(folder), device),
+        }
+        seconds = measure(steps, arguments.rounds, device)
+    coarse = statistics.median(seconds["spanbox, coarse only"])
+    print(f"{describe()}; {size} towers, {arguments.pairs} pairs, median of {arguments.rounds} rounds\n")
+    print("| step | pairs/s | against coarse only |\n|---|---:|---:|")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"| {name} | {arguments.pairs / median:.1f} | {coarse / median:.2f}x |")
+
+
+if __name__ == "__main__":
+    main()

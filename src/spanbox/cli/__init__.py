@@ -1,0 +1,1 @@
+"""The `spanbox` command: one file per verb, thin."""

@@ -1,0 +1,220 @@
+"""`spanbox data`: bring published data sets into a manifest, and check manifests before training on them."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from spanbox.data.audit import AuditReport, Finding, audit
+from spanbox.data.importers import ImportSummary
+from spanbox.data.importers.twitter_gmner import import_twitter_gmner
+from spanbox.data.importers.twitter_gmner_text import EntityTypes
+from spanbox.errors import DataError
+
+app = typer.Typer(no_args_is_help=True, help="Bring data into a manifest, and check manifests before training on them.")
+import_app = typer.Typer(no_args_is_help=True, help="Turn a published data set into manifests, one a split.")
+app.add_typer(import_app, name="import")
+
+_PLAIN_PROGRESS_SECONDS = 10
+_VALUES_SHOWN = 8  # of types and of languages
+
+# Each paragraph is one line, which the help wraps to the terminal.
+_IMPORT_TWITTER_GMNER = """Import Twitter-GMNER (Twitter10000) or Twitter-FMNERG.
+
+Reads the texts in columns or the JSON form, boxes from XML and proposals from npz. Writes train.jsonl, val.jsonl and \
+test.jsonl to OUT, and import.json, which lists by name all that was left out.
+
+Missing images do not stop it: import first, download later.
+
+Example:
+
+    spanbox data import twitter-gmner Twitter10000_v2.0 data/gmner
+"""
+
+_CHECK = """Check manifests and their images, and tell everything that is wrong with them.
+
+Give all splits at once: what stands in two of them is found, too. Exits with 1 when something is wrong, with 0 \
+otherwise; notes are no problem.
+
+Example:
+
+    spanbox data check train.jsonl val.jsonl test.jsonl
+"""
+
+
+@import_app.command("twitter-gmner", help=_IMPORT_TWITTER_GMNER)
+def import_twitter_gmner_command(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="Folder of the set, as in Twitter10000_v2.0, or one file of texts."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the manifests; made if there is none.")],
+    boxes: Annotated[Path | None, typer.Option(help="Folder of ID.xml. Default: looked for in and beside SRC.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of ID.jpg. Default: looked for in and beside SRC.")
+    ] = None,
+    proposals: Annotated[
+        Path | None, typer.Option(help="Folder of ID.jpg.npz (VinVL). Default: looked for in and beside SRC.")
+    ] = None,
+    types: Annotated[
+        EntityTypes, typer.Option(help="FMNERG: which column of tags becomes the type of an entity.")
+    ] = "fine",
+    copy_images: Annotated[
+        bool, typer.Option("--copy-images", help="Copy the images to OUT/images instead of pointing to where they lie.")
+    ] = False,
+) -> None:
+    with _progress("importing") as on_progress:
+        summary = import_twitter_gmner(
+            source,
+            out,
+            boxes=boxes,
+            images=images,
+            proposals=proposals,
+            entity_types=types,
+            copy_images=copy_images,
+            on_progress=on_progress,
+        )
+    _show_import(summary, out)
+
+
+@app.command("check", help=_CHECK)
+def check(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST...", help="The manifests of one data set, one a split.")
+    ],
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast", help="Read only the headers of the images: minutes become seconds, damage stays unseen."
+        ),
+    ] = False,
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="PATH", help="Where the full result goes. Default: MANIFEST.audit.json."),
+    ] = None,
+) -> None:
+    with _progress("checking") as on_progress:
+        report = audit(manifests, decode=not fast, on_progress=on_progress)
+    _show_audit(report)
+    path = json_path or _default_report_path(manifests[0])
+    try:
+        path.write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); name another file with --json PATH") from None
+    print(f"All of this as JSON: {path}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, a plain line now and then elsewhere; both on stderr, apart from the result."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_progress(console, what)
+        return
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_progress(console: Console, what: str) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PLAIN_PROGRESS_SECONDS:
+            last = time.monotonic()
+            console.print(f"{what}: {done / max(total, 1):.0%}", highlight=False)
+
+    return tell
+
+
+def _default_report_path(manifest: Path) -> Path:
+    name = f"{manifest.name}.audit.json"
+    return manifest.with_name(name) if os.access(manifest.parent, os.W_OK) else Path(name)
+
+
+def _show_import(summary: ImportSummary, out: Path) -> None:
+    console = Console()
+    splits = summary.splits.values()
+    table = _table([split.manifest for split in splits])
+    for name in dict.fromkeys(name for split in splits for name in split.counts):
+        table.add_row(name, *(f"{split.counts[name]:,}" for split in splits))
+    console.print(table)
+    for name, folder in summary.folders.items():
+        _print(console, f"{name} from {folder or 'nowhere: no such folder was found'}")
+    kinds = dict.fromkeys(kind for split in splits for kind in split.oddity_counts)
+    if kinds:
+        _print(console, "\nLeft out or worth a look:")
+    for kind in kinds:
+        counts = ", ".join(f"{s.oddity_counts[kind]:,} in {s.manifest}" for s in splits if s.oddity_counts[kind])
+        _print(console, f"  {kind}: {counts}")
+    manifests = " ".join(str(out / split.manifest) for split in splits)
+    _print(console, f"\nEach of them is listed in {out / 'import.json'}. Next: spanbox data check {manifests}")
+
+
+def _show_audit(report: AuditReport) -> None:
+    console = Console()
+    console.print(_counts_table(report))
+    for title, findings in (("Problems", report.problems), ("Notes", report.notes)):
+        if findings:
+            _print(console, f"\n{title}")
+        for finding in findings:
+            _show_finding(console, finding)
+    if not report.decoded:
+        _print(console, "\n--fast: images were neither decoded nor compared by content.")
+    count = sum(finding.count for finding in report.problems)
+    _print(console, "\nNothing is wrong." if report.ok else f"\n{count:,} problem{'s' * (count > 1)}.")
+
+
+def _counts_table(report: AuditReport) -> Table:
+    names, columns = _short_names(list(report.manifests)), list(report.manifests.values())
+    if len(columns) > 1:
+        names, columns = [*names, "all"], [*columns, report.total]
+    table = _table(names)
+    for name in ("pairs", "images", "groups", "texts", "entities", "entities_with_box", "entities_without_box"):
+        table.add_row(name.replace("_", " "), *(f"{getattr(counts, name):,}" for counts in columns))
+    for title, breakdown in (("type", "types"), ("language", "languages")):
+        for value, _ in getattr(report.total, breakdown).most_common(_VALUES_SHOWN):
+            row = (f"{getattr(counts, breakdown)[value]:,}" for counts in columns)
+            table.add_row(f"{title} {value or 'not given'}", *row)
+    for name in ("boxes", "proposals"):
+        table.add_row(name, *(f"{getattr(counts, name):,}" for counts in columns))
+    return table
+
+
+def _show_finding(console: Console, finding: Finding) -> None:
+    _print(console, f"  {finding.kind}: {finding.count:,} ({finding.advice})")
+    for manifest, line, detail in finding.examples:
+        _print(console, f"    {manifest}:{line}: {detail}")
+    if finding.count > len(finding.examples):
+        _print(console, f"    and {finding.count - len(finding.examples):,} more")
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _table(columns: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for column in columns:
+        table.add_column(Text(column), justify="right")
+    return table
+
+
+def _print(console: Console, text: str) -> None:
+    """Print a line as it is: its brackets are offsets and boxes, and a long path stays one line."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -1,0 +1,75 @@
+"""`spanbox demo`: draw scenes, learn from them, look at what was learned."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from spanbox.cli.data_demo import draw_demo, parse_languages
+from spanbox.cli.show import print_metrics
+from spanbox.data.demo import DemoSettings
+
+HELD_OUT = 500
+HEADLINES = {
+    "retrieval.i2t.r1": "image to sentence, R@1",
+    "retrieval.t2i.r1": "sentence to image, R@1",
+    "matching.within_image": "entity to object within the image, R@1",
+    "matching.across_set.r1": "entity to object across the set, R@1",
+}
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="folder for data and runs")] = Path("runs"),
+    compare: Annotated[
+        bool, typer.Option("--compare", help="train with the coarse level alone too, and print both side by side")
+    ] = False,
+    lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh")] = "en",
+    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 12_000,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings of the demo recipe")
+    ] = None,
+) -> None:
+    """Watch two small encoders learn which words mean which pixels: about three minutes on two cores.
+
+    The same as these commands, one after another:
+
+        spanbox data demo runs/demo-data
+
+        spanbox train demo
+
+        spanbox evaluate runs/demo --data runs/demo-data/test.jsonl
+    """
+    data = folder / "demo-data"
+    draw_demo(data, n, HELD_OUT, DemoSettings(languages=parse_languages(lang)))
+    both = _train_and_evaluate(folder / "demo", data, overrides or [])
+    if compare:
+        coarse = _train_and_evaluate(folder / "demo-coarse", data, [*(overrides or []), "loss.fine.weight=0"])
+        _print_side_by_side(both, coarse)
+    else:
+        print_metrics(both, "on held-out scenes, combinations of objects never seen in training")
+    print(f"data: {data}   run: {folder / 'demo'}   metrics: {folder / 'demo' / 'metrics.json'}")
+    print(f"a model to use: spanbox.load({str(folder / 'demo')!r})")
+
+
+def _train_and_evaluate(run: Path, data: Path, overrides: list[str]) -> dict[str, float]:
+    from spanbox.config import load_config
+    from spanbox.wiring import evaluate_checkpoint, train
+
+    paths = [f"data.train={data}/train.jsonl", f"data.val={data}/val.jsonl", f"run.dir={run}", "run.overwrite=true"]
+    trained = train(load_config("demo", [*paths, *overrides]))
+    if not trained.finished:
+        raise typer.Exit(130)
+    result = evaluate_checkpoint(run, data / "test.jsonl")
+    result.write(run / "metrics.json")
+    return result.metrics
+
+
+def _print_side_by_side(both: dict[str, float], coarse: dict[str, float]) -> None:
+    table = Table(title="on held-out scenes")
+    for heading in ("", "sentences and spans", "sentences alone"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, meaning in HEADLINES.items():
+        table.add_row(meaning, f"{both[name]:.3f}", f"{coarse[name]:.3f}")
+    Console().print(table)

@@ -1,0 +1,29 @@
+"""What several verbs print."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from spanbox.structures import Incident
+
+
+def print_metrics(metrics: Mapping[str, float], title: str) -> None:
+    """The metrics as a table: value, chance, number of queries."""
+    from spanbox.evaluation.evaluate import metrics_table
+
+    Console().print(metrics_table(metrics, title))
+
+
+def print_incidents(incidents: Sequence[Incident]) -> None:
+    """What was worked around in the data, counted by kind; nothing when there was nothing."""
+    if not incidents:
+        return
+    table = Table(title="worked around in the data")
+    table.add_column("what")
+    table.add_column("pairs", justify="right")
+    table.add_column("for example")
+    for kind in dict.fromkeys(incident.kind for incident in incidents):
+        met = [incident for incident in incidents if incident.kind == kind]
+        table.add_row(kind, str(len({incident.sample for incident in met})), f"{met[0].sample}: {met[0].detail}")
+    Console().print(table)

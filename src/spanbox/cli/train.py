@@ -1,0 +1,38 @@
+"""`spanbox train`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from spanbox.cli.show import print_metrics
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs) or a YAML file")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example train.batch_size=256")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of run.dir")] = False,
+) -> None:
+    """Train both encoders as a config says.
+
+    Ctrl-C finishes the step, saves and stops; `--resume` goes on from there as if nothing had happened:
+
+        spanbox train gmner data.train=train.jsonl data.val=val.jsonl run.dir=runs/first
+
+        spanbox train runs/first/config.yaml --resume
+    """
+    # Imported here, since PyTorch takes seconds to load and `--help` should not wait for it.
+    from spanbox.config import load_config
+    from spanbox.wiring import train as train_run
+
+    resolved = load_config(config, [*(overrides or []), *(["train.resume=true"] if resume else [])])
+    trained = train_run(resolved)
+    if not trained.finished:
+        again = f"spanbox train {trained.run_dir / 'config.yaml'} --resume"
+        print(f"stopped after step {trained.step}; everything is saved. Go on with:\n  {again}", file=sys.stderr)
+        raise typer.Exit(130)
+    if trained.best:
+        print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}")
+    print(f"run folder: {trained.run_dir}")

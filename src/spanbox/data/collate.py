@@ -1,0 +1,137 @@
+"""From samples to a batch: sentences become tokens, spans become token masks, everything is padded."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from spanbox.spans import span_token_mask
+from spanbox.structures import PADDING_ID, Batch, Incident, Sample, stable_id
+
+
+class Loaded(NamedTuple):
+    """A batch and what is to be told of it."""
+
+    batch: Batch
+    ids: list[str]  # of the pairs, in the batch's order
+    incidents: list[Incident]
+
+
+class Collator:
+    """Samples to a batch, their ids and the incidents met on the way.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        max_tokens: longer sentences are cut; spans that lose a token by it are not used, and noted.
+        own_spans: whether each span's text is also tokenised by itself.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int, *, own_spans: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.own_spans = own_spans
+
+    def __call__(self, samples: Sequence[Sample]) -> Loaded:
+        incidents = [incident for sample in samples for incident in sample.incidents]
+        texts = self._tokenize([sample.text for sample in samples])
+        token_ids, token_mask = _ids_and_mask(texts)
+        span_tokens, identity = self._spans(samples, texts, incidents)
+        regions, region_valid, links = _regions(samples, spans=identity.shape[1])
+        own_token_ids, own_token_mask = self._own_tokens(samples, identity) if self.own_spans else (None, None)
+        batch = Batch(
+            pixels=torch.stack([sample.pixels for sample in samples]),
+            token_ids=token_ids,
+            token_mask=token_mask,
+            span_tokens=span_tokens,
+            span_identity=identity,
+            regions=regions,
+            region_valid=region_valid,
+            links=links,
+            group=torch.tensor([sample.group for sample in samples]),
+            sample=torch.tensor([stable_id(sample.id) for sample in samples]),
+            own_token_ids=own_token_ids,
+            own_token_mask=own_token_mask,
+            crops=_padded_crops(samples, regions.shape[1]),
+        )
+        return Loaded(batch, [sample.id for sample in samples], incidents)
+
+    def _tokenize(self, texts: list[str]) -> Any:
+        # Some tokenizers, such as SigLIP's, leave the mask out unless they are asked for it.
+        return self.tokenizer(
+            texts, truncation=True, max_length=self.max_tokens, padding=True, return_attention_mask=True
+        )
+
+    def _spans(self, samples: Sequence[Sample], texts: Any, incidents: list[Incident]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, K, T) of the spans and their identities (B, K); unusable spans are padding."""
+        most = max(len(sample.spans) for sample in samples)
+        edges = torch.zeros(len(samples), most, 2, dtype=torch.int64)
+        identity = torch.full((len(samples), most), PADDING_ID, dtype=torch.int64)
+        offsets = torch.tensor([encoding.offsets for encoding in texts.encodings], dtype=torch.int64)
+        for row, (sample, encoding) in enumerate(zip(samples, texts.encodings, strict=True)):
+            readable = _readable_length(encoding)
+            for column, span in enumerate(sample.spans):
+                if span[1] > readable and not self.own_spans:
+                    cut = f"{sample.span_texts[column]!r} lies beyond the first {self.max_tokens} tokens"
+                    incidents.append(Incident("truncated span", sample.id, cut))
+                    continue
+                edges[row, column] = torch.tensor(span)
+                identity[row, column] = sample.identities[column]
+        span_tokens = span_token_mask(edges, offsets)
+        if not self.own_spans:
+            unread = (identity != PADDING_ID) & ~span_tokens.any(dim=2)
+            for row, column in unread.nonzero().tolist():
+                nothing = f"the tokenizer makes no token of {samples[row].span_texts[column]!r}"
+                incidents.append(Incident("span without tokens", samples[row].id, nothing))
+            identity[unread] = PADDING_ID
+        return span_tokens, identity
+
+    def _own_tokens(self, samples: Sequence[Sample], identity: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, K, U) of each span's text by itself, and which of them are real."""
+        places = [(row, column) for row, sample in enumerate(samples) for column in range(len(sample.span_texts))]
+        if not places:
+            nothing = torch.zeros(*identity.shape, 1, dtype=torch.int64)
+            return nothing, nothing.bool()
+        encoded_ids, encoded_mask = _ids_and_mask(self._tokenize([samples[i].span_texts[j] for i, j in places]))
+        token_ids = torch.zeros(*identity.shape, encoded_ids.shape[1], dtype=torch.int64)
+        token_mask = torch.zeros_like(token_ids, dtype=torch.bool)
+        rows, columns = torch.tensor(places).unbind(1)
+        token_ids[rows, columns] = encoded_ids
+        token_mask[rows, columns] = encoded_mask
+        return token_ids, token_mask
+
+
+def _ids_and_mask(encoded: Any) -> tuple[Tensor, Tensor]:
+    return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).bool()
+
+
+def _readable_length(encoding: Any) -> float:
+    """How many characters stand before the first token that was cut off; infinite when none was."""
+    dropped: list[tuple[int, int]] = encoding.overflowing[0].offsets if encoding.overflowing else []
+    return min((start for start, end in dropped if start < end), default=math.inf)
+
+
+def _regions(samples: Sequence[Sample], spans: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (B, R, 4), which of them are real (B, R), and links (B, K, R)."""
+    most = max(len(sample.regions) for sample in samples)
+    regions = torch.zeros(len(samples), most, 4)
+    valid = torch.zeros(len(samples), most, dtype=torch.bool)
+    links = torch.zeros(len(samples), spans, most, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        count = len(sample.regions)
+        regions[row, :count] = sample.regions
+        valid[row, :count] = True
+        links[row, : len(sample.spans), :count] = sample.links
+    return regions, valid, links
+
+
+def _padded_crops(samples: Sequence[Sample], most: int) -> Tensor | None:
+    """Crops (B, R, 3, s, s), black where there is no region; None when the samples were not cropped."""
+    if samples[0].crops is None:
+        return None
+    crops = samples[0].crops.new_zeros(len(samples), most, *samples[0].crops.shape[1:])
+    for row, sample in enumerate(samples):
+        assert sample.crops is not None
+        crops[row, : len(sample.crops)] = sample.crops
+    return crops

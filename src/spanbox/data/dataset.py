@@ -1,0 +1,181 @@
+"""From a record of the manifest to a decoded sample: image, spans, regions and the links between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from spanbox.data.images import load_image
+from spanbox.data.manifest import Box, Manifest, Record
+from spanbox.errors import DataError
+from spanbox.geometry import box_area, box_iou, clip_boxes, expand_boxes, normalise_boxes
+from spanbox.spans import CharSpan, trim_span
+from spanbox.structures import Incident, Sample, stable_id
+
+SAME_OBJECT_IOU = 0.5  # a proposal that overlaps an entity's box by this much shows the entity
+CLIP_TOLERANCE = 1e-3  # of the image: edges that leave it by less are rounding, not a fault
+REPLACEMENT_TRIES = 20
+
+
+@dataclass(frozen=True)
+class SampleLimits:
+    """How much of a record enters a sample."""
+
+    image_size: int  # side of the square the image is resized to, in pixels
+    max_spans: int = 16
+    max_regions: int = 16
+    proposals: int = 0  # regions taken from the record's objects, besides the entities' boxes
+    crop_size: int | None = None  # side of a region's own crop, in pixels; None: regions are not cropped
+    crop_margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Spans and regions of a record, checked against its image."""
+
+    spans: tuple[CharSpan, ...]
+    identities: tuple[int, ...]
+    regions: Tensor  # (R, 4)
+    links: Tensor  # (K, R)
+    incidents: tuple[Incident, ...]
+
+
+class PairDataset(Dataset[Sample | Incident]):
+    """Samples by (epoch, index). Every random draw of a sample comes from (seed, epoch, index) alone.
+
+    In training a pair whose image is broken is noted and replaced by another pair of the manifest; in evaluation
+    (`replace_broken=False`) the incident itself is returned in its place.
+    """
+
+    def __init__(self, manifest: Manifest, limits: SampleLimits, seed: int, *, replace_broken: bool) -> None:
+        self.manifest = manifest
+        self.limits = limits
+        self.seed = seed
+        self.replace_broken = replace_broken
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Incident:
+        epoch, index = key
+        broken: list[Incident] = []
+        generator = np.random.default_rng((self.seed, epoch, index))
+        for _ in range(REPLACEMENT_TRIES):
+            record = self.manifest[index]
+            try:
+                return self._read(record, broken)
+            except DataError as error:
+                broken.append(Incident("broken image", record.id, str(error)))
+            if not self.replace_broken:
+                return broken[0]
+            index = int(generator.integers(len(self.manifest)))
+        raise DataError(
+            f"{self.manifest.path}: {REPLACEMENT_TRIES} images in a row cannot be read; the last: {broken[-1].detail}"
+        )
+
+    def _read(self, record: Record, incidents: Sequence[Incident]) -> Sample:
+        image = load_image(self.manifest.image_path(record))
+        annotation = annotate(record, image.size, self.limits)
+        size = self.limits.image_size
+        return Sample(
+            id=record.id,
+            pixels=to_pixels(image.resize((size, size), Image.Resampling.BICUBIC)),
+            text=record.text,
+            group=stable_id(record.group_key),
+            spans=annotation.spans,
+            span_texts=tuple(record.text[start:end] for start, end in annotation.spans),
+            identities=annotation.identities,
+            regions=annotation.regions,
+            links=annotation.links,
+            crops=self._crop(image, annotation.regions),
+            incidents=(*incidents, *annotation.incidents),
+        )
+
+    def _crop(self, image: Image.Image, regions: Tensor) -> Tensor | None:
+        if self.limits.crop_size is None:
+            return None
+        side = self.limits.crop_size
+        scale = torch.tensor([image.width, image.height, image.width, image.height])
+        edges = (expand_boxes(regions, self.limits.crop_margin) * scale).tolist()
+        crops = [to_pixels(image.resize((side, side), Image.Resampling.BICUBIC, box=tuple(box))) for box in edges]
+        return torch.stack(crops) if crops else torch.empty(0, 3, side, side, dtype=torch.uint8)
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def annotate(record: Record, image_size: tuple[int, int], limits: SampleLimits) -> Annotation:
+    """Spans, regions and links of a record whose image is `image_size` (width, height) pixels as shown.
+
+    One region may be linked to several spans, and one span to several regions. Regions are the entities' boxes, then up
+    to `limits.proposals` proposals, best score first, that overlap none of them. What does not fit is an incident.
+    """
+    incidents: list[Incident] = []
+    boxes, box_of = _entity_boxes(record, image_size, incidents)
+    entities = sorted(range(len(record.entities)), key=lambda i: not box_of[i])  # those with something to see first
+    if len(entities) > limits.max_spans:
+        incidents.append(Incident("spans over limit", record.id, f"{len(entities)} spans, {limits.max_spans} used"))
+    if len(boxes) > limits.max_regions:
+        incidents.append(Incident("regions over limit", record.id, f"{len(boxes)} boxes, {limits.max_regions} used"))
+    entities = entities[: limits.max_spans]
+    boxes = boxes[: limits.max_regions]
+    regions = torch.cat([boxes, _proposals(record, image_size, boxes, limits)])
+    links = torch.zeros(len(entities), len(regions), dtype=torch.bool)
+    for row, i in enumerate(entities):
+        for column in box_of[i]:
+            if column < len(boxes):
+                links[row, column] = True
+    return Annotation(
+        spans=tuple(trim_span(record.text, (record.entities[i].start, record.entities[i].end)) for i in entities),
+        identities=tuple(stable_id(record.identity_key(record.entities[i])) for i in entities),
+        regions=regions,
+        links=links,
+        incidents=tuple(incidents),
+    )
+
+
+def _entity_boxes(
+    record: Record, image_size: tuple[int, int], incidents: list[Incident]
+) -> tuple[Tensor, list[list[int]]]:
+    """The different boxes of all entities (R, 4), normalised and clipped, and which of them each entity has."""
+    column_of: dict[Box, int] = {}
+    box_of: list[list[int]] = []
+    for entity in record.entities:
+        box_of.append([])
+        for box in entity.boxes:
+            clipped = _clip(box, image_size, record.id, incidents)
+            if clipped is not None:
+                column = column_of.setdefault(clipped, len(column_of))
+                if column not in box_of[-1]:
+                    box_of[-1].append(column)
+    return torch.tensor(list(column_of), dtype=torch.float32).reshape(-1, 4), box_of
+
+
+def _clip(box: Box, image_size: tuple[int, int], sample: str, incidents: list[Incident]) -> Box | None:
+    """The box normalised and clipped; None, and an incident, when nothing of it lies in the image."""
+    width, height = image_size
+    x0, y0, x1, y1 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0))
+    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+        incidents.append(Incident("degenerate box", sample, f"{list(box)} lies outside the image of {width}x{height}"))
+        return None
+    if min(x0, y0) < -CLIP_TOLERANCE or max(x1, y1) > 1 + CLIP_TOLERANCE:
+        incidents.append(Incident("clipped box", sample, f"{list(box)} leaves the image of {width}x{height}"))
+    return clipped
+
+
+def _proposals(record: Record, image_size: tuple[int, int], entity_boxes: Tensor, limits: SampleLimits) -> Tensor:
+    """The best proposals (P, 4) that show none of the entities."""
+    room = min(limits.proposals, limits.max_regions - len(entity_boxes))
+    if room <= 0 or not record.objects:
+        return torch.empty(0, 4)
+    ranked = sorted(record.objects, key=lambda proposal: -proposal.score)
+    boxes = clip_boxes(normalise_boxes(torch.tensor([proposal.box for proposal in ranked]), *image_size))
+    apart = (box_iou(boxes, entity_boxes) < SAME_OBJECT_IOU).all(dim=1) & (box_area(boxes) > 0)
+    return boxes[apart][:room]

@@ -1,0 +1,286 @@
+"""Scenes to learn from at once: artwork on varied backgrounds, sentences that say what lies where.
+
+A scene shows three or four objects. The sentence names three of them and how they lie to each other, and sometimes a
+thing that is not there: an entity without a box. The fourth object is not named: a distractor. Spans and boxes are
+exact. What comes out is a normal manifest with image files; training on it is like training on anything else.
+
+A set of named objects belongs to one split only, so that held-out scenes show combinations never seen in training.
+"""
+
+import io
+import itertools
+import json
+import random
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
+from spanbox.errors import DataError
+from spanbox.structures import stable_id
+
+Language = Literal["en", "zh"]
+Split = Literal["train", "val", "test"]
+
+NAMED = 3
+HELD_OUT: dict[int, Split] = {0: "val", 1: "test"}  # by the hash of the named set modulo ten; the rest is "train"
+OBJECT_SIZE = (0.29, 0.44)  # longer side, as a share of the scene
+PLACEMENT_TRIES = 100
+
+SENTENCES: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "The {a} is {ab} the {b}, and the {c} is {cb} it.",
+        "A picture of the {a} {ab} the {b}, with the {c} {cb} the latter.",
+        "Look: the {b}, the {a} {ab} it and the {c} {cb} it.",
+        "We found the {a}, the {b} and the {c}; the first is {ab} the second.",
+    ),
+    "zh": (
+        "{a}在{b}的{ab}，{c}在它的{cb}。",
+        "图中{a}位于{b}{ab}，还有{c}在{b}{cb}。",
+        "看：{b}，{ab}是{a}，{cb}是{c}。",
+        "这里有{a}、{b}和{c}，第一个在第二个的{ab}。",
+    ),
+}
+ABSENCES: dict[Language, tuple[str, ...]] = {
+    "en": (" There is no {d} here.", " Somebody took the {d} away.", " The {d} stayed at home."),
+    "zh": ("这里没有{d}。", "{d}被人拿走了。", "{d}留在家里了。"),
+}
+RELATIONS: dict[Language, dict[str, str]] = {
+    "en": {"left": "left of", "right": "right of", "above": "above", "below": "below"},
+    "zh": {"left": "左边", "right": "右边", "above": "上方", "below": "下方"},
+}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """An object that can be drawn, with its names."""
+
+    id: str
+    subgroup: str
+    names: dict[Language, str]
+    image: str  # member of the artwork archive
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the scenes are made of; equal settings give equal files."""
+
+    concepts: int = 120
+    languages: tuple[Language, ...] = ("en",)
+    size: int = 192  # pixels, both sides
+    seed: int = 0
+
+
+def write_demo(
+    out: Path,
+    counts: dict[Split, int],
+    settings: DemoSettings,
+    workers: int = 1,
+    on_drawn: Callable[[int], None] = lambda drawn: None,
+) -> dict[Split, Path]:
+    """Draw scenes into `out`: `train.jsonl`, `val.jsonl`, `test.jsonl` and `images/`. Returns the manifests by split.
+
+    `on_drawn` is told how many scenes are drawn so far.
+
+    Raises:
+        DataError: more concepts than there are, or too few to hold out combinations.
+    """
+    choose_concepts(settings)
+    manifests = {}
+    drawn = itertools.count(1)
+
+    def counted(records: Iterator[Record]) -> Iterator[Record]:
+        for record in records:
+            yield record
+            on_drawn(next(drawn))
+
+    with ProcessPoolExecutor(workers) as pool:
+        for split, count in counts.items():
+            (out / "images" / split).mkdir(parents=True, exist_ok=True)
+            draw = partial(_draw_to_disk, out, split, settings)
+            manifests[split] = out / f"{split}.jsonl"
+            write_manifest(manifests[split], counted(pool.map(draw, range(count), chunksize=64)))
+    return manifests
+
+
+@cache
+def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
+    """The concepts of a demo: drawn in turn from each kind of thing, so that few of them look alike."""
+    everything = _all_concepts()
+    if not 10 <= settings.concepts <= len(everything):
+        raise DataError(f"the demo draws from 10 to {len(everything)} concepts, not {settings.concepts}")
+    shuffled = random.Random(settings.seed).sample(everything, len(everything))
+    drawn_of_kind: Counter[str] = Counter()
+    turns = []
+    for concept in shuffled:
+        turns.append((drawn_of_kind[concept.subgroup], concept))
+        drawn_of_kind[concept.subgroup] += 1
+    turns.sort(key=lambda turn: turn[0])
+    return tuple(concept for _, concept in turns[: settings.concepts])
+
+
+def draw_scene(split: Split, index: int, settings: DemoSettings) -> tuple[Image.Image, Record]:
+    """Scene number `index` of a split and its record; the same on every call."""
+    rng = random.Random(f"{settings.seed} {split} {index}")
+    named, others = _draw_concepts(rng, split, choose_concepts(settings))
+    absent = others[0] if rng.random() < 0.5 else None
+    distractors = others[1:] if rng.random() < 0.5 else []
+    boxes = _place(rng, [*named, *distractors], settings.size)
+    image = _paint(rng, [*named, *distractors], boxes, settings.size)
+    language = rng.choice(settings.languages)
+    text, entities = _describe(rng, language, named, boxes[:NAMED], absent)
+    scene_id = f"{split}-{index:06d}"
+    record = Record(
+        id=scene_id,
+        image=f"images/{split}/{scene_id}.jpg",
+        text=text,
+        lang=language,
+        entities=tuple(entities),
+        objects=tuple(ObjectBox(box=box) for box in boxes),
+    )
+    return image, record
+
+
+def _draw_to_disk(out: Path, split: Split, settings: DemoSettings, index: int) -> Record:
+    image, record = draw_scene(split, index, settings)
+    image.save(out / record.image, quality=90)
+    return record
+
+
+def _draw_concepts(
+    rng: random.Random, split: Split, concepts: tuple[Concept, ...]
+) -> tuple[list[Concept], list[Concept]]:
+    """Three concepts whose set belongs to `split`, and two others."""
+    while True:
+        drawn = rng.sample(concepts, NAMED + 2)
+        named, others = drawn[:NAMED], drawn[NAMED:]
+        key = " ".join(sorted(concept.id for concept in named))
+        if HELD_OUT.get(stable_id(key) % 10, "train") == split:
+            return named, others
+
+
+def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
+    """Boxes that do not overlap, one for each concept, in pixels."""
+    for _ in range(PLACEMENT_TRIES):
+        boxes: list[Box] = []
+        for concept in concepts:
+            art = _artwork(concept.image)
+            scale = rng.uniform(*OBJECT_SIZE) * size / max(art.size)
+            width, height = round(art.width * scale), round(art.height * scale)
+            for _ in range(PLACEMENT_TRIES):
+                x, y = rng.randint(0, size - width), rng.randint(0, size - height)
+                box = (float(x), float(y), float(x + width), float(y + height))
+                if not any(_overlap(box, other) for other in boxes):
+                    boxes.append(box)
+                    break
+        if len(boxes) == len(concepts):
+            return boxes
+    raise AssertionError("four objects of these sizes fit into a scene")
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _paint(rng: random.Random, concepts: list[Concept], boxes: list[Box], size: int) -> Image.Image:
+    scene = _background(rng, size)
+    for concept, (x0, y0, x1, y1) in zip(concepts, boxes, strict=True):
+        art = _artwork(concept.image).resize((int(x1 - x0), int(y1 - y0)), Image.Resampling.BILINEAR)
+        scene.paste(art, (int(x0), int(y0)), art)
+    return scene
+
+
+def _background(rng: random.Random, size: int) -> Image.Image:
+    """Plain, a gradient, stripes, or soft clouds, between two random colours."""
+    first, second = (np.array([rng.randint(40, 255) for _ in range(3)], dtype=np.float32) for _ in range(2))
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    across = x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)
+    kind = rng.choice(("plain", "gradient", "stripes", "clouds"))
+    if kind == "plain":
+        blend = np.zeros_like(x)
+    elif kind == "gradient":
+        blend = np.clip(across + 0.5, 0, 1)
+    elif kind == "stripes":
+        blend = 0.5 + 0.5 * np.sin(across * rng.uniform(10, 60))
+    else:
+        coarse = np.random.default_rng(rng.getrandbits(32)).random((6, 6), dtype=np.float32)
+        blend = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+    colours = first + (second - first) * np.clip(blend, 0, 1)[..., None]
+    return Image.fromarray(colours.astype(np.uint8))
+
+
+def _relation(box: Box, other: Box) -> str:
+    """Where `box` lies as seen from `other`, along the axis on which their centres are further apart."""
+    dx, dy = (box[i] + box[i + 2] - other[i] - other[i + 2] for i in (0, 1))
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "above" if dy < 0 else "below"
+
+
+def _describe(
+    rng: random.Random, language: Language, named: list[Concept], boxes: list[Box], absent: Concept | None
+) -> tuple[str, list[Entity]]:
+    """A sentence about the named objects, and its entities with their exact spans."""
+    template = rng.choice(SENTENCES[language]) + (rng.choice(ABSENCES[language]) if absent else "")
+    relations = RELATIONS[language]
+    words = {"ab": relations[_relation(boxes[0], boxes[1])], "cb": relations[_relation(boxes[2], boxes[1])]}
+    things: dict[str, tuple[Concept, tuple[Box, ...]]] = {
+        slot: (concept, (box,)) for slot, concept, box in zip("abc", named, boxes, strict=True)
+    }
+    if absent:
+        things["d"] = (absent, ())
+    text, entities = "", []
+    for position, piece in enumerate(re.split(r"\{(\w+)\}", template)):
+        is_slot = position % 2 == 1
+        if not is_slot:
+            text += piece
+        elif piece in words:
+            text += words[piece]
+        else:
+            concept, shown = things[piece]
+            name = concept.names[language]
+            entities.append(
+                Entity(
+                    start=len(text), end=len(text) + len(name), type=concept.subgroup, identity=concept.id, boxes=shown
+                )
+            )
+            text += name
+    return text, entities
+
+
+def _archive() -> zipfile.ZipFile:
+    return zipfile.ZipFile(io.BytesIO((files("spanbox.data") / "artwork" / "fluent-emoji.zip").read_bytes()))
+
+
+@cache
+def _all_concepts() -> tuple[Concept, ...]:
+    return tuple(_read_concepts())
+
+
+def _read_concepts() -> Iterator[Concept]:
+    with _archive() as archive:
+        for line in archive.read("concepts.jsonl").splitlines():
+            row = json.loads(line)
+            names: dict[Language, str] = {"en": row["name_en"], "zh": row["name_zh"]}
+            yield Concept(id=row["id"], subgroup=row["subgroup"], names=names, image=row["image"])
+
+
+@cache
+def _artworks() -> dict[str, bytes]:
+    with _archive() as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name.endswith(".webp")}
+
+
+@cache
+def _artwork(name: str) -> Image.Image:
+    return Image.open(io.BytesIO(_artworks()[name])).convert("RGBA")

@@ -1,0 +1,270 @@
+"""Twitter-GMNER (Twitter10000) and Twitter-FMNERG: tweets with entities and the boxes that show them.
+
+A text file a split (see `twitter_gmner_text`), a Pascal VOC file of boxes and a VinVL file of proposals an image, both
+named after the image: the `<filename>` inside the former is often another's. A box belongs to every entity of the tweet
+that reads like its name. Most entities have none, which is how the set is meant.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from re import split as split_words
+
+from spanbox.data.images import image_size
+from spanbox.data.importers import (
+    ImportSummary,
+    OnProgress,
+    SplitSummary,
+    copy_file,
+    make_folder,
+    relative_folder,
+    unique_id,
+    with_progress,
+)
+from spanbox.data.importers.twitter_gmner_text import EntityTypes, Tweet, read_tweets
+from spanbox.data.importers.vinvl import read_vinvl
+from spanbox.data.importers.voc import read_voc
+from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
+from spanbox.errors import DataError
+
+_SPLITS = {"train": "train", "dev": "val", "val": "val", "valid": "val", "test": "test"}
+_TEXT_FOLDERS = ("", "txt", "txt_fine", "json")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the parts of the set lie that belong to images."""
+
+    boxes: Path
+    images: Path  # may not exist: the images are published apart
+    proposals: Path | None
+
+
+def import_twitter_gmner(
+    source: Path,
+    out: Path,
+    *,
+    boxes: Path | None = None,
+    images: Path | None = None,
+    proposals: Path | None = None,
+    entity_types: EntityTypes = "fine",
+    copy_images: bool = False,
+    on_progress: OnProgress | None = None,
+) -> ImportSummary:
+    """Write `out/{train,val,test}.jsonl` and `out/import.json`.
+
+    Args:
+        source: the folder of the set (`Twitter10000_v2.0`), or one file of texts.
+        out: folder of the manifests.
+        boxes: folder of `<id>.xml`; default for these three: looked for in the folder of the set and beside it.
+        images: folder of `<id>.jpg`. Missing images are listed, their pairs kept.
+        proposals: folder of `<id>.jpg.npz`.
+        entity_types: which column of FMNERG becomes the type of an entity.
+        copy_images: copy the images to `out/images`; otherwise the manifests point to where they lie.
+        on_progress: told after every tweet.
+
+    Raises:
+        DataError: no texts, no folder of boxes, a wrong line, or an id that is no file name.
+    """
+    texts = find_texts(source)
+    splits = {name: SplitSummary(str(path), f"{name}.jsonl") for name, path in texts.items()}
+    tweets = {name: read_tweets(path, entity_types, splits[name]) for name, path in texts.items()}
+    _note_shared_images(tweets, splits)
+    image_ids = list({tweet.image_id: None for split in tweets.values() for tweet in split})
+    folders = find_folders(source, image_ids, boxes=boxes, images=images, proposals=proposals)
+    make_folder(out)
+    image_folder = "images" if copy_images else relative_folder(folders.images, out)
+    done, total = 0, sum(map(len, tweets.values()))
+    for name, summary in splits.items():
+        records = _records(tweets[name], image_folder, folders, summary)
+        done += write_manifest(out / summary.manifest, with_progress(records, on_progress, done, total))
+    if copy_images:
+        _copy_images(image_ids, folders.images, out / "images")
+    found = {name: str(folder or "") for name, folder in asdict(folders).items()}
+    result = ImportSummary("twitter-gmner", found, splits)
+    result.write(out / "import.json")
+    return result
+
+
+def find_texts(source: Path) -> dict[str, Path]:
+    """The file of texts of each split, by the name of the split in the manifest."""
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    if source.is_file():
+        split = _split_of(source)
+        if split is None:
+            raise DataError(f"{source}: cannot tell its split; expected train, dev or test in its name")
+        return {split: source}
+    for suffix in (".txt", ".json"):
+        for folder in _TEXT_FOLDERS:
+            texts = _texts_in(source / folder, suffix)
+            if texts:
+                return texts
+    raise DataError(
+        f"{source}: no texts; expected train.txt, dev.txt and test.txt, or .json files with the split in their names, "
+        f"here or in one of {', '.join(filter(None, _TEXT_FOLDERS))}"
+    )
+
+
+def _texts_in(folder: Path, suffix: str) -> dict[str, Path]:
+    texts: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"*{suffix}")):
+        split = _split_of(path)
+        if split in texts:
+            raise DataError(f"{texts[split]} and {path} are both {split}; give the one to import instead of {folder}")
+        if split is not None:
+            texts[split] = path
+    return {split: texts[split] for split in ("train", "val", "test") if split in texts}
+
+
+def _split_of(path: Path) -> str | None:
+    """The split that a file's name tells: `dev.txt` and `entity_text_dev.json` are both val."""
+    words = split_words(r"[^a-z]+", path.stem.casefold())
+    return next((_SPLITS[word] for word in words if word in _SPLITS), None)
+
+
+def find_folders(
+    source: Path, image_ids: list[str], *, boxes: Path | None, images: Path | None, proposals: Path | None
+) -> Folders:
+    """Find the folders that hold files of these images, in that of `source` or beside it; given ones are taken."""
+    for option, folder in (("--boxes", boxes), ("--images", images), ("--proposals", proposals)):
+        if folder is not None and not folder.is_dir():
+            raise DataError(f"{option} {folder}: no such folder")
+    base = source.absolute() if source.is_dir() else source.absolute().parent
+    base = base.parent if base.name in _TEXT_FOLDERS else base
+    boxes = boxes or _find_folder(base, "xml", [f"{image_id}.xml" for image_id in image_ids])
+    if boxes is None:
+        raise DataError(f"{source}: no folder 'xml' with its boxes in it or beside it; name it with --boxes DIR")
+    return Folders(
+        boxes=boxes,
+        images=images or _find_folder(base, "image", [f"{image_id}.jpg" for image_id in image_ids]) or base / "images",
+        proposals=proposals or _find_folder(base, "vinvl", [f"{image_id}.jpg.npz" for image_id in image_ids]),
+    )
+
+
+def _find_folder(base: Path, name: str, files: list[str]) -> Path | None:
+    """The nearest folder with `name` in its name and any of `files` in it.
+
+    Names differ between the places that offer the set. FMNERG and the JSON form come without boxes; theirs are those of
+    v2.0, which may lie in a folder beside them, and beside v1.
+    """
+    for near in (base.glob("*"), base.parent.glob("*"), base.parent.glob("*/*")):
+        for folder in sorted((path for path in near if name in path.name.casefold()), reverse=True):
+            if folder.is_dir() and any((folder / file).is_file() for file in files):
+                return folder
+    return None
+
+
+def _note_shared_images(tweets: dict[str, list[Tweet]], splits: dict[str, SplitSummary]) -> None:
+    first: dict[str, str] = {}
+    for name, summary in splits.items():
+        for image_id in {tweet.image_id: None for tweet in tweets[name]}:
+            if first.setdefault(image_id, name) != name:
+                summary.add("image in two splits", image_id, f"also in {first[image_id]}")
+
+
+def _records(tweets: list[Tweet], image_folder: str, folders: Folders, summary: SplitSummary) -> Iterator[Record]:
+    taken: set[str] = set()
+    for tweet in tweets:
+        summary.counts["pairs"] += 1
+        record_id = unique_id(tweet.image_id, taken)
+        if record_id != tweet.image_id:
+            summary.add("image used again", tweet.image_id, f"this pair is {record_id}, of the same group")
+        shown = _image_size(tweet, folders, summary)
+        boxes = _boxes_by_name(tweet, folders, shown, summary)
+        record = Record(
+            id=record_id,
+            image=f"{image_folder}/{tweet.image_id}.jpg",
+            text=tweet.text,
+            group=tweet.image_id,
+            lang="en",
+            entities=tuple(
+                Entity(start, end, kind, boxes=tuple(boxes.get(tweet.text[start:end], ())))
+                for start, end, kind in tweet.mentions
+            ),
+            objects=_proposals(tweet, folders, shown, summary),
+        )
+        _count(record, summary)
+        yield record
+
+
+def _image_size(tweet: Tweet, folders: Folders, summary: SplitSummary) -> tuple[int, int] | None:
+    path = folders.images / f"{tweet.image_id}.jpg"
+    if not path.is_file():
+        summary.add("missing image", tweet.image_id, str(path))
+        return None
+    try:
+        return image_size(path)
+    except DataError as error:
+        summary.add("broken image", tweet.image_id, str(error))
+        return None
+
+
+def _boxes_by_name(
+    tweet: Tweet, folders: Folders, shown: tuple[int, int] | None, summary: SplitSummary
+) -> dict[str, list[Box]]:
+    path = folders.boxes / f"{tweet.image_id}.xml"
+    if not path.is_file():
+        summary.counts["pairs without a file of boxes"] += 1
+        return {}
+    try:
+        annotation = read_voc(path)
+    except DataError as error:
+        summary.add("unreadable file of boxes", tweet.image_id, str(error))
+        return {}
+    for fault in annotation.unusable:
+        summary.add("unusable box", tweet.image_id, fault)
+    names = {tweet.text[start:end] for start, end, _ in tweet.mentions}
+    for name in sorted(annotation.boxes.keys() - names):
+        count = len(annotation.boxes[name])
+        summary.add(
+            "name that matches no entity", tweet.image_id, f"{name!r}, {count} box{'es' * (count > 1)} left out"
+        )
+    _compare_sizes("boxes", annotation.size, shown, tweet, summary)
+    return annotation.boxes
+
+
+def _proposals(
+    tweet: Tweet, folders: Folders, shown: tuple[int, int] | None, summary: SplitSummary
+) -> tuple[ObjectBox, ...]:
+    path = folders.proposals / f"{tweet.image_id}.jpg.npz" if folders.proposals else None
+    if path is None or not path.is_file():
+        summary.counts["pairs without a file of proposals"] += 1
+        return ()
+    try:
+        found = read_vinvl(path)
+    except DataError as error:
+        summary.add("unreadable file of proposals", tweet.image_id, str(error))
+        return ()
+    for fault in found.unusable:
+        summary.add("unusable proposal", tweet.image_id, fault)
+    _compare_sizes("proposals", found.size, shown, tweet, summary)
+    return found.proposals
+
+
+def _compare_sizes(
+    what: str, made_for: tuple[int, int] | None, shown: tuple[int, int] | None, tweet: Tweet, summary: SplitSummary
+) -> None:
+    """Boxes are pixels: made for another size of the same image they would point elsewhere."""
+    if made_for and shown and made_for != shown:
+        detail = f"made for {made_for[0]} x {made_for[1]}, the image is {shown[0]} x {shown[1]}; taken as they are"
+        summary.add(f"{what} for another image size", tweet.image_id, detail)
+
+
+def _count(record: Record, summary: SplitSummary) -> None:
+    summary.counts.update(
+        {
+            "entities": len(record.entities),
+            "entities with a box": sum(bool(entity.boxes) for entity in record.entities),
+            "boxes": sum(len(entity.boxes) for entity in record.entities),
+            "proposals": len(record.objects),
+        }
+    )
+
+
+def _copy_images(image_ids: list[str], source: Path, target: Path) -> None:
+    make_folder(target)
+    for image_id in image_ids:
+        path = source / f"{image_id}.jpg"
+        if path.is_file():
+            copy_file(path, target / path.name)

@@ -1,0 +1,94 @@
+"""Loaders: batches for training in the order of the sampler, and for evaluation in the order of the manifest."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch.utils.data import DataLoader
+
+from spanbox.data.collate import Collator
+from spanbox.data.dataset import PairDataset
+from spanbox.data.manifest import InvertedBoxes
+from spanbox.data.sampler import StepSampler
+from spanbox.settings import Settings
+from spanbox.structures import Batch, Incident, Sample
+
+
+class DataSettings(Settings):
+    train: str | None = Field(None, description="manifest to train on; paths are relative to the working folder")
+    val: str | None = Field(None, description="manifest to validate on and to choose the best checkpoint by")
+    workers: int | Literal["auto"] = Field("auto", description="processes that load data; 0: the training process")
+    max_tokens: int = Field(64, ge=4, description="longer sentences are cut")
+    max_spans: int = Field(
+        16, ge=0, description="spans used of a sentence, those with boxes first; 0: coarse level only"
+    )
+    max_regions: int = Field(16, ge=0, description="regions used of an image")
+    proposals: int = Field(
+        0, ge=0, description="regions taken from an image's proposals as negatives, besides the entities'"
+    )
+    inverted_boxes: InvertedBoxes = Field(
+        "error", description="boxes without an area: refuse the manifest, or drop them"
+    )
+    broken_limit: float = Field(0.01, ge=0, le=1, description="largest share of the images that may be broken")
+
+    def worker_count(self) -> int:
+        if self.workers == "auto":
+            return min(8, (os.cpu_count() or 1) - 1)
+        return self.workers
+
+
+def training_loader(
+    dataset: PairDataset, collator: Collator, sampler: StepSampler, workers: int, *, pin_memory: bool
+) -> DataLoader[Sample | Incident]:
+    """Batches (`Loaded`) of the sampler's steps."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's random state
+        worker_init_fn=_quiet_worker,
+    )
+
+
+def evaluation_batches(
+    dataset: PairDataset, collator: Collator, batch_size: int, workers: int, incidents: list[Incident]
+) -> Iterator[Batch]:
+    """Every pair of a manifest once, in its order; pairs whose image is broken are left out.
+
+    What was met on the way is added to `incidents`.
+    """
+    keys = [(0, index) for index in range(len(dataset))]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[keys[start : start + batch_size] for start in range(0, len(keys), batch_size)],
+        collate_fn=partial(_collate_readable, collator),
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=_quiet_worker,
+    )
+    for batch, met in loader:
+        incidents.extend(met)
+        if batch is not None:
+            yield batch
+
+
+def _collate_readable(collator: Collator, items: Sequence[Sample | Incident]) -> tuple[Batch | None, list[Incident]]:
+    broken = [item for item in items if isinstance(item, Incident)]
+    samples = [item for item in items if isinstance(item, Sample)]
+    if not samples:
+        return None, broken
+    loaded = collator(samples)
+    return loaded.batch, broken + loaded.incidents
+
+
+def _quiet_worker(worker: int) -> None:
+    """Workers leave Ctrl-C to the training process, which ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

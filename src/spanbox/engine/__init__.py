@@ -1,0 +1,1 @@
+"""The training run: steps, optimiser, checkpoints, log."""

@@ -1,0 +1,73 @@
+"""The log of a run: one JSON object a line, `step` first, so that any tool can plot it."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from spanbox.errors import TrainingError
+from spanbox.structures import Incident
+
+
+class JsonLog:
+    """`log.jsonl` of a run folder. A resumed run drops what was logged after the step that it resumes from."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        kept = [line for line in _lines(path) if line["step"] <= resume_step] if resume_step else []
+        aside = path.with_name(f".{path.name}.partial")
+        aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+        aside.replace(path)  # so that a crash meanwhile leaves the old log
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}, ensure_ascii=False) + "\n")
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The complete lines of a log; a last one that was cut off by a crash is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+class IncidentTally:
+    """Counts what was worked around in the data, and stops a run in which too many images are broken.
+
+    Args:
+        size: pairs in the training set.
+        broken_limit: largest share of them whose image may be broken.
+    """
+
+    EXAMPLES = 20
+
+    def __init__(self, size: int, broken_limit: float) -> None:
+        self.allowed = math.floor(size * broken_limit)
+        self.broken_limit = broken_limit
+        self._details: dict[str, dict[str, str]] = {}
+
+    def add(self, incidents: Iterable[Incident]) -> None:
+        """Count incidents, each kind once a sample.
+
+        Raises:
+            TrainingError: more images are broken than is allowed, with a list of them.
+        """
+        for incident in incidents:
+            self._details.setdefault(incident.kind, {})[incident.sample] = incident.detail
+        broken = self._details.get("broken image", {})
+        if len(broken) > self.allowed:
+            listed = "\n".join(f"  {sample}: {detail}" for sample, detail in list(broken.items())[: self.EXAMPLES])
+            raise TrainingError(
+                f"{len(broken)} images cannot be read, more than data.broken_limit={self.broken_limit:g} allows "
+                f"({self.allowed}):\n{listed}\nMend or remove them (`spanbox data check` lists all), or raise it."
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Samples met so far with each kind of incident."""
+        return dict(Counter({kind: len(samples) for kind, samples in self._details.items()}))

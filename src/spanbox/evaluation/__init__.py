@@ -1,0 +1,1 @@
+"""From features to figures: extraction, retrieval, entity-object matching."""

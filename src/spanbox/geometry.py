@@ -1,0 +1,86 @@
+"""Boxes and what is cut out of feature maps by them.
+
+Inside the program a box is `[x0, y0, x1, y1]`, float32, normalised to [0, 1] of the image as shown; x to the right,
+y down, (x1, y1) exclusive. Pixels appear where data enters (`normalise_boxes`) and where pictures are drawn
+(`denormalise_boxes`), nowhere else.
+"""
+
+import torch
+from torch import Tensor
+
+
+def normalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Pixel boxes (N, 4) of a `width` x `height` image as fractions of it. Not clipped: see `clip_boxes`."""
+    return boxes.to(torch.float32) / torch.tensor([width, height, width, height], dtype=torch.float32)
+
+
+def denormalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Normalised boxes (N, 4) in pixels of a `width` x `height` image, float32."""
+    return boxes.to(torch.float32) * torch.tensor([width, height, width, height], dtype=torch.float32)
+
+
+def clip_boxes(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) cut at the border of the image; one that lies outside it gets no area."""
+    return boxes.clamp(0.0, 1.0)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Area (...) of boxes (..., 4) as a fraction of the image; 0 for inverted ones."""
+    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union (N, M) of boxes (N, 4) and (M, 4); 0 where neither has an area."""
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    intersection = box_area(torch.cat([low, high], dim=-1))
+    union = box_area(first)[:, None] + box_area(second)[None, :] - intersection
+    return torch.where(union > 0, intersection / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
+
+
+def expand_boxes(boxes: Tensor, margin: float) -> Tensor:
+    """Boxes (..., 4) grown on each side by `margin` of their own width and height, clipped to the image."""
+    size = boxes[..., 2:] - boxes[..., :2]
+    return clip_boxes(torch.cat([boxes[..., :2] - margin * size, boxes[..., 2:] + margin * size], dim=-1))
+
+
+def roi_align(features: Tensor, boxes: Tensor, output_size: int, sampling_ratio: int = 2) -> Tensor:
+    """Average feature of each bin of each box, by bilinear sampling: RoIAlign, `aligned` form.
+
+    A bin's value is the mean over sampling_ratio^2 bilinear samples. Bilinear interpolation is a product of one weight
+    along x and one along y, so that mean is `Wy @ F @ Wx.T` with one small weight matrix for each box and axis, and all
+    boxes of a batch are two batched matrix products.
+
+    Args:
+        features: (B, H, W, C) map, row 0 at the top.
+        boxes: (B, R, 4), normalised.
+        output_size: bins along each axis.
+        sampling_ratio: samples along each axis of a bin, at least 1.
+
+    Returns:
+        (B, R, output_size, output_size, C), differentiable with respect to `features`.
+
+    Source: He et al., Mask R-CNN, 2017, section 3; border rule as in the reference implementations: samples up to one
+    cell outside the map are clamped to its border, those beyond count as zero.
+    """
+    batch, height, width, channels = features.shape
+    count = boxes.shape[1]
+    boxes = boxes.to(torch.promote_types(boxes.dtype, features.dtype))  # half precision is too coarse for positions
+    weights_x = _axis_weights(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio).to(features.dtype)
+    weights_y = _axis_weights(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio).to(features.dtype)
+    rows = weights_y.reshape(batch, count * output_size, height) @ features.reshape(batch, height, width * channels)
+    rows = rows.reshape(batch, count, output_size, width, channels)
+    return weights_x[:, :, None] @ rows
+
+
+def _axis_weights(low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: int) -> Tensor:
+    """Weights (..., bins, cells) with which the cells of one axis enter each bin between `low` and `high` (...)."""
+    samples = bins * sampling_ratio
+    fractions = (torch.arange(samples, device=low.device, dtype=low.dtype) + 0.5) / samples
+    # In units of cells; the centre of cell i lies at i, hence the half ("aligned").
+    positions = (low[..., None] + (high - low)[..., None] * fractions) * cells - 0.5
+    inside = (positions >= -1.0) & (positions <= cells)
+    positions = positions.clamp(0.0, cells - 1.0)
+    centres = torch.arange(cells, device=low.device, dtype=low.dtype)
+    weights = (1.0 - (positions[..., None] - centres).abs()).clamp(min=0.0) * inside[..., None]
+    return weights.reshape(*low.shape, bins, sampling_ratio, cells).mean(dim=-2)

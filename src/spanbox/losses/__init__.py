@@ -1,0 +1,1 @@
+"""Losses that see only tensors: one kernel, and what builds masks and weights for it."""

@@ -1,0 +1,122 @@
+"""The dual encoder: two towers, the pooling of spans and regions, and a projection for each kind of feature.
+
+B pairs    K spans    R regions    T tokens    H width of a tower    D features
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from spanbox.geometry import roi_align
+from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
+from spanbox.models.preprocessing import Preprocessing
+from spanbox.models.towers import TextTower, TowerSettings, VisionTower, VisionTowerSettings
+from spanbox.settings import Settings
+from spanbox.structures import Batch, Features
+
+
+class SpanSettings(Settings):
+    source: Literal["sentence", "own"] = Field(
+        "sentence",
+        description="sentence: the span's tokens in the context of the sentence; own: the span's text read by itself",
+    )
+    pool: PoolKind = Field("mean", description="how a span's tokens become one feature")
+
+
+class RegionSettings(Settings):
+    source: Literal["roi_align", "crop"] = Field(
+        "roi_align",
+        description="roi_align: cut from the patch grid of the image; crop: cut from the image, resized and encoded",
+    )
+    pool: PoolKind = Field("mean", description="how the bins of a region become one feature (roi_align)")
+    output_size: int = Field(2, ge=1, description="bins along each axis of a region (roi_align)")
+    sampling_ratio: int = Field(2, ge=1, description="samples along each axis of a bin (roi_align)")
+    margin: float = Field(0.1, ge=0.0, description="share of its width and height by which a box is grown (crop)")
+
+
+class ModelSettings(Settings):
+    text: TowerSettings = Field(description="the text encoder")
+    vision: VisionTowerSettings = Field(description="the image encoder")
+    dim: int = Field(256, ge=2, description="length of the shared features")
+    spans: SpanSettings = Field(SpanSettings(), description="features of spans")
+    regions: RegionSettings = Field(RegionSettings(), description="features of regions")
+
+
+class DualEncoder(nn.Module):
+    """From a batch to unit-length features of sentences, images, spans and regions."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, text: TextTower, vision: VisionTower, preprocessing: Preprocessing, settings: ModelSettings
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.preprocessing = preprocessing
+        self.text = text
+        self.vision = vision
+        span_width = pooled_width(text.width, settings.spans.pool)
+        from_grid = settings.regions.source == "roi_align"
+        region_width = pooled_width(vision.width, settings.regions.pool) if from_grid else vision.pooled_width
+        self.text_projection = nn.Linear(text.pooled_width, settings.dim)
+        self.image_projection = nn.Linear(vision.pooled_width, settings.dim)
+        self.span_projection = nn.Linear(span_width, settings.dim)
+        self.region_projection = nn.Linear(region_width, settings.dim)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, batch: Batch) -> Features:
+        text = self.text(batch.token_ids, batch.token_mask)
+        vision = self.vision(self._normalised(batch.pixels))
+        if self.settings.spans.source == "sentence":
+            spans_BKH = pool_spans(text.tokens, batch.span_tokens, self.settings.spans.pool)
+        else:
+            spans_BKH = self._read_own_tokens(batch)
+        if self.settings.regions.source == "roi_align":
+            bins = roi_align(
+                vision.grid, batch.regions, self.settings.regions.output_size, self.settings.regions.sampling_ratio
+            )
+            regions_BRH = pool_regions(bins, self.settings.regions.pool)
+        else:
+            regions_BRH = self._encode_crops(batch)
+        return Features(
+            text=_unit(self.text_projection(text.pooled)),
+            image=_unit(self.image_projection(vision.pooled)),
+            spans=_unit(self.span_projection(spans_BKH)),
+            regions=_unit(self.region_projection(regions_BRH)),
+        )
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return (pixels.to(self.mean.dtype) / 255.0 - self.mean) / self.std
+
+    def _read_own_tokens(self, batch: Batch) -> Tensor:
+        """(B, K, H): each valid span's text through the text tower by itself; zeros for padding."""
+        assert batch.own_token_ids is not None
+        assert batch.own_token_mask is not None
+        valid = batch.span_valid
+        mask_NU = batch.own_token_mask[valid]
+        states = self.text(batch.own_token_ids[valid], mask_NU)
+        pooled = pool_spans(states.tokens, mask_NU[:, None, :], self.settings.spans.pool)[:, 0]
+        return _scattered(pooled, valid)
+
+    def _encode_crops(self, batch: Batch) -> Tensor:
+        """(B, R, H): each valid region's crop through the vision tower; zeros for padding."""
+        assert batch.crops is not None
+        valid = batch.region_valid
+        return _scattered(self.vision(self._normalised(batch.crops[valid])).pooled, valid)
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Unit length, in float32 or wider whatever the towers run in."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+
+def _scattered(rows: Tensor, valid: Tensor) -> Tensor:
+    """Rows (N, H) at the N valid places of (B, K) -> (B, K, H), zeros elsewhere."""
+    out = rows.new_zeros(*valid.shape, rows.shape[-1])
+    out[valid] = rows
+    return out

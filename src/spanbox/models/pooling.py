@@ -1,0 +1,74 @@
+"""From token states to one state a span, from the bins of a box to one state a region.
+
+The two sides of the fine level are pooled by the same three kinds, so that a span and the box that shows it meet as
+equals. The token states come from the text tower, the bins from `geometry.roi_align` on the vision tower's grid.
+
+    B pairs    K spans    R regions    T tokens    o bins along an axis    H width
+"""
+
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor
+
+PoolKind = Literal["mean", "max", "both"]
+
+
+def pooled_width(width: int, kind: PoolKind) -> int:
+    """Width of a pooled state: `both` lays the mean and the maximum side by side."""
+    return 2 * width if kind == "both" else width
+
+
+def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PoolKind) -> Tensor:
+    """One state for each span from the states of its tokens.
+
+    Args:
+        tokens: (B, T, H), finite everywhere, padding included.
+        span_tokens: (B, K, T) bool, this token belongs to this span.
+        kind: "mean", "max" (each dimension by itself), or "both" side by side, the mean first.
+
+    Returns:
+        (B, K, H), or (B, K, 2H) for "both". A span without tokens gives zeros and passes no gradient on.
+    """
+    match kind:
+        case "mean":
+            return _span_mean(tokens, span_tokens)
+        case "max":
+            return _span_max(tokens, span_tokens)
+        case "both":
+            return torch.cat([_span_mean(tokens, span_tokens), _span_max(tokens, span_tokens)], dim=-1)
+        case _:
+            assert_never(kind)
+
+
+def pool_regions(grid_bins: Tensor, kind: PoolKind) -> Tensor:
+    """One state for each region from the bins of its box.
+
+    Args:
+        grid_bins: (B, R, o, o, H), what `roi_align` returns.
+        kind: as in `pool_spans`.
+
+    Returns:
+        (B, R, H), or (B, R, 2H) for "both".
+    """
+    match kind:
+        case "mean":
+            return grid_bins.mean(dim=(2, 3))
+        case "max":
+            return grid_bins.amax(dim=(2, 3))
+        case "both":
+            return torch.cat([grid_bins.mean(dim=(2, 3)), grid_bins.amax(dim=(2, 3))], dim=-1)
+        case _:
+            assert_never(kind)
+
+
+def _span_mean(tokens: Tensor, span_tokens: Tensor) -> Tensor:
+    members = span_tokens.to(tokens.dtype)
+    weights = members / members.sum(dim=-1, keepdim=True).clamp(min=1)
+    return weights @ tokens
+
+
+def _span_max(tokens: Tensor, span_tokens: Tensor) -> Tensor:
+    candidates = tokens[:, None].masked_fill(~span_tokens[..., None], float("-inf"))  # (B, K, T, H)
+    empty = ~span_tokens.any(dim=-1, keepdim=True)
+    return candidates.amax(dim=2).masked_fill(empty, 0.0)

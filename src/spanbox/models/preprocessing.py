@@ -1,0 +1,40 @@
+"""What the vision tower expects of its pixels. Images travel as bytes and are normalised on the device."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from spanbox.errors import ConfigError
+from spanbox.settings import Settings
+
+Channels = tuple[float, float, float]
+
+FILE_NAMES = ("preprocessor_config.json", "processor_config.json")
+
+
+class Preprocessing(Settings):
+    """Side of the square input and the normalisation of its channels."""
+
+    image_size: int = Field(gt=0, description="side of the square input, in pixels")
+    mean: Channels = Field((0.5, 0.5, 0.5), description="mean of each channel, of values in [0, 1]")
+    std: Channels = Field((0.5, 0.5, 0.5), description="standard deviation of each channel, of values in [0, 1]")
+
+    @classmethod
+    def from_model_folder(cls, folder: Path | None, image_size: int) -> "Preprocessing":
+        """Mean and deviation as the model's publisher ships them; one half each where nothing is said, or no folder.
+
+        Raises:
+            ConfigError: the folder's preprocessor file is damaged.
+        """
+        paths = [folder / name for name in FILE_NAMES] if folder else []
+        shipped = [path for path in paths if path.is_file()]
+        if not shipped:
+            return cls(image_size=image_size)
+        try:
+            values = json.loads(shipped[0].read_text(encoding="utf-8"))
+            values = values.get("image_processor", values)
+            names = {"mean": "image_mean", "std": "image_std"}
+            return cls(image_size=image_size, **{ours: values[name] for ours, name in names.items() if name in values})
+        except (json.JSONDecodeError, ValidationError) as error:
+            raise ConfigError(f"{shipped[0]}: image_mean and image_std cannot be read: {error}") from None

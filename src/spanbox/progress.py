@@ -1,0 +1,75 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+Item = TypeVar("Item")
+
+LINE_EVERY = 10.0  # seconds between two plain lines
+
+
+class Progress:
+    """Shows how far some work is and when it will be done. Use as a context.
+
+    Args:
+        label: what is being done.
+        total: how many steps it takes.
+        start: steps that were done before.
+    """
+
+    def __init__(self, label: str, total: int, start: int = 0) -> None:
+        self.label = label
+        self.total = total
+        self.start = start
+        self._detail = ""
+        self._console = Console(file=sys.stderr)
+        self._bar: RichProgress | None = None
+        self._began = self._last_line = time.monotonic()
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = RichProgress(*columns, TextColumn("{task.fields[detail]}"), console=self._console)
+            self._task = self._bar.add_task(label, total=total, completed=start, detail="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, detail: str = "") -> None:
+        """Say that `done` steps are done. `detail`, when given, replaces the text at the end of the line."""
+        self._detail = detail or self._detail
+        if self._bar:
+            self._bar.update(self._task, completed=done, detail=self._detail)
+        elif done == self.total or time.monotonic() - self._last_line >= LINE_EVERY:
+            self._plain_line(done)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def _plain_line(self, done: int) -> None:
+        self._last_line = time.monotonic()
+        remaining = (self._last_line - self._began) / max(1, done - self.start) * (self.total - done)
+        parts = (f"{self.label} {done}/{self.total}", self._detail, f"{remaining:.0f} s left" if remaining else "")
+        self.note("  ".join(part for part in parts if part))
+
+
+def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    """The items, with their progress shown."""
+    with Progress(label, total) as progress:
+        for done, item in enumerate(items, start=1):
+            yield item
+            progress.update(done)

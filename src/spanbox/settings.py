@@ -1,0 +1,12 @@
+"""The base of every config section: frozen, and no key that it does not know."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """One section of the config, declared beside the component that it configures.
+
+    Every field carries a `description` with its unit; `spanbox config schema` prints them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

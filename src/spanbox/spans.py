@@ -1,0 +1,39 @@
+"""From characters to tokens: which tokens of a sentence make up a span.
+
+Characters are Unicode code points, intervals are half-open, as in the manifest and in the offsets of fast tokenizers.
+"""
+
+from torch import Tensor
+
+CharSpan = tuple[int, int]
+
+
+def trim_span(text: str, span: CharSpan) -> CharSpan:
+    """The span without white space at its ends. A span of nothing but white space becomes empty."""
+    start, end = span
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def span_token_mask(spans: Tensor, offsets: Tensor) -> Tensor:
+    """Which tokens overlap which spans, by interval overlap of their characters.
+
+    Overlap, not equality: a WordPiece piece lies inside a word, a byte-level BPE offset may include the space before
+    it, a SentencePiece token may cross the edge of a span. Special tokens and padding sit at (0, 0) and overlap
+    nothing, nor does an empty span. Spans should be trimmed (`trim_span`), or a space at their end would draw in the
+    next token.
+
+    Args:
+        spans: (..., K, 2) int64 intervals of characters.
+        offsets: (..., T, 2) int64 intervals of characters of the tokens.
+
+    Returns:
+        (..., K, T) bool.
+    """
+    span_start, span_end = spans[..., :, None, :].unbind(-1)
+    token_start, token_end = offsets[..., None, :, :].unbind(-1)
+    overlap = (token_start < span_end) & (token_end > span_start)
+    return overlap & (token_start < token_end) & (span_start < span_end)

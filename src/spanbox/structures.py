@@ -1,0 +1,124 @@
+"""The tensors that flow from the data through the towers to the losses.
+
+Padded, not ragged: slicing is `batch[i:j]`, gathers have equal shapes, compilers see static shapes.
+
+    B pairs    K spans a sentence    R regions an image    T tokens    D features
+    S pixels of an image's side    s of a crop's side    U tokens of a span read by itself
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+PADDING_ID = -1
+
+
+def stable_id(text: str) -> int:
+    """A 63-bit hash of `text` that is the same in every process, so that workers and ranks agree without talking."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Incident(NamedTuple):
+    """Something in the data that was worked around: counted and shown, never dropped in silence."""
+
+    kind: str  # "broken image", "truncated span", "clipped box", "degenerate box", "span over limit", ...
+    sample: str  # id of the pair
+    detail: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image-text pair, decoded: what augmentation works on and what is collated. K spans, R regions."""
+
+    id: str
+    pixels: Tensor  # (3, S, S) uint8
+    text: str
+    group: int
+    spans: tuple[tuple[int, int], ...]  # K half-open intervals of code points of `text`
+    span_texts: tuple[str, ...]
+    identities: tuple[int, ...]  # K
+    regions: Tensor  # (R, 4) float32, normalised
+    links: Tensor  # (K, R) bool
+    crops: Tensor | None  # (R, 3, s, s) uint8
+    incidents: tuple[Incident, ...]
+
+
+@dataclass(frozen=True)
+class TensorBundle:
+    """A frozen dataclass of tensors that share their first dimension; absent ones are `None`."""
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field.name, value
+
+    def __getitem__(self, rows: slice) -> Self:
+        return replace(self, **{name: tensor[rows] for name, tensor in self.named_tensors()})
+
+    def __len__(self) -> int:
+        return len(next(self.named_tensors())[1])
+
+    def split(self, size: int) -> Iterator[Self]:
+        """Consecutive pieces of at most `size` rows; the last one may be smaller."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.named_tensors()}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.named_tensors()})
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Join parts along their first dimension. Parts of one batch have equal padded shapes."""
+        names = [name for name, _ in parts[0].named_tensors()]
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+
+@dataclass(frozen=True)
+class Batch(TensorBundle):
+    """Image-text pairs with their spans and regions, ready for the towers."""
+
+    pixels: Tensor  # (B, 3, S, S) uint8; the model normalises
+    token_ids: Tensor  # (B, T) int64
+    token_mask: Tensor  # (B, T) bool, False on padding
+    span_tokens: Tensor  # (B, K, T) bool: this token belongs to this span
+    span_identity: Tensor  # (B, K) int64, PADDING_ID where there is no usable span
+    regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the pixels
+    region_valid: Tensor  # (B, R) bool
+    links: Tensor  # (B, K, R) bool: this span is shown by this region
+    group: Tensor  # (B,) int64: pairs that show the same image share it
+    sample: Tensor  # (B,) int64: hash of the pair's id, to name it in reports
+    own_token_ids: Tensor | None = None  # (B, K, U) int64: each span's text read by itself (published form)
+    own_token_mask: Tensor | None = None  # (B, K, U) bool
+    crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized
+
+    @property
+    def span_valid(self) -> Tensor:
+        """(B, K) bool."""
+        return self.span_identity != PADDING_ID
+
+
+@dataclass(frozen=True)
+class Features(TensorBundle):
+    """What the towers make of a batch: unit length, float32 or wider. The boundary between towers and losses."""
+
+    text: Tensor  # (B, D)
+    image: Tensor  # (B, D)
+    spans: Tensor  # (B, K, D), meaningless where the span is padding
+    regions: Tensor  # (B, R, D), meaningless where the region is padding
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The total that is minimised and the terms that it is made of (scalars, for the log)."""
+
+    total: Tensor
+    terms: dict[str, Tensor]

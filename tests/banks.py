@@ -1,0 +1,64 @@
+"""Feature banks for the tests of evaluation, small enough to work out by hand or random and full of ties."""
+
+import torch
+from torch import Tensor
+
+from spanbox.evaluation.extract import FeatureBank
+
+
+def make_bank(
+    *,
+    text: Tensor | None = None,
+    image: Tensor | None = None,
+    group: list[int] | None = None,
+    spans: Tensor | None = None,
+    span_pair: tuple[int, ...] = (),
+    span_identity: tuple[int, ...] = (),
+    regions: Tensor | None = None,
+    region_pair: tuple[int, ...] = (),
+    links: tuple[tuple[int, int], ...] = (),
+    pairs: int = 1,
+) -> FeatureBank:
+    """A bank of what is given; the rest is empty, and every pair a group of its own."""
+    text = torch.eye(pairs) if text is None else text
+    return FeatureBank(
+        text=text,
+        image=text if image is None else image,
+        group=torch.arange(len(text)) if group is None else torch.tensor(group),
+        sample=torch.arange(len(text)),
+        spans=torch.zeros(0, text.shape[1]) if spans is None else spans,
+        span_pair=torch.tensor(span_pair, dtype=torch.int64),
+        span_identity=torch.tensor(span_identity, dtype=torch.int64),
+        regions=torch.zeros(0, text.shape[1]) if regions is None else regions,
+        region_pair=torch.tensor(region_pair, dtype=torch.int64),
+        links=torch.tensor(links, dtype=torch.int64).reshape(-1, 2),
+    )
+
+
+def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
+    """Features of small whole numbers, so that sums are exact and ties frequent; groups and identities repeat.
+
+    Some pairs have no span, some no region, some spans no link; spans and regions are not in the order of pairs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    def feature_rows(rows: int) -> Tensor:
+        return integers(4, rows, features).float() - 1.5
+
+    span_pair, region_pair = integers(pairs, 2 * pairs), integers(pairs, 3 * pairs)
+    linked = (span_pair[:, None] == region_pair) & (integers(2, 2 * pairs, 3 * pairs) == 0)
+    return FeatureBank(
+        text=feature_rows(pairs),
+        image=feature_rows(pairs),
+        group=integers(pairs, pairs),
+        sample=torch.arange(pairs),
+        spans=feature_rows(2 * pairs),
+        span_pair=span_pair,
+        span_identity=integers(pairs, 2 * pairs),
+        regions=feature_rows(3 * pairs),
+        region_pair=region_pair,
+        links=linked.nonzero(),
+    )

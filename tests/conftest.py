@@ -1,0 +1,19 @@
+"""Every test runs offline, on one thread, from the same seed."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or tokenizers warns when a test forks after using one
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,208 @@
+"""Every kind of file that a data set holds comes out as upright RGB, or as an error that names it."""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spanbox.data.images import image_size, load_image
+from spanbox.errors import DataError
+
+
+def arrow() -> Image.Image:
+    """4 x 2 pixels, all different, so that every turn and flip shows."""
+    return Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10)
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def pixel(path: Path) -> tuple[int, ...]:
+    return load_image(path).getpixel((0, 0))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The start of a PNG that claims a size and holds no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + struct.pack(">I", 100) + b"IDAT"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = np.asarray(arrow())
+    # What a camera stores so that the orientation brings back `upright`: EXIF 2.3, section 4.6.4.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(Image.fromarray(np.ascontiguousarray(stored)), tmp_path / f"a.{suffix}", exif=exif)
+
+    assert np.array_equal(np.asarray(load_image(path)), upright)
+    assert image_size(path) == (4, 2)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_does_not_exist_is_ignored(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(arrow(), tmp_path / "a.png", exif=exif)
+    assert load_image(path).size == image_size(path) == (4, 2)
+
+
+def test_a_damaged_exif_block_does_not_break_the_image(tmp_path: Path) -> None:
+    path = saved(arrow(), tmp_path / "a.png", exif=b"Exif\x00\x00not a TIFF header")
+    assert load_image(path).size == image_size(path) == (4, 2)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_become_white(tmp_path: Path, mode: str) -> None:
+    path = saved(Image.new(mode, (3, 2), 0), tmp_path / "a.png")
+    assert pixel(path) == (255, 255, 255)
+
+
+def test_half_transparent_pixels_are_mixed_with_white(tmp_path: Path) -> None:
+    path = saved(Image.new("RGBA", (3, 2), (255, 0, 0, 128)), tmp_path / "a.png")
+    assert pixel(path) == (255, 127, 127)
+
+
+def test_a_transparent_palette_entry_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("P", (3, 2), 0)
+    image.putpalette([200, 0, 0, 0, 200, 0])
+    assert pixel(saved(image, tmp_path / "opaque.png")) == (200, 0, 0)
+    assert pixel(saved(image, tmp_path / "one.png", transparency=0)) == (255, 255, 255)
+    assert pixel(saved(image, tmp_path / "many.png", transparency=b"\x00\xff")) == (255, 255, 255)
+
+
+def test_a_transparent_colour_without_an_alpha_channel_becomes_white(tmp_path: Path) -> None:
+    grey = saved(Image.new("L", (3, 2), 7), tmp_path / "grey.png", transparency=7)
+    colour = saved(Image.new("RGB", (3, 2), (1, 2, 3)), tmp_path / "colour.png", transparency=(1, 2, 3))
+    assert pixel(grey) == pixel(colour) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (257 * 100, 100), (65535, 255)])
+def test_16_bit_grey_is_divided_by_257(tmp_path: Path, suffix: str, value: int, expected: int) -> None:
+    # A white corner: the values are read as 16 bit, not stretched to the largest one.
+    values = np.full((2, 3), value, dtype=np.uint16)
+    path = saved(Image.fromarray(values), tmp_path / f"a.{suffix}")
+    assert pixel(path) == (expected,) * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[0.0, 0.5, 1.0]], [0, 128, 255]),  # fractions
+        ([[-100.0, -60.0, 100.0]], [0, 51, 255]),  # no fixed white: stretched
+        ([[0.25, 0.25, 0.25]], [64, 64, 64]),  # one value only
+    ],
+)
+def test_floats(tmp_path: Path, values: list[list[float]], expected: list[int]) -> None:
+    path = saved(Image.fromarray(np.array(values, dtype=np.float32)), tmp_path / "a.tiff")
+    assert np.asarray(load_image(path))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([[0, 25700, 65535]], [0, 100, 255]), ([[-10, -6, 10]], [0, 51, 255]), ([[0, 200_000, 1_000_000]], [0, 51, 255])],
+)
+def test_32_bit_integers(tmp_path: Path, values: list[list[int]], expected: list[int]) -> None:
+    path = saved(Image.fromarray(np.array(values, dtype=np.int32)), tmp_path / "a.tiff")
+    assert np.asarray(load_image(path))[0, :, 0].tolist() == expected
+
+
+def test_values_that_are_not_finite_are_broken(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32)), tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff: broken image: some pixels are not finite numbers"):
+        load_image(path)
+
+
+def test_cmyk_and_one_bit(tmp_path: Path) -> None:
+    assert pixel(saved(Image.new("CMYK", (3, 2), (0, 0, 0, 0)), tmp_path / "a.jpg")) == (255, 255, 255)
+    assert pixel(saved(Image.new("1", (3, 2), 1), tmp_path / "a.png")) == (255, 255, 255)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pixel(path) == (255, 0, 0)
+
+
+def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
+    path = saved(Image.new("RGBA", (3, 2), (0, 0, 0, 0)), tmp_path / "a.jpg", format="PNG")
+    assert pixel(path) == (255, 255, 255)
+
+
+def test_the_image_does_not_hold_its_file_open(tmp_path: Path) -> None:
+    path = saved(arrow(), tmp_path / "a.png")
+    image = load_image(path)
+    path.unlink()
+    assert image.mode == "RGB"
+    assert image.getpixel((3, 1)) == (210, 220, 230)
+
+
+@pytest.mark.parametrize("read", [load_image, image_size])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"<html>404</html>", "no image that Pillow can read"),
+        (png_header(20_000, 20_000), "too large: "),  # beyond twice the limit of Pillow, an error there
+        (png_header(10_000, 10_000), "too large: "),  # beyond the limit, only a warning there
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path: Path, read: Callable[[Path], object], content: bytes, reason: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.png: broken image: {reason}"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [load_image, image_size])
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(DataError, match=r"none\.png: broken image: no such file"):
+        read(tmp_path / "none.png")
+    with pytest.raises(DataError, match="broken image: Is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp"])
+def test_a_file_that_is_cut_off_is_broken(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
+    path = saved(Image.fromarray(noise), tmp_path / f"a.{suffix}")
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(DataError, match=rf"a\.{suffix}: broken image: "):
+        load_image(path)
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(640, 480))
+    assert image_size(path) == (640, 480)
+    with pytest.raises(DataError):
+        load_image(path)
+
+
+def test_a_bomb_is_refused_where_warnings_are_silenced(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(10_000, 10_000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match="too large: 10000 x 10000 pixels exceed the limit of 89478485"):
+            image_size(path)

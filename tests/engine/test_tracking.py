@@ -1,0 +1,125 @@
+"""The log that survives a crash, and the tally that stops a run on broken data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spanbox.engine.tracking import IncidentTally, JsonLog
+from spanbox.errors import TrainingError
+from spanbox.structures import Incident
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_steps(path: Path, steps: range) -> None:
+    log = JsonLog(path, 0)
+    for step in steps:
+        log.write(step, "train", {"loss": step / 10})
+
+
+class TestJsonLog:
+    def test_one_object_a_line_step_first(self, tmp_path: Path) -> None:
+        log = JsonLog(tmp_path / "log.jsonl", 0)
+        log.write(20, "train", {"loss": 0.5})
+        log.write(20, "validation", {"retrieval.t2i.r1": 0.25})
+        lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        assert lines[0] == '{"step": 20, "kind": "train", "loss": 0.5}'
+        assert lines[1] == '{"step": 20, "kind": "validation", "retrieval.t2i.r1": 0.25}'
+
+    def test_each_line_is_on_disk_at_once(self, tmp_path: Path) -> None:
+        log = JsonLog(tmp_path / "log.jsonl", 0)
+        log.write(1, "train", {})
+        assert len(read(tmp_path / "log.jsonl")) == 1
+
+    def test_a_new_run_starts_an_empty_log(self, tmp_path: Path) -> None:
+        write_steps(tmp_path / "log.jsonl", range(1, 4))
+        JsonLog(tmp_path / "log.jsonl", 0)
+        assert read(tmp_path / "log.jsonl") == []
+
+    def test_a_resumed_run_drops_later_lines(self, tmp_path: Path) -> None:
+        write_steps(tmp_path / "log.jsonl", range(1, 6))
+        log = JsonLog(tmp_path / "log.jsonl", 3)
+        log.write(4, "train", {"loss": -1.0})
+        assert [(line["step"], line["loss"]) for line in read(tmp_path / "log.jsonl")] == [
+            (1, 0.1),
+            (2, 0.2),
+            (3, 0.3),
+            (4, -1.0),
+        ]
+
+    def test_the_last_line_was_cut_off_by_a_crash(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        write_steps(path, range(1, 3))
+        with path.open("a", encoding="utf-8") as file:
+            file.write('{"step": 3, "ki')
+        log = JsonLog(path, 3)
+        log.write(4, "train", {})
+        assert [line["step"] for line in read(path)] == [1, 2, 4]
+
+    def test_resuming_without_a_log(self, tmp_path: Path) -> None:
+        JsonLog(tmp_path / "log.jsonl", 3)
+        assert read(tmp_path / "log.jsonl") == []
+
+    def test_a_crash_while_resuming_leaves_the_old_log(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_steps(tmp_path / "log.jsonl", range(1, 4))
+
+        def crash(*arguments: object) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(Path, "replace", crash)
+        with pytest.raises(OSError, match="no space"):
+            JsonLog(tmp_path / "log.jsonl", 2)
+        assert [line["step"] for line in read(tmp_path / "log.jsonl")] == [1, 2, 3]
+
+
+def broken(*samples: str) -> list[Incident]:
+    return [Incident("broken image", sample, f"{sample}.jpg: cut off") for sample in samples]
+
+
+class TestIncidentTally:
+    def test_counts_each_kind_once_a_sample(self) -> None:
+        tally = IncidentTally(1000, 0.01)
+        for _epoch in range(3):
+            tally.add([Incident("clipped box", "a", "first"), Incident("clipped box", "a", "second"), *broken("a")])
+            tally.add([Incident("clipped box", "b", "")])
+        assert tally.counts() == {"clipped box": 2, "broken image": 1}
+
+    def test_nothing_met(self) -> None:
+        tally = IncidentTally(10, 0.0)
+        tally.add([])
+        assert tally.counts() == {}
+
+    def test_one_percent_is_allowed_and_one_more_stops_with_the_list(self) -> None:
+        tally = IncidentTally(200, 0.01)
+        tally.add(broken("a", "b", "a"))
+        with pytest.raises(TrainingError) as raised:
+            tally.add(broken("c"))
+        message = str(raised.value)
+        assert message.startswith("3 images cannot be read, more than data.broken_limit=0.01 allows (2):")
+        assert all(f"  {sample}: {sample}.jpg: cut off" in message for sample in "abc")
+        assert "spanbox data check" in message
+
+    def test_the_list_is_not_endless(self) -> None:
+        tally = IncidentTally(100, 0.0)
+        with pytest.raises(TrainingError) as raised:
+            tally.add(broken(*(f"pair-{i}" for i in range(70))))
+        assert str(raised.value).startswith("70 images")
+        assert str(raised.value).count("cut off") == IncidentTally.EXAMPLES
+
+    def test_no_broken_image_is_allowed_at_limit_zero(self) -> None:
+        with pytest.raises(TrainingError, match=r"allows \(0\)"):
+            IncidentTally(1000, 0.0).add(broken("a"))
+
+    def test_all_may_be_broken_at_limit_one(self) -> None:
+        tally = IncidentTally(2, 1.0)
+        tally.add(broken("a", "b"))
+        assert tally.counts() == {"broken image": 2}
+
+    def test_other_incidents_never_stop(self) -> None:
+        tally = IncidentTally(2, 0.0)
+        tally.add([Incident("clipped box", "a", ""), Incident("truncated span", "b", "")])
+        assert tally.counts() == {"clipped box": 1, "truncated span": 1}

@@ -1,0 +1,163 @@
+"""Extraction keeps what is not padding, with indices that hold across batches."""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from spanbox.errors import DataError
+from spanbox.evaluation.evaluate import evaluate
+from spanbox.evaluation.extract import FeatureBank, extract
+from spanbox.structures import PADDING_ID, Batch, Features
+
+FEATURES = 3
+
+
+def make_batch(
+    span_identity: list[list[int]], region_valid: list[list[bool]], links: list[tuple[int, int, int]], first: int = 0
+) -> Batch:
+    """A batch whose pixels number the pairs from `first`; `links` are (pair, span, region)."""
+    identity = torch.tensor(span_identity, dtype=torch.int64).reshape(len(span_identity), -1)
+    valid = torch.tensor(region_valid, dtype=torch.bool).reshape(len(region_valid), -1)
+    pairs, spans, regions = len(identity), identity.shape[1], valid.shape[1]
+    linked = torch.zeros(pairs, spans, regions, dtype=torch.bool)
+    for link in links:
+        linked[link] = True
+    numbers = torch.arange(first, first + pairs)
+    return Batch(
+        pixels=numbers.float()[:, None, None, None].expand(-1, 3, 2, 2),
+        token_ids=torch.zeros(pairs, 4, dtype=torch.int64),
+        token_mask=torch.ones(pairs, 4, dtype=torch.bool),
+        span_tokens=torch.ones(pairs, spans, 4, dtype=torch.bool),
+        span_identity=identity,
+        regions=torch.zeros(pairs, regions, 4),
+        region_valid=valid,
+        links=linked,
+        group=100 + numbers,
+        sample=200 + numbers,
+    )
+
+
+WEIGHT = torch.nn.Parameter(torch.ones(1))
+
+
+def encode(batch: Batch) -> Features:
+    """Features that name their place: pair, 10 * pair + span, 100 * pair + region."""
+    pair = batch.pixels[:, 0, 0, 0] * WEIGHT
+    span = 10 * pair[:, None] + torch.arange(batch.span_identity.shape[1])
+    region = 100 * pair[:, None] + torch.arange(batch.region_valid.shape[1])
+    return Features(
+        text=pair[:, None].expand(-1, FEATURES),
+        image=-pair[:, None].expand(-1, FEATURES),
+        spans=span[:, :, None].expand(-1, -1, FEATURES),
+        regions=region[:, :, None].expand(-1, -1, FEATURES),
+    )
+
+
+PAD = PADDING_ID
+FIRST = make_batch([[7, PAD], [PAD, 8]], [[True, False, True], [False, True, False]], [(0, 0, 2), (1, 1, 1)])
+# Another batch size and other padding; links that reach into the padding must not enter.
+SECOND = make_batch([[9, 7, PAD]], [[True, False]], [(0, 1, 0), (0, 2, 0), (0, 0, 1)], first=2)
+
+
+def test_only_valid_spans_and_regions_enter() -> None:
+    bank = extract(encode, [FIRST, SECOND])
+    assert bank.text[:, 0].tolist() == [0, 1, 2]
+    assert bank.image[:, 0].tolist() == [0, -1, -2]
+    assert bank.group.tolist() == [100, 101, 102]
+    assert bank.sample.tolist() == [200, 201, 202]
+    assert bank.spans[:, 0].tolist() == [0, 11, 20, 21]
+    assert bank.span_pair.tolist() == [0, 1, 2, 2]
+    assert bank.span_identity.tolist() == [7, 8, 9, 7]
+    assert bank.regions[:, 0].tolist() == [0, 2, 101, 200]
+    assert bank.region_pair.tolist() == [0, 0, 1, 2]
+    assert bank.links.tolist() == [[0, 1], [1, 2], [3, 3]]
+
+
+def test_a_link_joins_a_span_and_a_region_of_the_same_pair() -> None:
+    bank = extract(encode, [FIRST, SECOND])
+    assert torch.equal(bank.span_pair[bank.links[:, 0]], bank.region_pair[bank.links[:, 1]])
+
+
+def test_batches_of_one_give_the_same_bank() -> None:
+    assert_equal_banks(extract(encode, [*FIRST.split(1), SECOND]), extract(encode, [FIRST, SECOND]))
+
+
+def test_batches_may_come_from_an_iterator() -> None:
+    assert len(extract(encode, iter([FIRST, SECOND]))) == 3
+
+
+def test_what_features_and_ids_were_cut_from_is_let_go() -> None:
+    owners: list[weakref.ref[np.ndarray]] = []
+
+    def cut_from_something_larger(tensor: torch.Tensor) -> torch.Tensor:
+        owner = np.zeros((2, *tensor.shape), dtype=tensor.detach().numpy().dtype)
+        owners.append(weakref.ref(owner))
+        return torch.from_numpy(owner)[0]
+
+    def encode_views(batch: Batch) -> Features:
+        features = encode(batch)
+        views = {name: cut_from_something_larger(tensor) for name, tensor in features.named_tensors()}
+        return Features(**views)
+
+    def batches() -> Iterator[Batch]:
+        for batch in [FIRST, SECOND, FIRST]:
+            # Only the batch in hand may still be there: its group and its four features.
+            assert all(owner() is None for owner in owners[:-5])
+            yield replace(batch, group=cut_from_something_larger(batch.group))
+
+    extract(encode_views, batches())
+
+
+def test_no_gradient_and_nothing_but_features_is_held() -> None:
+    bank = extract(encode, [SECOND])
+    for field in fields(bank):
+        tensor = getattr(bank, field.name)
+        assert not tensor.requires_grad
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), field.name
+    assert torch.is_grad_enabled()
+
+
+def test_spans_and_regions_of_no_width() -> None:
+    plain = make_batch([[], []], [[], []], [], first=5)
+    bank = extract(encode, [plain])
+    assert bank.spans.shape == bank.regions.shape == (0, FEATURES)
+    assert bank.links.shape == (0, 2)
+    assert bank.span_pair.shape == bank.region_pair.shape == (0,)
+    assert all(name.startswith("retrieval.") for name in evaluate(bank))
+
+
+def test_all_padding_equals_no_width() -> None:
+    padded = make_batch([[PAD], [PAD]], [[False, False]] * 2, [(0, 0, 0)])
+    assert_equal_banks(extract(encode, [padded]), extract(encode, [make_batch([[], []], [[], []], [])]))
+
+
+def test_a_batch_without_spans_among_others_shifts_no_index() -> None:
+    plain = make_batch([[]], [[]], [], first=2)
+    bank = extract(encode, [FIRST, plain, make_batch([[4]], [[True]], [(0, 0, 0)], first=3)])
+    assert bank.span_pair.tolist() == [0, 1, 3]
+    assert bank.region_pair.tolist() == [0, 0, 1, 3]
+    assert bank.links.tolist() == [[0, 1], [1, 2], [2, 3]]
+
+
+def test_an_empty_data_set_is_an_error() -> None:
+    with pytest.raises(DataError, match="no image-text pairs"):
+        extract(encode, [])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_features_come_back_to_the_cpu() -> None:
+    def encode_on_device(batch: Batch) -> Features:
+        assert batch.pixels.is_cuda
+        return encode(batch.to("cpu")).to("cuda")
+
+    assert_equal_banks(extract(encode_on_device, [FIRST, SECOND], "cuda"), extract(encode, [FIRST, SECOND]))
+
+
+def assert_equal_banks(first: FeatureBank, second: FeatureBank) -> None:
+    for field in fields(FeatureBank):
+        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name

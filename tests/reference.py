@@ -1,0 +1,170 @@
+"""Slow loops: what the fast code must agree with, written so plainly that they can be checked by eye."""
+
+import itertools
+import math
+import statistics
+
+import torch
+from torch import Tensor
+
+from spanbox.evaluation.extract import FeatureBank
+
+
+def rank_of_best_positive(scores: list[float], positives: list[bool]) -> int:
+    """Rank of the best positive among all scores, ties against it, NaN last; 0 without a positive."""
+    scores = [-math.inf if math.isnan(score) else score for score in scores]
+    right = [score for score, positive in zip(scores, positives, strict=True) if positive]
+    wrong = [score for score, positive in zip(scores, positives, strict=True) if not positive]
+    return 1 + sum(score >= max(right) for score in wrong) if right else 0
+
+
+def dot(first: Tensor, second: Tensor) -> float:
+    return sum(x * y for x, y in zip(first.tolist(), second.tolist(), strict=True))
+
+
+def ranking_summary(prefix: str, queries: list[tuple[list[float], list[bool]]]) -> dict[str, float]:
+    """Recalls, median, count and chance of (scores, positives) of each query; nothing where no query has a positive."""
+    queries = [(scores, positives) for scores, positives in queries if any(positives)]
+    ranks = [rank_of_best_positive(scores, positives) for scores, positives in queries]
+    if not ranks:
+        return {}
+    return {f"{prefix}.r{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in (1, 5, 10)} | {
+        f"{prefix}.median_rank": statistics.median(ranks),
+        f"{prefix}.count": len(ranks),
+        f"{prefix}.chance_r1": statistics.fmean(sum(positives) / len(positives) for _, positives in queries),
+    }
+
+
+def retrieval_metrics(bank: FeatureBank) -> dict[str, float]:
+    group = bank.group.tolist()
+    images = [pair for pair in range(len(group)) if group[pair] not in group[:pair]]
+    to_text = [
+        ([dot(bank.image[i], text) for text in bank.text], [group[i] == other for other in group]) for i in images
+    ]
+    to_image = [
+        ([dot(text, bank.image[i]) for i in images], [group[pair] == group[i] for i in images])
+        for pair, text in enumerate(bank.text)
+    ]
+    return ranking_summary("retrieval.i2t", to_text) | ranking_summary("retrieval.t2i", to_image)
+
+
+def matching_metrics(bank: FeatureBank) -> dict[str, float]:
+    links = {(span, region) for span, region in bank.links.tolist()}
+    if not links:
+        return {}
+    span_pair, region_pair = bank.span_pair.tolist(), bank.region_pair.tolist()
+    group, identity = bank.group.tolist(), bank.span_identity.tolist()
+    within, across, best_with_box, best_without_box, without_box = [], [], [], [], 0
+    for span, pair in enumerate(span_pair):
+        own = [region for region, other in enumerate(region_pair) if other == pair]
+        scores = [dot(bank.spans[span], bank.regions[region]) for region in own]
+        positives = [(span, region) in links for region in own]
+        if not any(positives):
+            without_box += 1
+            best_without_box += [max(scores)] if scores else []
+            continue
+        best_with_box.append(max(scores))
+        within.append((scores, positives))
+        right = {region for other, region in links if identity[other] == identity[span]}
+        candidates = [
+            region
+            for region, other in enumerate(region_pair)
+            if region in right or other == pair or group[other] != group[pair]
+        ]
+        scores = [dot(bank.spans[span], bank.regions[region]) for region in candidates]
+        across.append((scores, [region in right for region in candidates]))
+    return (
+        within_image_summary(within)
+        | ranking_summary("matching.across_set", across)
+        | {"matching.without_box.count": without_box}
+        | ({"matching.without_box.auc": auc(best_with_box, best_without_box)} if best_without_box else {})
+    )
+
+
+def within_image_summary(queries: list[tuple[list[float], list[bool]]]) -> dict[str, float]:
+    def right(scores: list[float], positives: list[bool]) -> bool:
+        return rank_of_best_positive(scores, positives) == 1
+
+    hard = [(scores, positives) for scores, positives in queries if not all(positives)]
+    metrics = {
+        "matching.within_image": statistics.fmean(right(*query) for query in queries),
+        "matching.within_image.count": len(queries),
+        "matching.within_image.chance": statistics.fmean(sum(p) / len(p) for _, p in queries),
+        "matching.within_image.candidates": statistics.fmean(len(p) for _, p in queries),
+        "matching.within_image.trivial": 1 - len(hard) / len(queries),
+    }
+    if hard:
+        metrics["matching.within_image.hard"] = statistics.fmean(right(*query) for query in hard)
+        metrics["matching.within_image.hard.count"] = len(hard)
+        metrics["matching.within_image.hard.chance"] = statistics.fmean(sum(p) / len(p) for _, p in hard)
+    return metrics
+
+
+def auc(positives: list[float], negatives: list[float]) -> float:
+    wins = [(p > n) + (p == n) / 2 for p in positives for n in negatives]
+    return statistics.fmean(wins)
+
+
+def box_iou(first: Tensor, second: Tensor) -> list[list[float]]:
+    def area(x0: float, y0: float, x1: float, y1: float) -> float:
+        return max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
+
+    def iou(a: list[float], b: list[float]) -> float:
+        shared = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+        union = area(*a) + area(*b) - shared
+        return shared / union if union > 0 else 0.0
+
+    return [[iou(a, b) for b in second.tolist()] for a in first.tolist()]
+
+
+def roi_align(features: Tensor, boxes: Tensor, output_size: int, sampling_ratio: int) -> Tensor:
+    """(B, R, o, o, C): sample by sample, each from its four neighbours; torchvision's `aligned=True`."""
+    height, width = features.shape[1:3]
+    out = features.new_zeros(*boxes.shape[:2], output_size, output_size, features.shape[-1])
+    for b, r, i, j in itertools.product(*map(range, out.shape[:4])):
+        x0, y0, x1, y1 = boxes[b, r].tolist()
+        bin_height, bin_width = (y1 - y0) * height / output_size, (x1 - x0) * width / output_size
+        for k, m in itertools.product(range(sampling_ratio), repeat=2):
+            y = y0 * height - 0.5 + i * bin_height + (k + 0.5) * bin_height / sampling_ratio
+            x = x0 * width - 0.5 + j * bin_width + (m + 0.5) * bin_width / sampling_ratio
+            out[b, r, i, j] = out[b, r, i, j] + bilinear(features[b], y, x) / sampling_ratio**2
+    return out
+
+
+def bilinear(plane: Tensor, y: float, x: float) -> Tensor:
+    """(C,) of a plane (H, W, C) at a point; the centre of the first cell is at 0."""
+    height, width = plane.shape[:2]
+    if y < -1 or y > height or x < -1 or x > width:
+        return torch.zeros_like(plane[0, 0])
+    y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
+    top, left = int(y), int(x)
+    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+    down, across = y - top, x - left
+    return (
+        plane[top, left] * (1 - down) * (1 - across)
+        + plane[top, right] * (1 - down) * across
+        + plane[bottom, left] * down * (1 - across)
+        + plane[bottom, right] * down * across
+    )
+
+
+def span_token_mask(spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[list[bool]]:
+    """A token belongs to a span if they have a character in common."""
+    return [[bool({*range(*span)} & {*range(*token)}) for token in offsets] for span in spans]
+
+
+def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: str) -> Tensor:
+    def pooled(states: list[Tensor]) -> Tensor:
+        if not states:
+            return tokens.new_zeros(tokens.shape[-1] * (2 if kind == "both" else 1))
+        mean = sum(states[1:], start=states[0]) / len(states)
+        largest = torch.stack([max(values, key=Tensor.item) for values in zip(*states, strict=True)])
+        return {"mean": mean, "max": largest, "both": torch.cat([mean, largest])}[kind]
+
+    pairs, spans, length = span_tokens.shape
+    return torch.stack(
+        [
+            pooled([tokens[b, t] for t in range(length) if span_tokens[b, k, t]])
+            for b, k in itertools.product(range(pairs), range(spans))
+        ]
+    ).reshape(pairs, spans, -1)

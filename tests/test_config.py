@@ -1,0 +1,257 @@
+"""The config: recipes, overrides, and errors that name the key, what was found and how to mend it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from spanbox.config import (
+    RunConfig,
+    describe_keys,
+    dump_config,
+    known_keys,
+    load_config,
+    parse_config,
+    recipe_names,
+)
+from spanbox.errors import ConfigError
+
+
+def problem(*overrides: str, source: str = "demo") -> str:
+    """What is said of a recipe with these overrides."""
+    with pytest.raises(ConfigError) as raised:
+        load_config(source, overrides)
+    return str(raised.value)
+
+
+class TestRecipes:
+    def test_there_are_three(self) -> None:
+        assert recipe_names() == ["demo", "gmner", "pairs"]
+
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_parses(self, name: str) -> None:
+        assert load_config(name).run.dir == f"runs/{name}"
+
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_says_what_it_is_for(self, name: str) -> None:
+        recipe = Path(__file__).parent.parent / "src" / "spanbox" / "recipes" / f"{name}.yaml"
+        assert recipe.read_text(encoding="utf-8").startswith("# ")
+
+    def test_with_its_suffix(self) -> None:
+        assert load_config("demo.yaml") == load_config("demo")
+
+    def test_unknown_names_those_there_are(self) -> None:
+        assert problem(source="demos") == ("demos: no such config file, nor a recipe; recipes are demo, gmner, pairs")
+
+
+class TestFiles:
+    def test_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text(dump_config(load_config("pairs", ["seed=7"])), encoding="utf-8")
+        assert load_config(str(path)).seed == 7
+
+    def test_a_file_named_like_a_recipe_comes_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "demo.yaml").write_text(dump_config(load_config("demo", ["seed=7"])), encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        assert load_config("demo.yaml").seed == 7
+        assert load_config("demo").seed == 0
+
+    def test_no_such_file(self) -> None:
+        assert problem(source="no/such.yaml").startswith("no/such.yaml: no such config file")
+
+    def test_not_utf_8(self, tmp_path: Path) -> None:
+        path = tmp_path / "latin.yaml"
+        path.write_bytes("run: {dir: läufe}".encode("latin-1"))
+        assert problem(source=str(path)).startswith(f"{path}: cannot be read as UTF-8 text")
+
+    def test_errors_name_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text("sede: 1\n")
+        assert problem(source=str(path)).startswith(f"{path}: the config is wrong:\n")
+
+    @pytest.mark.parametrize(("text", "found"), [("- a\n- b\n", "list"), ("just words", "str"), ("42", "int")])
+    def test_not_a_mapping(self, text: str, found: str) -> None:
+        with pytest.raises(ConfigError, match=f"^mine: expected keys and values, found {found}$"):
+            parse_config(text, "mine")
+
+    @pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\tseed: 1"])
+    def test_not_yaml(self, text: str) -> None:
+        with pytest.raises(ConfigError, match=r"^mine: is no YAML: "):
+            parse_config(text, "mine")
+
+    def test_nothing_is_executed(self) -> None:
+        with pytest.raises(ConfigError, match="is no YAML"):
+            parse_config("run: !!python/object/apply:os.getcwd []", "mine")
+
+    @pytest.mark.parametrize("text", ["", "# only a comment\n"])
+    def test_empty(self, text: str) -> None:
+        with pytest.raises(ConfigError, match=r"model: is missing and has no default; see `spanbox config schema`"):
+            parse_config(text, "mine")
+
+
+class TestOverrides:
+    def test_each_kind_of_value(self) -> None:
+        config = load_config(
+            "demo",
+            [
+                "train.steps=7",
+                "train.optimiser.lr=3e-4",  # a string to YAML 1.1
+                "train.resume=true",
+                "data.val=null",
+                "run.dir=runs/with = sign",
+                "model.text.architecture.hidden_size=64",
+                "loss.fine={weight: 0.5}",
+            ],
+        )
+        assert (config.train.steps, config.train.optimiser.lr, config.train.resume) == (7, 3e-4, True)
+        assert (config.data.val, config.run.dir) == (None, "runs/with = sign")
+        assert config.model.text.architecture is not None
+        assert config.model.text.architecture["hidden_size"] == 64
+        assert config.model.text.architecture["model_type"] == "bert"
+        assert (config.loss.fine.weight, config.loss.fine.temperature) == (0.5, 0.07)
+
+    def test_the_last_one_counts(self) -> None:
+        assert load_config("demo", ["seed=1", "seed=2"]).seed == 2
+
+    def test_a_section_that_the_file_leaves_out(self) -> None:
+        text = "model: {text: {path: a}, vision: {path: b}}"
+        assert parse_config(text, "mine", ["train.optimiser.lr=0.5"]).train.optimiser.lr == 0.5
+
+    @pytest.mark.parametrize("override", ["train.steps", "=3", "", "--resume"])
+    def test_no_override(self, override: str) -> None:
+        assert problem(override) == (
+            f"{override!r} is no override; write dotted.key=value, for example train.batch_size=256"
+        )
+
+    def test_below_a_value(self) -> None:
+        assert problem("seed=1", "seed.more=1") == "'seed.more=1': seed holds a value, not a section"
+
+    def test_value_is_no_yaml(self) -> None:
+        assert problem("train.steps=[1").startswith("'train.steps=[1': the value is no YAML: ")
+
+
+class TestUnknownKeys:
+    @pytest.mark.parametrize(
+        ("key", "nearest"),
+        [
+            ("sead", "seed"),
+            ("trian", "train"),
+            ("batch_size", "train.batch_size"),
+            ("train.batchsize", "train.batch_size"),
+            ("train.optimizer", "train.optimiser"),
+            ("train.optimiser.weight_dekay", "train.optimiser.weight_decay"),
+            ("loss.coarse.temprature", "loss.coarse.temperature"),
+            ("model.vision.archtecture", "model.vision.architecture"),
+            ("model.regions.output", "model.regions.output_size"),
+        ],
+    )
+    def test_nearest_known_key(self, key: str, nearest: str) -> None:
+        said = problem(f"{key}=1")
+        assert said == f"demo: the config is wrong:\n  {key}: unknown key; the nearest known one is {nearest}"
+
+    def test_several_problems_are_told_at_once(self) -> None:
+        said = problem("sead=1", "train.steps=0", "data.max_tokens=many")
+        assert len(said.splitlines()) == 4
+        assert all(f"\n  {key}: " in said for key in ("sead", "train.steps", "data.max_tokens"))
+
+
+class TestWrongValues:
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("train.batch_size=1", "train.batch_size: Input should be greater than or equal to 2; found 1"),
+            ("train.steps=0", "train.steps: Input should be greater than or equal to 1; found 0"),
+            ("train.optimiser.lr=-1", "train.optimiser.lr: Input should be greater than 0; found -1"),
+            ("train.optimiser.lr=.nan", "train.optimiser.lr: Input should be greater than 0; found nan"),
+            ("train.precision=half", "train.precision: Input should be 'auto', 'float32' or 'bfloat16'; found 'half'"),
+            ("data.inverted_boxes=keep", "data.inverted_boxes: Input should be 'error' or 'drop'; found 'keep'"),
+            ("data.broken_limit=2", "data.broken_limit: Input should be less than or equal to 1; found 2"),
+            (
+                "loss.fine.temperature=0",
+                "loss.fine.temperature: Input should be greater than or equal to 0.01; found 0",
+            ),
+            ("seed=4294967296", "seed: Input should be less than 4294967296; found 4294967296"),
+            ("data.workers=some", "data.workers: Input should be 'auto'; found 'some'"),
+            ("run.dir=2024", "run.dir: Input should be a valid string; found 2024"),
+        ],
+    )
+    def test_key_expectation_and_finding(self, override: str, said: str) -> None:
+        assert f"\n  {said}" in problem(override)
+
+    def test_both_weights_zero(self) -> None:
+        said = problem("loss.coarse.weight=0", "loss.fine.weight=0")
+        assert said == (
+            "demo: the config is wrong:\n"
+            "  the config: loss.coarse.weight and loss.fine.weight are both 0: nothing to learn; raise one"
+        )
+
+    @pytest.mark.parametrize("key", ["max_spans", "max_regions"])
+    def test_fine_level_without_spans_or_regions(self, key: str) -> None:
+        assert "set loss.fine.weight=0 to train the coarse level alone" in problem(f"data.{key}=0")
+        load_config("demo", [f"data.{key}=0", "loss.fine.weight=0"])
+
+    @pytest.mark.parametrize("tower", ["text", "vision"])
+    def test_tower_with_two_sources_or_none(self, tower: str) -> None:
+        assert problem(f"model.{tower}.path=somewhere").endswith(
+            f"  model.{tower}: give either path (a pretrained encoder) or architecture (one with random weights), "
+            "not both"
+        )
+        assert f"  model.{tower}: give either path" in problem(f"model.{tower}.architecture=null")
+
+    def test_architecture_without_a_type(self) -> None:
+        said = problem("model.text.architecture={hidden_size: 8}")
+        assert "model.text.architecture: architecture needs a model_type, for example `model_type: bert`" in said
+
+
+class TestDump:
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_roundtrip(self, name: str) -> None:
+        config = load_config(name, ["run.dir=runs/示例"])
+        assert parse_config(dump_config(config), "dumped") == config
+
+    def test_names_every_key_readably(self) -> None:
+        text = dump_config(load_config("demo", ["run.dir=runs/示例"]))
+        assert "runs/示例" in text
+        tree = yaml.safe_load(text)
+        for key in known_keys():
+            value: Any = tree
+            for part in key.split("."):
+                value = value[part]
+
+
+class TestDescription:
+    def test_every_key_has_one(self) -> None:
+        assert [key for key, _, description in describe_keys() if not description.strip()] == []
+
+    def test_every_section_has_one(self) -> None:
+        def undescribed(section: type[BaseModel], prefix: str = "") -> list[str]:
+            missing = []
+            for name, field in section.model_fields.items():
+                if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                    missing += [] if field.description else [prefix + name]
+                    missing += undescribed(field.annotation, f"{prefix}{name}.")
+            return missing
+
+        assert undescribed(RunConfig) == []
+
+    def test_keys_are_those_of_the_tree(self) -> None:
+        def leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
+            keys = []
+            for name, value in tree.items():
+                is_section = isinstance(value, dict) and name != "architecture"
+                keys += leaves(value, f"{prefix}{name}.") if is_section else [prefix + name]
+            return keys
+
+        assert known_keys() == leaves(load_config("demo").model_dump())
+        assert [key for key, _, _ in describe_keys()] == known_keys()
+
+    def test_defaults_are_those_of_a_config_that_sets_nothing(self) -> None:
+        config = parse_config("model: {text: {path: a}, vision: {path: b}}", "mine")
+        for key, default, _ in describe_keys():
+            value: Any = config
+            for part in key.split("."):
+                value = getattr(value, part)
+            if default != "required" and not key.endswith(".path"):
+                assert str(value) == default, key
