@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spanbox.evaluation.extract import FeatureBank
+from spanbox.structures import Batch
 
 
 def rank_of_best_positive(scores: list[float], positives: list[bool]) -> int:
@@ -168,3 +169,47 @@ def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: str) -> Tensor:
             for b, k in itertools.product(range(pairs), range(spans))
         ]
     ).reshape(pairs, spans, -1)
+
+
+def info_nce(logits: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Row by row, one exponential after the other; differentiable. For logits that `exp` can bear."""
+    losses, counted = [], []
+    for row, positive_row, candidate_row in zip(logits, positives.tolist(), candidates.tolist(), strict=True):
+        positive_mass, total_mass = logits.new_zeros(()), logits.new_zeros(())
+        for logit, positive, candidate in zip(row, positive_row, candidate_row, strict=True):
+            positive_mass = positive_mass + logit.exp() * positive
+            total_mass = total_mass + logit.exp() * (positive or candidate)
+        counted.append(any(positive_row))
+        losses.append(-(positive_mass / total_mass).log() if counted[-1] else row.sum() * 0)
+    return torch.stack(losses), torch.tensor(counted)
+
+
+def pair_positives(group: Tensor) -> list[list[bool]]:
+    return [[text == image for image in group.tolist()] for text in group.tolist()]
+
+
+def span_region_masks(batch: Batch) -> tuple[list[list[bool]], list[list[bool]]]:
+    """Positives and candidates of every span (rows, by pair) against every region (columns, by pair)."""
+    pairs, spans, regions = batch.links.shape
+    identity, valid, group = batch.span_identity.tolist(), batch.region_valid.tolist(), batch.group.tolist()
+    links = batch.links.tolist()
+
+    def regions_of(pair: int, span: int) -> list[int]:
+        return [r for r in range(regions) if links[pair][span][r] and valid[pair][r]]
+
+    def names_shown(pair: int, region: int) -> set[int]:
+        return {identity[pair][k] for k in range(spans) if region in regions_of(pair, k) and identity[pair][k] != -1}
+
+    positives, candidates = [], []
+    for p, k in itertools.product(range(pairs), range(spans)):
+        positive_row, candidate_row = [], []
+        for q, r in itertools.product(range(pairs), range(regions)):
+            both_real = identity[p][k] != -1 and valid[q][r]
+            shows_it = identity[p][k] in names_shown(q, r)
+            is_anchor = len(regions_of(p, k)) > 0
+            may_contrast = p == q or group[p] != group[q]
+            positive_row.append(both_real and shows_it and is_anchor)
+            candidate_row.append(both_real and (positive_row[-1] or (not shows_it and may_contrast)))
+        positives.append(positive_row)
+        candidates.append(candidate_row)
+    return positives, candidates

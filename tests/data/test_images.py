@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spanbox.data.images import image_size, load_image
+from spanbox.data.images import image_size, load_image, load_reduced
 from spanbox.errors import DataError
 
 
@@ -206,3 +206,14 @@ def test_a_bomb_is_refused_where_warnings_are_silenced(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(DataError, match="too large: 10000 x 10000 pixels exceed the limit of 89478485"):
             image_size(path)
+
+
+def test_a_reduced_image_tells_its_full_size_as_shown(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (640, 480), "red")
+    path = saved(image, tmp_path / "a.jpg", exif=exif)
+    reduced, full_size = load_reduced(path, at_least=100)
+    assert full_size == image_size(path) == load_image(path).size == (480, 640)
+    assert reduced.size == (120, 160)  # a quarter: an eighth would fall below
+    assert load_reduced(saved(image, tmp_path / "a.png"), at_least=100)[0].size == (640, 480)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 
+import tiny
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.engine import checkpoint
 from spanbox.engine.checkpoint import (

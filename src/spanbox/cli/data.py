@@ -2,15 +2,13 @@
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -19,12 +17,12 @@ from spanbox.data.importers import ImportSummary
 from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
 from spanbox.errors import DataError
+from spanbox.progress import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Bring data into a manifest, and check manifests before training on them.")
 import_app = typer.Typer(no_args_is_help=True, help="Turn a published data set into manifests, one a split.")
 app.add_typer(import_app, name="import")
 
-_PLAIN_PROGRESS_SECONDS = 10
 _VALUES_SHOWN = 8  # of types and of languages
 
 # Each paragraph is one line, which the help wraps to the terminal.
@@ -116,28 +114,18 @@ def check(
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a plain line now and then elsewhere; both on stderr, apart from the result."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_progress(console, what)
-        return
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """What long work calls with how much is done and how much there is, which it knows only when it has begun."""
+    with ExitStack() as stack:
+        shown: Progress | None = None
 
+        def tell(done: int, total: int) -> None:
+            nonlocal shown
+            if shown is None:
+                shown = stack.enter_context(Progress(label, total))
+            shown.update(done)
 
-def _plain_progress(console: Console, what: str) -> Callable[[int, int], None]:
-    last = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _PLAIN_PROGRESS_SECONDS:
-            last = time.monotonic()
-            console.print(f"{what}: {done / max(total, 1):.0%}", highlight=False)
-
-    return tell
+        yield tell
 
 
 def _default_report_path(manifest: Path) -> Path:

@@ -32,7 +32,7 @@ TOLERANCE = 1.0  # pixels by which a box may leave the image: annotators and det
 _LINES_AT_ONCE = 256
 _IMAGES_REMEMBERED = 65_536  # pairs of one image usually stand close together
 
-OnProgress = Callable[[int, int], None]  # (bytes of manifest done, bytes in all)
+OnProgress = Callable[[int, int], None]  # (lines done, lines in all)
 
 # Each kind of finding, and what it means for training or what to do about it.
 PROBLEMS = {
@@ -185,12 +185,14 @@ class _Audit:
         self.columns = Columns()
 
     def run(self, on_progress: OnProgress | None) -> AuditReport:
-        sizes = [path.stat().st_size for path in self.manifests]
+        total = sum(1 for path in self.manifests for _ in manifest_lines(path))
+        done = 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for index in range(len(self.manifests)):
-                for done in self._read_manifest(index, pool):
+                for count in self._read_manifest(index, pool):
+                    done += count
                     if on_progress is not None:
-                        on_progress(sum(sizes[:index]) + done, sum(sizes))
+                        on_progress(done, total)
         self._compare_lines()
         named = {str(path): counts for path, counts in zip(self.manifests, self.counts, strict=True)}
         return AuditReport(named, self.total, self.findings, self.decode)
@@ -202,11 +204,11 @@ class _Audit:
             finding.examples.append(Example(str(self.manifests[manifest]), line, detail))
 
     def _read_manifest(self, index: int, pool: ThreadPoolExecutor) -> Iterator[int]:
-        """Check every line; yields how many bytes of the manifest are done."""
+        """Check every line; yields how many lines were checked since the last time."""
         folder = self.manifests[index].parent.resolve()
         inspect = lru_cache(_IMAGES_REMEMBERED)(partial(_inspect, decode=self.decode))
         lines = manifest_lines(self.manifests[index])
-        done = 0
+        empty = True
         while batch := list(islice(lines, _LINES_AT_ONCE)):
             decoded = ((number, self._decode(index, number, line)) for number, _, line in batch)
             records = [(number, record) for number, record in decoded if record is not None]
@@ -217,9 +219,9 @@ class _Audit:
                     self._add(kind, index, number, detail)
                 for counts in (self.counts[index], self.total):
                     counts.add(record)
-            done = batch[-1][1] + len(batch[-1][2])
-            yield done
-        if not done:
+            empty = False
+            yield len(batch)
+        if empty:
             self._add("wrong line", index, 1, "the manifest is empty; expected one JSON object a line")
 
     def _decode(self, index: int, number: int, line: bytes) -> Record | None:

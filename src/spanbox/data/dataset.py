@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from spanbox.data.images import load_image
+from spanbox.data.images import load_image, load_reduced
 from spanbox.data.manifest import Box, Manifest, Record
 from spanbox.errors import DataError
 from spanbox.geometry import box_area, box_iou, clip_boxes, expand_boxes, normalise_boxes
@@ -78,9 +78,14 @@ class PairDataset(Dataset[Sample | Incident]):
         )
 
     def _read(self, record: Record, incidents: Sequence[Incident]) -> Sample:
-        image = load_image(self.manifest.image_path(record))
-        annotation = annotate(record, image.size, self.limits)
         size = self.limits.image_size
+        path = self.manifest.image_path(record)
+        if self.limits.crop_size is None:
+            image, full_size = load_reduced(path, at_least=size)
+        else:
+            image = load_image(path)
+            full_size = image.size
+        annotation = annotate(record, full_size, self.limits)
         return Sample(
             id=record.id,
             pixels=to_pixels(image.resize((size, size), Image.Resampling.BICUBIC)),

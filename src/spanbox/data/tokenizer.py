@@ -50,8 +50,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     pieces = special + _learn_pieces(words, vocabulary - len(special))
     if len(pieces) > vocabulary:
         raise ConfigError(
-            f"model.text.architecture.vocab_size: {vocabulary} leaves no room for all characters of the texts; set it to "
-            f"{len(pieces)} or more"
+            f"model.text.architecture.vocab_size: {vocabulary} leaves no room for all characters of the texts; "
+            f"set it to {len(pieces)} or more"
         )
     numbers = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=SPECIAL_TOKENS["unk"]))
@@ -69,9 +69,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 def _learn_pieces(words: Iterable[str], count: int) -> list[str]:
     """At most `count` pieces that words are made of, with every single character; "##" marks those inside a word.
 
-    `trainers.WordPieceTrainer` learns the same, but breaks ties by the order of a hash table, which changes from call to
-    call. `BpeTrainer` breaks them by code point, so it is shown the characters inside words as characters of their own.
-    Words with characters that Unicode has not assigned are left out.
+    `trainers.WordPieceTrainer` learns the same, but breaks ties by the order of a hash table, which changes from call
+    to call. `BpeTrainer` breaks them by code point, so it is shown the characters inside words as characters of their
+    own. Words with characters that Unicode has not assigned are left out.
     """
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,6 +1,7 @@
 """The training run: steps, log, validation, checkpoints, and an end that loses nothing."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 from spanbox.engine.checkpoint import CheckpointStore
 from spanbox.engine.optimiser import OptimiserSettings, lr_share, make_optimiser, set_learning_rate
 from spanbox.engine.tracking import IncidentTally, JsonLog
-from spanbox.errors import ConfigError, TrainingError
+from spanbox.errors import CheckpointError, ConfigError, TrainingError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
@@ -48,12 +49,14 @@ class TrainSettings(Settings):
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"train.device: {name!r} is no device; expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"train.device: {name!r} is asked for, but PyTorch sees no CUDA device; use train.device=cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"train.device: {name!r} is no device to train on; expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"train.device: {name!r} is asked for, but the CUDA devices that PyTorch sees are "
+            f"{torch.cuda.device_count()}; use train.device=cpu or a lower number"
+        )
     return device
 
 
@@ -116,10 +119,10 @@ class Trainer:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = self.model(batch)
         losses: Losses = self.objective(features, batch)
-        self._check_finite(losses, ids)
         self.optimiser.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self._parameters(), self.settings.optimiser.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.settings.optimiser.clip_norm)
+        self._check_finite(losses, norm, ids)
         self.optimiser.step()
         self.objective.clamp_temperatures()
         self.step += 1
@@ -150,7 +153,9 @@ class Trainer:
                     window = _Window(time.perf_counter())
                 else:
                     progress.update(self.step)
+                paused = time.perf_counter()
                 self._validate_and_save(log, progress)
+                window.started += time.perf_counter() - paused  # the rates are those of training alone
             if self._stop_asked:
                 self._save(best=False)
         return self.step == self.settings.steps
@@ -171,10 +176,20 @@ class Trainer:
         self.step = state["step"]
         self.best = state["best"]
         self.best_metrics = state["best_metrics"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        self._restore_optimiser(state["optimiser"])
         torch.set_rng_state(state["cpu_random"])
         if self.device.type == "cuda" and state["cuda_random"]:
             torch.cuda.set_rng_state_all(state["cuda_random"])
+
+    def _restore_optimiser(self, saved: dict[str, Any]) -> None:
+        """Take over the moments; rates and decay are those of the settings, which may have changed."""
+        own = self.optimiser.state_dict()["param_groups"]
+        if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved["param_groups"]]:
+            raise CheckpointError(
+                "the checkpoint was made with other parameters to train than the config asks for; resume with the loss "
+                "settings of its config.yaml"
+            )
+        self.optimiser.load_state_dict({"state": saved["state"], "param_groups": own})
 
     def _validate_and_save(self, log: JsonLog, progress: Progress) -> None:
         at_end = self.step == self.settings.steps
@@ -209,16 +224,17 @@ class Trainer:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
-    def _check_finite(self, losses: Losses, ids: list[str]) -> None:
-        if torch.isfinite(losses.total):
+    def _check_finite(self, losses: Losses, norm: Tensor, ids: list[str]) -> None:
+        """Before the step is taken: a gradient that is not finite would ruin every weight."""
+        if torch.isfinite(losses.total + norm):
             return
         path = self.run_dir / f"nonfinite-step-{self.step:06d}.json"
-        terms = {name: value.item() for name, value in losses.terms.items()}
+        terms = {name: f"{value.item():g}" for name, value in losses.terms.items()}
         path.write_text(
             json.dumps({"step": self.step, "loss": terms, "ids": ids}, ensure_ascii=False), encoding="utf-8"
         )
         raise TrainingError(
-            f"the loss of step {self.step} is not finite ({terms}); the batch's ids are in {path}. "
+            f"the loss of step {self.step} ({terms}) or its gradient ({norm:g}) is not finite; the batch's ids are in {path}. "
             "Lower train.optimiser.lr, or use train.precision=float32."
         )
 

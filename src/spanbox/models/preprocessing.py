@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveFloat
 
 from spanbox.errors import ConfigError
 from spanbox.settings import Settings
 
 Channels = tuple[float, float, float]
+Deviations = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 FILE_NAMES = ("preprocessor_config.json", "processor_config.json")
 
@@ -18,7 +19,7 @@ class Preprocessing(Settings):
 
     image_size: int = Field(gt=0, description="side of the square input, in pixels")
     mean: Channels = Field((0.5, 0.5, 0.5), description="mean of each channel, of values in [0, 1]")
-    std: Channels = Field((0.5, 0.5, 0.5), description="standard deviation of each channel, of values in [0, 1]")
+    std: Deviations = Field((0.5, 0.5, 0.5), description="standard deviation of each channel, of values in [0, 1]")
 
     @classmethod
     def from_model_folder(cls, folder: Path | None, image_size: int) -> "Preprocessing":
@@ -33,8 +34,8 @@ class Preprocessing(Settings):
             return cls(image_size=image_size)
         try:
             values = json.loads(shipped[0].read_text(encoding="utf-8"))
-            values = values.get("image_processor", values)
+            values = dict(values.get("image_processor", values))
             names = {"mean": "image_mean", "std": "image_std"}
             return cls(image_size=image_size, **{ours: values[name] for ours, name in names.items() if name in values})
-        except (json.JSONDecodeError, ValidationError) as error:
+        except (AttributeError, TypeError, ValueError) as error:  # no object; no JSON, or no such values
             raise ConfigError(f"{shipped[0]}: image_mean and image_std cannot be read: {error}") from None

@@ -132,8 +132,8 @@ def find_folders(
             raise DataError(f"{option} {folder}: no such folder")
     base = source.absolute() if source.is_dir() else source.absolute().parent
     base = base.parent if base.name in _TEXT_FOLDERS else base
-    boxes = boxes or _find_folder(base, "xml", [f"{image_id}.xml" for image_id in image_ids])
-    if boxes is None:
+    boxes = boxes or _find_folder(base, "xml", [f"{image_id}.xml" for image_id in image_ids]) or base / "xml"
+    if not boxes.is_dir():
         raise DataError(f"{source}: no folder 'xml' with its boxes in it or beside it; name it with --boxes DIR")
     return Folders(
         boxes=boxes,

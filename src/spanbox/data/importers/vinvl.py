@@ -32,7 +32,8 @@ def read_vinvl(path: Path) -> VinvlFile:
         DataError: the file is damaged, lacks an array, or holds one of another shape or one that must be unpickled.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: of a damaged file np.load would leave its own handle open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             size = int(arrays["image_w"]), int(arrays["image_h"])
             boxes, scores, labels = arrays["bounding_boxes"], arrays["scores"], arrays["objects"]
     except KeyError as error:

@@ -34,10 +34,10 @@ def read_voc(path: Path) -> VocFile:
     """
     try:
         root = ElementTree.parse(path).getroot()
-    except (ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path}: is no XML that can be read ({error})") from None
     except DefusedXmlException as error:
         raise DataError(f"{path}: refused, it defines or fetches entities ({type(error).__name__})") from None
+    except (ParseError, ValueError, LookupError) as error:
+        raise DataError(f"{path}: is no XML that can be read ({error})") from None
     boxes: dict[str, list[Box]] = {}
     unusable: list[str] = []
     for element in root.iter("object"):

@@ -1,0 +1,75 @@
+"""Batches for the tests of the losses: ids and links are what counts, the rest is filled with zeros."""
+
+import torch
+from torch import Tensor
+
+from spanbox.structures import PADDING_ID, Batch
+
+
+def batch_of(
+    *,
+    span_identity: Tensor,
+    region_valid: Tensor,
+    links: Tensor,
+    group: Tensor,
+) -> Batch:
+    """A batch with these ids and links. Shapes as in `Batch`."""
+    pairs, spans, regions = links.shape
+    return Batch(
+        pixels=torch.zeros(pairs, 3, 1, 1, dtype=torch.uint8),
+        token_ids=torch.zeros(pairs, 1, dtype=torch.int64),
+        token_mask=torch.ones(pairs, 1, dtype=torch.bool),
+        span_tokens=torch.ones(pairs, spans, 1, dtype=torch.bool),
+        span_identity=span_identity,
+        regions=torch.zeros(pairs, regions, 4),
+        region_valid=region_valid,
+        links=links,
+        group=group,
+        sample=torch.arange(pairs),
+    )
+
+
+def make_batch(
+    identities: list[list[int]],
+    regions: list[int],
+    links: list[tuple[int, int, int]],
+    group: list[int] | None = None,
+) -> Batch:
+    """A batch padded to its longest lists.
+
+    Args:
+        identities: identity of each span of each pair.
+        regions: how many regions each pair has.
+        links: (pair, span, region).
+        group: of each pair; by default every pair shows an image of its own.
+    """
+    pairs, most_spans, most_regions = len(identities), max(map(len, identities)), max(regions)
+    link_mask = torch.zeros(pairs, most_spans, most_regions, dtype=torch.bool)
+    for link in links:
+        link_mask[link] = True
+    padded = [row + [PADDING_ID] * (most_spans - len(row)) for row in identities]
+    return batch_of(
+        span_identity=torch.tensor(padded, dtype=torch.int64),
+        region_valid=torch.arange(most_regions) < torch.tensor(regions)[:, None],
+        links=link_mask,
+        group=torch.tensor(group) if group else torch.arange(pairs),
+    )
+
+
+def random_batch(seed: int, *, pairs: int | None = None, spans: int | None = None, regions: int | None = None) -> Batch:
+    """Few groups and identities, so that they repeat; padding anywhere; links of padding too, which must not count."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    pairs = int(draw(1, 6)) if pairs is None else pairs
+    spans = int(draw(0, 4)) if spans is None else spans
+    regions = int(draw(0, 4)) if regions is None else regions
+    identity = draw(0, 4, pairs, spans)
+    return batch_of(
+        span_identity=torch.where(identity == 0, PADDING_ID, identity),
+        region_valid=draw(0, 4, pairs, regions) > 0,
+        links=draw(0, 3, pairs, spans, regions) == 0,
+        group=draw(0, 3, pairs),
+    )

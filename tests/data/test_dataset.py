@@ -1,0 +1,386 @@
+"""From records to samples: boxes, spans and links; pixels that agree with them; broken images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pairs import BLUE, RED, Box, entity, save_manifest
+from spanbox.data.dataset import Annotation, PairDataset, SampleLimits, annotate
+from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record
+from spanbox.errors import DataError
+from spanbox.structures import Incident, Sample, stable_id
+
+SIZE = (200, 100)  # of the images that records are annotated against
+LIMITS = SampleLimits(image_size=16)
+TEXT = "The cat and the dog met a bird"
+
+
+def record_of(*entities: Entity, text: str = TEXT, objects: tuple[ObjectBox, ...] = ()) -> Record:
+    return Record(id="r", image="r.png", text=text, entities=entities, objects=objects)
+
+
+def annotated(*entities: Entity, limits: SampleLimits = LIMITS, objects: tuple[ObjectBox, ...] = ()) -> Annotation:
+    return annotate(record_of(*entities, objects=objects), SIZE, limits)
+
+
+def linked(annotation: Annotation, text: str = TEXT) -> list[tuple[str, list[int]]]:
+    """Text of each span, and the regions that show it."""
+    return [
+        (text[start:end], row.nonzero().flatten().tolist())
+        for (start, end), row in zip(annotation.spans, annotation.links, strict=True)
+    ]
+
+
+def kinds(annotation: Annotation | Sample) -> list[str]:
+    return [incident.kind for incident in annotation.incidents]
+
+
+def test_boxes_are_normalised() -> None:
+    annotation = annotated(entity(TEXT, "cat", (20, 10, 100, 50)))
+    torch.testing.assert_close(annotation.regions, torch.tensor([[0.1, 0.1, 0.5, 0.5]]))
+    assert annotation.regions.dtype == torch.float32
+    assert annotation.incidents == ()
+
+
+def test_boxes_are_clipped_and_counted() -> None:
+    annotation = annotated(entity(TEXT, "cat", (-20, 10, 300, 50)), entity(TEXT, "dog", (0, 0, 200, 130)))
+    torch.testing.assert_close(annotation.regions, torch.tensor([[0.0, 0.1, 1.0, 0.5], [0.0, 0.0, 1.0, 1.0]]))
+    assert annotation.incidents == (
+        Incident("clipped box", "r", "[-20, 10, 300, 50] leaves the image of 200x100"),
+        Incident("clipped box", "r", "[0, 0, 200, 130] leaves the image of 200x100"),
+    )
+
+
+def test_edges_that_leave_by_rounding_are_clipped_without_a_word() -> None:
+    annotation = annotated(entity(TEXT, "cat", (-0.1, 10, 200.1, 100.05)))
+    torch.testing.assert_close(annotation.regions, torch.tensor([[0.0, 0.1, 1.0, 1.0]]))
+    assert annotation.incidents == ()
+
+
+@pytest.mark.parametrize("box", [(300, 10, 350, 50), (-50, 10, 0, 50), (10, 100, 20, 120)])
+def test_degenerate_boxes_are_left_out_and_counted(box: Box) -> None:
+    annotation = annotated(entity(TEXT, "cat", box, (0, 0, 100, 50)), entity(TEXT, "dog", box))
+    assert linked(annotation) == [("cat", [0]), ("dog", [])]
+    assert kinds(annotation) == ["degenerate box", "degenerate box"]
+
+
+def test_a_box_of_several_spans_is_one_region() -> None:
+    annotation = annotated(
+        entity(TEXT, "cat", (0, 0, 100, 50)), entity(TEXT, "dog", (100, 0, 200, 50), (0, 0, 100, 50))
+    )
+    assert len(annotation.regions) == 2
+    assert linked(annotation) == [("cat", [0]), ("dog", [0, 1])]
+
+
+def test_boxes_that_are_equal_once_clipped_are_one_region() -> None:
+    annotation = annotated(entity(TEXT, "cat", (-50, 0, 100, 50)), entity(TEXT, "dog", (0, -9, 100, 50)))
+    assert linked(annotation) == [("cat", [0]), ("dog", [0])]
+
+
+def test_a_box_given_twice_to_a_span_is_one_region() -> None:
+    assert linked(annotated(entity(TEXT, "cat", (0, 0, 9, 9), (0, 0, 9, 9)))) == [("cat", [0])]
+
+
+def test_a_span_has_several_boxes() -> None:
+    annotation = annotated(entity(TEXT, "cat", (0, 0, 20, 20), (30, 0, 50, 20), (60, 0, 80, 20)))
+    assert linked(annotation) == [("cat", [0, 1, 2])]
+
+
+def test_spans_without_a_box_come_last_in_their_order() -> None:
+    entities = (
+        entity(TEXT, "cat"),
+        entity(TEXT, "dog", (0, 0, 9, 9)),
+        entity(TEXT, "met"),
+        entity(TEXT, "bird", (9, 9, 20, 20)),
+    )
+    assert linked(annotated(*entities)) == [("dog", [0]), ("bird", [1]), ("cat", []), ("met", [])]
+
+
+def test_spans_over_the_limit_are_those_without_a_box_and_counted() -> None:
+    limits = replace(LIMITS, max_spans=2)
+    annotation = annotated(entity(TEXT, "cat"), entity(TEXT, "dog"), entity(TEXT, "bird", (0, 0, 9, 9)), limits=limits)
+    assert linked(annotation) == [("bird", [0]), ("cat", [])]
+    assert annotation.incidents == (Incident("spans over limit", "r", "3 spans, 2 used"),)
+
+
+def test_regions_over_the_limit_are_counted_and_their_links_cut() -> None:
+    limits = replace(LIMITS, max_regions=2)
+    boxes: list[Box] = [(0, 0, 20, 20), (30, 0, 50, 20), (60, 0, 80, 20)]
+    annotation = annotated(entity(TEXT, "cat", *boxes), entity(TEXT, "dog", boxes[2]), limits=limits)
+    assert len(annotation.regions) == 2
+    assert linked(annotation) == [("cat", [0, 1]), ("dog", [])]
+    assert annotation.incidents == (Incident("regions over limit", "r", "3 boxes, 2 used"),)
+
+
+def test_limits_that_just_fit_are_no_incident() -> None:
+    limits = replace(LIMITS, max_spans=1, max_regions=1)
+    assert annotated(entity(TEXT, "cat", (0, 0, 20, 20)), limits=limits).incidents == ()
+
+
+def test_limits_of_zero_leave_the_coarse_level() -> None:
+    limits = replace(LIMITS, max_spans=0, max_regions=0, proposals=4)
+    annotation = annotated(entity(TEXT, "cat", (0, 0, 9, 9)), limits=limits, objects=(ObjectBox((0, 0, 9, 9)),))
+    assert annotation.spans == annotation.identities == ()
+    assert annotation.regions.shape == (0, 4)
+    assert annotation.links.shape == (0, 0)
+
+
+def test_no_entities_at_all() -> None:
+    annotation = annotated()
+    assert annotation.regions.shape == (0, 4)
+    assert annotation.links.shape == (0, 0)
+    assert annotation.incidents == ()
+
+
+def test_spans_are_trimmed() -> None:
+    text = "The  Garfield Park  here"
+    record = record_of(Entity(start=3, end=20), text=text)
+    annotation = annotate(record, SIZE, LIMITS)
+    assert linked(annotation, text) == [("Garfield Park", [])]
+
+
+def test_identities_are_the_folded_text_or_what_the_record_says() -> None:
+    text = "Garfield  PARK or 公园"
+    record = record_of(entity(text, "Garfield  PARK"), entity(text, "公园", identity="Garfield Park"), text=text)
+    assert annotate(record, SIZE, LIMITS).identities == (stable_id("garfield park"),) * 2
+
+
+def proposal(x: float, score: float, width: float = 20) -> ObjectBox:
+    return ObjectBox(box=(x, 0, x + width, 20), score=score)
+
+
+def lefts(annotation: Annotation) -> list[float]:
+    """Left edges of the regions in pixels."""
+    return (annotation.regions[:, 0] * SIZE[0]).round().tolist()
+
+
+def test_proposals_are_ranked_by_score_and_linked_to_nothing() -> None:
+    objects = proposal(20, 0.2), proposal(40, 0.9), proposal(60, 0.5)
+    annotation = annotated(entity(TEXT, "cat", (0, 0, 9, 9)), limits=replace(LIMITS, proposals=2), objects=objects)
+    assert lefts(annotation) == [0, 40, 60]
+    assert linked(annotation) == [("cat", [0])]
+    assert annotation.incidents == ()
+
+
+@pytest.mark.parametrize(("shift", "kept"), [(0, False), (6, False), (7, True), (20, True)])
+def test_proposals_that_show_an_entity_are_left_out(shift: float, kept: bool) -> None:
+    """Two boxes 20 wide, one moved by `shift`: the IoU is (20 - shift) / (20 + shift), 0.54 at 6 and 0.48 at 7."""
+    annotation = annotated(
+        entity(TEXT, "cat", (100, 0, 120, 20)),
+        limits=replace(LIMITS, proposals=4),
+        objects=(proposal(100 + shift, 0.5),),
+    )
+    assert len(annotation.regions) == 1 + kept
+
+
+def test_an_iou_of_exactly_one_half_shows_the_entity() -> None:
+    cat, wider = entity(TEXT, "cat", (0, 0, 50, 25)), ObjectBox(box=(0, 0, 100, 25))
+    assert lefts(annotated(cat, limits=replace(LIMITS, proposals=4), objects=(wider,))) == [0]
+
+
+def test_proposals_that_show_any_of_the_entities_are_left_out() -> None:
+    cats = entity(TEXT, "cat", (0, 0, 20, 20)), entity(TEXT, "dog", (40, 0, 60, 20))
+    objects = proposal(0, 0.9), proposal(40, 0.8), proposal(80, 0.7)
+    assert lefts(annotated(*cats, limits=replace(LIMITS, proposals=4), objects=objects)) == [0, 40, 80]
+
+
+def test_proposals_take_the_room_that_entities_leave() -> None:
+    objects = tuple(proposal(20 * i, 1 - i / 10) for i in range(1, 6))
+    limits = replace(LIMITS, proposals=4, max_regions=3)
+    assert lefts(annotated(entity(TEXT, "cat", (0, 0, 9, 9)), limits=limits, objects=objects)) == [0, 20, 40]
+    assert lefts(annotated(limits=limits, objects=objects)) == [20, 40, 60]
+
+
+def test_proposals_are_clipped_and_those_outside_left_out() -> None:
+    objects = ObjectBox(box=(-20, 0, 20, 20), score=0.9), ObjectBox(box=(300, 0, 320, 20), score=0.8)
+    annotation = annotated(limits=replace(LIMITS, proposals=4), objects=objects)
+    torch.testing.assert_close(annotation.regions, torch.tensor([[0.0, 0.0, 0.1, 0.2]]))
+
+
+def test_proposals_are_left_out_unless_asked_for() -> None:
+    assert len(annotated(objects=(proposal(0, 1.0),)).regions) == 0
+
+
+# ---------------------------------------------------------------- decoded samples
+
+
+def dataset_of(
+    manifest: Manifest, limits: SampleLimits = LIMITS, seed: int = 0, *, training: bool = True
+) -> PairDataset:
+    return PairDataset(manifest, limits, seed, replace_broken=training)
+
+
+def only_sample(manifest: Manifest, limits: SampleLimits = LIMITS) -> Sample:
+    item = dataset_of(manifest, limits, training=False)[0, 0]
+    assert isinstance(item, Sample)
+    return item
+
+
+def painted(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """A blue image with a red box."""
+    image = Image.new("RGB", size, BLUE)
+    image.paste(RED, box)
+    return image
+
+
+def redness(pixels: Tensor) -> Tensor:
+    """Share of pixels that are nearly red; (3, H, W) or (R, 3, H, W)."""
+    red, _, blue = pixels.float().unbind(-3)
+    return ((red > 200) & (blue < 55)).float().mean((-2, -1))
+
+
+def test_sample_of_a_record(tmp_path: Path) -> None:
+    record = Record(id="x", image="x.png", text=TEXT, group="g", entities=(entity(TEXT, "dog", (0, 0, 20, 10)),))
+    sample = only_sample(save_manifest(tmp_path, [record]))
+    assert (sample.id, sample.text, sample.group) == ("x", TEXT, stable_id("g"))
+    assert sample.pixels.shape == (3, 16, 16)
+    assert sample.pixels.dtype == torch.uint8
+    assert sample.pixels.is_contiguous()
+    assert sample.span_texts == ("dog",)
+    torch.testing.assert_close(sample.regions, torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+    assert sample.crops is None
+    assert sample.incidents == ()
+
+
+def test_captions_of_one_image_share_a_group(tmp_path: Path) -> None:
+    records = [Record(id=name, image="x.png", text=name) for name in "ab"]
+    first, second = (dataset_of(save_manifest(tmp_path, records))[0, i] for i in (0, 1))
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert first.group == second.group == stable_id("x.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_agree_with_pixels_and_crops_of_images_stored_on_their_side(tmp_path: Path, orientation: int) -> None:
+    """The box is where the image as shown is red, however it is stored."""
+    undone = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that leads back from the shown image
+    box = (100, 20, 140, 80)
+    shown = painted((160, 100), box)
+    stored = shown.transpose(Image.Transpose(undone[orientation])) if orientation > 1 else shown
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "x.png", exif=exif)
+    record = Record(id="x", image="x.png", text=TEXT, entities=(entity(TEXT, "cat", box),))
+    sample = only_sample(save_manifest(tmp_path, [record]), SampleLimits(image_size=32, crop_size=12))
+    assert sample.crops is not None
+    assert redness(sample.crops[:, :, 1:-1, 1:-1]).item() == 1
+    x0, y0, x1, y1 = (sample.regions[0] * 32).round().int().tolist()
+    assert redness(sample.pixels[:, y0 + 1 : y1 - 1, x0 + 1 : x1 - 1]) == 1
+    area = (box[2] - box[0]) * (box[3] - box[1]) / (160 * 100)
+    assert redness(sample.pixels).item() == pytest.approx(area, abs=0.03)
+
+
+def crops_of(folder: Path, box: Box, margin: float) -> Tensor:
+    painted((160, 100), (40, 30, 80, 50)).save(folder / "x.png")
+    record = Record(id="x", image="x.png", text=TEXT, entities=(entity(TEXT, "cat", box),))
+    limits = replace(LIMITS, crop_size=40, crop_margin=margin)
+    crops = only_sample(save_manifest(folder, [record]), limits).crops
+    assert crops is not None
+    assert crops.shape == (1, 3, 40, 40)
+    assert crops.dtype == torch.uint8
+    return crops
+
+
+def test_a_crop_shows_its_box_and_nothing_else(tmp_path: Path) -> None:
+    crops = crops_of(tmp_path, (40, 30, 80, 50), margin=0)
+    assert redness(crops[..., 1:-1, 1:-1]).item() == 1
+    assert redness(crops_of(tmp_path, (80, 50, 120, 90), margin=0)[..., 1:-1, 1:-1]).item() == 0
+
+
+def test_a_crop_may_have_a_margin(tmp_path: Path) -> None:
+    """Half of the box's size on each side: the box takes the middle half of its crop's width and height."""
+    crop = crops_of(tmp_path, (40, 30, 80, 50), margin=0.5)[0]
+    assert redness(crop[:, 11:29, 11:29]) == 1
+    assert redness(crop).item() == pytest.approx(1 / 4, abs=0.03)
+
+
+def test_a_margin_stops_at_the_border(tmp_path: Path) -> None:
+    crop = crops_of(tmp_path, (0, 0, 160, 100), margin=0.5)[0]
+    assert redness(crop).item() == pytest.approx(40 * 20 / (160 * 100), abs=0.02)
+
+
+def test_crops_of_an_image_without_regions(tmp_path: Path) -> None:
+    manifest = save_manifest(tmp_path, [Record(id="x", image="x.png", text=TEXT)])
+    crops = only_sample(manifest, replace(LIMITS, crop_size=6)).crops
+    assert crops is not None
+    assert crops.shape == (0, 3, 6, 6)
+    assert crops.dtype == torch.uint8
+
+
+def test_incidents_of_the_annotation_are_the_samples(tmp_path: Path) -> None:
+    record = Record(id="x", image="x.png", text=TEXT, entities=(entity(TEXT, "cat", (0, 0, 99, 9)),))
+    assert kinds(only_sample(save_manifest(tmp_path, [record]))) == ["clipped box"]
+
+
+# ---------------------------------------------------------------- broken images
+
+
+def manifest_with_broken(folder: Path, broken: str) -> Manifest:
+    records = [Record(id=name, image=f"{name}.png", text=f"text of {name}") for name in "abcdef"]
+    for name in broken:
+        (folder / f"{name}.png").write_bytes(b"no image")
+    return save_manifest(folder, records)
+
+
+def test_a_broken_image_is_replaced_and_noted(tmp_path: Path) -> None:
+    sample = dataset_of(manifest_with_broken(tmp_path, "b"))[0, 1]
+    assert isinstance(sample, Sample)
+    assert sample.id != "b"
+    assert sample.text == f"text of {sample.id}"
+    (incident,) = set(sample.incidents)
+    assert incident.kind == "broken image"
+    assert incident.sample == "b"
+    assert "b.png" in incident.detail
+
+
+def test_the_replacement_is_drawn_from_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    manifest = manifest_with_broken(tmp_path, "bc")
+
+    def replacements(seed: int, index: int) -> list[str]:
+        dataset = dataset_of(manifest, seed=seed)
+        torch.rand(3)  # moves the global random state
+        items = [dataset[epoch, index] for epoch in range(12)]
+        assert all(isinstance(item, Sample) for item in items)
+        return [item.id for item in items if isinstance(item, Sample)]
+
+    first = replacements(seed=0, index=1)
+    assert replacements(seed=0, index=1) == first
+    assert set(first) <= set("adef")
+    assert len(set(first)) > 1, "it differs between epochs"
+    assert replacements(seed=1, index=1) != first
+    assert replacements(seed=0, index=2) != first
+
+
+def test_a_readable_pair_is_itself_in_every_epoch(tmp_path: Path) -> None:
+    dataset = dataset_of(manifest_with_broken(tmp_path, "b"))
+    for epoch in range(3):
+        sample = dataset[epoch, 3]
+        assert isinstance(sample, Sample)
+        assert (sample.id, sample.incidents) == ("d", ())
+
+
+def test_every_broken_image_on_the_way_is_noted(tmp_path: Path) -> None:
+    dataset = dataset_of(manifest_with_broken(tmp_path, "bcdef"))
+    samples = [dataset[epoch, 1] for epoch in range(8)]
+    assert {sample.id for sample in samples if isinstance(sample, Sample)} == {"a"}
+    assert max(len(sample.incidents) for sample in samples if isinstance(sample, Sample)) > 1
+
+
+def test_evaluation_returns_the_incident(tmp_path: Path) -> None:
+    item = dataset_of(manifest_with_broken(tmp_path, "b"), training=False)[0, 1]
+    assert isinstance(item, Incident)
+    assert (item.kind, item.sample) == ("broken image", "b")
+
+
+def test_twenty_broken_images_in_a_row_are_an_error(tmp_path: Path) -> None:
+    dataset = dataset_of(manifest_with_broken(tmp_path, "abcdef"))
+    with pytest.raises(DataError, match=r"pairs\.jsonl: 20 images in a row cannot be read; the last: .*\.png"):
+        dataset[0, 0]
+
+
+def test_length_is_the_manifests(tmp_path: Path) -> None:
+    assert len(dataset_of(manifest_with_broken(tmp_path, ""))) == 6

@@ -1,0 +1,299 @@
+"""The demo's scenes: sentences, spans and boxes are true to what is drawn."""
+
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spanbox.data import demo
+from spanbox.data.demo import DemoSettings, Language, Split, choose_concepts, draw_scene, write_demo
+from spanbox.data.images import load_image
+from spanbox.data.manifest import Box, Entity, Manifest, Record
+from spanbox.errors import DataError
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+BOTH: tuple[Language, ...] = ("en", "zh")
+SMALL = DemoSettings(concepts=20, languages=BOTH, size=64)
+COUNT = 60
+
+RELATION: dict[Language, dict[str, str]] = {
+    "en": {"left of": "left", "right of": "right", "above": "above", "below": "below"},
+    "zh": {"左边": "left", "右边": "right", "上方": "above", "下方": "below"},
+}
+# What a sentence says: how <a> and <c> lie to <b>. `(ab)` and `(cb)` are relations.
+SENTENCES: dict[Language, list[str]] = {
+    "en": [
+        r"The <a> is (ab) the <b>, and the <c> is (cb) it\.",
+        r"A picture of the <a> (ab) the <b>, with the <c> (cb) the latter\.",
+        r"Look: the <b>, the <a> (ab) it and the <c> (cb) it\.",
+        r"We found the <a>, the <b> and the <c>; the first is (ab) the second\.",
+    ],
+    "zh": [
+        r"<a>在<b>的(ab)，<c>在它的(cb)。",
+        r"图中<a>位于<b>(ab)，还有<c>在\1(cb)。",
+        r"看：<b>，(ab)是<a>，(cb)是<c>。",
+        r"这里有<a>、<b>和<c>，第一个在第二个的(ab)。",
+    ],
+}
+
+
+def scenes(
+    settings: DemoSettings = SMALL, split: Split = "train", count: int = COUNT
+) -> list[tuple[Image.Image, Record]]:
+    return [draw_scene(split, index, settings) for index in range(count)]
+
+
+def records(settings: DemoSettings = SMALL, split: Split = "train", count: int = COUNT) -> list[Record]:
+    return [record for _, record in scenes(settings, split, count)]
+
+
+def shown(record: Record) -> list[Entity]:
+    return [entity for entity in record.entities if entity.boxes]
+
+
+def absent(record: Record) -> list[Entity]:
+    return [entity for entity in record.entities if not entity.boxes]
+
+
+def named_set(record: Record) -> frozenset[str]:
+    return frozenset(entity.identity for entity in shown(record))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.int16)
+
+
+def test_a_scene_is_the_same_on_every_call() -> None:
+    for split in SPLITS:
+        for (image, record), (again, same) in zip(scenes(SMALL, split, 5), scenes(SMALL, split, 5), strict=True):
+            assert record == same
+            assert (pixels(image) == pixels(again)).all()
+
+
+def test_scenes_differ_by_split_index_and_seed() -> None:
+    drawn = [*records(count=20), *records(split="val", count=20), *records(DemoSettings(seed=1, size=64), count=20)]
+    assert len({(record.text, record.objects) for record in drawn}) == 60
+
+
+def test_spans_are_the_names_of_their_concepts() -> None:
+    concepts = {concept.id: concept for concept in choose_concepts(SMALL)}
+    for record in records():
+        assert record.lang in BOTH
+        for entity in record.entities:
+            concept = concepts[entity.identity]
+            assert record.text[entity.start : entity.end] == concept.names[record.lang]  # type: ignore[index]
+            assert entity.type == concept.subgroup
+
+
+def test_three_objects_are_named_and_have_one_box_each() -> None:
+    for record in records():
+        assert len(named_set(record)) == 3, "one of them perhaps twice"
+        assert {len(entity.boxes) for entity in shown(record)} == {1}
+        boxes = [proposal.box for proposal in record.objects]
+        assert {entity.boxes[0] for entity in shown(record)} == set(boxes[:3])
+
+
+def test_shares_of_scenes_with_a_distractor_and_with_an_absent_thing() -> None:
+    drawn = records(count=400)
+    assert {len(record.objects) for record in drawn} == {3, 4}
+    assert {len(absent(record)) for record in drawn} == {0, 1}
+    distractors = sum(len(record.objects) == 4 for record in drawn) / len(drawn)
+    assert distractors == pytest.approx(demo.DISTRACTOR_SHARE, abs=0.1)
+    assert sum(len(absent(record)) for record in drawn) / len(drawn) == pytest.approx(demo.ABSENT_SHARE, abs=0.1)
+
+
+def test_boxes_lie_inside_the_scene_and_apart() -> None:
+    for record in records():
+        boxes = [proposal.box for proposal in record.objects]
+        for x0, y0, x1, y1 in boxes:
+            assert 0 <= x0 < x1 <= 64
+            assert 0 <= y0 < y1 <= 64
+        for a, b in combinations(boxes, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+@pytest.mark.parametrize("size", [64, 192])
+def test_boxes_fit_what_is_drawn_to_the_pixel(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Compared with the same scene drawn from transparent artwork, which is its background alone."""
+    settings = DemoSettings(concepts=100, size=size)
+    drawn = scenes(settings, count=30)
+    artwork = demo._artwork
+    monkeypatch.setattr(demo, "_artwork", lambda name: Image.new("RGBA", artwork(name).size))
+    for (image, record), (background, same) in zip(drawn, scenes(settings, count=30), strict=True):
+        assert record == same
+        painted = (pixels(image) != pixels(background)).any(axis=-1)
+        for proposal in record.objects:
+            x0, y0, x1, y1 = map(int, proposal.box)
+            rows, columns = painted[y0:y1, x0:x1].nonzero()
+            assert (rows.min(), rows.max()) == (0, y1 - y0 - 1)
+            assert (columns.min(), columns.max()) == (0, x1 - x0 - 1)
+            painted[y0:y1, x0:x1] = False
+        assert not painted.any()
+
+
+def test_an_absent_thing_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    artwork, images = demo._artwork, {concept.id: concept.image for concept in choose_concepts(SMALL)}
+    taken: list[str] = []
+
+    def watched(name: str) -> Image.Image:
+        taken.append(name)
+        return artwork(name)
+
+    monkeypatch.setattr(demo, "_artwork", watched)
+    for index in range(COUNT):
+        taken.clear()
+        record = draw_scene("train", index, SMALL)[1]
+        assert not {images[entity.identity] for entity in absent(record)} & set(taken)
+        assert {images[entity.identity] for entity in shown(record)} <= set(taken)
+        assert len(set(taken)) == len(record.objects)
+
+
+def direction(box: Box, other: Box) -> set[str]:
+    """All that may truly be said of where a box lies as seen from another: its larger offset, both when equal."""
+    dx = (box[0] + box[2]) - (other[0] + other[2])
+    dy = (box[1] + box[3]) - (other[1] + other[3])
+    across, down = ({"left"} if dx < 0 else {"right"}), ({"above"} if dy < 0 else {"below"})
+    return across if abs(dx) > abs(dy) else down if abs(dy) > abs(dx) else across | down
+
+
+def parse(record: Record) -> tuple[dict[str, str], str]:
+    """The names and relations that a sentence gives its slots, and what follows it."""
+    language: Language = record.lang  # type: ignore[assignment]
+    names = "|".join(re.escape(record.span_text(entity)) for entity in shown(record))
+    relations = "|".join(RELATION[language])
+    found = []
+    for sentence in SENTENCES[language]:
+        pattern = re.sub(r"<(\w)>", rf"(?P<\1>{names})", sentence.replace(r"\1", "(?P=b)"))
+        pattern = re.sub(r"\((ab|cb)\)", rf"(?P<\1>{relations})", pattern)
+        if match := re.match(pattern, record.text):
+            found.append((match.groupdict(), record.text[match.end() :]))
+    assert len(found) == 1, record.text
+    return found[0]
+
+
+@pytest.mark.parametrize("language", BOTH)
+def test_sentences_are_true_to_the_boxes(language: Language) -> None:
+    said = set()
+    for record in records(DemoSettings(concepts=60, languages=(language,), size=64), count=150):
+        slots, _ = parse(record)
+        box_of = {record.span_text(entity): entity.boxes[0] for entity in shown(record)}
+        assert {slots["a"], slots["b"], slots["c"]} == set(box_of)
+        for relation, name in (("ab", "a"), ("cb", "c")):
+            if relation in slots:
+                meant = RELATION[language][slots[relation]]
+                said.add(meant)
+                assert meant in direction(box_of[slots[name]], box_of[slots["b"]]), record.text
+    assert said == {"left", "right", "above", "below"}
+
+
+@pytest.mark.parametrize("language", BOTH)
+def test_what_follows_a_sentence_names_the_absent_thing(language: Language) -> None:
+    for record in records(DemoSettings(concepts=60, languages=(language,), size=64), count=100):
+        rest = parse(record)[1]
+        assert bool(rest) == bool(absent(record))
+        for entity in absent(record):
+            assert record.span_text(entity) in rest
+            assert entity.identity not in named_set(record)
+
+
+def test_all_sentences_occur() -> None:
+    for language in BOTH:
+        drawn = records(DemoSettings(concepts=60, languages=(language,), size=64), count=100)
+        forms = set()
+        for record in drawn:
+            form = record.text
+            for word in (*RELATION[language], *(record.span_text(entity) for entity in record.entities)):
+                form = form.replace(word, "*")
+            forms.add(form)
+        assert len(forms) == 4 * (1 + 3), "four sentences, alone or with one of three about what is absent"
+
+
+def test_languages_are_those_asked_for() -> None:
+    assert {record.lang for record in records()} == {"en", "zh"}
+    for language in BOTH:
+        drawn = records(DemoSettings(languages=(language,), size=64), count=10)
+        assert {record.lang for record in drawn} == {language}
+        assert all(record.text.isascii() == (language == "en") for record in drawn)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_named_set_is_in_two_splits(seed: int) -> None:
+    """Ten concepts make 120 sets, so that nearly all of them are drawn."""
+    sets = [
+        {named_set(record) for record in records(DemoSettings(concepts=10, size=48, seed=seed), split, count=200)}
+        for split in SPLITS
+    ]
+    assert all(sets)
+    for first, second in combinations(sets, 2):
+        assert not first & second
+
+
+def test_every_concept_is_named_in_every_split() -> None:
+    everything = {concept.id for concept in choose_concepts(SMALL)}
+    for split in SPLITS:
+        assert set().union(*map(named_set, records(split=split, count=200))) == everything
+
+
+def test_concepts_are_different_and_of_many_kinds() -> None:
+    concepts = choose_concepts(DemoSettings(concepts=60))
+    assert len(concepts) == 60
+    for language in BOTH:
+        assert len({concept.names[language] for concept in concepts}) == 60
+    kinds = Counter(concept.subgroup for concept in concepts)
+    assert set(kinds) == {concept.subgroup for concept in demo._all_concepts()}
+    assert max(kinds.values()) == 2, "one of each kind before a second of any, two before a third"
+    assert choose_concepts(DemoSettings(concepts=60, seed=1)) != concepts
+
+
+@pytest.mark.parametrize("count", [0, 9, 10_000])
+def test_a_number_of_concepts_that_cannot_be_is_refused(tmp_path: Path, count: int) -> None:
+    with pytest.raises(DataError, match=rf"the demo draws from 10 to \d+ concepts, not {count}"):
+        write_demo(tmp_path / "out", {"train": 1}, DemoSettings(concepts=count))
+    assert not (tmp_path / "out").exists()
+
+
+def test_limits_of_the_number_of_concepts_are_accepted() -> None:
+    most = len(demo._all_concepts())
+    assert len(choose_concepts(DemoSettings(concepts=10))) == 10
+    assert len(choose_concepts(DemoSettings(concepts=most))) == most
+
+
+def test_the_manifest_is_accepted_and_its_images_load(tmp_path: Path) -> None:
+    counts: dict[Split, int] = {"train": 5, "val": 2, "test": 1}
+    paths = write_demo(tmp_path, counts, SMALL)
+    assert paths == {split: tmp_path / f"{split}.jsonl" for split in SPLITS}
+    for split, path in paths.items():
+        manifest = Manifest(path)
+        assert list(manifest) == records(split=split, count=counts[split])
+        for (image, _), record in zip(scenes(split=split, count=counts[split]), manifest, strict=True):
+            stored = load_image(manifest.image_path(record))
+            assert stored.size == (64, 64)
+            assert np.abs(pixels(stored) - pixels(image)).mean() < 8, "but for the losses of JPEG"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_equal_settings_give_equal_files(tmp_path: Path, workers: int) -> None:
+    contents = []
+    for folder, count in (("first", 1), ("second", workers)):
+        write_demo(tmp_path / folder, {"train": 70, "val": 3}, SMALL, workers=count)
+        files = sorted(path for path in (tmp_path / folder).rglob("*") if path.is_file())
+        contents.append({path.relative_to(tmp_path / folder): path.read_bytes() for path in files})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 75
+
+
+def test_a_larger_demo_begins_as_a_smaller_one(tmp_path: Path) -> None:
+    write_demo(tmp_path / "small", {"train": 2}, SMALL)
+    write_demo(tmp_path / "large", {"train": 4}, SMALL)
+    small, large = ((tmp_path / name / "train.jsonl").read_bytes() for name in ("small", "large"))
+    assert large.startswith(small)
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[int] = []
+    write_demo(tmp_path, {"train": 3, "val": 2}, SMALL, on_drawn=told.append)
+    assert told == [1, 2, 3, 4, 5]

@@ -1,0 +1,74 @@
+"""Tiny dual encoders and batches for them, for tests of what lies between the data and the losses. No file is read."""
+
+import random
+from functools import cache
+from typing import Any
+
+import torch
+
+import tiny
+from spanbox.data.collate import Collator
+from spanbox.data.tokenizer import train_tokenizer
+from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings, SpanSettings
+from spanbox.models.preprocessing import Preprocessing
+from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
+from spanbox.structures import Batch, Sample, stable_id
+
+THINGS = ("kite", "lamp", "bridge", "otter", "violin", "teapot", "canoe", "maple")
+COLOURS = ("red", "blue", "green", "white", "grey")
+MAX_TOKENS = 32
+VOCABULARY = 128
+
+
+@cache
+def tokenizer() -> Any:
+    """Knows every word of `make_sample`."""
+    return train_tokenizer([f"the {colour} {thing} and" for colour in COLOURS for thing in THINGS], VOCABULARY)
+
+
+def make_sample(number: int, spans: int = 2, regions: int = 3) -> Sample:
+    """A decoded pair like any other: span `i` is shown by region `i`, the other regions show no span."""
+    rng = random.Random(number)
+    generator = torch.Generator().manual_seed(number)
+    text, edges = "the", []
+    for thing in rng.sample(THINGS, max(1, spans)):
+        text += " and the " if edges else " "
+        name = f"{rng.choice(COLOURS)} {thing}"
+        edges.append((len(text), len(text) + len(name)))
+        text += name
+    corners = torch.rand(regions, 2, 2, generator=generator).sort(dim=1).values
+    side = tiny.IMAGE_SIZE
+    return Sample(
+        id=f"pair-{number}",
+        pixels=torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8),
+        text=text,
+        group=number,
+        spans=tuple(edges[:spans]),
+        span_texts=tuple(text[start:end] for start, end in edges[:spans]),
+        identities=tuple(stable_id(text[start:end]) for start, end in edges[:spans]),
+        regions=corners.flatten(1),
+        links=torch.eye(spans, regions, dtype=torch.bool),
+        crops=torch.randint(0, 256, (regions, 3, side, side), generator=generator, dtype=torch.uint8),
+        incidents=(),
+    )
+
+
+def collate(*samples: Sample) -> Batch:
+    """A batch with all that any dual encoder reads: own tokens of the spans and crops of the regions too."""
+    return Collator(tokenizer(), MAX_TOKENS, own_spans=True)(samples).batch
+
+
+def make_model(
+    *, spans: SpanSettings | None = None, regions: RegionSettings | None = None, dim: int = 8, dropout: float = 0.0
+) -> DualEncoder:
+    """A tiny BERT and a tiny ViT, random weights, in training mode."""
+    text = tiny.bert(vocab_size=VOCABULARY, max_position_embeddings=MAX_TOKENS, hidden_dropout_prob=dropout)
+    settings = ModelSettings(
+        text=TowerSettings(architecture=text | {"attention_probs_dropout_prob": dropout}),
+        vision=VisionTowerSettings(architecture=tiny.vit(hidden_dropout_prob=dropout)),
+        dim=dim,
+        spans=spans or SpanSettings(),
+        regions=regions or RegionSettings(),
+    )
+    towers = build_text_tower(settings.text), build_vision_tower(settings.vision)
+    return DualEncoder(*towers, Preprocessing(image_size=tiny.IMAGE_SIZE), settings)

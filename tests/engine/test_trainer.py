@@ -1,0 +1,363 @@
+"""The training run: it learns, stops gently, goes on exactly, and refuses what cannot be trained."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from encoders import collate, make_model, make_sample, tokenizer
+from spanbox.engine import trainer as trainer_module
+from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights
+from spanbox.engine.tracking import IncidentTally
+from spanbox.engine.trainer import Trainer, TrainSettings, Validate, choose_device, choose_precision
+from spanbox.errors import CheckpointError, ConfigError, TrainingError
+from spanbox.losses.objective import LossSettings, Objective
+from spanbox.models.dual_encoder import DualEncoder
+from spanbox.progress import Progress
+from spanbox.structures import Batch, Incident
+
+Loaded = tuple[Batch, list[str], list[Incident]]
+STEPS = 6
+SIZE = 4  # pairs of a batch
+
+
+def make_trainer(
+    run_dir: Path,
+    *,
+    validate: Validate | None = None,
+    dropout: float = 0.0,
+    loss: dict[str, Any] | None = None,
+    broken_limit: float = 0.01,
+    **settings: Any,
+) -> Trainer:
+    run_dir.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    defaults = {"steps": STEPS, "device": "cpu", "log_every": 1, "save_every": 3, "validate_every": 2}
+    return Trainer(
+        make_model(dropout=dropout),
+        Objective(LossSettings.model_validate(loss or {})),
+        TrainSettings.model_validate(defaults | settings),
+        run_dir=run_dir,
+        store=CheckpointStore(run_dir / "checkpoints", CheckpointFiles("", tokenizer()), keep=2),
+        tally=IncidentTally(100, broken_limit),
+        validate=validate,
+    )
+
+
+def load(step: int) -> Loaded:
+    """The batch of a step, the same in every run."""
+    samples = [make_sample(SIZE * step + number) for number in range(SIZE)]
+    return collate(*samples), [sample.id for sample in samples], []
+
+
+def batches(first: int = 0) -> Iterator[Loaded]:
+    return map(load, range(first, 1000))
+
+
+def fit(trainer: Trainer, stream: Iterator[Loaded] | None = None) -> bool:
+    with Progress("training", trainer.settings.steps, trainer.step) as progress:
+        return trainer.fit(stream or batches(trainer.step), progress)
+
+
+def log(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in log(run_dir)]
+
+
+def resumed(run_dir: Path, **options: Any) -> Trainer:
+    trainer = make_trainer(run_dir, **options)
+    last = run_dir / "checkpoints" / "last"
+    load_weights(last, trainer.model, trainer.objective)
+    trainer.restore(load_trainer_state(last))
+    return trainer
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+class TestLearning:
+    def test_the_loss_falls_on_a_few_pairs(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, steps=60, optimiser={"lr": 3e-3})
+        assert fit(trainer, iter([load(0)] * 60))
+        first, last = log(tmp_path)[0], log(tmp_path)[-1]
+        for term in ("loss", "loss.coarse", "loss.fine"):
+            assert last[term] < 0.1 * first[term], term
+
+    def test_the_learning_rate_follows_its_plan(self, tmp_path: Path) -> None:
+        assert fit(make_trainer(tmp_path, optimiser={"lr": 1e-3, "tower_lr": 1e-5, "warmup": 0.4, "final_lr": 0.1}))
+        rates = [line["lr"] for line in log(tmp_path)]
+        assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+        assert rates[-1] == pytest.approx(1e-4)
+
+    def test_long_gradients_are_shortened(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, optimiser={"clip_norm": 0.01})
+        trainer.train_step(*load(0)[:2])
+        parameters = [*trainer.model.parameters(), *trainer.objective.parameters()]
+        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()  # type: ignore[union-attr]
+        assert norm == pytest.approx(0.01, rel=1e-3)
+
+    def test_temperatures_stay_above_their_bound(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, optimiser={"lr": 5.0, "warmup": 0.0}, loss={"coarse": {"temperature": 0.01}})
+        fit(trainer, iter([load(0)] * STEPS))
+        assert min(line["temperature.coarse"] for line in log(tmp_path)) >= 0.01 - 1e-8
+
+    def test_a_fixed_temperature_stays(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path, loss={"coarse": {"learnable": False, "temperature": 0.2}}))
+        assert [line["temperature.coarse"] for line in log(tmp_path)] == pytest.approx([0.2] * STEPS)
+
+    def test_bfloat16(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, precision="bfloat16", steps=1)
+        assert fit(trainer)
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+class TestLog:
+    def test_every_so_many_steps_and_at_the_end(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path, log_every=4))
+        assert [line["step"] for line in log(tmp_path)] == [4, 6]
+
+    def test_a_level_that_is_left_out_has_no_loss(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path, steps=1, loss={"fine": {"weight": 0.0}}))
+        (line,) = log(tmp_path)
+        assert "loss.fine" not in line
+        assert line["loss"] == line["loss.coarse"]
+
+    def test_incidents_are_counted(self, tmp_path: Path) -> None:
+        stream = ((batch, ids, [Incident("clipped box", ids[0], "")]) for batch, ids, _ in batches())
+        fit(make_trainer(tmp_path, steps=3), stream)
+        assert [line["incidents"] for line in log(tmp_path)] == [{"clipped box": count} for count in (1, 2, 3)]
+
+    def test_validation_and_saving_do_not_slow_the_rates(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = [0.0]
+
+        def tick() -> float:
+            clock[0] += 0.5
+            return clock[0]
+
+        def validate(model: DualEncoder) -> tuple[dict[str, float], float]:
+            clock[0] += 1000.0
+            return {}, 0.0
+
+        monkeypatch.setattr(trainer_module.time, "perf_counter", tick)
+        fit(make_trainer(tmp_path, validate=validate))
+        first, *others = [line["pairs_per_second"] for line in log(tmp_path)]
+        assert others == pytest.approx([first] * (STEPS - 1), rel=0.3)
+
+
+class TestWhatIsNotFinite:
+    def test_a_loss(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path)
+        trainer.train_step(*load(0)[:2])
+        with torch.no_grad():
+            trainer.model.text_projection.bias[0] = torch.nan
+        before = weights(trainer)
+        del before["text_projection.bias"]
+        with pytest.raises(TrainingError, match=r"loss of step 1 .*'coarse': 'nan'.* is not finite; .*nonfinite-step-"):
+            fit(trainer)
+        assert trainer.step == 1
+        assert same(before, weights(trainer))
+        self.assert_ids(tmp_path, 1)
+
+    def test_a_gradient_while_the_loss_is_finite(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path)
+        trainer.model.image_projection.weight.register_hook(lambda gradient: gradient * torch.inf)
+        before = weights(trainer)
+        with pytest.raises(TrainingError, match=r"its gradient \(inf\) is not finite.*Lower train\.optimiser\.lr"):
+            fit(trainer)
+        assert same(before, weights(trainer))
+        self.assert_ids(tmp_path, 0)
+
+    def assert_ids(self, run_dir: Path, step: int) -> None:
+        def refuse(constant: str) -> NoReturn:
+            raise AssertionError(f"{constant} is no JSON")
+
+        path = run_dir / f"nonfinite-step-{step:06d}.json"
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        assert content["step"] == step
+        assert content["ids"] == load(step)[1]
+        assert content["loss"].keys() == {"coarse", "fine"}
+
+
+class TestStopping:
+    def interrupted(self, number: int, at: int, times: int = 1) -> Iterator[Loaded]:
+        """The signal comes while the batch of step `at` (from 0) is being loaded."""
+        for step, loaded in enumerate(batches()):
+            if step == at:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+            yield loaded
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_finishes_the_step_and_saves(self, number: int, tmp_path: Path) -> None:
+        handler = signal.getsignal(number)
+        trainer = make_trainer(tmp_path)
+        assert not fit(trainer, self.interrupted(number, at=3))
+        assert trainer.step == 4
+        assert load_trainer_state(tmp_path / "checkpoints" / "last")["step"] == 4
+        assert signal.getsignal(number) is handler
+
+    def test_what_was_stopped_goes_on_as_if_nothing_had_happened(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path / "whole", dropout=0.2))
+        assert not fit(make_trainer(tmp_path / "stopped", dropout=0.2), self.interrupted(signal.SIGINT, at=3))
+        assert fit(resumed(tmp_path / "stopped", dropout=0.2))
+        assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+    def test_a_second_signal_ends_at_once(self, tmp_path: Path) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            fit(make_trainer(tmp_path), self.interrupted(signal.SIGINT, at=3, times=2))
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert (tmp_path / "checkpoints" / "last").resolve().name == "step-000003"
+
+    def test_in_the_last_step_the_run_is_finished(self, tmp_path: Path) -> None:
+        assert fit(make_trainer(tmp_path), self.interrupted(signal.SIGINT, at=STEPS - 1))
+
+    def test_broken_images_stop_the_run_with_the_list(self, tmp_path: Path) -> None:
+        stream = ((batch, ids, [Incident("broken image", ids[0], "a.jpg: cut off")]) for batch, ids, _ in batches())
+        trainer = make_trainer(tmp_path)
+        with pytest.raises(TrainingError, match=r"2 images cannot be read.*\n  pair-0: a\.jpg: cut off\n  pair-4"):
+            fit(trainer, stream)
+        assert trainer.step == 1
+
+
+class TestResuming:
+    @pytest.mark.parametrize("at", [1, 3, 5])
+    def test_same_trajectory_bit_for_bit(self, at: int, tmp_path: Path) -> None:
+        whole = make_trainer(tmp_path / "whole", dropout=0.2)
+        fit(whole)
+        torch.rand(at)  # the resumed process has another random state
+        first = make_trainer(tmp_path / "two", dropout=0.2, save_every=at)
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(first, self.cut_off(at))
+        second = resumed(tmp_path / "two", dropout=0.2)
+        assert second.step == at
+        fit(second)
+        assert losses(tmp_path / "two") == losses(tmp_path / "whole")
+        assert same(weights(whole), weights(second))
+
+    def cut_off(self, at: int) -> Iterator[Loaded]:
+        yield from map(load, range(at))
+        raise RuntimeError("killed")
+
+    def test_a_finished_run_has_nothing_left_to_do(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path))
+        before = losses(tmp_path)
+        assert fit(resumed(tmp_path), iter(()))
+        assert losses(tmp_path) == before
+
+    def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path))
+        assert fit(resumed(tmp_path, steps=STEPS + 2))
+        assert [line["step"] for line in log(tmp_path)] == list(range(1, STEPS + 3))
+
+    def test_rates_and_decay_are_those_of_the_settings(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path, steps=2, optimiser={"lr": 1e-3, "weight_decay": 0.1}))
+        trainer = resumed(tmp_path, steps=4, optimiser={"lr": 1e-5, "weight_decay": 0.2, "warmup": 0.0})
+        assert {group["weight_decay"] for group in trainer.optimiser.param_groups} == {0.0, 0.2}
+        fit(trainer)
+        assert max(line["lr"] for line in log(tmp_path)[2:]) <= 1e-5
+
+    def test_with_other_parameters_to_train(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path, steps=1))
+        with pytest.raises(CheckpointError, match=r"other parameters to train.*loss settings of its config\.yaml"):
+            resumed(tmp_path, loss={"fine": {"weight": 0.0}})
+
+    def test_the_best_so_far_is_remembered(self, tmp_path: Path) -> None:
+        values = iter([0.5, 0.4, 0.45])
+        options: dict[str, Any] = {"validate": lambda model: ({"m": 1.0}, next(values)), "save_every": 2}
+        fit(make_trainer(tmp_path, steps=2, **options))
+        trainer = resumed(tmp_path, **options)
+        assert (trainer.best, trainer.best_metrics) == (0.5, {"m": 1.0})
+        fit(trainer)
+        assert (tmp_path / "checkpoints" / "best").resolve().name == "step-000002"
+
+
+class TestValidation:
+    def recorded(self, values: list[float]) -> tuple[Validate, list[bool]]:
+        """A validation that gives these values in turn, and whether the model was training when it was asked."""
+        training: list[bool] = []
+
+        def validate(model: DualEncoder) -> tuple[dict[str, float], float]:
+            training.append(model.training)
+            value = values[len(training) - 1]
+            return {"metric": value}, value
+
+        return validate, training
+
+    def test_every_so_many_steps_and_at_the_end_without_dropout(self, tmp_path: Path) -> None:
+        validate, training = self.recorded([0.1, 0.2])
+        trainer = make_trainer(tmp_path, validate=validate, validate_every=4)
+        fit(trainer)
+        assert [(line["step"], line["metric"]) for line in log(tmp_path, "validation")] == [(4, 0.1), (6, 0.2)]
+        assert training == [False, False]
+        assert trainer.model.training
+
+    @pytest.mark.parametrize(
+        ("values", "best"), [([0.3, 0.2, 0.1], 2), ([0.1, 0.3, 0.2], 4), ([0.1, 0.2, 0.3], 6), ([0.2, 0.2, 0.2], 2)]
+    )
+    def test_the_best_is_kept_the_earlier_one_of_equals(self, values: list[float], best: int, tmp_path: Path) -> None:
+        validate, _ = self.recorded(values)
+        trainer = make_trainer(tmp_path, validate=validate)
+        fit(trainer)
+        assert (tmp_path / "checkpoints" / "best").resolve().name == f"step-{best:06d}"
+        assert (tmp_path / "checkpoints" / "last").resolve().name == "step-000006"
+        assert trainer.best_metrics == {"metric": max(values)}
+
+    def test_it_does_not_change_the_trajectory(self, tmp_path: Path) -> None:
+        validate, _ = self.recorded([0.1, 0.2, 0.3])
+        fit(make_trainer(tmp_path / "with", validate=validate, dropout=0.2))
+        fit(make_trainer(tmp_path / "without", dropout=0.2))
+        assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+    def test_without_one_no_checkpoint_is_the_best(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path))
+        assert not (tmp_path / "checkpoints" / "best").exists()
+        assert log(tmp_path, "validation") == []
+
+
+class TestDeviceAndPrecision:
+    @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:one", "meta", "mps:0", "", "0"])
+    def test_no_device(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=r"^train\.device: .* expected auto, cpu, cuda or cuda:N$"):
+            choose_device(name)
+
+    @pytest.mark.parametrize("name", ["cuda", "cuda:3"])
+    def test_a_card_that_is_not_there(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        with pytest.raises(ConfigError, match=rf"^train\.device: '{name}' is asked for, .* use train\.device=cpu"):
+            choose_device(name)
+
+    @pytest.mark.parametrize(("available", "expected"), [(True, "cuda"), (False, "cpu")])
+    def test_auto(self, available: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        assert choose_device("auto") == torch.device(expected)
+
+    @pytest.mark.parametrize(
+        ("name", "device", "capable", "expected"),
+        [
+            ("auto", "cpu", True, torch.float32),
+            ("auto", "cuda", True, torch.bfloat16),
+            ("auto", "cuda", False, torch.float32),
+            ("float32", "cuda", True, torch.float32),
+            ("bfloat16", "cpu", False, torch.bfloat16),
+        ],
+    )
+    def test_precision(
+        self, name: str, device: str, capable: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: capable)
+        assert choose_precision(name, torch.device(device)) == expected

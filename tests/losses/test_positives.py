@@ -1,0 +1,159 @@
+"""What is a positive and what is contrasted: tables worked out by hand, plain loops, and what must not matter."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import reference
+from batches import make_batch, random_batch
+from spanbox.losses.positives import pair_positives, span_region_masks
+from spanbox.structures import PADDING_ID, Batch
+
+
+def table(batch: Batch) -> list[str]:
+    """A row for each span, a letter for each region: P positive, N negative, . neither; a space between pairs."""
+    positives, candidates = span_region_masks(batch)
+    assert (candidates | ~positives).all(), "every positive is a candidate"
+    letters = [
+        "".join("P" if positive else "N" if candidate else "." for positive, candidate in zip(*row, strict=True))
+        for row in zip(positives.tolist(), candidates.tolist(), strict=True)
+    ]
+    regions = batch.links.shape[2]
+    return [" ".join(row[start : start + regions] for start in range(0, len(row), regions)) for row in letters]
+
+
+def test_sentences_and_images_belong_together_by_group() -> None:
+    assert pair_positives(torch.tensor([7, 5, 7])).int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pair_positives_equal_the_plain_loop(seed: int) -> None:
+    group = torch.randint(0, 4, (6,), generator=torch.Generator().manual_seed(seed))
+    assert pair_positives(group).tolist() == reference.pair_positives(group)
+
+
+def test_three_pairs_worked_out_by_hand() -> None:
+    """Pairs 0 and 1 show the same image, pair 2 another one; 1, 2 and 3 are identities."""
+    batch = make_batch(
+        identities=[[1, 2], [1, 3], [1]],
+        regions=[2, 2, 1],
+        links=[(0, 0, 0), (1, 1, 0), (1, 1, 1), (2, 0, 0)],
+        group=[10, 10, 20],
+    )
+    assert table(batch) == [
+        "PN .. P.",  # 1 with a box: its own region and that of pair 2, not contrasted with the other caption's regions
+        "NN .. N.",  # 2 without a box: no anchor, but a negative for the regions of its own image and of pair 2
+        ".. NN ..",  # 1 without a box: regions that show 1 are neither
+        ".. PP N.",  # 3 with two boxes
+        "PN NN P.",  # 1 in another image: regions of both captions
+        ".. .. ..",  # padding
+    ]
+
+
+def test_own_links() -> None:
+    batch = make_batch([[1, 2], [3]], [2, 2], [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
+    assert table(batch) == ["NP NN", "PN NN", "NN PN", ".. .."]
+
+
+def test_one_entity_with_three_boxes() -> None:
+    assert table(make_batch([[1]], [4], [(0, 0, 0), (0, 0, 1), (0, 0, 3)])) == ["PPNP"]
+
+
+def test_one_region_that_shows_two_entities() -> None:
+    assert table(make_batch([[1, 2]], [2], [(0, 0, 0), (0, 1, 0)])) == ["PN", "PN"]
+
+
+def test_one_entity_named_twice_in_a_sentence() -> None:
+    """The second mention has a box of its own; each region shows what both name."""
+    assert table(make_batch([[1, 1]], [2], [(0, 0, 0), (0, 1, 1)])) == ["PP", "PP"]
+
+
+def test_a_mention_without_a_box_of_what_its_own_image_shows_is_neither() -> None:
+    assert table(make_batch([[1, 1]], [2], [(0, 0, 0)])) == ["PN", ".N"]
+
+
+def test_same_identity_across_pairs_is_positive_in_both_directions() -> None:
+    assert table(make_batch([[1], [1]], [1, 1], [(0, 0, 0), (1, 0, 0)])) == ["P P", "P P"]
+
+
+def test_same_identity_without_a_box_is_neither_positive_nor_negative() -> None:
+    assert table(make_batch([[1], [1]], [1, 1], [(0, 0, 0)])) == ["P N", ". N"]
+
+
+def test_a_span_without_a_box_is_a_negative_for_the_regions_of_its_own_image() -> None:
+    batch = make_batch([[1, 2]], [1], [(0, 0, 0)])
+    assert table(batch) == ["P", "N"]
+
+
+def test_captions_of_one_image_are_not_contrasted() -> None:
+    assert table(make_batch([[1], [2]], [2, 2], [(0, 0, 0), (1, 0, 0)], group=[5, 5])) == ["PN ..", ".. PN"]
+
+
+def test_captions_of_one_image_share_their_positives_by_identity() -> None:
+    assert table(make_batch([[1], [1]], [2, 2], [(0, 0, 0), (1, 0, 0)], group=[5, 5])) == ["PN P.", "P. PN"]
+
+
+def test_a_proposal_is_a_negative_of_every_span_of_other_images() -> None:
+    assert table(make_batch([[1], [2]], [2, 1], [(0, 0, 0), (1, 0, 0)])) == ["PN N.", "NN P."]
+
+
+def test_padding_is_nothing_to_anyone() -> None:
+    assert table(make_batch([[1, 2], []], [2, 0], [(0, 0, 0)])) == ["PN ..", "NN ..", ".. ..", ".. .."]
+
+
+def test_links_of_padding_do_not_count() -> None:
+    batch = make_batch([[1], [1]], [1, 1], [(0, 0, 0), (1, 0, 0)])
+    assert table(replace(batch, span_identity=torch.tensor([[1], [PADDING_ID]]))) == ["P N", ". ."]
+    assert table(replace(batch, region_valid=torch.tensor([[True], [False]]))) == ["P .", ". ."]
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=150, deadline=None)
+def test_equals_the_plain_loops(seed: int) -> None:
+    batch = random_batch(seed)
+    positives, candidates = span_region_masks(batch)
+    expected_positives, expected_candidates = reference.span_region_masks(batch)
+    assert positives.tolist() == expected_positives
+    assert candidates.tolist() == expected_candidates
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_order_of_pairs_does_not_matter(seed: int) -> None:
+    batch = random_batch(seed, pairs=4, spans=2, regions=3)
+    order = torch.randperm(4)
+    shuffled = replace(batch, **{name: tensor[order] for name, tensor in batch.named_tensors()})
+
+    def by_pair(mask: Tensor) -> Tensor:
+        return mask.reshape(4, 2, 4, 3)
+
+    for mask, other in zip(span_region_masks(batch), span_region_masks(shuffled), strict=True):
+        assert torch.equal(by_pair(other), by_pair(mask)[order][:, :, order])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_names_of_groups_and_identities_do_not_matter(seed: int) -> None:
+    """Hashes of 63 bits, as they come: no arithmetic on ids."""
+    batch = random_batch(seed, pairs=4, spans=3, regions=3)
+    names = torch.tensor([2**63 - 1, 2**62, 5, 2**63 - 2])
+    renamed = replace(
+        batch,
+        group=names[batch.group],
+        span_identity=torch.where(batch.span_valid, names[batch.span_identity], PADDING_ID),
+    )
+    for mask, other in zip(span_region_masks(batch), span_region_masks(renamed), strict=True):
+        assert torch.equal(mask, other)
+
+
+@pytest.mark.parametrize(("spans", "regions"), [(0, 2), (2, 0), (0, 0)], ids=["no spans", "no regions", "neither"])
+def test_without_spans_or_regions(spans: int, regions: int) -> None:
+    for mask in span_region_masks(random_batch(0, pairs=3, spans=spans, regions=regions)):
+        assert mask.shape == (3 * spans, 3 * regions)
+        assert mask.dtype == torch.bool
+
+
+def test_one_pair_without_anything_linked() -> None:
+    assert table(make_batch([[1]], [1], [])) == ["N"]

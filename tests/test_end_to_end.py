@@ -1,0 +1,203 @@
+"""Whole runs in miniature: each recipe, each language, and runs that are killed and go on as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import miniature
+from spanbox.config import RunConfig, load_config, recipe_names
+from spanbox.data.manifest import Manifest
+from spanbox.engine.checkpoint import CheckpointStore
+from spanbox.engine.tracking import JsonLog
+from spanbox.engine.trainer import Trainer
+from spanbox.structures import Losses
+from spanbox.wiring import evaluate_checkpoint, load, train
+
+TIMINGS = ("pairs_per_second", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+def log(run_dir: Path) -> list[dict[str, Any]]:
+    """Every line, training and validation, but for how long things took."""
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_in_miniature(self, name: str, scenes: Path, tmp_path: Path) -> None:
+        schedule = [*miniature.SCHEDULE, "train.steps=2", "train.validate_every=2", "train.save_every=2"]
+        if name == "demo":
+            towers = miniature.TOWERS
+        else:
+            towers = miniature.save_pretrained_towers(tmp_path / "models", scenes / "train.jsonl")
+        config = load_config(name, [*miniature.paths(scenes, tmp_path / "run"), *towers, *schedule])
+        trained = train(config)
+        assert (trained.step, trained.finished) == (2, True)
+        assert config.train.best_metric in trained.best
+        assert any(metric.startswith("matching.") for metric in trained.best) == (config.loss.fine.weight > 0)
+        if name != "demo":
+            (tmp_path / "models").rename(tmp_path / "gone")  # a checkpoint needs nothing else
+        assert evaluate_checkpoint(tmp_path / "run", scenes / "val.jsonl").metrics == trained.best
+
+    def test_pretrained_weights_are_where_training_starts(self, scenes: Path, tmp_path: Path) -> None:
+        towers = miniature.save_pretrained_towers(tmp_path / "models", scenes / "train.jsonl")
+        still = ["train.steps=1", "train.optimiser.lr=1e-12", "train.optimiser.tower_lr=1e-12"]
+        train(load_config("gmner", [*miniature.paths(scenes, tmp_path / "run"), *towers, *miniature.SCHEDULE, *still]))
+        model = load(tmp_path / "run").model
+        for tower, folder in ((model.text, "bert"), (model.vision, "vit")):
+            expected = AutoModel.from_pretrained(tmp_path / "models" / folder).state_dict()
+            for key, tensor in tower.model.state_dict().items():
+                torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("languages", "size"), [(("zh",), 256), (("en", "zh"), 512)])
+def test_languages(languages: Any, size: int, tmp_path: Path) -> None:
+    scenes = miniature.write_scenes(tmp_path / "scenes", languages=languages)
+    met = {record.lang for record in Manifest(scenes / "train.jsonl")}
+    assert met == set(languages)
+    trained = train(miniature.demo_config(scenes, tmp_path / "run", f"model.text.architecture.vocab_size={size}"))
+    assert trained.best["matching.within_image.count"] > 0
+    assert log(tmp_path / "run")[0]["incidents"] == {}
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path) -> None:
+    """A few scenes by heart: every sentence finds its image, nearly every entity its object."""
+    scenes = miniature.write_scenes(tmp_path / "scenes")
+    by_heart = [f"data.val={scenes}/train.jsonl", "train.steps=200", "train.validate_every=200", "train.batch_size=32"]
+    soft = [f"loss.{level}.temperature=0.2" for level in ("coarse", "fine")]
+    trained = train(miniature.demo_config(scenes, tmp_path / "run", *by_heart, *soft, "train.optimiser.lr=3e-3"))
+    assert trained.best["retrieval.t2i.r1"] > 0.9
+    assert trained.best["retrieval.i2t.r1"] > 0.9
+    assert trained.best["matching.within_image"] > 0.9
+
+
+def ten_steps(workers: int) -> list[str]:
+    """With dropout, a checkpoint after every second step, a validation after every fourth and the last."""
+    every = ["train.save_every=2", "train.validate_every=4", "train.steps=10", f"data.workers={workers}"]
+    return [*miniature.DROPOUT, *every]
+
+
+@pytest.fixture(scope="module")
+def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The log of a run that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    train(miniature.demo_config(scenes, run_dir, *ten_steps(workers=0)))
+    return log(run_dir)
+
+
+class TestKilledAndResumed:
+    """A run that is killed, at whatever moment, goes on bit for bit as if it had never stopped."""
+
+    @pytest.mark.parametrize(
+        ("workers", "moments"),
+        [
+            pytest.param(0, ["in step 3", "in step 8"], id="in the middle"),
+            pytest.param(1, ["in step 7"], id="with one worker", marks=pytest.mark.slow),
+            pytest.param(2, ["in step 2", "in step 5", "in step 9"], id="with two workers", marks=pytest.mark.slow),
+            pytest.param(0, ["while logging step 5"], id="half a line of the log"),
+            pytest.param(0, ["while saving step 4"], id="half a checkpoint"),
+            pytest.param(0, ["before pointing at step 8"], id="a whole one that nothing points at"),
+        ],
+    )
+    def test_same_log(
+        self, workers: int, moments: list[str], whole: list[dict[str, Any]], scenes: Path, tmp_path: Path
+    ) -> None:
+        overrides = ten_steps(workers)
+        for moment in moments:
+            config = miniature.demo_config(scenes, tmp_path / "run", *overrides)
+            assert exit_code_of_run_killed(moment, config) == -signal.SIGKILL
+            overrides = [*ten_steps(workers), "train.resume=true"]
+        assert train(miniature.demo_config(scenes, tmp_path / "run", *overrides)).finished
+        assert log(tmp_path / "run") == whole
+        checkpoints = tmp_path / "run" / "checkpoints"
+        assert (checkpoints / "last").resolve().name == "step-000010"
+        best = max((line for line in whole if line["kind"] == "validation"), key=lambda line: line["retrieval.t2i.r1"])
+        assert (checkpoints / "best").resolve().name == f"step-{best['step']:06d}"
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_workers_change_nothing(
+        self, workers: int, whole: list[dict[str, Any]], scenes: Path, tmp_path: Path
+    ) -> None:
+        train(miniature.demo_config(scenes, tmp_path / "run", *ten_steps(workers)))
+        assert log(tmp_path / "run") == whole
+
+
+def exit_code_of_run_killed(moment: str, config: RunConfig) -> int | None:
+    process = multiprocessing.get_context("fork").Process(target=_train_until, args=(moment, config))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _train_until(moment: str, config: RunConfig) -> None:
+    """Train, and die at the moment. Runs in a process of its own, so nothing is put back."""
+    kind, _, number = moment.partition(" step ")
+    {"in": _die_in, "while logging": _die_logging, "while saving": _die_saving, "before pointing at": _die_pointing}[
+        kind
+    ](int(number))
+    train(config)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_in(step: int) -> None:
+    original = Trainer.train_step
+
+    def train_step(self: Trainer, *arguments: Any) -> Losses:
+        if self.step == step - 1:
+            _die()
+        return original(self, *arguments)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def _die_logging(step: int) -> None:
+    original = JsonLog.write
+
+    def write(self: JsonLog, at: int, *arguments: Any) -> None:
+        if at == step:
+            with self.path.open("a") as file:
+                file.write('{"step": 5, "ki')
+            _die()
+        original(self, at, *arguments)
+
+    JsonLog.write = write  # type: ignore[method-assign]
+
+
+def _die_saving(step: int) -> None:
+    original = torch.save
+
+    def save(state: dict[str, Any], path: Path) -> None:
+        if state["step"] == step:
+            path.write_bytes(b"half")
+            _die()
+        original(state, path)
+
+    torch.save = save
+
+
+def _die_pointing(step: int) -> None:
+    original = CheckpointStore._point
+
+    def point(self: CheckpointStore, name: str, target: Path) -> None:
+        if target.name == f"step-{step:06d}":
+            _die()
+        original(self, name, target)
+
+    CheckpointStore._point = point  # type: ignore[method-assign]

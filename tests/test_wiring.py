@@ -1,0 +1,368 @@
+"""A run from its config to the features of a loaded model, and every way in which it refuses to start."""
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import miniature
+import spanbox
+from spanbox import wiring
+from spanbox.config import RunConfig, load_config, parse_config
+from spanbox.data.dataset import PairDataset
+from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.engine.trainer import Trainer
+from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
+from spanbox.structures import Batch, Features, Sample
+from spanbox.wiring import Trained, evaluate_checkpoint, load, train
+
+CHECKPOINT = {"model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer", "trainer.pt"}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def config(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig) -> Trained:
+    """A finished run. Tests only look at it."""
+    return train(config)
+
+
+@pytest.fixture
+def copied(run: Trained, tmp_path: Path) -> Path:
+    """The finished run's folder, to be changed."""
+    return shutil.copytree(run.run_dir, tmp_path / "copied", symlinks=True)
+
+
+@pytest.fixture
+def copied_scenes(scenes: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(scenes, tmp_path / "scenes")
+
+
+def log(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in log(run_dir)]
+
+
+def batch_of(loaded: wiring.Loaded, manifest: Path) -> Batch:
+    """All pairs of a manifest as the model of a run reads them."""
+    limits = wiring.sample_limits(loaded.config, loaded.model)
+    dataset = PairDataset(Manifest(manifest), limits, seed=0, replace_broken=False)
+    samples = [dataset[0, index] for index in range(len(dataset))]
+    collate = wiring.make_collator(loaded.config, loaded.tokenizer)
+    return collate([sample for sample in samples if isinstance(sample, Sample)]).batch
+
+
+@torch.no_grad()
+def encode(model: torch.nn.Module, batch: Batch) -> Features:
+    features: Features = model(batch)
+    return features
+
+
+def break_images(manifest: Path, count: int) -> list[str]:
+    """Cut off the images of the first pairs; returns their ids."""
+    records = list(Manifest(manifest))[:count]
+    for record in records:
+        path = manifest.parent / record.image
+        path.write_bytes(path.read_bytes()[:200])
+    return [record.id for record in records]
+
+
+def plain_pairs(scenes: Path, split: str) -> Path:
+    """The pairs of a split without their entities and objects, beside it."""
+    path = scenes / f"plain-{split}.jsonl"
+    records = [Record(id=r.id, image=r.image, text=r.text) for r in Manifest(scenes / f"{split}.jsonl")]
+    write_manifest(path, records)
+    return path
+
+
+class TestRunFolder:
+    def test_holds_what_a_run_leaves_and_nothing_else(self, run: Trained) -> None:
+        assert (run.step, run.finished) == (6, True)
+        assert {path.name for path in run.run_dir.iterdir()} == {"config.yaml", "log.jsonl", "checkpoints"}
+        checkpoints = run.run_dir / "checkpoints"
+        assert {path.name for path in checkpoints.iterdir()} == {"step-000003", "step-000006", "best", "last"}
+        for name in ("best", "last"):
+            assert {path.name for path in (checkpoints / name).iterdir()} == CHECKPOINT
+        assert (checkpoints / "last").resolve().name == "step-000006"
+
+    def test_its_config_is_the_one_that_ran(self, run: Trained, config: RunConfig) -> None:
+        for folder in (run.run_dir, run.run_dir / "checkpoints" / "last"):
+            assert load_config(str(folder / "config.yaml")) == config
+
+    def test_its_log_has_every_step_and_both_levels(self, run: Trained) -> None:
+        lines = log(run.run_dir)
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+        assert lines[0].keys() >= {"loss", "loss.coarse", "loss.fine", "temperature.fine", "lr", "pairs_per_second"}
+        for line in lines:
+            assert line["loss"] == pytest.approx(line["loss.coarse"] + line["loss.fine"])
+            assert line["incidents"] == {}
+
+    def test_its_log_has_the_metrics(self, run: Trained) -> None:
+        lines = log(run.run_dir, "validation")
+        assert [line["step"] for line in lines] == [3, 6]
+        assert lines[0].keys() >= {"retrieval.t2i.r1", "retrieval.i2t.r1", "matching.within_image"}
+        metric = "retrieval.t2i.r1"
+        best = max(lines, key=lambda line: line[metric])
+        assert {**run.best, "step": best["step"], "kind": "validation"} == best
+        assert (run.run_dir / "checkpoints" / "best").resolve().name == f"step-{best['step']:06d}"
+
+    def test_equal_seeds_equal_losses(self, run: Trained, config: RunConfig, scenes: Path, tmp_path: Path) -> None:
+        train(miniature.demo_config(scenes, tmp_path / "again"))
+        assert losses(tmp_path / "again") == losses(run.run_dir)
+        train(miniature.demo_config(scenes, tmp_path / "other", "seed=1"))
+        assert losses(tmp_path / "other") != losses(run.run_dir)
+
+
+class TestLoading:
+    def test_same_features_as_the_model_that_was_saved(
+        self, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainers = []
+
+        class Kept(Trainer):
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options)
+                trainers.append(self)
+
+        monkeypatch.setattr(wiring, "Trainer", Kept)
+        train(miniature.demo_config(scenes, tmp_path / "run", *miniature.DROPOUT))
+        loaded = load(tmp_path / "run" / "checkpoints" / "last")
+        batch = batch_of(loaded, scenes / "test.jsonl")
+        expected, features = encode(trainers[0].model.eval(), batch), encode(loaded.model, batch)
+        for field in fields(Features):
+            assert torch.equal(getattr(features, field.name), getattr(expected, field.name)), field.name
+        assert loaded.objective.temperatures() == trainers[0].objective.temperatures()
+
+    def test_by_the_package(self, run: Trained, scenes: Path) -> None:
+        loaded = spanbox.load(run.run_dir)
+        assert loaded.checkpoint == (run.run_dir / "checkpoints" / "best").resolve()
+        assert not loaded.model.training
+        batch = batch_of(loaded, scenes / "test.jsonl")
+        again = spanbox.load(str(loaded.checkpoint))
+        assert torch.equal(encode(loaded.model, batch).spans, encode(again.model, batch).spans)
+
+    def test_a_checkpoint_alone_is_enough(self, run: Trained, tmp_path: Path) -> None:
+        shutil.copytree(run.run_dir / "checkpoints" / "last", tmp_path / "elsewhere")
+        load(tmp_path / "elsewhere")
+
+    def test_draws_nothing_from_the_random_state_of_its_user(self, run: Trained) -> None:
+        """It may draw, since towers are built before their weights are read; what is loaded does not depend on it."""
+        torch.manual_seed(1)
+        first = load(run.run_dir)
+        torch.manual_seed(2)
+        second = load(run.run_dir)
+        pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="no checkpoint here"):
+            load(tmp_path)
+
+    def test_a_pretrained_folder_is_no_checkpoint(self, scenes: Path, tmp_path: Path) -> None:
+        miniature.save_pretrained_towers(tmp_path, scenes / "train.jsonl")
+        with pytest.raises(CheckpointError, match="no checkpoint here"):
+            load(tmp_path / "bert")
+
+    @pytest.mark.parametrize("name", ["config.yaml", "preprocessing.json"])
+    def test_a_file_is_missing(self, name: str, copied: Path) -> None:
+        (copied / "checkpoints" / "best" / name).unlink()
+        with pytest.raises(CheckpointError, match=rf"{name}: cannot be read \(No such file"):
+            load(copied)
+
+    @pytest.mark.parametrize("name", ["architecture.json", "preprocessing.json"])
+    def test_a_file_is_damaged(self, name: str, copied: Path) -> None:
+        path = copied / "checkpoints" / "best" / name
+        path.write_text(path.read_text()[:-9])
+        with pytest.raises(CheckpointError, match=r"architecture\.json or preprocessing\.json is damaged"):
+            load(copied)
+
+    def test_its_tokenizer_is_missing(self, copied: Path) -> None:
+        shutil.rmtree(copied / "checkpoints" / "best" / "tokenizer")
+        with pytest.raises(ConfigError, match="tokenizer: no tokenizer could be loaded"):
+            load(copied)
+
+
+class TestEvaluation:
+    def test_gives_the_metrics_of_the_validation(self, run: Trained, scenes: Path) -> None:
+        assert evaluate_checkpoint(run.run_dir, scenes / "val.jsonl").metrics == run.best
+
+    def test_is_written_with_where_it_comes_from(self, run: Trained, scenes: Path, tmp_path: Path) -> None:
+        evaluated = evaluate_checkpoint(run.run_dir, scenes / "test.jsonl")
+        evaluated.write(tmp_path / "metrics.json")
+        written = json.loads((tmp_path / "metrics.json").read_text())
+        assert written.pop("checkpoint") == evaluated.checkpoint.name
+        assert written.pop("data") == str(scenes / "test.jsonl")
+        assert written == evaluated.metrics
+
+    def test_without_boxes_the_fine_metrics_are_absent(self, run: Trained, scenes: Path) -> None:
+        metrics = evaluate_checkpoint(run.run_dir, plain_pairs(scenes, "test")).metrics
+        assert metrics["retrieval.t2i.count"] == 12
+        assert [name for name in metrics if not name.startswith("retrieval.")] == []
+
+    def test_broken_images_are_left_out_and_told(self, run: Trained, copied_scenes: Path) -> None:
+        broken = break_images(copied_scenes / "test.jsonl", 3)
+        evaluated = evaluate_checkpoint(run.run_dir, copied_scenes / "test.jsonl")
+        assert evaluated.metrics["retrieval.t2i.count"] == 9
+        assert [(incident.kind, incident.sample) for incident in evaluated.incidents] == [
+            ("broken image", sample) for sample in broken
+        ]
+
+    def test_all_images_are_broken(self, run: Trained, copied_scenes: Path) -> None:
+        break_images(copied_scenes / "test.jsonl", 12)
+        with pytest.raises(DataError, match="has no image-text pairs"):
+            evaluate_checkpoint(run.run_dir, copied_scenes / "test.jsonl")
+
+
+class TestBrokenImages:
+    def test_too_many_stop_the_run_with_the_list(self, copied_scenes: Path, tmp_path: Path) -> None:
+        broken = break_images(copied_scenes / "train.jsonl", 20)
+        with pytest.raises(TrainingError) as raised:
+            train(miniature.demo_config(copied_scenes, tmp_path / "run"))
+        message = str(raised.value)
+        assert "more than data.broken_limit=0.01 allows (0):" in message
+        assert any(f"  {name}: {copied_scenes}/images/train/{name}.jpg: broken image" in message for name in broken)
+
+    def test_few_are_replaced_and_counted(self, copied_scenes: Path, tmp_path: Path) -> None:
+        break_images(copied_scenes / "train.jsonl", 4)
+        assert train(miniature.demo_config(copied_scenes, tmp_path / "run", "data.broken_limit=0.2")).finished
+        counts = [line["incidents"].get("broken image", 0) for line in log(tmp_path / "run")]
+        assert counts == sorted(counts)
+        assert counts[3] == 4  # the first epoch has 4 steps
+
+
+class TestLevels:
+    def test_the_coarse_level_alone_on_plain_pairs(self, scenes: Path, tmp_path: Path) -> None:
+        paths = [f"data.{split}={plain_pairs(scenes, split)}" for split in ("train", "val")]
+        trained = train(miniature.demo_config(scenes, tmp_path / "run", *paths, "loss.fine.weight=0"))
+        assert not any(name.startswith("matching.") for name in trained.best)
+        assert all("loss.fine" not in line for line in log(tmp_path / "run"))
+
+    def test_the_fine_level_alone(self, scenes: Path, tmp_path: Path) -> None:
+        train(miniature.demo_config(scenes, tmp_path / "run", "loss.coarse.weight=0"))
+        assert all(line["loss"] == line["loss.fine"] for line in log(tmp_path / "run"))
+
+    def test_spans_and_regions_read_by_themselves(self, scenes: Path, tmp_path: Path) -> None:
+        sources = ["model.spans.source=own", "model.regions.source=crop"]
+        trained = train(miniature.demo_config(scenes, tmp_path / "run", *sources))
+        assert evaluate_checkpoint(tmp_path / "run", scenes / "val.jsonl").metrics == trained.best
+
+    def test_without_validation(self, scenes: Path, tmp_path: Path) -> None:
+        trained = train(miniature.demo_config(scenes, tmp_path / "run", "data.val=null"))
+        assert trained.best == {}
+        assert load(tmp_path / "run").checkpoint.name == "step-000006"
+
+    def test_another_image_size(self, scenes: Path, tmp_path: Path) -> None:
+        train(miniature.demo_config(scenes, tmp_path / "run", "model.vision.image_size=64"))
+        assert load(tmp_path / "run").model.preprocessing.image_size == 64
+
+
+class TestStarting:
+    def test_without_data(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^data\.train: is not set; give the path of a manifest"):
+            train(miniature.demo_config(scenes, tmp_path / "run", "data.train=null"))
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_missing_manifest(self, split: str, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"nothing\.jsonl: no such manifest"):
+            train(miniature.demo_config(scenes, tmp_path / "run", f"data.{split}={tmp_path}/nothing.jsonl"))
+
+    def test_missing_image_folder(self, copied_scenes: Path, tmp_path: Path) -> None:
+        shutil.rmtree(copied_scenes / "images" / "val")
+        with pytest.raises(DataError, match=r"val\.jsonl: its first image is .* there is no folder .*images/val"):
+            train(miniature.demo_config(copied_scenes, tmp_path / "run"))
+
+    def test_fewer_pairs_than_a_batch(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^train\.batch_size: 33 .* has 32; set it to 32 or less$"):
+            train(miniature.demo_config(scenes, tmp_path / "run", "train.batch_size=33"))
+
+    def test_more_tokens_than_positions(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^data\.max_tokens: 65, but the text tower has positions for 64"):
+            train(miniature.demo_config(scenes, tmp_path / "run", "data.max_tokens=65"))
+
+    def test_unknown_metric(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"Did you mean 'retrieval\.t2i\.r1'"):
+            train(miniature.demo_config(scenes, tmp_path / "run", "train.best_metric=retrieval.t2i.r@1"))
+
+    def test_vocabulary_without_a_size(self, scenes: Path, tmp_path: Path) -> None:
+        config = miniature.demo_config(scenes, tmp_path / "run", "model.text.architecture={model_type: bert}")
+        with pytest.raises(ConfigError, match=r"model\.text\.architecture: needs vocab_size"):
+            train(config)
+
+    def test_vocabulary_without_room_for_the_characters(self, scenes: Path, tmp_path: Path) -> None:
+        config = miniature.demo_config(scenes, tmp_path / "run", "model.text.architecture.vocab_size=20")
+        with pytest.raises(ConfigError, match=r"model\.text\.architecture\.vocab_size: 20 .* or more"):
+            train(config)
+
+
+class TestEarlierRun:
+    def test_is_not_overwritten_unasked(self, copied: Path, scenes: Path) -> None:
+        with pytest.raises(ConfigError, match=r"holds a run already; go on with it \(--resume\)"):
+            train(miniature.demo_config(scenes, copied))
+
+    def test_is_replaced_when_asked(self, copied: Path, scenes: Path) -> None:
+        (copied / "metrics.json").write_text("{}")
+        (copied / "notes.txt").write_text("mine")
+        trained = train(miniature.demo_config(scenes, copied, "run.overwrite=true", "train.steps=2"))
+        assert (trained.step, len(log(copied))) == (2, 2)
+        assert {path.name for path in copied.iterdir()} == {"config.yaml", "log.jsonl", "checkpoints", "notes.txt"}
+        assert (copied / "checkpoints" / "best").resolve().name == "step-000002"
+
+    @pytest.mark.parametrize(
+        "mistake",
+        [
+            "data.train=nothing.jsonl",
+            "data.val=nothing.jsonl",
+            "train.batch_size=64",
+            "data.max_tokens=99",
+            "model.vision.architecture.patchsize=8",
+            "train.device=tpu",
+        ],
+    )
+    def test_is_still_there_after_a_start_that_failed(self, mistake: str, copied: Path, scenes: Path) -> None:
+        before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+        with pytest.raises((ConfigError, DataError)):
+            train(miniature.demo_config(scenes, copied, "run.overwrite=true", mistake))
+        assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+    def test_there_is_none_to_resume(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"nothing to resume, no checkpoints/last; start without"):
+            train(miniature.demo_config(scenes, tmp_path / "run", "train.resume=true"))
+
+
+class TestResuming:
+    def test_a_finished_run_stays_as_it_is(self, copied: Path, scenes: Path, run: Trained) -> None:
+        trained = train(miniature.demo_config(scenes, copied, "train.resume=true"))
+        assert (trained.step, trained.finished, trained.best) == (6, True, run.best)
+        assert losses(copied) == losses(run.run_dir)
+
+    def test_from_its_own_config(self, copied: Path, run: Trained) -> None:
+        text = (copied / "config.yaml").read_text(encoding="utf-8")
+        overrides = [f"run.dir={copied}", "train.resume=true", "train.steps=8"]
+        assert train(parse_config(text, "config", overrides)).step == 8
+        assert losses(copied)[:6] == losses(run.run_dir)
+
+    def test_with_another_architecture(self, copied: Path, scenes: Path) -> None:
+        config_yaml, lines = (copied / "config.yaml").read_text(), (copied / "log.jsonl").read_text()
+        with pytest.raises(CheckpointError) as raised:
+            train(miniature.demo_config(scenes, copied, "train.resume=true", "model.dim=24"))
+        message = str(raised.value)
+        assert "holds a model of another architecture than the config asks for" in message
+        assert "model.image_projection.bias is (16,) in the checkpoint and (24,) in the model" in message
+        assert (copied / "config.yaml").read_text() == config_yaml
+        assert (copied / "log.jsonl").read_text() == lines
