@@ -33,7 +33,7 @@ def make_sample(number: int, spans: int = 2, regions: int = 3) -> Sample:
     text, edges = "the", []
     for thing in rng.sample(THINGS, max(1, spans)):
         text += " and the " if edges else " "
-        name = f"{rng.choice(COLOURS)} {thing}"
+        name = " ".join([*rng.sample(COLOURS, rng.randint(0, 2)), thing])
         edges.append((len(text), len(text) + len(name)))
         text += name
     corners = torch.rand(regions, 2, 2, generator=generator).sort(dim=1).values

@@ -97,6 +97,16 @@ def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> RunConf
         raise ConfigError(f"{name}: the config is wrong:\n{problems}") from None
 
 
+def without_actions(config: RunConfig) -> RunConfig:
+    """The config without what belongs to one start of a run: going on from a checkpoint, removing an earlier run."""
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"overwrite": False}),
+            "train": config.train.model_copy(update={"resume": False}),
+        }
+    )
+
+
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

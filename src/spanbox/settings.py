@@ -9,4 +9,4 @@ class Settings(BaseModel):
     Every field carries a `description` with its unit; `spanbox config schema` prints them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

@@ -1,6 +1,7 @@
 """From a config to the objects of a run: the only place that knows all parts."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from spanbox.config import RunConfig, dump_config, parse_config
+from spanbox.config import RunConfig, dump_config, parse_config, without_actions
 from spanbox.data.collate import Collator
 from spanbox.data.dataset import PairDataset, SampleLimits
 from spanbox.data.loader import evaluation_batches, training_loader
@@ -27,7 +28,7 @@ from spanbox.engine.checkpoint import (
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, choose_device, choose_precision
 from spanbox.errors import CheckpointError, ConfigError, DataError
-from spanbox.evaluation.evaluate import evaluate, metric_value
+from spanbox.evaluation.evaluate import check_selectable, evaluate, metric_value
 from spanbox.evaluation.extract import extract
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
@@ -73,6 +74,7 @@ class Evaluated:
     def write(self, path: Path) -> None:
         """As JSON: the metrics under their dotted names, and where they come from."""
         content = {"checkpoint": self.checkpoint.name, "data": str(self.data), **self.metrics}
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
@@ -87,7 +89,7 @@ def train(config: RunConfig) -> Trained:
     model = build_model(config.model, tokenizer)
     _check_max_tokens(config, model)
     objective = Objective(config.loss)
-    config_yaml = dump_config(config)
+    config_yaml = dump_config(without_actions(config))
     trainer = Trainer(
         model,
         objective,
@@ -105,12 +107,18 @@ def train(config: RunConfig) -> Trained:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(config_yaml, encoding="utf-8")
     sampler = StepSampler(len(manifest), config.train.batch_size, config.seed, trainer.step, config.train.steps)
-    dataset = PairDataset(manifest, sample_limits(config, model), config.seed, replace_broken=True)
+    dataset = PairDataset(
+        manifest,
+        sample_limits(config, model),
+        config.seed,
+        replace_broken=True,
+        cache_bytes=round(config.data.cache_gb * 2**30),
+    )
     batches = training_loader(
         dataset,
         make_collator(config, tokenizer),
         sampler,
-        config.data.worker_count(),
+        config.data.worker_count(trainer.device),
         pin_memory=trainer.device.type == "cuda",
     )
     with Progress("training", config.train.steps, trainer.step) as progress:
@@ -155,7 +163,8 @@ def _read(path: Path) -> str:
 def evaluate_checkpoint(path: Path, manifest: Path, device: str = "auto") -> Evaluated:
     """All metrics of a checkpoint (or the best of a run) on a manifest."""
     loaded = load(path, device)
-    metrics, incidents = _evaluate(loaded.model, loaded.config, loaded.tokenizer, manifest, show_progress=True)
+    opened = _open_manifest(loaded.config, str(manifest), "the manifest")
+    metrics, incidents = _evaluate(loaded.model, loaded.config, loaded.tokenizer, opened, show_progress=True)
     return Evaluated(loaded.checkpoint, manifest, metrics, incidents)
 
 
@@ -205,25 +214,24 @@ def sample_limits(config: RunConfig, model: DualEncoder) -> SampleLimits:
 def _make_validation(config: RunConfig, tokenizer: Any) -> Any:
     if config.data.val is None:
         return None
-    _open_manifest(config, config.data.val, "data.val")
-    path = Path(config.data.val)
+    check_selectable(config.train.best_metric, "train.best_metric")
+    manifest = _open_manifest(config, config.data.val, "data.val")
 
     def validate(model: DualEncoder) -> tuple[dict[str, float], float]:
-        metrics, _ = _evaluate(model, config, tokenizer, path, show_progress=False)
+        metrics, _ = _evaluate(model, config, tokenizer, manifest, show_progress=False)
         return metrics, metric_value(metrics, config.train.best_metric)
 
     return validate
 
 
 def _evaluate(
-    model: DualEncoder, config: RunConfig, tokenizer: Any, path: Path, *, show_progress: bool
+    model: DualEncoder, config: RunConfig, tokenizer: Any, manifest: Manifest, *, show_progress: bool
 ) -> tuple[dict[str, float], list[Incident]]:
-    manifest = _open_manifest(config, str(path), "the manifest")
     dataset = PairDataset(manifest, sample_limits(config, model), config.seed, replace_broken=False)
     incidents: list[Incident] = []
-    workers = config.data.worker_count()
-    batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
     device = next(model.parameters()).device
+    workers = config.data.worker_count(device)
+    batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
     dtype = choose_precision(config.train.precision, device)
 
     def encode(batch: Batch) -> Features:
@@ -256,6 +264,9 @@ def _open_manifest(config: RunConfig, path: str | None, key: str) -> Manifest:
             f"{path}: its first image is {manifest[0].image}, but there is no folder {folder}; "
             "paths are relative to the manifest"
         )
+    if manifest.inverted_count:
+        dropped = f"{manifest.inverted_count} boxes without an area are left out (data.inverted_boxes=drop)"
+        print(f"{path}: {dropped}", file=sys.stderr)
     return manifest
 
 

@@ -107,6 +107,24 @@ def test_a_span_that_loses_a_token_is_not_used_and_noted(tokenizer: Any, span: s
     assert not loaded.batch.span_tokens.any()
 
 
+def test_a_region_whose_spans_are_all_cut_off_is_not_used() -> None:
+    """Unlinked, it would pass for a negative of what it shows. One that another span shares stays, and a proposal too."""
+    tokenizer = train_tokenizer([ENGLISH], 100)
+    links = [(0, 0), (0, 1), (1, 1)]
+    batch = collate(tokenizer, sample(ENGLISH, ["park", "red"], regions=3, links=links), max_tokens=6).batch
+    assert batch.span_valid.tolist() == [[False, True]]
+    assert batch.region_valid.tolist() == [[False, True, True]]
+    assert batch.links.tolist() == [[[False, False, False], [False, True, False]]]
+
+
+def test_a_span_right_before_the_cut_is_used(tokenizer: Any) -> None:
+    """Chinese has no space between what is kept and what is cut."""
+    fits, cut = (collate(tokenizer, sample(CHINESE, ["红狗"]), max_tokens=limit) for limit in (6, 5))
+    assert words(tokenizer, fits.batch, 0, 0) == ["红", "狗"]
+    assert fits.incidents == []
+    assert [incident.kind for incident in cut.incidents] == ["truncated span"]
+
+
 def test_truncation_of_one_span_leaves_the_others(tokenizer: Any) -> None:
     loaded = collate(tokenizer, sample(ENGLISH, ["red dog", "old park", "sat"]), sample("cats", ["cats"]), max_tokens=8)
     assert loaded.batch.span_valid.tolist() == [[True, False, True], [True, False, False]]

@@ -100,11 +100,26 @@ def test_spans_without_a_box_come_last_in_their_order() -> None:
     assert linked(annotated(*entities)) == [("dog", [0]), ("bird", [1]), ("cat", []), ("met", [])]
 
 
+def test_a_span_whose_only_box_is_degenerate_has_none() -> None:
+    annotation = annotated(entity(TEXT, "cat", (300, 0, 320, 20)), entity(TEXT, "dog", (0, 0, 9, 9)))
+    assert linked(annotation) == [("dog", [0]), ("cat", [])]
+
+
 def test_spans_over_the_limit_are_those_without_a_box_and_counted() -> None:
     limits = replace(LIMITS, max_spans=2)
     annotation = annotated(entity(TEXT, "cat"), entity(TEXT, "dog"), entity(TEXT, "bird", (0, 0, 9, 9)), limits=limits)
     assert linked(annotation) == [("bird", [0]), ("cat", [])]
     assert annotation.incidents == (Incident("spans over limit", "r", "3 spans, 2 used"),)
+
+
+def test_a_box_of_a_span_over_the_limit_is_no_region() -> None:
+    """Unlinked, it would pass for a negative of what it shows; it may not come back as a proposal either."""
+    box = (30, 0, 50, 20)
+    spans = (entity(TEXT, "cat", (0, 0, 20, 20)), entity(TEXT, "dog", box))
+    limits = replace(LIMITS, max_spans=1, proposals=2)
+    annotation = annotated(*spans, limits=limits, objects=(ObjectBox(box=box),))
+    assert linked(annotation) == [("cat", [0])]
+    assert len(annotation.regions) == 1
 
 
 def test_regions_over_the_limit_are_counted_and_their_links_cut() -> None:

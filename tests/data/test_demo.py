@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,13 @@ SENTENCES: dict[Language, list[str]] = {
         r"看：<b>，(ab)是<a>，(cb)是<c>。",
         r"这里有<a>、<b>和<c>，第一个在第二个的(ab)。",
     ],
+}
+
+
+# What may follow when a fourth object is named.
+FOURTHS: dict[Language, list[str]] = {
+    "en": [r" The <d> is (da) the <a>\.", r" And (da) the <a> is the <d>\."],
+    "zh": [r"<d>在<a>的(da)。", r"<a>的(da)是<d>。"],
 }
 
 
@@ -89,20 +96,21 @@ def test_spans_are_the_names_of_their_concepts() -> None:
             assert entity.type == concept.subgroup
 
 
-def test_three_objects_are_named_and_have_one_box_each() -> None:
+def test_named_objects_have_one_box_each() -> None:
     for record in records():
-        assert len(named_set(record)) == 3, "one of them perhaps twice"
+        assert len(named_set(record)) in (3, 4)
         assert {len(entity.boxes) for entity in shown(record)} == {1}
         boxes = [proposal.box for proposal in record.objects]
-        assert {entity.boxes[0] for entity in shown(record)} == set(boxes[:3])
+        assert {entity.boxes[0] for entity in shown(record)} == set(boxes[: len(named_set(record))])
 
 
-def test_shares_of_scenes_with_a_distractor_and_with_an_absent_thing() -> None:
+def test_shares_of_the_kinds_of_scenes() -> None:
     drawn = records(count=400)
-    assert {len(record.objects) for record in drawn} == {3, 4}
+    kinds = Counter((len(record.objects), len(named_set(record))) for record in drawn)
+    assert set(kinds) == {(3, 3), (4, 4), (4, 3)}
+    assert kinds[4, 4] / len(drawn) == pytest.approx(demo.FOUR_SHARE, abs=0.1)
+    assert kinds[4, 3] / len(drawn) == pytest.approx(demo.DISTRACTOR_SHARE, abs=0.1)
     assert {len(absent(record)) for record in drawn} == {0, 1}
-    distractors = sum(len(record.objects) == 4 for record in drawn) / len(drawn)
-    assert distractors == pytest.approx(demo.DISTRACTOR_SHARE, abs=0.1)
     assert sum(len(absent(record)) for record in drawn) / len(drawn) == pytest.approx(demo.ABSENT_SHARE, abs=0.1)
 
 
@@ -166,9 +174,11 @@ def parse(record: Record) -> tuple[dict[str, str], str]:
     names = "|".join(re.escape(record.span_text(entity)) for entity in shown(record))
     relations = "|".join(RELATION[language])
     found = []
-    for sentence in SENTENCES[language]:
+    fourths = FOURTHS[language] if len(named_set(record)) == 4 else [""]
+    for sentence, fourth in product(SENTENCES[language], fourths):
         pattern = re.sub(r"<(\w)>", rf"(?P<\1>{names})", sentence.replace(r"\1", "(?P=b)"))
-        pattern = re.sub(r"\((ab|cb)\)", rf"(?P<\1>{relations})", pattern)
+        pattern += re.sub(r"<d>", rf"(?P<d>{names})", fourth.replace("<a>", "(?P=a)"))
+        pattern = re.sub(r"\((ab|cb|da)\)", rf"(?P<\1>{relations})", pattern)
         if match := re.match(pattern, record.text):
             found.append((match.groupdict(), record.text[match.end() :]))
     assert len(found) == 1, record.text
@@ -181,12 +191,12 @@ def test_sentences_are_true_to_the_boxes(language: Language) -> None:
     for record in records(DemoSettings(concepts=60, languages=(language,), size=64), count=150):
         slots, _ = parse(record)
         box_of = {record.span_text(entity): entity.boxes[0] for entity in shown(record)}
-        assert {slots["a"], slots["b"], slots["c"]} == set(box_of)
-        for relation, name in (("ab", "a"), ("cb", "c")):
-            if relation in slots:
-                meant = RELATION[language][slots[relation]]
+        assert {slots[name] for name in "abcd" if name in slots} == set(box_of)
+        for one, other in ("ab", "cb", "da"):
+            if one + other in slots:
+                meant = RELATION[language][slots[one + other]]
                 said.add(meant)
-                assert meant in direction(box_of[slots[name]], box_of[slots["b"]]), record.text
+                assert meant in direction(box_of[slots[one]], box_of[slots[other]]), record.text
     assert said == {"left", "right", "above", "below"}
 
 
@@ -202,14 +212,16 @@ def test_what_follows_a_sentence_names_the_absent_thing(language: Language) -> N
 
 def test_all_sentences_occur() -> None:
     for language in BOTH:
-        drawn = records(DemoSettings(concepts=60, languages=(language,), size=64), count=100)
+        drawn = records(DemoSettings(concepts=60, languages=(language,), size=64), count=600)
         forms = set()
         for record in drawn:
             form = record.text
-            for word in (*RELATION[language], *(record.span_text(entity) for entity in record.entities)):
+            for entity in sorted(record.entities, key=lambda entity: -entity.start):
+                form = form[: entity.start] + "*" + form[entity.end :]
+            for word in RELATION[language]:
                 form = form.replace(word, "*")
             forms.add(form)
-        assert len(forms) == 4 * (1 + 3), "four sentences, alone or with one of three about what is absent"
+        assert len(forms) == 4 * (1 + 2) * (1 + 3), "four sentences, perhaps a fourth object, perhaps an absence"
 
 
 def test_languages_are_those_asked_for() -> None:

@@ -166,6 +166,22 @@ class TestCrashWhileSaving:
         save(2)
         assert {path.name for path in store.folder.iterdir()} == {"step-000002", "last"}
 
+    def test_the_best_is_never_older_than_the_state_that_remembers_it(
+        self, store: CheckpointStore, save: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A crash between the two links: resuming from `last` finds the new best again, not the other way round."""
+        save(1, best=True)
+        original = CheckpointStore._point
+
+        def point_and_crash(self: CheckpointStore, name: str, target: Path) -> None:
+            original(self, name, target)
+            raise OSError("killed")
+
+        monkeypatch.setattr(CheckpointStore, "_point", point_and_crash)
+        with pytest.raises(OSError, match="killed"):
+            save(2, best=True)
+        assert (target(store, "best"), target(store, "last")) == ("step-000002", "step-000001")
+
 
 class TestFinding:
     def test_itself_a_link_a_run(self, store: CheckpointStore, save: Any) -> None:

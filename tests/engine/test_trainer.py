@@ -111,9 +111,12 @@ class TestLearning:
         assert norm == pytest.approx(0.01, rel=1e-3)
 
     def test_temperatures_stay_above_their_bound(self, tmp_path: Path) -> None:
-        trainer = make_trainer(tmp_path, optimiser={"lr": 5.0, "warmup": 0.0}, loss={"coarse": {"temperature": 0.01}})
-        fit(trainer, iter([load(0)] * STEPS))
-        assert min(line["temperature.coarse"] for line in log(tmp_path)) >= 0.01 - 1e-8
+        trainer = make_trainer(tmp_path)
+        with torch.no_grad():
+            trainer.objective.coarse_log_scale.fill_(9.0)
+            trainer.objective.fine_log_scale.fill_(9.0)
+        trainer.train_step(*load(0)[:2])
+        assert trainer.objective.temperatures() == pytest.approx({"coarse": 0.01, "fine": 0.01})
 
     def test_a_fixed_temperature_stays(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, loss={"coarse": {"learnable": False, "temperature": 0.2}}))

@@ -101,6 +101,13 @@ def test_no_positives_in_any_row() -> None:
     assert torch.equal(gradient_of(logits, *masks("NNN", "..N")), torch.zeros(2, 3))
 
 
+def test_rows_that_do_not_count_have_no_nan_on_the_way_back() -> None:
+    """Or a run under anomaly detection would stop at the first of them."""
+    with torch.autograd.set_detect_anomaly(True):
+        gradient_of(torch.randn(3, 3), *masks("PNN", "NNN", "..."))
+        gradient_of(torch.zeros(2, 0), *(torch.zeros(2, 0, dtype=torch.bool),) * 2)
+
+
 def test_all_positives() -> None:
     logits = torch.randn(2, 3)
     loss, counted = info_nce(logits, *masks("PPP", "ppp"))

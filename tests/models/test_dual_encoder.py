@@ -43,6 +43,13 @@ def encode(model: DualEncoder, batch: Batch) -> Features:
     return features
 
 
+def without_gradient(module: torch.nn.Module) -> list[str]:
+    """Names of the parameters without a gradient. A key's bias shifts all logits of a softmax alike: its is zero."""
+    missing = [name for name, parameter in module.named_parameters() if parameter.grad is None]
+    zero = [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.any()]
+    return [*missing, *(name for name in zero if not name.endswith("key.bias"))]
+
+
 def samples() -> list[Sample]:
     """Different numbers of spans and regions, none among them, and sentences of different lengths."""
     return [
@@ -180,15 +187,21 @@ class TestPaddingAndCompany:
 
 class TestGradients:
     @every_source
-    def test_every_parameter_gets_one(self, spans: str, regions: str) -> None:
-        model, batch = make_model(spans=SPANS[spans], regions=REGIONS[regions]), collate(*samples())
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_every_parameter_gets_one(self, spans: str, regions: str, dtype: torch.dtype) -> None:
+        model, batch = make_model(spans=SPANS[spans], regions=REGIONS[regions]).to(dtype), collate(*samples())
         objective = Objective(LossSettings())
         objective(model(batch), batch).total.backward()
-        parameters = dict([*model.named_parameters(), *objective.named_parameters()])
-        without = [name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.any()]
-        # A key's bias shifts all logits of a softmax alike, so its gradient is zero but for rounding.
-        assert [name for name in without if not name.endswith("key.bias")] == []
-        assert all(parameter.grad is not None for parameter in parameters.values())
+        assert without_gradient(model) == []
+        assert without_gradient(objective) == []
+
+    @every_source
+    @pytest.mark.parametrize("level", ["coarse", "fine"])
+    def test_each_level_alone_reaches_all_of_both_towers(self, spans: str, regions: str, level: str) -> None:
+        model, batch = make_model(spans=SPANS[spans], regions=REGIONS[regions]), collate(*samples())
+        Objective(LossSettings())(model(batch), batch).terms[level].backward()
+        assert without_gradient(model.text) == []
+        assert without_gradient(model.vision) == []
 
     def test_an_unused_level_leaves_its_projections_alone(self) -> None:
         model, batch = make_model(), collate(*samples())

@@ -2,18 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from spanbox.data.demo import DemoSettings, Language, Split, write_demo
 from spanbox.errors import ConfigError
 from spanbox.progress import Progress
+
+if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
+    from spanbox.data.demo import DemoSettings, Language, Split
 
 
 def draw(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the manifests and the images")],
-    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 12_000,
+    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 16_000,
     held_out: Annotated[int, typer.Option(min=1, help="scenes of val.jsonl, and of test.jsonl")] = 500,
     lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh for both in turn")] = "en",
     concepts: Annotated[int, typer.Option(help="how many different objects, 10 to 826")] = 120,
@@ -24,13 +26,17 @@ def draw(
 
     Held-out scenes show combinations of objects that no training scene shows:
 
-        spanbox data demo my-scenes --n 12000 --lang en,zh
+        spanbox data demo my-scenes --n 16000 --lang en,zh
     """
+    from spanbox.data.demo import DemoSettings
+
     draw_demo(out, n, held_out, DemoSettings(concepts, parse_languages(lang), size, seed))
 
 
-def draw_demo(out: Path, n: int, held_out: int, settings: DemoSettings) -> None:
+def draw_demo(out: Path, n: int, held_out: int, settings: "DemoSettings") -> None:
     """Draw all splits into `out`, with progress."""
+    from spanbox.data.demo import write_demo
+
     counts: dict[Split, int] = {"train": n, "val": held_out, "test": held_out}
     with Progress("drawing scenes", sum(counts.values())) as progress:
         manifests = write_demo(out, counts, settings, workers=os.cpu_count() or 1, on_drawn=progress.update)
@@ -38,7 +44,9 @@ def draw_demo(out: Path, n: int, held_out: int, settings: DemoSettings) -> None:
         print(f"{manifest}: {counts[split]:,} scenes")
 
 
-def parse_languages(text: str) -> tuple[Language, ...]:
+def parse_languages(text: str) -> "tuple[Language, ...]":
+    from spanbox.data.demo import Language
+
     languages = tuple(part.strip() for part in text.split(","))
     for language in languages:
         if language not in get_args(Language):

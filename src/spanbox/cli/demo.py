@@ -9,7 +9,6 @@ from rich.table import Table
 
 from spanbox.cli.data_demo import draw_demo, parse_languages
 from spanbox.cli.show import print_metrics
-from spanbox.data.demo import DemoSettings
 
 HELD_OUT = 500
 HEADLINES = {
@@ -26,7 +25,7 @@ def demo(
         bool, typer.Option("--compare", help="train with the coarse level alone too, and print both side by side")
     ] = False,
     lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh")] = "en",
-    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 12_000,
+    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 16_000,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings of the demo recipe")
     ] = None,
@@ -41,6 +40,8 @@ def demo(
 
         spanbox evaluate runs/demo --data runs/demo-data/test.jsonl
     """
+    from spanbox.data.demo import DemoSettings
+
     data = folder / "demo-data"
     draw_demo(data, n, HELD_OUT, DemoSettings(languages=parse_languages(lang)))
     both = _train_and_evaluate(folder / "demo", data, overrides or [])

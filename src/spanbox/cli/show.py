@@ -1,11 +1,13 @@
 """What several verbs print."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from spanbox.structures import Incident
+if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
+    from spanbox.structures import Incident
 
 
 def print_metrics(metrics: Mapping[str, float], title: str) -> None:
@@ -15,7 +17,7 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     Console().print(metrics_table(metrics, title))
 
 
-def print_incidents(incidents: Sequence[Incident]) -> None:
+def print_incidents(incidents: "Sequence[Incident]") -> None:
     """What was worked around in the data, counted by kind; nothing when there was nothing."""
     if not incidents:
         return

@@ -38,7 +38,7 @@ class Collator:
         texts = self._tokenize([sample.text for sample in samples])
         token_ids, token_mask = _ids_and_mask(texts)
         span_tokens, identity = self._spans(samples, texts, incidents)
-        regions, region_valid, links = _regions(samples, spans=identity.shape[1])
+        regions, region_valid, links = _regions(samples, identity != PADDING_ID)
         own_token_ids, own_token_mask = self._own_tokens(samples, identity) if self.own_spans else (None, None)
         batch = Batch(
             pixels=torch.stack([sample.pixels for sample in samples]),
@@ -66,9 +66,9 @@ class Collator:
     def _spans(self, samples: Sequence[Sample], texts: Any, incidents: list[Incident]) -> tuple[Tensor, Tensor]:
         """Tokens (B, K, T) of the spans and their identities (B, K); unusable spans are padding."""
         most = max(len(sample.spans) for sample in samples)
-        edges = torch.zeros(len(samples), most, 2, dtype=torch.int64)
-        identity = torch.full((len(samples), most), PADDING_ID, dtype=torch.int64)
-        offsets = torch.tensor([encoding.offsets for encoding in texts.encodings], dtype=torch.int64)
+        # Filled as lists: a tensor for each span would take longer than all the rest.
+        edge_rows = [[(0, 0)] * most for _ in samples]
+        identity_rows = [[PADDING_ID] * most for _ in samples]
         for row, (sample, encoding) in enumerate(zip(samples, texts.encodings, strict=True)):
             readable = _readable_length(encoding)
             for column, span in enumerate(sample.spans):
@@ -76,8 +76,11 @@ class Collator:
                     cut = f"{sample.span_texts[column]!r} lies beyond the first {self.max_tokens} tokens"
                     incidents.append(Incident("truncated span", sample.id, cut))
                     continue
-                edges[row, column] = torch.tensor(span)
-                identity[row, column] = sample.identities[column]
+                edge_rows[row][column] = span
+                identity_rows[row][column] = sample.identities[column]
+        edges = torch.tensor(edge_rows, dtype=torch.int64).reshape(len(samples), most, 2)
+        identity = torch.tensor(identity_rows, dtype=torch.int64).reshape(len(samples), most)
+        offsets = torch.tensor([encoding.offsets for encoding in texts.encodings], dtype=torch.int64)
         span_tokens = span_token_mask(edges, offsets)
         if not self.own_spans:
             unread = (identity != PADDING_ID) & ~span_tokens.any(dim=2)
@@ -112,17 +115,23 @@ def _readable_length(encoding: Any) -> float:
     return min((start for start, end in dropped if start < end), default=math.inf)
 
 
-def _regions(samples: Sequence[Sample], spans: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (B, R, 4), which of them are real (B, R), and links (B, K, R)."""
+def _regions(samples: Sequence[Sample], span_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (B, R, 4), which of them are used (B, R), and links (B, K, R).
+
+    A region whose spans are all unusable is not used either: unlinked, it would pass for a negative of what it shows.
+    """
     most = max(len(sample.regions) for sample in samples)
     regions = torch.zeros(len(samples), most, 4)
     valid = torch.zeros(len(samples), most, dtype=torch.bool)
-    links = torch.zeros(len(samples), spans, most, dtype=torch.bool)
+    links = torch.zeros(*span_valid.shape, most, dtype=torch.bool)
     for row, sample in enumerate(samples):
         count = len(sample.regions)
         regions[row, :count] = sample.regions
         valid[row, :count] = True
         links[row, : len(sample.spans), :count] = sample.links
+    linked_before = links.any(dim=1)
+    links &= span_valid[:, :, None]
+    valid &= ~linked_before | links.any(dim=1)
     return regions, valid, links
 
 

@@ -1,7 +1,7 @@
 """From a record of the manifest to a decoded sample: image, spans, regions and the links between them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,11 +51,16 @@ class PairDataset(Dataset[Sample | Incident]):
     (`replace_broken=False`) the incident itself is returned in its place.
     """
 
-    def __init__(self, manifest: Manifest, limits: SampleLimits, seed: int, *, replace_broken: bool) -> None:
+    def __init__(
+        self, manifest: Manifest, limits: SampleLimits, seed: int, *, replace_broken: bool, cache_bytes: int = 0
+    ) -> None:
+        """`cache_bytes`: how much may be held of samples already decoded, in each process that loads."""
         self.manifest = manifest
         self.limits = limits
         self.seed = seed
         self.replace_broken = replace_broken
+        self._cache: dict[int, Sample] = {}
+        self._cache_left = cache_bytes
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -63,21 +68,36 @@ class PairDataset(Dataset[Sample | Incident]):
     def __getitem__(self, key: tuple[int, int]) -> Sample | Incident:
         epoch, index = key
         broken: list[Incident] = []
-        generator = np.random.default_rng((self.seed, epoch, index))
-        for _ in range(REPLACEMENT_TRIES):
-            record = self.manifest[index]
+        for stand_in in self._indices_to_try(epoch, index):
             try:
-                return self._read(record, broken)
+                sample = self._cached(stand_in)
+                return replace(sample, incidents=(*broken, *sample.incidents)) if broken else sample
             except DataError as error:
-                broken.append(Incident("broken image", record.id, str(error)))
+                broken.append(Incident("broken image", self.manifest[stand_in].id, str(error)))
             if not self.replace_broken:
                 return broken[0]
-            index = int(generator.integers(len(self.manifest)))
         raise DataError(
             f"{self.manifest.path}: {REPLACEMENT_TRIES} images in a row cannot be read; the last: {broken[-1].detail}"
         )
 
-    def _read(self, record: Record, incidents: Sequence[Incident]) -> Sample:
+    def _indices_to_try(self, epoch: int, index: int) -> Iterator[int]:
+        """The pair itself, then the ones that stand in for it."""
+        yield index
+        generator = np.random.default_rng((self.seed, epoch, index))
+        for _ in range(REPLACEMENT_TRIES - 1):
+            yield int(generator.integers(len(self.manifest)))
+
+    def _cached(self, index: int) -> Sample:
+        if index in self._cache:
+            return self._cache[index]
+        sample = self._read(self.manifest[index])
+        size = sample.pixels.nbytes + (0 if sample.crops is None else sample.crops.nbytes)
+        if size <= self._cache_left:
+            self._cache_left -= size
+            self._cache[index] = sample
+        return sample
+
+    def _read(self, record: Record) -> Sample:
         size = self.limits.image_size
         path = self.manifest.image_path(record)
         if self.limits.crop_size is None:
@@ -97,7 +117,7 @@ class PairDataset(Dataset[Sample | Incident]):
             regions=annotation.regions,
             links=annotation.links,
             crops=self._crop(image, annotation.regions),
-            incidents=(*incidents, *annotation.incidents),
+            incidents=annotation.incidents,
         )
 
     def _crop(self, image: Image.Image, regions: Tensor) -> Tensor | None:
@@ -126,16 +146,16 @@ def annotate(record: Record, image_size: tuple[int, int], limits: SampleLimits) 
     entities = sorted(range(len(record.entities)), key=lambda i: not box_of[i])  # those with something to see first
     if len(entities) > limits.max_spans:
         incidents.append(Incident("spans over limit", record.id, f"{len(entities)} spans, {limits.max_spans} used"))
-    if len(boxes) > limits.max_regions:
-        incidents.append(Incident("regions over limit", record.id, f"{len(boxes)} boxes, {limits.max_regions} used"))
-    entities = entities[: limits.max_spans]
-    boxes = boxes[: limits.max_regions]
-    regions = torch.cat([boxes, _proposals(record, image_size, boxes, limits)])
+        entities = entities[: limits.max_spans]
+    used = list(dict.fromkeys(index for i in entities for index in box_of[i]))
+    if len(used) > limits.max_regions:
+        incidents.append(Incident("regions over limit", record.id, f"{len(used)} boxes, {limits.max_regions} used"))
+        used = used[: limits.max_regions]
+    regions = torch.cat([boxes[used], _proposals(record, image_size, boxes, limits.max_regions - len(used), limits)])
     links = torch.zeros(len(entities), len(regions), dtype=torch.bool)
     for row, i in enumerate(entities):
-        for column in box_of[i]:
-            if column < len(boxes):
-                links[row, column] = True
+        for index in set(box_of[i]).intersection(used):
+            links[row, used.index(index)] = True
     return Annotation(
         spans=tuple(trim_span(record.text, (record.entities[i].start, record.entities[i].end)) for i in entities),
         identities=tuple(stable_id(record.identity_key(record.entities[i])) for i in entities),
@@ -175,12 +195,18 @@ def _clip(box: Box, image_size: tuple[int, int], sample: str, incidents: list[In
     return clipped
 
 
-def _proposals(record: Record, image_size: tuple[int, int], entity_boxes: Tensor, limits: SampleLimits) -> Tensor:
-    """The best proposals (P, 4) that show none of the entities."""
-    room = min(limits.proposals, limits.max_regions - len(entity_boxes))
-    if room <= 0 or not record.objects:
+def _proposals(
+    record: Record, image_size: tuple[int, int], entity_boxes: Tensor, room: int, limits: SampleLimits
+) -> Tensor:
+    """The best proposals (P, 4), `room` at most, that show none of the entities."""
+    room = min(limits.proposals, room)
+    if room <= 0:
         return torch.empty(0, 4)
-    ranked = sorted(record.objects, key=lambda proposal: -proposal.score)
+    known = {box for entity in record.entities for box in entity.boxes}  # found without arithmetic
+    others = [proposal for proposal in record.objects if proposal.box not in known]
+    if not others:
+        return torch.empty(0, 4)
+    ranked = sorted(others, key=lambda proposal: -proposal.score)
     boxes = clip_boxes(normalise_boxes(torch.tensor([proposal.box for proposal in ranked]), *image_size))
     apart = (box_iou(boxes, entity_boxes) < SAME_OBJECT_IOU).all(dim=1) & (box_area(boxes) > 0)
     return boxes[apart][:room]

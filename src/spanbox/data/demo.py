@@ -1,8 +1,8 @@
 """Scenes to learn from at once: artwork on varied backgrounds, sentences that say what lies where.
 
-A scene shows three or four objects. The sentence names three of them and how they lie to each other, and sometimes a
-thing that is not there: an entity without a box. The fourth object is not named: a distractor. Spans and boxes are
-exact. What comes out is a normal manifest with image files; training on it is like training on anything else.
+A scene shows three or four objects. The sentence names them and says how they lie to each other; sometimes it names a
+thing that is not there (an entity without a box), sometimes it keeps silent about the fourth object (a distractor).
+Spans and boxes are exact. What comes out is a normal manifest with image files, like any other.
 
 A set of named objects belongs to one split only, so that held-out scenes show combinations never seen in training.
 """
@@ -32,11 +32,11 @@ from spanbox.structures import stable_id
 Language = Literal["en", "zh"]
 Split = Literal["train", "val", "test"]
 
-NAMED = 3
 HELD_OUT: dict[int, Split] = {0: "val", 1: "test"}  # by the hash of the named set modulo ten; the rest is "train"
 OBJECT_SIZE = (0.34, 0.47)  # longer side, as a share of the scene
-ABSENT_SHARE = 0.5  # of sentences that name a thing that is not there
-DISTRACTOR_SHARE = 0.3  # of scenes that show a thing that is not named
+FOUR_SHARE = 0.5  # of scenes that show and name a fourth object
+DISTRACTOR_SHARE = 0.1  # of scenes that show a fourth object and do not name it
+ABSENT_SHARE = 0.3  # of sentences that name a thing that is not there
 
 SENTENCES: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -52,9 +52,13 @@ SENTENCES: dict[Language, tuple[str, ...]] = {
         "这里有{a}、{b}和{c}，第一个在第二个的{ab}。",
     ),
 }
+FOURTHS: dict[Language, tuple[str, ...]] = {
+    "en": (" The {d} is {da} the {a}.", " And {da} the {a} is the {d}."),
+    "zh": ("{d}在{a}的{da}。", "{a}的{da}是{d}。"),
+}
 ABSENCES: dict[Language, tuple[str, ...]] = {
-    "en": (" There is no {d} here.", " Somebody took the {d} away.", " The {d} stayed at home."),
-    "zh": ("这里没有{d}。", "{d}被人拿走了。", "{d}留在家里了。"),
+    "en": (" There is no {x} here.", " Somebody took the {x} away.", " The {x} stayed at home."),
+    "zh": ("这里没有{x}。", "{x}被人拿走了。", "{x}留在家里了。"),
 }
 RELATIONS: dict[Language, dict[str, str]] = {
     "en": {"left": "left of", "right": "right of", "above": "above", "below": "below"},
@@ -133,13 +137,14 @@ def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
 def draw_scene(split: Split, index: int, settings: DemoSettings) -> tuple[Image.Image, Record]:
     """Scene number `index` of a split and its record; the same on every call."""
     rng = random.Random(f"{settings.seed} {split} {index}")
-    named, others = _draw_concepts(rng, split, choose_concepts(settings))
+    kind = rng.random()
+    named, others = _draw_concepts(rng, split, choose_concepts(settings), 4 if kind < FOUR_SHARE else 3)
+    distractors = others[1:] if FOUR_SHARE <= kind < FOUR_SHARE + DISTRACTOR_SHARE else []
     absent = others[0] if rng.random() < ABSENT_SHARE else None
-    distractors = others[1:] if rng.random() < DISTRACTOR_SHARE else []
     boxes = _place(rng, [*named, *distractors], settings.size)
     image = _paint(rng, [*named, *distractors], boxes, settings.size)
     language = rng.choice(settings.languages)
-    text, entities = _describe(rng, language, named, boxes[:NAMED], absent)
+    text, entities = _describe(rng, language, named, boxes[: len(named)], absent)
     scene_id = f"{split}-{index:06d}"
     record = Record(
         id=scene_id,
@@ -159,12 +164,12 @@ def _draw_to_disk(out: Path, split: Split, settings: DemoSettings, index: int) -
 
 
 def _draw_concepts(
-    rng: random.Random, split: Split, concepts: tuple[Concept, ...]
+    rng: random.Random, split: Split, concepts: tuple[Concept, ...], count: int
 ) -> tuple[list[Concept], list[Concept]]:
-    """Three concepts whose set belongs to `split`, and two others."""
+    """`count` concepts whose set belongs to `split`, and two others."""
     while True:
-        drawn = rng.sample(concepts, NAMED + 2)
-        named, others = drawn[:NAMED], drawn[NAMED:]
+        drawn = rng.sample(concepts, count + 2)
+        named, others = drawn[:count], drawn[count:]
         key = " ".join(sorted(concept.id for concept in named))
         if HELD_OUT.get(stable_id(key) % 10, "train") == split:
             return named, others
@@ -223,14 +228,19 @@ def _describe(
     rng: random.Random, language: Language, named: list[Concept], boxes: list[Box], absent: Concept | None
 ) -> tuple[str, list[Entity]]:
     """A sentence about the named objects, and its entities with their exact spans."""
-    template = rng.choice(SENTENCES[language]) + (rng.choice(ABSENCES[language]) if absent else "")
-    relations = RELATIONS[language]
-    words = {"ab": relations[_relation(boxes[0], boxes[1])], "cb": relations[_relation(boxes[2], boxes[1])]}
+    template = rng.choice(SENTENCES[language])
+    template += rng.choice(FOURTHS[language]) if len(named) == 4 else ""
+    template += rng.choice(ABSENCES[language]) if absent else ""
     things: dict[str, tuple[Concept, tuple[Box, ...]]] = {
-        slot: (concept, (box,)) for slot, concept, box in zip("abc", named, boxes, strict=True)
+        slot: (concept, (box,)) for slot, concept, box in zip("abcd", named, boxes, strict=False)
+    }
+    words = {
+        one + other: RELATIONS[language][_relation(things[one][1][0], things[other][1][0])]
+        for one, other in ("ab", "cb", "da")
+        if one in things
     }
     if absent:
-        things["d"] = (absent, ())
+        things["x"] = (absent, ())
     text, entities = "", []
     for position, piece in enumerate(re.split(r"\{(\w+)\}", template)):
         is_slot = position % 2 == 1

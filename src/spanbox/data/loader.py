@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch.utils.data import DataLoader
 
 from spanbox.data.collate import Collator
@@ -21,7 +21,14 @@ from spanbox.structures import Batch, Incident, Sample
 class DataSettings(Settings):
     train: str | None = Field(None, description="manifest to train on; paths are relative to the working folder")
     val: str | None = Field(None, description="manifest to validate on and to choose the best checkpoint by")
-    workers: int | Literal["auto"] = Field("auto", description="processes that load data; 0: the training process")
+    workers: NonNegativeInt | Literal["auto"] = Field(
+        "auto",
+        description="processes that load data; 0: the training process itself; auto: 0 when training on the CPU, whose "
+        "cores they would take from the towers, else one a core but one, 8 at most",
+    )
+    cache_gb: float = Field(
+        0.0, ge=0, description="memory for decoded samples, in each process that loads; of use when a set fits into it"
+    )
     max_tokens: int = Field(64, ge=4, description="longer sentences are cut")
     max_spans: int = Field(
         16, ge=0, description="spans used of a sentence, those with boxes first; 0: coarse level only"
@@ -35,9 +42,9 @@ class DataSettings(Settings):
     )
     broken_limit: float = Field(0.01, ge=0, le=1, description="largest share of the images that may be broken")
 
-    def worker_count(self) -> int:
+    def worker_count(self, device: torch.device) -> int:
         if self.workers == "auto":
-            return min(8, (os.cpu_count() or 1) - 1)
+            return 0 if device.type == "cpu" else min(8, (os.cpu_count() or 1) - 1)
         return self.workers
 
 
@@ -89,6 +96,7 @@ def _collate_readable(collator: Collator, items: Sequence[Sample | Incident]) ->
 
 
 def _quiet_worker(worker: int) -> None:
-    """Workers leave Ctrl-C to the training process, which ends them."""
+    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the training process: it ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

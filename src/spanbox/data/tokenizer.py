@@ -9,7 +9,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from spanbox.errors import ConfigError
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-INSIDE_WORD = 0x40000  # code points from here on are not assigned, or removed by the normaliser
 
 
 def load_tokenizer(path: str) -> Any:
@@ -36,55 +35,28 @@ def load_tokenizer(path: str) -> Any:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A WordPiece tokenizer in the manner of BERT (lower case, Chinese by character), learned from `texts`.
+    """A small BPE tokenizer with BERT's cleaning and splitting (lower case, Chinese by character), learned from texts.
 
-    For models that start from nothing. Equal texts give an equal tokenizer. It has at most `vocabulary` tokens.
+    For models that start from nothing. It has at most `vocabulary` tokens. BPE, since its trainer breaks ties by code
+    point: equal texts give an equal tokenizer, which the WordPiece trainer does not promise.
 
     Raises:
-        ConfigError: the characters of the texts alone are more.
+        ConfigError: the characters of the texts alone are more than `vocabulary`.
     """
-    normalizer = normalizers.BertNormalizer(lowercase=True)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = list(SPECIAL_TOKENS.values())
-    words = (word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
-    pieces = special + _learn_pieces(words, vocabulary - len(special))
-    if len(pieces) > vocabulary:
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() > vocabulary:
         raise ConfigError(
-            f"model.text.architecture.vocab_size: {vocabulary} leaves no room for all characters of the texts; "
-            f"set it to {len(pieces)} or more"
+            f"model.text.architecture.vocab_size: {vocabulary} leaves no room for all characters of the texts; set it "
+            f"to {tokenizer.get_vocab_size()} or more"
         )
-    numbers = {piece: number for number, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=SPECIAL_TOKENS["unk"]))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.add_special_tokens(special)
     cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}", special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)]
     )
     names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-def _learn_pieces(words: Iterable[str], count: int) -> list[str]:
-    """At most `count` pieces that words are made of, with every single character; "##" marks those inside a word.
-
-    `trainers.WordPieceTrainer` learns the same, but breaks ties by the order of a hash table, which changes from call
-    to call. `BpeTrainer` breaks them by code point, so it is shown the characters inside words as characters of their
-    own. Words with characters that Unicode has not assigned are left out.
-    """
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    marked = (
-        word[0] + "".join(chr(ord(letter) + INSIDE_WORD) for letter in word[1:])
-        for word in words
-        if ord(max(word)) < INSIDE_WORD
-    )
-    learner.train_from_iterator(marked, trainers.BpeTrainer(vocab_size=count, show_progress=False))
-    numbers: dict[str, int] = learner.get_vocab()
-    return [_unmarked(piece) for piece in sorted(numbers, key=numbers.__getitem__)]
-
-
-def _unmarked(piece: str) -> str:
-    prefix = "##" if ord(piece[0]) >= INSIDE_WORD else ""
-    return prefix + "".join(chr(ord(letter) % INSIDE_WORD) for letter in piece)

@@ -234,8 +234,8 @@ class Trainer:
             json.dumps({"step": self.step, "loss": terms, "ids": ids}, ensure_ascii=False), encoding="utf-8"
         )
         raise TrainingError(
-            f"the loss of step {self.step} ({terms}) or its gradient ({norm:g}) is not finite; the batch's ids are in {path}. "
-            "Lower train.optimiser.lr, or use train.precision=float32."
+            f"the loss of step {self.step} ({terms}) or its gradient ({norm:g}) is not finite; the batch's ids are in "
+            f"{path}. Lower train.optimiser.lr, or use train.precision=float32."
         )
 
     @contextmanager

@@ -3,7 +3,7 @@
 The names are an interface: the config chooses a checkpoint by one, the log and `metrics.json` hold them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from rich.table import Table
@@ -18,6 +18,15 @@ RATES = frozenset({*(f"r{k}" for k in RECALL_DEPTHS), "within_image", "hard", "t
 
 ANNOTATIONS = frozenset({"count", "chance", "chance_r1"})
 """Last parts of the names that belong beside another metric, not in a row of their own."""
+
+
+SELECTABLE = (
+    *(f"{family}.r{k}" for family in ("retrieval.i2t", "retrieval.t2i", "matching.across_set") for k in RECALL_DEPTHS),
+    "matching.within_image",
+    "matching.within_image.hard",
+    "matching.without_box.auc",
+)
+"""Metrics that can choose the best checkpoint: larger is better."""
 
 
 def evaluate(bank: FeatureBank) -> dict[str, float]:
@@ -41,7 +50,18 @@ def metric_value(metrics: Mapping[str, float], name: str) -> float:
         )
     nearest = get_close_matches(name, known, n=1)
     suggestion = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    raise ConfigError(f"unknown metric {name!r}. {suggestion}Known: {', '.join(known)}")
+    raise ConfigError(f"unknown metric {name!r}. {suggestion}{_known(known)}")
+
+
+def check_selectable(name: str, key: str) -> None:
+    """Refuse, before anything is trained, a metric that cannot choose a checkpoint.
+
+    Raises:
+        ConfigError: it does not exist, or larger is not better; names the nearest one.
+    """
+    if name not in SELECTABLE:
+        nearest = get_close_matches(name, SELECTABLE, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"{key}: {name!r} cannot choose a checkpoint. Did you mean {nearest!r}? {_known(SELECTABLE)}")
 
 
 def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Table:
@@ -58,6 +78,10 @@ def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Tab
         elif last == "count" and not _is_shown_beside_a_metric(metrics, family):
             table.add_row(name, f"{metrics[name]:,.0f}", "", "")
     return table
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"Known: {', '.join(names)}"
 
 
 def _chance_of(metrics: Mapping[str, float], name: str) -> float | None:

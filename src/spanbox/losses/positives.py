@@ -28,7 +28,7 @@ def span_region_masks(batch: Batch) -> tuple[Tensor, Tensor]:
     valid_spans = batch.span_valid.flatten()
     valid_regions = batch.region_valid.flatten()
 
-    same_identity = (identity[:, None] == identity[None, :]) & valid_spans[:, None] & valid_spans[None, :]
+    same_identity = identity[:, None] == identity[None, :]
     # A region shows an identity when it is linked to a span of it: (B, Q, K) @ (B, K, R), no block-diagonal matrix.
     spans_by_pair = same_identity.reshape(len(identity), pairs, spans_per_pair).transpose(0, 1)
     shows_identity = (spans_by_pair.float() @ batch.links.float() > 0).transpose(0, 1).flatten(1)

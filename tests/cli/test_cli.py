@@ -1,0 +1,328 @@
+"""The command: its help, what it prints, and that every mistake is told in words with exit code 2."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+import miniature
+from spanbox.cli.main import main
+from spanbox.config import describe_keys, load_config, recipe_names
+from spanbox.data.manifest import Manifest
+from spanbox.wiring import train
+
+VERBS = [
+    [],
+    ["demo"],
+    ["train"],
+    ["evaluate"],
+    ["config"],
+    ["config", "show"],
+    ["config", "schema"],
+    ["data"],
+    ["data", "demo"],
+    ["data", "check"],
+    ["data", "import"],
+    ["data", "import", "twitter-gmner"],
+]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def spanbox(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Runs the command in an empty folder, its output going to a file of 200 columns."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["spanbox", *map(str, arguments)])
+        with pytest.raises(SystemExit) as raised:
+            main()
+        code = raised.value.code
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run. Tests only look at it."""
+    return train(miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "demo")).run_dir
+
+
+@pytest.fixture
+def faulty(scenes: Path, tmp_path: Path) -> Path:
+    """A copy of the scenes, to be spoiled."""
+    return shutil.copytree(scenes, tmp_path / "faulty")
+
+
+def overrides(data: Path, *more: str) -> list[str]:
+    return miniature.demo_overrides(data, Path("run"), *more)
+
+
+def change_line(manifest: Path, number: int, change: Callable[[dict[str, Any]], object]) -> None:
+    lines = manifest.read_text(encoding="utf-8").splitlines(keepends=True)
+    record = json.loads(lines[number - 1])
+    change(record)
+    lines[number - 1] = json.dumps(record) + "\n"
+    manifest.write_text("".join(lines), encoding="utf-8")
+
+
+def first_box(record: dict[str, Any]) -> list[float]:
+    box: list[float] = next(entity["boxes"][0] for entity in record["entities"] if entity.get("boxes"))
+    return box
+
+
+class TestHelp:
+    @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+    def test_of_every_verb(self, verb: list[str], spanbox: Command) -> None:
+        code, out, err = spanbox(*verb, "--help")
+        assert (code, err) == (0, "")
+        assert " ".join([*verb, "[OPTIONS]"]) in " ".join(out.split())
+
+    @pytest.mark.parametrize("verb", [[], ["config"], ["data"], ["data", "import"]], ids=" ".join)
+    def test_is_shown_for_a_group_alone(self, verb: list[str], spanbox: Command) -> None:
+        assert "Commands" in "".join(spanbox(*verb)[1:])
+
+    def test_is_quick_since_nothing_heavy_is_imported(self) -> None:
+        script = (
+            "import sys\n"
+            "from spanbox.cli.main import main\n"
+            "try:\n"
+            "    main()\n"
+            "except SystemExit as end:\n"
+            "    assert end.code == 0\n"
+            "print([name for name in ('torch', 'transformers', 'pydantic') if name in sys.modules])\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", script, "--help"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]"
+
+    def test_as_a_module_and_as_a_script(self) -> None:
+        script = Path(sys.executable).with_name("spanbox")
+        for command in ([str(script)], [sys.executable, "-m", "spanbox.cli.main"]):
+            done = subprocess.run([*command, "config", "--help"], capture_output=True, text=True, check=True)
+            assert "schema" in done.stdout
+
+
+class TestConfig:
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_show(self, name: str, spanbox: Command) -> None:
+        code, out, err = spanbox("config", "show", name, "train.batch_size=12")
+        assert (code, err) == (0, "")
+        assert yaml.safe_load(out) == load_config(name, ["train.batch_size=12"]).model_dump(mode="json")
+
+    def test_schema_lists_every_key(self, spanbox: Command) -> None:
+        code, out, _ = spanbox("config", "schema")
+        assert code == 0
+        words = {line.split()[1] for line in out.splitlines() if len(line.split()) > 1}
+        assert words >= {key for key, _, _ in describe_keys()}
+
+    def test_schema_as_json(self, spanbox: Command) -> None:
+        code, out, _ = spanbox("config", "schema", "--json")
+        assert code == 0
+        schema = json.loads(out)
+        assert schema["additionalProperties"] is False
+        assert schema["properties"].keys() == {"seed", "run", "data", "model", "loss", "train"}
+
+
+class TestTrainAndEvaluate:
+    def test_train_then_evaluate(self, spanbox: Command, scenes: Path) -> None:
+        code, out, _ = spanbox("train", "demo", *overrides(scenes))
+        assert code == 0
+        assert "retrieval.t2i.r1" in out
+        assert "run folder: run" in out
+
+        code, out, _ = spanbox("evaluate", "run", "--data", scenes / "test.jsonl", "--device", "cpu")
+        assert code == 0
+        assert "matching.within_image" in out
+        assert "written to run/metrics.json" in out
+        assert json.loads(Path("run/metrics.json").read_text())["retrieval.t2i.count"] == 12
+
+    def test_train_from_a_file(self, spanbox: Command, scenes: Path) -> None:
+        assert spanbox("train", "demo", *overrides(scenes, "train.steps=2")).code == 0
+        code, _, err = spanbox("train", "run/config.yaml")
+        assert (code, "holds a run already" in err) == (2, True)
+        code, out, _ = spanbox("train", "run/config.yaml", "--resume", "train.steps=3")
+        assert (code, "run folder: run" in out) == (0, True)
+
+    def test_evaluate_writes_elsewhere(self, spanbox: Command, trained: Path, scenes: Path) -> None:
+        code, out, _ = spanbox("evaluate", trained, "--data", scenes / "val.jsonl", "--out", "here.json")
+        assert (code, "written to here.json" in out) == (0, True)
+        assert not (trained / "metrics.json").exists()
+
+    def test_evaluate_tells_what_it_worked_around(
+        self, spanbox: Command, trained: Path, scenes: Path, faulty: Path
+    ) -> None:
+        record = Manifest(faulty / "test.jsonl")[0]
+        (faulty / record.image).write_bytes(b"")
+        code, out, _ = spanbox("evaluate", trained, "--data", faulty / "test.jsonl", "--out", "m.json")
+        assert code == 0
+        assert "broken image" in out
+        assert f"{record.id}: " in out
+
+    def test_inverted_boxes_can_be_left_out_and_are_counted(self, spanbox: Command, faulty: Path) -> None:
+        change_line(faulty / "train.jsonl", 3, lambda record: first_box(record).reverse())
+        code, _, err = spanbox("train", "demo", *overrides(faulty, "data.inverted_boxes=drop", "train.steps=1"))
+        assert code == 0
+        assert f"{faulty}/train.jsonl: 1 boxes without an area are left out" in err
+
+    @pytest.mark.slow
+    def test_demo(self, spanbox: Command) -> None:
+        small = [*miniature.TOWERS, *miniature.SCHEDULE, "train.steps=2"]
+        code, out, _ = spanbox("demo", "--dir", "here", "--n", 16, *small)
+        assert code == 0
+        assert "across_set" in out
+        assert json.loads(Path("here/demo/metrics.json").read_text())["retrieval.t2i.count"] > 0
+
+
+class TestMistakes:
+    """Each is told in a few words, without a traceback, and exits with 2."""
+
+    def told(self, outcome: Outcome, *parts: object) -> None:
+        assert outcome.code == 2
+        assert outcome.err.startswith("spanbox: ")
+        assert "Traceback" not in outcome.err
+        for part in parts:
+            assert str(part) in outcome.err
+
+    def test_unknown_key(self, spanbox: Command, scenes: Path) -> None:
+        outcome = spanbox("train", "demo", *overrides(scenes, "train.batchsize=4"))
+        self.told(outcome, "train.batchsize: unknown key; the nearest known one is train.batch_size")
+
+    def test_batch_of_one(self, spanbox: Command, scenes: Path) -> None:
+        outcome = spanbox("train", "demo", *overrides(scenes, "train.batch_size=1"))
+        self.told(outcome, "train.batch_size: Input should be greater than or equal to 2; found 1")
+
+    def test_unknown_recipe(self, spanbox: Command) -> None:
+        self.told(spanbox("train", "dmeo"), "dmeo: no such config file, nor a recipe; recipes are demo, gmner, pairs")
+
+    def test_unknown_metric(self, spanbox: Command, scenes: Path) -> None:
+        outcome = spanbox("train", "demo", *overrides(scenes, "train.best_metric=retrieval.t2i.recall1"))
+        self.told(outcome, "unknown metric 'retrieval.t2i.recall1'. Did you mean 'retrieval.t2i.r1'?")
+
+    def test_line_that_is_no_json(self, spanbox: Command, faulty: Path) -> None:
+        with (faulty / "train.jsonl").open("a") as file:
+            file.write('{"id": "x", "image"\n')
+        self.told(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl, line 33: the line: is no JSON")
+
+    def test_offset_past_the_text(self, spanbox: Command, faulty: Path) -> None:
+        change_line(faulty / "train.jsonl", 5, lambda record: record["entities"][1].update(end=999))
+        outcome = spanbox("train", "demo", *overrides(faulty))
+        self.told(outcome, f"{faulty}/train.jsonl, line 5: entities[1]: ", ", 999) is no span of a text of ")
+
+    def test_inverted_box(self, spanbox: Command, faulty: Path) -> None:
+        change_line(faulty / "train.jsonl", 3, lambda record: first_box(record).reverse())
+        outcome = spanbox("train", "demo", *overrides(faulty))
+        self.told(outcome, f"{faulty}/train.jsonl, line 3: ", "has no area", "set data.inverted_boxes=drop")
+
+    def test_missing_image_folder(self, spanbox: Command, faulty: Path) -> None:
+        shutil.rmtree(faulty / "images" / "train")
+        self.told(spanbox("train", "demo", *overrides(faulty)), f"there is no folder {faulty}/images/train")
+
+    def test_too_many_broken_images(self, spanbox: Command, faulty: Path) -> None:
+        for record in Manifest(faulty / "train.jsonl"):
+            (faulty / record.image).unlink()
+        outcome = spanbox("train", "demo", *overrides(faulty))
+        self.told(outcome, f"{faulty}/train.jsonl: 20 images in a row cannot be read")
+
+    @pytest.mark.parametrize("text", ["", "\n\n"])
+    def test_empty_manifest(self, text: str, spanbox: Command, faulty: Path) -> None:
+        (faulty / "train.jsonl").write_text(text)
+        self.told(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl: the manifest is empty")
+
+    def test_missing_manifest(self, spanbox: Command) -> None:
+        self.told(spanbox("train", "demo"), "runs/demo-data/train.jsonl: no such manifest")
+
+    def test_nothing_to_resume(self, spanbox: Command, scenes: Path) -> None:
+        outcome = spanbox("train", "demo", "--resume", *overrides(scenes))
+        self.told(outcome, "run: nothing to resume, no checkpoints/last")
+
+    def test_resuming_with_another_architecture(self, spanbox: Command, scenes: Path) -> None:
+        assert spanbox("train", "demo", *overrides(scenes, "train.steps=1")).code == 0
+        outcome = spanbox("train", "demo", "--resume", *overrides(scenes, "model.dim=24"))
+        self.told(outcome, "another architecture than the config asks for", "(16,) in the checkpoint")
+
+    @pytest.mark.parametrize("path", ["gmner", "pairs"])
+    def test_missing_models(self, path: str, spanbox: Command, scenes: Path) -> None:
+        outcome = spanbox("train", path, *miniature.paths(scenes, Path("run")), *miniature.SCHEDULE)
+        self.told(outcome, "models/bert-base-uncased")
+
+    def test_no_card(self, spanbox: Command, scenes: Path) -> None:
+        self.told(spanbox("train", "demo", *overrides(scenes, "train.device=gpu")), "train.device: 'gpu' is no device")
+
+    def test_evaluate_nothing(self, spanbox: Command, scenes: Path) -> None:
+        self.told(spanbox("evaluate", "run", "--data", scenes / "test.jsonl"), "run: no checkpoint here")
+
+    def test_evaluate_on_nothing(self, spanbox: Command, trained: Path) -> None:
+        self.told(spanbox("evaluate", trained, "--data", "no.jsonl"), "no.jsonl: no such manifest")
+
+    def test_evaluate_a_damaged_checkpoint(self, spanbox: Command, trained: Path, scenes: Path, tmp_path: Path) -> None:
+        damaged = shutil.copytree(trained / "checkpoints" / "best", tmp_path / "damaged")
+        (damaged / "model.safetensors").write_bytes(b"half")
+        outcome = spanbox("evaluate", damaged, "--data", scenes / "test.jsonl")
+        self.told(outcome, "damaged/model.safetensors: cannot be read")
+
+    def test_unknown_language(self, spanbox: Command) -> None:
+        self.told(spanbox("data", "demo", "out", "--lang", "fr"), "'fr' is not a language of the demo")
+
+    @pytest.mark.parametrize("arguments", [["fly"], ["train"], ["train", "demo", "--fast"], ["evaluate", "run"]])
+    def test_usage(self, arguments: list[str], spanbox: Command) -> None:
+        code, _, err = spanbox(*arguments)
+        assert code == 2
+        assert "Usage: " in err
+        assert "Traceback" not in err
+
+
+class TestStopping:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_saves_and_says_how_to_go_on(self, number: int, scenes: Path, tmp_path: Path) -> None:
+        arguments = [*miniature.demo_overrides(scenes, tmp_path / "run"), "train.steps=100000", "data.workers=2"]
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "spanbox.cli.main", "train", "demo", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        log, deadline = tmp_path / "run" / "log.jsonl", time.monotonic() + 60
+        while not (log.is_file() and log.stat().st_size):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, number)  # to its workers too, as terminals and job schedulers do
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        step = len([line for line in log.read_text().splitlines() if '"train"' in line])
+        assert f"stopped after step {step}; everything is saved. Go on with:" in err
+        assert f"spanbox train {tmp_path}/run/config.yaml --resume" in err
+        assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == f"step-{step:06d}"

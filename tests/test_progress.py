@@ -1,0 +1,74 @@
+"""Progress where there is no terminal: few lines, whole ones, on stderr."""
+
+import pytest
+
+from spanbox import progress
+from spanbox.progress import Progress, track
+
+
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_now_and_then_and_at_the_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("training", 30) as shown:
+        for done in range(1, 31):
+            clock[0] += 1.0
+            shown.update(done, f"loss {done}")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "training 10/30  loss 10  20 s left",
+        "training 20/30  loss 20  10 s left",
+        "training 30/30  loss 30",
+    ]
+
+
+def test_the_remaining_time_does_not_count_what_was_done_before(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("training", 1000, start=900) as shown:
+        clock[0] += 20.0
+        shown.update(910)
+    assert capsys.readouterr().err == "training 910/1000  180 s left\n"
+
+
+def test_the_last_detail_stays(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("training", 2) as shown:
+        shown.update(1, "loss 0.5")
+        shown.update(2)
+    assert capsys.readouterr().err == "training 2/2  loss 0.5\n"
+
+
+def test_a_note_is_one_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[red]not a colour[/red] :smile: " + 30 * "words "
+    with Progress("training", 1) as shown:
+        shown.note(text)
+    assert capsys.readouterr().err == f"{text}\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("training", 4, start=1) as shown:
+        shown.update(3, "loss 0.5")
+        shown.note("step 3: saved")
+        shown.update(4)
+    err = capsys.readouterr().err
+    assert "4/4" in err
+    assert "step 3: saved" in err
+    assert "loss 0.5" in err
+
+
+def test_items_pass_through(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track("abc", "reading", 3)) == ["a", "b", "c"]
+    assert capsys.readouterr().err == "reading 3/3\n"

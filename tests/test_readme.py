@@ -1,0 +1,84 @@
+"""The commands of both READMEs are run, in their order, on miniature data and towers, so that they cannot rot."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import miniature
+from spanbox.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+MINIATURE = {  # what makes a command small; everything else is run as it stands
+    "train gmner": [*miniature.SCHEDULE, "model.dim=16"],
+    "demo": ["--n", "32", *miniature.TOWERS, *miniature.SCHEDULE],
+}
+NOT_RUN = ("pip install", "hf download", "make ")  # they need the network, or are what runs these tests
+
+
+def readme_blocks(readme: str, language: str) -> list[str]:
+    """The fenced blocks of a language, without the indentation of the list they stand in."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    blocks = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
+
+
+def readme_commands(readme: str) -> list[list[str]]:
+    """Every shell command, split into words, comments left out."""
+    script = "\n".join(readme_blocks(readme, "bash")).replace("\\\n", " ")
+    return [words for line in script.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    assert readme_commands(READMES[0]) == readme_commands(READMES[1])
+    assert readme_blocks(READMES[0], "python") == readme_blocks(READMES[1], "python")
+    assert readme_blocks(READMES[0], "json") == readme_blocks(READMES[1], "json")
+
+
+def test_every_command_is_run_or_known_not_to_be() -> None:
+    for words in readme_commands("README.md"):
+        assert words[0] == "spanbox" or " ".join(words).startswith(NOT_RUN), words
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in readme_commands("README.md"):
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, flags=re.MULTILINE), words
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*")
+def test_the_readme_works_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_what_the_reader_has(tmp_path)
+    for words in readme_commands("README.md"):
+        if words[0] == "spanbox":
+            run(words[1:])
+    for block in readme_blocks("README.md", "python"):
+        exec(compile(block, "README.md", "exec"), {})  # our own text, from the repository
+    assert (tmp_path / "bert" / "model.safetensors").is_file()
+    assert (tmp_path / "vit" / "model.safetensors").is_file()
+
+
+def run(words: list[str]) -> None:
+    """One `spanbox` command, made small."""
+    more = next((extra for start, extra in MINIATURE.items() if " ".join(words).startswith(start)), [])
+    with pytest.raises(SystemExit) as ended:
+        app([*words, *more])
+    assert ended.value.code == 0, words
+
+
+def make_what_the_reader_has(folder: Path) -> None:
+    """Own data in manifests, BERT and ViT under models/, and Twitter10000_v2.0 as it is published."""
+    miniature.write_scenes(folder)
+    miniature.save_pretrained_towers(folder / "models", folder / "train.jsonl")
+    (folder / "models" / "bert").rename(folder / "models" / "bert-base-uncased")
+    (folder / "models" / "vit").rename(folder / "models" / "vit-base-patch16-224-in21k")
+    (folder / "Twitter10000_v2.0" / "txt").mkdir(parents=True)
+    (folder / "Twitter10000_v2.0" / "xml").mkdir()
+    for split in ("train", "dev", "test"):
+        tweet = "IMGID:1\nGarfield\tB-LOC\nPark\tI-LOC\n\n"
+        (folder / "Twitter10000_v2.0" / "txt" / f"{split}.txt").write_text(tweet, encoding="utf-8")
