@@ -164,7 +164,7 @@ class TestWrongValues:
             ("train.batch_size=1", "train.batch_size: Input should be greater than or equal to 2; found 1"),
             ("train.steps=0", "train.steps: Input should be greater than or equal to 1; found 0"),
             ("train.optimiser.lr=-1", "train.optimiser.lr: Input should be greater than 0; found -1"),
-            ("train.optimiser.lr=.nan", "train.optimiser.lr: Input should be greater than 0; found nan"),
+            ("train.optimiser.lr=.nan", "train.optimiser.lr: Input should be a finite number; found nan"),
             ("train.precision=half", "train.precision: Input should be 'auto', 'float32' or 'bfloat16'; found 'half'"),
             ("data.inverted_boxes=keep", "data.inverted_boxes: Input should be 'error' or 'drop'; found 'keep'"),
             ("data.broken_limit=2", "data.broken_limit: Input should be less than or equal to 1; found 2"),

@@ -225,7 +225,10 @@ class TestMistakes:
 
     def test_unknown_metric(self, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", "demo", *overrides(scenes, "train.best_metric=retrieval.t2i.recall1"))
-        self.told(outcome, "unknown metric 'retrieval.t2i.recall1'. Did you mean 'retrieval.t2i.r1'?")
+        self.told(
+            outcome,
+            "train.best_metric: 'retrieval.t2i.recall1' cannot choose a checkpoint. Did you mean 'retrieval.t2i.r1'?",
+        )
 
     def test_line_that_is_no_json(self, spanbox: Command, faulty: Path) -> None:
         with (faulty / "train.jsonl").open("a") as file:

@@ -108,7 +108,7 @@ def test_a_span_that_loses_a_token_is_not_used_and_noted(tokenizer: Any, span: s
 
 
 def test_a_region_whose_spans_are_all_cut_off_is_not_used() -> None:
-    """Unlinked, it would pass for a negative of what it shows. One that another span shares stays, and a proposal too."""
+    """Unlinked, it would pass for a negative of what it shows. One that another span shares stays, and a proposal."""
     tokenizer = train_tokenizer([ENGLISH], 100)
     links = [(0, 0), (0, 1), (1, 1)]
     batch = collate(tokenizer, sample(ENGLISH, ["park", "red"], regions=3, links=links), max_tokens=6).batch

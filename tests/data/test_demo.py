@@ -284,7 +284,7 @@ def test_the_manifest_is_accepted_and_its_images_load(tmp_path: Path) -> None:
         for (image, _), record in zip(scenes(split=split, count=counts[split]), manifest, strict=True):
             stored = load_image(manifest.image_path(record))
             assert stored.size == (64, 64)
-            assert np.abs(pixels(stored) - pixels(image)).mean() < 8, "but for the losses of JPEG"
+            assert np.abs(pixels(stored) - pixels(image)).mean() < 12, "but for the losses of JPEG"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

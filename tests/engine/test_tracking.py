@@ -88,6 +88,15 @@ class TestIncidentTally:
             tally.add([Incident("clipped box", "b", "")])
         assert tally.counts() == {"clipped box": 2, "broken image": 1}
 
+    def test_a_restored_tally_goes_on_counting(self) -> None:
+        first, second = IncidentTally(200, 0.01), IncidentTally(200, 0.01)
+        first.add([*broken("a", "b"), Incident("clipped box", "a", "")])
+        second.restore(first.state())
+        second.add([*broken("a"), Incident("clipped box", "c", "")])
+        assert second.counts() == {"broken image": 2, "clipped box": 2}
+        with pytest.raises(TrainingError, match="3 images cannot be read"):
+            second.add(broken("d"))
+
     def test_nothing_met(self) -> None:
         tally = IncidentTally(10, 0.0)
         tally.add([])

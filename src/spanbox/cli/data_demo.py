@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
 
 def draw(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the manifests and the images")],
-    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 16_000,
+    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 32_000,
     held_out: Annotated[int, typer.Option(min=1, help="scenes of val.jsonl, and of test.jsonl")] = 500,
     lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh for both in turn")] = "en",
     concepts: Annotated[int, typer.Option(help="how many different objects, 10 to 826")] = 120,
@@ -26,7 +26,7 @@ def draw(
 
     Held-out scenes show combinations of objects that no training scene shows:
 
-        spanbox data demo my-scenes --n 16000 --lang en,zh
+        spanbox data demo my-scenes --n 32000 --lang en,zh
     """
     from spanbox.data.demo import DemoSettings
 

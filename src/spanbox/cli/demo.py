@@ -25,7 +25,7 @@ def demo(
         bool, typer.Option("--compare", help="train with the coarse level alone too, and print both side by side")
     ] = False,
     lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh")] = "en",
-    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 16_000,
+    n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 32_000,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings of the demo recipe")
     ] = None,

@@ -33,9 +33,9 @@ Language = Literal["en", "zh"]
 Split = Literal["train", "val", "test"]
 
 HELD_OUT: dict[int, Split] = {0: "val", 1: "test"}  # by the hash of the named set modulo ten; the rest is "train"
-OBJECT_SIZE = (0.34, 0.47)  # longer side, as a share of the scene
-FOUR_SHARE = 0.5  # of scenes that show and name a fourth object
-DISTRACTOR_SHARE = 0.1  # of scenes that show a fourth object and do not name it
+OBJECT_SIZE = (0.37, 0.48)  # longer side, as a share of the scene
+FOUR_SHARE = 0.6  # of scenes that show and name a fourth object
+DISTRACTOR_SHARE = 0.07  # of scenes that show a fourth object and do not name it
 ABSENT_SHARE = 0.3  # of sentences that name a thing that is not there
 
 SENTENCES: dict[Language, tuple[str, ...]] = {
@@ -57,7 +57,7 @@ FOURTHS: dict[Language, tuple[str, ...]] = {
     "zh": ("{d}在{a}的{da}。", "{a}的{da}是{d}。"),
 }
 ABSENCES: dict[Language, tuple[str, ...]] = {
-    "en": (" There is no {x} here.", " Somebody took the {x} away.", " The {x} stayed at home."),
+    "en": (" There is no {x}.", " The {x} is gone.", " The {x} stayed at home."),
     "zh": ("这里没有{x}。", "{x}被人拿走了。", "{x}留在家里了。"),
 }
 RELATIONS: dict[Language, dict[str, str]] = {

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ class IncidentTally:
     def __init__(self, size: int, broken_limit: float) -> None:
         self.allowed = math.floor(size * broken_limit)
         self.broken_limit = broken_limit
-        self._details: dict[str, dict[str, str]] = {}
+        self._samples: dict[str, set[str]] = {}  # ids met, by kind of incident
+        self._broken: dict[str, str] = {}  # the broken ones, with the reason
 
     def add(self, incidents: Iterable[Incident]) -> None:
         """Count incidents, each kind once a sample.
@@ -59,15 +59,26 @@ class IncidentTally:
             TrainingError: more images are broken than is allowed, with a list of them.
         """
         for incident in incidents:
-            self._details.setdefault(incident.kind, {})[incident.sample] = incident.detail
-        broken = self._details.get("broken image", {})
-        if len(broken) > self.allowed:
-            listed = "\n".join(f"  {sample}: {detail}" for sample, detail in list(broken.items())[: self.EXAMPLES])
+            self._samples.setdefault(incident.kind, set()).add(incident.sample)
+            if incident.kind == "broken image":
+                self._broken[incident.sample] = incident.detail
+        if len(self._broken) > self.allowed:
+            examples = list(self._broken.items())[: self.EXAMPLES]
+            listed = "\n".join(f"  {sample}: {detail}" for sample, detail in examples)
             raise TrainingError(
-                f"{len(broken)} images cannot be read, more than data.broken_limit={self.broken_limit:g} allows "
+                f"{len(self._broken)} images cannot be read, more than data.broken_limit={self.broken_limit:g} allows "
                 f"({self.allowed}):\n{listed}\nMend or remove them (`spanbox data check` lists all), or raise it."
             )
 
     def counts(self) -> dict[str, int]:
         """Samples met so far with each kind of incident."""
-        return dict(Counter({kind: len(samples) for kind, samples in self._details.items()}))
+        return {kind: len(samples) for kind, samples in self._samples.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on counting."""
+        return {"samples": {kind: sorted(ids) for kind, ids in self._samples.items()}, "broken": self._broken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state()` gave."""
+        self._samples = {kind: set(ids) for kind, ids in state["samples"].items()}
+        self._broken = dict(state["broken"])

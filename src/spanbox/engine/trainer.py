@@ -166,6 +166,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "best_metrics": self.best_metrics,
+            "incidents": self.tally.state(),
             "optimiser": self.optimiser.state_dict(),
             "cpu_random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -176,6 +177,7 @@ class Trainer:
         self.step = state["step"]
         self.best = state["best"]
         self.best_metrics = state["best_metrics"]
+        self.tally.restore(state["incidents"])
         self._restore_optimiser(state["optimiser"])
         torch.set_rng_state(state["cpu_random"])
         if self.device.type == "cuda" and state["cuda_random"]:

@@ -26,7 +26,15 @@ from spanbox.errors import CheckpointError, ConfigError
 Part = Literal["text", "vision"]
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WRONG_ARCHITECTURE = (ArithmeticError, AttributeError, KeyError, RuntimeError, StrictDataclassError, TypeError, ValueError)
+_WRONG_ARCHITECTURE = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
 
 
 def model_folder(path: str, part: Part) -> Path:
