@@ -4,8 +4,8 @@
 
 PRODUCTS is a folder with `products.jsonl` (`{"id", "image", "text"}` a line) and the images it names. Each page shows
 four products in a 2 x 2 grid; its text is their titles, which are its spans, and their tiles are its boxes. Products
-are split by title, never by id: no held-out title was seen in training. Both variants train at the same time, each on half
-of the cores and for the same minutes, and are evaluated on the same held-out pages.
+are split by title, never by id: no held-out title was seen in training. Both variants train at the same time, each on
+its share of the cores and for the same minutes, and are evaluated on the same held-out pages.
 """
 
 import argparse
