@@ -6,7 +6,7 @@ Padded, not ragged: slicing is `batch[i:j]`, gathers have equal shapes, compiler
     S pixels of an image's side    s of a crop's side    U tokens of a span read by itself
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import NamedTuple, Self
@@ -57,8 +57,15 @@ class TensorBundle:
             if isinstance(value, Tensor):
                 yield field.name, value
 
+    def tensors(self) -> list[Tensor]:
+        return [tensor for _, tensor in self.named_tensors()]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A bundle of what `function` makes of each tensor."""
+        return replace(self, **{name: function(tensor) for name, tensor in self.named_tensors()})
+
     def __getitem__(self, rows: slice) -> Self:
-        return replace(self, **{name: tensor[rows] for name, tensor in self.named_tensors()})
+        return self.map(lambda tensor: tensor[rows])
 
     def __len__(self) -> int:
         return len(next(self.named_tensors())[1])
@@ -69,11 +76,13 @@ class TensorBundle:
             yield self[start : start + size]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
-        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.named_tensors()}
-        return replace(self, **moved)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.named_tensors()})
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def detach(self) -> Self:
+        return self.map(lambda tensor: tensor.detach())
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -83,27 +92,38 @@ class TensorBundle:
 
 
 @dataclass(frozen=True)
-class Batch(TensorBundle):
+class Targets(TensorBundle):
+    """What the losses know of a batch: ids, links and boxes, never pixels or tokens."""
+
+    group: Tensor  # (B,) int64: pairs that show the same image share it
+    sample: Tensor  # (B,) int64: hash of the pair's id, to name it in reports
+    span_identity: Tensor  # (B, K) int64, PADDING_ID where there is no usable span
+    regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the pixels
+    region_valid: Tensor  # (B, R) bool
+    links: Tensor  # (B, K, R) bool: this span is shown by this region
+
+    @property
+    def span_valid(self) -> Tensor:
+        """(B, K) bool."""
+        return self.span_identity != PADDING_ID
+
+
+@dataclass(frozen=True)
+class Batch(Targets):
     """Image-text pairs with their spans and regions, ready for the towers."""
 
     pixels: Tensor  # (B, 3, S, S) uint8; the model normalises
     token_ids: Tensor  # (B, T) int64
     token_mask: Tensor  # (B, T) bool, False on padding
     span_tokens: Tensor  # (B, K, T) bool: this token belongs to this span
-    span_identity: Tensor  # (B, K) int64, PADDING_ID where there is no usable span
-    regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the pixels
-    region_valid: Tensor  # (B, R) bool
-    links: Tensor  # (B, K, R) bool: this span is shown by this region
-    group: Tensor  # (B,) int64: pairs that show the same image share it
-    sample: Tensor  # (B,) int64: hash of the pair's id, to name it in reports
     own_token_ids: Tensor | None = None  # (B, K, U) int64: each span's text read by itself (published form)
     own_token_mask: Tensor | None = None  # (B, K, U) bool
     crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized
 
     @property
-    def span_valid(self) -> Tensor:
-        """(B, K) bool."""
-        return self.span_identity != PADDING_ID
+    def targets(self) -> Targets:
+        """The part that the losses see."""
+        return Targets(**{field.name: getattr(self, field.name) for field in fields(Targets)})
 
 
 @dataclass(frozen=True)

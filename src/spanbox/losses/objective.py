@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spanbox.losses.contrastive import info_nce, mean_over_counted
 from spanbox.losses.positives import pair_positives, span_region_masks
 from spanbox.settings import Settings
-from spanbox.structures import Batch, Features, Losses
+from spanbox.structures import Features, Losses, Targets
 
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound: a temperature below 0.01 makes training unstable
 
@@ -34,15 +34,15 @@ class Objective(nn.Module):
         self.coarse_log_scale = _log_scale(settings.coarse)
         self.fine_log_scale = _log_scale(settings.fine)
 
-    def forward(self, features: Features, batch: Batch) -> Losses:
-        """Losses of a whole contrastive batch. `batch` gives ids and links only; its pixels are not looked at."""
+    def forward(self, features: Features, targets: Targets) -> Losses:
+        """Losses of a whole contrastive batch, from its features, ids and links."""
         terms: dict[str, Tensor] = {}
         total = features.text.new_zeros(())
         if self.settings.coarse.weight:
-            terms["coarse"] = self._coarse(features, batch)
+            terms["coarse"] = self._coarse(features, targets)
             total = total + self.settings.coarse.weight * terms["coarse"]
         if self.settings.fine.weight:
-            terms["fine"] = self._fine(features, batch)
+            terms["fine"] = self._fine(features, targets)
             total = total + self.settings.fine.weight * terms["fine"]
         return Losses(total, terms)
 
@@ -60,14 +60,14 @@ class Objective(nn.Module):
         self.coarse_log_scale.clamp_(max=MAX_LOG_SCALE)
         self.fine_log_scale.clamp_(max=MAX_LOG_SCALE)
 
-    def _coarse(self, features: Features, batch: Batch) -> Tensor:
+    def _coarse(self, features: Features, targets: Targets) -> Tensor:
         logits_BB = self.coarse_log_scale.exp() * (features.text @ features.image.T)
-        positives_BB = pair_positives(batch.group)
+        positives_BB = pair_positives(targets.group)
         return _both_directions(logits_BB, positives_BB, torch.ones_like(positives_BB))
 
-    def _fine(self, features: Features, batch: Batch) -> Tensor:
+    def _fine(self, features: Features, targets: Targets) -> Tensor:
         logits_QM = self.fine_log_scale.exp() * (features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T)
-        return _both_directions(logits_QM, *span_region_masks(batch))
+        return _both_directions(logits_QM, *span_region_masks(targets))
 
 
 def _log_scale(level: LevelSettings) -> nn.Parameter:

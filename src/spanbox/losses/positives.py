@@ -7,7 +7,7 @@ So two captions of one image, one entity with three boxes and one name in two sa
 
 from torch import Tensor
 
-from spanbox.structures import Batch
+from spanbox.structures import Targets
 
 
 def pair_positives(group: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def pair_positives(group: Tensor) -> Tensor:
     return group[:, None] == group[None, :]
 
 
-def span_region_masks(batch: Batch) -> tuple[Tensor, Tensor]:
+def span_region_masks(targets: Targets) -> tuple[Tensor, Tensor]:
     """Positives and candidates (Q, M) bool between all spans and all regions of a batch; transposed for regions.
 
     - A span's positives: the regions linked to it, and those of other pairs linked to a span of the same identity.
@@ -23,23 +23,23 @@ def span_region_masks(batch: Batch) -> tuple[Tensor, Tensor]:
       one of them shows what it names: such a pair is neither positive nor contrasted.
     - Two pairs that show the same image are not contrasted with each other: what one annotates, the other may omit.
     """
-    pairs, spans_per_pair, regions_per_pair = batch.links.shape
-    identity = batch.span_identity.flatten()
-    valid_spans = batch.span_valid.flatten()
-    valid_regions = batch.region_valid.flatten()
+    pairs, spans_per_pair, regions_per_pair = targets.links.shape
+    identity = targets.span_identity.flatten()
+    valid_spans = targets.span_valid.flatten()
+    valid_regions = targets.region_valid.flatten()
 
     same_identity = identity[:, None] == identity[None, :]
     # A region shows an identity when it is linked to a span of it: (B, Q, K) @ (B, K, R), no block-diagonal matrix.
     spans_by_pair = same_identity.reshape(len(identity), pairs, spans_per_pair).transpose(0, 1)
-    shows_identity = (spans_by_pair.float() @ batch.links.float() > 0).transpose(0, 1).flatten(1)
+    shows_identity = (spans_by_pair.float() @ targets.links.float() > 0).transpose(0, 1).flatten(1)
 
-    has_region = (batch.links & batch.region_valid[:, None, :]).any(dim=2).flatten()
+    has_region = (targets.links & targets.region_valid[:, None, :]).any(dim=2).flatten()
     usable = valid_spans[:, None] & valid_regions[None, :]
     positives = shows_identity & has_region[:, None] & usable
 
-    span_pair = _pair_index(batch.group, spans_per_pair)
-    region_pair = _pair_index(batch.group, regions_per_pair)
-    same_image = batch.group[span_pair][:, None] == batch.group[region_pair][None, :]
+    span_pair = _pair_index(targets.group, spans_per_pair)
+    region_pair = _pair_index(targets.group, regions_per_pair)
+    same_image = targets.group[span_pair][:, None] == targets.group[region_pair][None, :]
     same_pair = span_pair[:, None] == region_pair[None, :]
     candidates = positives | (usable & ~shows_identity & (same_pair | ~same_image))
     return positives, candidates
