@@ -19,54 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from hardware import describe
-from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore
 from spanbox.engine.optimiser import make_optimiser
-from spanbox.engine.tracking import IncidentTally
-from spanbox.engine.trainer import Trainer, TrainSettings
-from spanbox.losses.objective import LevelSettings, LossSettings, Objective
-from spanbox.models.dual_encoder import DualEncoder, ModelSettings
-from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import build_text_tower, build_vision_tower
+from spanbox.engine.trainer import TrainSettings
 from spanbox.structures import Batch
-
-SIZES = {
-    "small": {
-        "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
-        "vision": {
-            "hidden_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 1024,
-            "image_size": 112,
-        },
-    },
-    "base": {"text": {}, "vision": {}},
-}
-SPANS = REGIONS = 8
-TOKENS = 32
-
-
-def make_batch(pairs: int, image_size: int, crops: bool) -> Batch:
-    """Pairs with 8 spans of 2 tokens and 8 regions each, every span linked to one region."""
-    generator = torch.Generator().manual_seed(0)
-    low = torch.rand(pairs, REGIONS, 2, generator=generator) * 0.6
-    span_tokens = torch.zeros(pairs, SPANS, TOKENS, dtype=torch.bool)
-    for span in range(SPANS):
-        span_tokens[:, span, 1 + 3 * span : 3 + 3 * span] = True
-    shape = (pairs, REGIONS, 3, image_size, image_size)
-    return Batch(
-        pixels=torch.randint(256, (pairs, 3, image_size, image_size), generator=generator).to(torch.uint8),
-        token_ids=torch.randint(5, 1000, (pairs, TOKENS), generator=generator),
-        token_mask=torch.ones(pairs, TOKENS, dtype=torch.bool),
-        span_tokens=span_tokens,
-        span_identity=torch.arange(pairs * SPANS).reshape(pairs, SPANS),
-        regions=torch.cat([low, low + 0.3], dim=-1),
-        region_valid=torch.ones(pairs, REGIONS, dtype=torch.bool),
-        links=torch.eye(SPANS, REGIONS, dtype=torch.bool).repeat(pairs, 1, 1),
-        group=torch.arange(pairs),
-        sample=torch.arange(pairs),
-        crops=torch.randint(256, shape, generator=generator).to(torch.uint8) if crops else None,
-    )
+from workload import SIZES, make_batch, make_model, make_trainer
 
 
 def without_spans(batch: Batch) -> Batch:
@@ -81,33 +37,13 @@ def without_spans(batch: Batch) -> Batch:
     )
 
 
-def make_model(size: str, source: str) -> DualEncoder:
-    torch.manual_seed(0)
-    settings = ModelSettings.model_validate(
-        {
-            "text": {"architecture": {"model_type": "bert", **SIZES[size]["text"]}},
-            "vision": {"architecture": {"model_type": "vit", **SIZES[size]["vision"]}},
-            "regions": {"source": source},
-        }
-    )
-    vision = build_vision_tower(settings.vision)
-    return DualEncoder(build_text_tower(settings.text), vision, Preprocessing(image_size=vision.image_size), settings)
-
-
 def spanbox_step(size: str, source: str, fine: bool, batch: Batch, folder: Path, device: str) -> Callable[[], None]:
     """One training step of the package."""
-    objective = Objective(LossSettings(fine=LevelSettings(weight=1.0 if fine else 0.0)))
-    trainer = Trainer(
-        make_model(size, source),
-        objective,
-        TrainSettings(steps=100_000, device=device),
-        run_dir=folder,
-        store=CheckpointStore(folder, CheckpointFiles("", None), keep=1),
-        tally=IncidentTally(1, 0.0),
-        validate=None,
+    loss = {"fine": {"weight": 1.0 if fine else 0.0}}
+    trainer = make_trainer(
+        make_model(size, source), folder, loss, device=device, batch_size=len(batch), chunk_size=len(batch)
     )
     on_device = batch.to(trainer.device)
-    trainer.model.train()
     return lambda: trainer.train_step(on_device, []) and None
 
 
@@ -116,7 +52,7 @@ def bare_step(size: str, batch: Batch, device: str) -> Callable[[], None]:
     model = make_model(size, "roi_align").to(device)
     scale = torch.nn.Parameter(torch.tensor(2.66, device=device))
     modules = [model.text, model.vision, model.text_projection, model.image_projection]
-    optimiser = make_optimiser(modules, [], TrainSettings().optimiser)
+    optimiser = make_optimiser(modules, [], torch.nn.Module(), TrainSettings().optimiser)
     batch = batch.to(device)
     targets = torch.arange(len(batch), device=device)
     bf16 = device != "cpu" and torch.cuda.is_bf16_supported()
@@ -158,7 +94,7 @@ def main() -> None:
     arguments = parser.parse_args()
     size, device = arguments.size, arguments.device
     image_size = make_model(size, "roi_align").vision.image_size
-    full = make_batch(arguments.pairs, image_size, crops=False)
+    full = make_batch(arguments.pairs, image_size)
     cropped = make_batch(arguments.pairs, image_size, crops=True)
     with tempfile.TemporaryDirectory() as folder:
         steps = {

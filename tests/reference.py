@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -184,6 +185,89 @@ def info_nce(logits: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Ten
     return torch.stack(losses), torch.tensor(counted)
 
 
+RowLoss = Callable[[list[Tensor], list[Tensor]], Tensor | None]
+"""From the similarities of the positives and of the negatives of one row; None where the row does not count."""
+
+
+def row_losses(row_loss: RowLoss, cosines: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Row by row; differentiable."""
+    losses, counted = [], []
+    for row, positive_row, candidate_row in zip(cosines, positives.tolist(), candidates.tolist(), strict=True):
+        kinds = list(zip(row, positive_row, candidate_row, strict=True))
+        right = [cosine for cosine, positive, _ in kinds if positive]
+        wrong = [cosine for cosine, positive, candidate in kinds if candidate and not positive]
+        loss = row_loss(right, wrong) if right else None
+        losses.append(row.sum() * 0 if loss is None else loss)
+        counted.append(loss is not None)
+    return torch.stack(losses), torch.tensor(counted)
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    return sum(values, start=torch.zeros((), dtype=torch.float64))
+
+
+def plain_info_nce(right: list[Tensor], wrong: list[Tensor], scale: Tensor) -> Tensor:
+    masses = [(scale * cosine).exp() for cosine in right]
+    return -(total(masses) / total([*masses, *((scale * cosine).exp() for cosine in wrong)])).log()
+
+
+def sup_con(right: list[Tensor], wrong: list[Tensor], scale: Tensor) -> Tensor:
+    """The mean over the positives of the cross-entropy of each."""
+    everything = total((scale * cosine).exp() for cosine in [*right, *wrong])
+    return total(-((scale * cosine).exp() / everything).log() for cosine in right) / len(right)
+
+
+def decoupled(right: list[Tensor], wrong: list[Tensor], scale: Tensor) -> Tensor | None:
+    if not wrong:
+        return None
+    negatives = total((scale * cosine).exp() for cosine in wrong)
+    return total(-((scale * cosine).exp() / negatives).log() for cosine in right) / len(right)
+
+
+def sigmoid(right: list[Tensor], wrong: list[Tensor], scale: Tensor, bias: Tensor) -> Tensor:
+    yes = [1 / (1 + (-(scale * cosine + bias)).exp()) for cosine in right]
+    no = [1 / (1 + (scale * cosine + bias).exp()) for cosine in wrong]
+    return total(-probability.log() for probability in [*yes, *no])
+
+
+def arc_face(right: list[Tensor], wrong: list[Tensor], scale: Tensor, margin: float) -> Tensor:
+    def moved(cosine: Tensor) -> Tensor:
+        angle = cosine.acos()
+        return (angle + margin).cos() if angle + margin < math.pi else angle.cos() - margin * math.sin(margin)
+
+    return plain_info_nce([moved(cosine) for cosine in right], wrong, scale)
+
+
+def hardness_weighted(right: list[Tensor], wrong: list[Tensor], scale: Tensor, beta: float) -> Tensor:
+    hardness = [(beta * scale * cosine).exp() for cosine in wrong]
+    weights = [len(wrong) * one / total(hardness) for one in hardness]
+    positives = total((scale * cosine).exp() for cosine in right)
+    negatives = total(weight * (scale * cosine).exp() for weight, cosine in zip(weights, wrong, strict=True))
+    return -(positives / (positives + negatives)).log()
+
+
+def row_statistics(logits: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row by row: mass of the positives, mass of the negatives, sum and number of the positives; differentiable."""
+
+    def mass(values: list[Tensor]) -> Tensor:
+        if not values:
+            return logits.new_tensor(torch.finfo(logits.dtype).min)
+        return sum((value.exp() for value in values), start=logits.new_zeros(())).log()
+
+    positive_masses, negative_masses, sums, counts = [], [], [], []
+    for row, positive_row, candidate_row in zip(logits, positives.tolist(), candidates.tolist(), strict=True):
+        right = [logit for logit, positive in zip(row, positive_row, strict=True) if positive]
+        kinds = zip(row, positive_row, candidate_row, strict=True)
+        wrong = [logit for logit, positive, candidate in kinds if candidate and not positive]
+        positive_masses.append(mass(right))
+        negative_masses.append(mass(wrong))
+        sums.append(sum(right, start=logits.new_zeros(())))
+        counts.append(len(right))
+    if not counts:
+        return logits.new_zeros(0), logits.new_zeros(0), logits.new_zeros(0), torch.zeros(0, dtype=torch.int64)
+    return torch.stack(positive_masses), torch.stack(negative_masses), torch.stack(sums), torch.tensor(counts)
+
+
 def pair_positives(group: Tensor) -> list[list[bool]]:
     return [[text == image for image in group.tolist()] for text in group.tolist()]
 
@@ -213,3 +297,47 @@ def span_region_masks(batch: Batch) -> tuple[list[list[bool]], list[list[bool]]]
         positives.append(positive_row)
         candidates.append(candidate_row)
     return positives, candidates
+
+
+def box_coverage(boxes: list[tuple[int, int, int, int]], hidden: Tensor, side: int) -> list[list[float]]:
+    """Share of each box under hidden cells (V, g, g), pixel by pixel of a square image; boxes in its pixels."""
+    grid = hidden.shape[-1]
+
+    def share(mask: Tensor, box: tuple[int, int, int, int]) -> float:
+        pixels = list(itertools.product(range(box[1], box[3]), range(box[0], box[2])))
+        covered = sum(bool(mask[y * grid // side, x * grid // side]) for y, x in pixels)
+        return covered / len(pixels) if pixels else 0.0
+
+    return [[share(mask, box) for box in boxes] for mask in hidden]
+
+
+def view_meaning(
+    coverage: Tensor, areas: list[float], links: Tensor, min_coverage: float, keep_coverage: float
+) -> tuple[list[list[int]], list[int]]:
+    """What each view says of each entity and of the sentence, entity by entity."""
+
+    def of_entity(shares: list[float], linked: list[bool]) -> int | None:
+        boxes = [r for r, link in enumerate(linked) if link]
+        total = sum(areas[r] for r in boxes)
+        if total == 0:
+            return None
+        hidden = sum(areas[r] * shares[r] for r in boxes) / total
+        return -1 if hidden >= min_coverage else 1 if hidden <= keep_coverage else 0
+
+    spans, sentence = [], []
+    for shares in coverage.tolist():
+        row = [of_entity(shares, linked) for linked in links.tolist()]
+        shown = [meaning for meaning in row if meaning is not None]
+        spans.append([meaning or 0 for meaning in row])
+        sentence.append(-1 if -1 in shown else 1 if shown and set(shown) == {1} else 0)
+    return spans, sentence
+
+
+def fill_pixels(pixels: Tensor, hidden: Tensor, filling: Tensor) -> Tensor:
+    """(V, 3, S, S): pixel by pixel from an image or what stands in for it, both (3, S, S)."""
+    side, grid = pixels.shape[-1], hidden.shape[-1]
+    views = torch.stack([pixels] * len(hidden))
+    for v, y, x in itertools.product(range(len(hidden)), range(side), range(side)):
+        if hidden[v, y * grid // side, x * grid // side]:
+            views[v, :, y, x] = filling[:, y, x]
+    return views

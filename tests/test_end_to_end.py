@@ -20,7 +20,7 @@ from spanbox.engine.trainer import Trainer
 from spanbox.structures import Losses
 from spanbox.wiring import evaluate_checkpoint, load, train
 
-TIMINGS = ("pairs_per_second", "data_wait")
+TIMINGS = ("pairs_per_second", "data_wait", "seconds")
 
 
 @pytest.fixture(scope="module")

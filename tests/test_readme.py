@@ -15,7 +15,8 @@ MINIATURE = {  # what makes a command small; everything else is run as it stands
     "train gmner": [*miniature.SCHEDULE, "model.dim=16"],
     "demo": ["--n", "32", *miniature.TOWERS, *miniature.SCHEDULE],
 }
-NOT_RUN = ("pip install", "hf download", "make ")  # they need the network, or are what runs these tests
+NOT_RUN = ("pip install", "hf download", "make ", "torchrun")  # they need the network, or are what runs these tests;
+# test_torchrun.py starts runs with torchrun
 
 
 def readme_blocks(readme: str, language: str) -> list[str]:

@@ -11,14 +11,14 @@ import torch
 
 import miniature
 import spanbox
-from spanbox import wiring
 from spanbox.config import RunConfig, load_config, parse_config
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest, Record, write_manifest
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spanbox.structures import Batch, Features, Sample
-from spanbox.wiring import Trained, evaluate_checkpoint, load, train
+from spanbox.wiring import Loaded, Trained, evaluate_checkpoint, load, train
+from spanbox.wiring.building import make_collator, sample_limits
 
 CHECKPOINT = {"model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer", "trainer.pt"}
 
@@ -59,12 +59,12 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in log(run_dir)]
 
 
-def batch_of(loaded: wiring.Loaded, manifest: Path) -> Batch:
+def batch_of(loaded: Loaded, manifest: Path) -> Batch:
     """All pairs of a manifest as the model of a run reads them."""
-    limits = wiring.sample_limits(loaded.config, loaded.model)
+    limits = sample_limits(loaded.config, loaded.model)
     dataset = PairDataset(Manifest(manifest), limits, seed=0, replace_broken=False)
     samples = [dataset[0, index] for index in range(len(dataset))]
-    collate = wiring.make_collator(loaded.config, loaded.tokenizer)
+    collate = make_collator(loaded.config, loaded.tokenizer)
     return collate([sample for sample in samples if isinstance(sample, Sample)]).batch
 
 
@@ -140,7 +140,7 @@ class TestLoading:
                 super().__init__(*arguments, **options)
                 trainers.append(self)
 
-        monkeypatch.setattr(wiring, "Trainer", Kept)
+        monkeypatch.setattr("spanbox.wiring.training.Trainer", Kept)
         train(miniature.demo_config(scenes, tmp_path / "run", *miniature.DROPOUT))
         loaded = load(tmp_path / "run" / "checkpoints" / "last")
         batch = batch_of(loaded, scenes / "test.jsonl")

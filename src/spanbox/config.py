@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -38,9 +38,9 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _levels(self) -> "RunConfig":
-        if not (self.loss.coarse.weight or self.loss.fine.weight):
+        if not self.loss.levels():
             raise ValueError("loss.coarse.weight and loss.fine.weight are both 0: nothing to learn; raise one")
-        if self.loss.fine.weight and not (self.data.max_spans and self.data.max_regions):
+        if self.loss.fine.used and not (self.data.max_spans and self.data.max_regions):
             raise ValueError(
                 "loss.fine.weight is above 0, but data.max_spans or data.max_regions is 0: set loss.fine.weight=0 to "
                 "train the coarse level alone"
@@ -119,7 +119,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = tree
     for parent in parents:
-        child = node.setdefault(parent, {})
+        if node.get(parent) is None:  # left out, or an optional section that is off
+            node[parent] = {}
+        child = node[parent]
         if not isinstance(child, dict):
             raise ConfigError(f"{override!r}: {parent} holds a value, not a section")
         node = child
@@ -161,9 +163,18 @@ def describe_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> lis
     """Every dotted key with its default and its description."""
     rows = []
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            rows += describe_keys(field.annotation, f"{prefix}{name}.")
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            rows += describe_keys(inner, f"{prefix}{name}.")
         else:
             default = "required" if field.is_required() else str(field.default)
             rows.append((f"{prefix}{name}", default, field.description or ""))
     return rows
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, also where it may be left out."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

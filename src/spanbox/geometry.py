@@ -44,6 +44,43 @@ def expand_boxes(boxes: Tensor, margin: float) -> Tensor:
     return clip_boxes(torch.cat([boxes[..., :2] - margin * size, boxes[..., 2:] + margin * size], dim=-1))
 
 
+def cell_shares(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Shares (..., grid) of each box's height in the rows, and of its width in the columns, of a square grid.
+
+    Boxes (..., 4) are normalised and clipped; one without height (width) has no share of any row (column). The share of
+    a box's area in the cell at (y, x) is the product of its shares of row y and of column x.
+    """
+    edges = torch.arange(grid + 1, device=boxes.device, dtype=boxes.dtype) / grid
+    low, high = boxes[..., :2, None], boxes[..., 2:, None]
+    inside = (torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])).clamp(min=0.0)
+    columns, rows = (inside / (high - low).clamp(min=torch.finfo(boxes.dtype).tiny)).unbind(dim=-2)
+    return rows, columns
+
+
+def box_coverage(boxes: Tensor, hidden: Tensor) -> Tensor:
+    """Share (V, R) of the area of each box (R, 4) that lies under hidden cells (V, g, g) bool; 0 for one without area.
+
+    Exact, and like `roi_align` a product of one small weight matrix for each axis.
+    """
+    rows, columns = cell_shares(boxes, hidden.shape[-1])
+    return ((rows @ hidden.to(boxes.dtype)) * columns).sum(dim=-1)
+
+
+def kept_indices(hidden: Tensor) -> Tensor:
+    """Cells (V, n) int64 that each mask (V, g, g) bool leaves visible, row by row; all masks leave the same number."""
+    visible = ~hidden.flatten(1)
+    views, cells = visible.nonzero(as_tuple=True)
+    count = len(cells) // max(len(hidden), 1)
+    assert (torch.bincount(views, minlength=len(hidden)) == count).all(), "group the masks by kept count first"
+    return cells.reshape(len(hidden), count)
+
+
+def by_kept_count(hidden: Tensor) -> dict[int, Tensor]:
+    """Rows (n,) int64 of the masks (V, g, g) bool that leave the same number of cells visible, fewest cells first."""
+    counts = (~hidden).flatten(1).sum(dim=1)
+    return {count: (counts == count).nonzero().flatten() for count in sorted(set(counts.tolist()))}
+
+
 def roi_align(features: Tensor, boxes: Tensor, output_size: int, sampling_ratio: int = 2) -> Tensor:
     """Average feature of each bin of each box, by bilinear sampling: RoIAlign, `aligned` form.
 

@@ -22,17 +22,18 @@ class Progress:
         label: what is being done.
         total: how many steps it takes.
         start: steps that were done before.
+        quiet: show nothing, as on all but one of several processes.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0) -> None:
+    def __init__(self, label: str, total: int, start: int = 0, *, quiet: bool = False) -> None:
         self.label = label
         self.total = total
         self.start = start
         self._detail = ""
-        self._console = Console(file=sys.stderr)
+        self._console = Console(file=sys.stderr, quiet=quiet)
         self._bar: RichProgress | None = None
         self._began = self._last_line = time.monotonic()
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = RichProgress(*columns, TextColumn("{task.fields[detail]}"), console=self._console)
             self._task = self._bar.add_task(label, total=total, completed=start, detail="")

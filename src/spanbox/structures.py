@@ -120,6 +120,19 @@ class Batch(Targets):
     own_token_mask: Tensor | None = None  # (B, K, U) bool
     crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized
 
+    def trimmed(self) -> Self:
+        """Without the columns of tokens that are padding in every row. Asks for values: cheap on the processor."""
+        tokens = _used_columns(self.token_mask)
+        own = None if self.own_token_mask is None else _used_columns(self.own_token_mask)
+        return replace(
+            self,
+            token_ids=self.token_ids[:, :tokens],
+            token_mask=self.token_mask[:, :tokens],
+            span_tokens=self.span_tokens[:, :, :tokens],
+            own_token_ids=None if self.own_token_ids is None else self.own_token_ids[:, :, :own],
+            own_token_mask=None if self.own_token_mask is None else self.own_token_mask[:, :, :own],
+        )
+
     @property
     def targets(self) -> Targets:
         """The part that the losses see."""
@@ -142,3 +155,13 @@ class Losses:
 
     total: Tensor
     terms: dict[str, Tensor]
+
+    def detach(self) -> Self:
+        terms = {name: term.detach() for name, term in self.terms.items()}
+        return replace(self, total=self.total.detach(), terms=terms)
+
+
+def _used_columns(mask: Tensor) -> int:
+    """How many of the last dimension's columns are needed to hold all that is set; at least one."""
+    used = mask.flatten(0, -2).any(dim=0).nonzero()
+    return int(used[-1]) + 1 if len(used) else 1

@@ -276,6 +276,62 @@ def test_a_tokenizer_that_gives_no_mask_unless_asked() -> None:
     assert batch.token_mask.sum(1).tolist() == [FULL, 3]
 
 
+# ---------------------------------------------------------------- in the order of length
+
+
+def mixed_lengths() -> list[Sample]:
+    """Four lengths in no order, two of them equal; in tokens CHINESE is the longest, in characters ENGLISH."""
+    return [
+        sample(ENGLISH, ["red dog", "park"], id="a", regions=2, links=[(0, 1)], crops=crop_strip(2)),
+        sample("The dog", ["dog"], id="b", regions=1, links=[(0, 0)], crops=crop_strip(1)),
+        sample(CHINESE, ["公园"], id="c", crops=crop_strip(0)),
+        sample("cats", id="d", regions=3, crops=crop_strip(3)),
+        sample("old park", ["park"], id="e", crops=crop_strip(0)),
+    ]
+
+
+def crop_strip(count: int) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 2, 2)
+
+
+def test_pairs_are_sorted_by_their_number_of_tokens(tokenizer: Any) -> None:
+    samples = mixed_lengths()
+    loaded = Collator(tokenizer, 32, own_spans=True, sort_by_length=True)(samples)
+    lengths = loaded.batch.token_mask.sum(1).tolist()
+    assert lengths == sorted(lengths)
+    assert loaded.ids[-2:] == ["a", "c"], "tokens count, not characters"
+    assert loaded.ids.index("b") < loaded.ids.index("e"), "equal lengths keep their order"
+
+
+def test_everything_moves_along_when_pairs_are_sorted(tokenizer: Any) -> None:
+    """The sorted batch is the batch of the samples in that order."""
+    samples = mixed_lengths()
+    loaded = Collator(tokenizer, 8, own_spans=True, sort_by_length=True)(samples)
+    named = {one.id: one for one in samples}
+    expected = collate(tokenizer, *[named[name] for name in loaded.ids], max_tokens=8, own_spans=True)
+    assert loaded.ids == expected.ids
+    assert loaded.incidents == expected.incidents
+    tensors = dict(expected.batch.named_tensors())
+    assert tensors.keys() == dict(loaded.batch.named_tensors()).keys()
+    for name, tensor in loaded.batch.named_tensors():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def test_incidents_follow_the_sorted_pairs(tokenizer: Any) -> None:
+    noted = [replace(one, incidents=(Incident("clipped box", one.id, ""),)) for one in mixed_lengths()]
+    loaded = Collator(tokenizer, 32, sort_by_length=True)(noted)
+    assert [incident.sample for incident in loaded.incidents] == loaded.ids
+
+
+def test_pairs_that_are_cut_count_as_equally_long(tokenizer: Any) -> None:
+    samples = [sample(CHINESE, id="a"), sample(ENGLISH, id="b"), sample("cats", id="c")]
+    assert Collator(tokenizer, 4, sort_by_length=True)(samples).ids == ["c", "a", "b"]
+
+
+def test_sorting_one_pair(tokenizer: Any) -> None:
+    assert Collator(tokenizer, 32, sort_by_length=True)([sample(ENGLISH)]).ids == ["a"]
+
+
 def test_a_batch_is_its_samples_one_by_one(tokenizer: Any) -> None:
     samples = [
         sample(ENGLISH, ["red dog", "park"], id="a", regions=2, links=[(0, 1)]),

@@ -3,13 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pairs import BLUE, RED, Box, entity, save_manifest
-from spanbox.data.dataset import Annotation, PairDataset, SampleLimits, annotate
+from spanbox.data.dataset import Annotation, PairDataset, SampleLimits, annotate, to_pixels, to_square
 from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record
 from spanbox.errors import DataError
 from spanbox.structures import Incident, Sample, stable_id
@@ -297,6 +298,7 @@ def crops_of(folder: Path, box: Box, margin: float) -> Tensor:
     assert crops is not None
     assert crops.shape == (1, 3, 40, 40)
     assert crops.dtype == torch.uint8
+    assert crops.is_contiguous()
     return crops
 
 
@@ -329,6 +331,29 @@ def test_crops_of_an_image_without_regions(tmp_path: Path) -> None:
 def test_incidents_of_the_annotation_are_the_samples(tmp_path: Path) -> None:
     record = Record(id="x", image="x.png", text=TEXT, entities=(entity(TEXT, "cat", (0, 0, 99, 9)),))
     assert kinds(only_sample(save_manifest(tmp_path, [record]))) == ["clipped box"]
+
+
+def noise(width: int, height: int, low: int, high: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(low, high + 1, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 5), (31, 33), (32, 32), (200, 90)])
+def test_an_image_is_resized_as_pillow_does(size: tuple[int, int]) -> None:
+    image = noise(*size, low=64, high=191)
+    square = to_square(image, 32)
+    assert square.shape == (3, 32, 32)
+    assert square.dtype == torch.uint8
+    assert square.is_contiguous()
+    expected = to_pixels(image.resize((32, 32), Image.Resampling.BICUBIC))
+    assert (square.int() - expected.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("size", [(31, 33), (33, 31), (5, 5), (200, 90)])
+def test_what_the_filter_overshoots_is_clipped(size: tuple[int, int]) -> None:
+    """Pillow may clip between other passes: single pixels differ, a value that wraps around would move the mean."""
+    image = noise(*size, low=0, high=255)
+    expected = to_pixels(image.resize((32, 32), Image.Resampling.BICUBIC))
+    assert (to_square(image, 32).float() - expected.float()).abs().mean() < 0.5
 
 
 # ---------------------------------------------------------------- broken images

@@ -4,6 +4,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from spanbox.data.images import image_size, load_image, load_reduced
 from spanbox.errors import DataError
+
+READERS = [load_image, partial(load_reduced, at_least=16), image_size]
 
 
 def arrow() -> Image.Image:
@@ -157,7 +160,7 @@ def test_the_image_does_not_hold_its_file_open(tmp_path: Path) -> None:
     assert image.getpixel((3, 1)) == (210, 220, 230)
 
 
-@pytest.mark.parametrize("read", [load_image, image_size])
+@pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -174,7 +177,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, read: Callable[[Path], object
         read(path)
 
 
-@pytest.mark.parametrize("read", [load_image, image_size])
+@pytest.mark.parametrize("read", READERS)
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(DataError, match=r"none\.png: broken image: no such file"):
         read(tmp_path / "none.png")
@@ -187,8 +190,9 @@ def test_a_file_that_is_cut_off_is_broken(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8)
     path = saved(Image.fromarray(noise), tmp_path / f"a.{suffix}")
     path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(DataError, match=rf"a\.{suffix}: broken image: "):
-        load_image(path)
+    for read in (load_image, partial(load_reduced, at_least=16)):
+        with pytest.raises(DataError, match=rf"a\.{suffix}: broken image: "):
+            read(path)
 
 
 def test_the_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
@@ -217,3 +221,39 @@ def test_a_reduced_image_tells_its_full_size_as_shown(tmp_path: Path) -> None:
     assert full_size == image_size(path) == load_image(path).size == (480, 640)
     assert reduced.size == (120, 160)  # a quarter: an eighth would fall below
     assert load_reduced(saved(image, tmp_path / "a.png"), at_least=100)[0].size == (640, 480)
+
+
+def photo(mode: str = "RGB") -> Image.Image:
+    """640 x 480 pixels with detail of every size, the finer the fainter, and the noise of a camera."""
+    random = np.random.default_rng(0)
+    total = random.normal(size=(480, 640, 3)) * 4 + 128
+    for cells in (2, 5, 10, 40, 160):
+        detail = Image.fromarray(random.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        total += (np.asarray(detail.resize((640, 480), Image.Resampling.BICUBIC), dtype=float) - 128) / cells**0.5
+    return Image.fromarray(total.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_reduced_photo_looks_like_the_whole_one(tmp_path: Path, mode: str, progressive: bool) -> None:
+    path = saved(photo(mode), tmp_path / "a.jpg", quality=90, progressive=progressive)
+    (reduced, full_size), whole = load_reduced(path, at_least=224), load_image(path)
+    assert reduced.mode == whole.mode == "RGB"
+    assert reduced.size == (320, 240)
+    assert full_size == whole.size == (640, 480)
+    seen, expected = (
+        np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC), dtype=float) for image in (reduced, whole)
+    )
+    assert np.abs(seen - expected).mean() < 1
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_an_image_smaller_than_asked_for_is_not_reduced(tmp_path: Path, suffix: str) -> None:
+    path = saved(Image.new("RGB", (300, 90), "red"), tmp_path / f"a.{suffix}")
+    reduced, full_size = load_reduced(path, at_least=100)
+    assert reduced.size == full_size == (300, 90)
+
+
+def test_a_half_transparent_image_is_on_white_when_reduced_too(tmp_path: Path) -> None:
+    path = saved(Image.new("RGBA", (300, 200), (255, 0, 0, 128)), tmp_path / "a.png")
+    assert load_reduced(path, at_least=16)[0].getpixel((0, 0)) == (255, 127, 127)

@@ -1,7 +1,10 @@
 """The order of the pairs: every pair once an epoch, and the same wherever a run is taken up again."""
 
+from itertools import islice
+
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from spanbox.data.sampler import Key, StepSampler
 
@@ -72,3 +75,46 @@ def test_iterating_again_starts_anew() -> None:
 
 def test_a_finished_run_has_no_steps_left() -> None:
     assert batches(12, 3, 7, 7) == []
+
+
+# ---------------------------------------------------------------- several ranks
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("start", [0, 4])
+def test_the_shares_of_the_ranks_joined_are_the_batch_of_one(world_size: int, start: int) -> None:
+    """Over three epochs of 14 pairs, two of which are left out of each."""
+    shares = [StepSampler(14, 6, 5, start, 7, rank=rank, world_size=world_size) for rank in range(world_size)]
+    joined = [[key for part in parts for key in part] for parts in zip(*shares, strict=True)]
+    assert joined == batches(14, 6, start, 7, seed=5)
+    assert all(len(part) == 6 // world_size for share in shares for part in share)
+    assert {len(share) for share in shares} == {7 - start}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "rank", "world_size"), [(4, 0, 3), (4, 2, 2), (4, -1, 2), (0, 0, 1), (11, 0, 1)]
+)
+def test_impossible_shares_are_refused(batch_size: int, rank: int, world_size: int) -> None:
+    with pytest.raises(AssertionError):
+        StepSampler(10, batch_size, 0, 0, 5, rank=rank, world_size=world_size)
+
+
+# ---------------------------------------------------------------- runs without a last step
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_an_endless_run_begins_as_one_that_ends(start: int) -> None:
+    endless = StepSampler(11, 4, 0, start, None)
+    assert list(islice(endless, 9)) == batches(11, 4, start, start + 9)
+
+
+def test_an_endless_run_has_no_length() -> None:
+    with pytest.raises(TypeError, match="no length"):
+        len(StepSampler(11, 4, 0, 0, None))
+
+
+def test_a_loader_takes_an_endless_run() -> None:
+    keys = {(epoch, index): 100 * epoch + index for epoch in range(3) for index in range(11)}
+    loader = DataLoader(keys, batch_sampler=StepSampler(11, 4, 0, 0, None), collate_fn=list)
+    drawn = [[100 * epoch + index for epoch, index in batch] for batch in batches(11, 4, 0, 5)]
+    assert list(islice(loader, 5)) == drawn

@@ -17,6 +17,7 @@ from spanbox.engine.checkpoint import (
     find_checkpoint,
     load_trainer_state,
     load_weights,
+    named_weights,
     remove_run,
 )
 from spanbox.errors import CheckpointError
@@ -54,14 +55,16 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture
-def store(tmp_path: Path, tokenizer: Any) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "checkpoints", CheckpointFiles("seed: 0\n", tokenizer), keep=2)
+def store(tmp_path: Path, tokenizer: Any, model: DualEncoder) -> CheckpointStore:
+    architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
+    files = CheckpointFiles("seed: 0\n", tokenizer, architecture, model.preprocessing)
+    return CheckpointStore(tmp_path / "checkpoints", files, keep=2)
 
 
 @pytest.fixture
 def save(store: CheckpointStore, model: DualEncoder, objective: Objective) -> Any:
     def save_step(step: int, *, best: bool = False) -> Path:
-        return store.save(step, model, objective, {"step": step}, best=best)
+        return store.save(step, named_weights(model, objective), {"step": step}, best=best)
 
     return save_step
 

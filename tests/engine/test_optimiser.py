@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from spanbox.engine.optimiser import OptimiserSettings, lr_share, make_optimiser, set_learning_rate
+from spanbox.engine.optimiser import (
+    OptimiserSettings,
+    clip_gradients,
+    lr_share,
+    make_optimiser,
+    set_learning_rate,
+)
 
 
 def block() -> nn.Module:
@@ -23,72 +29,78 @@ def group_of(optimiser: torch.optim.Optimizer, wanted: nn.Parameter) -> dict[str
 class TestGroups:
     def test_each_parameter_exactly_once(self) -> None:
         tower, head = block(), block()
-        optimiser = make_optimiser([tower], [head], OptimiserSettings())
+        optimiser = make_optimiser([tower], [head], nn.Module(), OptimiserSettings())
         held = [id(parameter) for group in optimiser.param_groups for parameter in group["params"]]
         assert sorted(held) == sorted(id(parameter) for parameter in [*tower.parameters(), *head.parameters()])
 
     def test_vectors_do_not_decay(self) -> None:
         tower, head = block(), block()
-        optimiser = make_optimiser([tower], [head], OptimiserSettings(weight_decay=0.1))
+        optimiser = make_optimiser([tower], [head], nn.Module(), OptimiserSettings(weight_decay=0.1))
         for parameter in [*tower.parameters(), *head.parameters()]:
             assert group_of(optimiser, parameter)["weight_decay"] == (0.1 if parameter.dim() >= 2 else 0.0)
 
     def test_a_lone_scalar_does_not_decay(self) -> None:
         head = nn.Module()
         head.log_scale = nn.Parameter(torch.tensor(2.0))
-        (group,) = make_optimiser([], [head], OptimiserSettings()).param_groups
+        (group,) = make_optimiser([], [], head, OptimiserSettings()).param_groups
         assert group["weight_decay"] == 0.0
 
     def test_towers_have_their_own_rate(self) -> None:
         tower, head = block(), block()
-        optimiser = make_optimiser([tower], [head], OptimiserSettings(lr=1e-3, tower_lr=1e-5))
+        optimiser = make_optimiser([tower], [head], nn.Module(), OptimiserSettings(lr=1e-3, tower_lr=1e-5))
         assert {group_of(optimiser, parameter)["lr"] for parameter in tower.parameters()} == {1e-5}
         assert {group_of(optimiser, parameter)["lr"] for parameter in head.parameters()} == {1e-3}
 
     def test_without_it_they_have_the_rate_of_the_rest(self) -> None:
-        optimiser = make_optimiser([block()], [block()], OptimiserSettings(lr=2e-3))
+        optimiser = make_optimiser([block()], [block()], nn.Module(), OptimiserSettings(lr=2e-3))
         assert {group["lr"] for group in optimiser.param_groups} == {2e-3}
 
     def test_frozen_parameters_are_left_out(self) -> None:
         tower, head = block(), block()
         tower.requires_grad_(False)
         head[1].requires_grad_(False)
-        optimiser = make_optimiser([tower], [head], OptimiserSettings())
+        optimiser = make_optimiser([tower], [head], nn.Module(), OptimiserSettings())
         held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
         assert held == {id(parameter) for index in (0, 2) for parameter in head[index].parameters()}
 
 
 class TestLearningRate:
     def test_by_hand(self) -> None:
-        """Two steps up, then half a cosine from 1 to 0.1 in four."""
-        settings = OptimiserSettings(warmup=0.25, final_lr=0.1)
-        falling = [0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2 for share in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-        expected = [1 / 3, 2 / 3, *falling]
-        assert [lr_share(step, 8, settings) for step in range(8)] == pytest.approx(expected)
+        """A line up in the first fifth, then half a cosine from 1 to 0.1."""
+        settings = OptimiserSettings(warmup=0.2, final_lr=0.1)
+        falling = [0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2 for share in (0, 0.25, 0.5, 0.75, 1)]
+        expected = [0.0, 0.5, *falling]
+        assert [lr_share(done, settings) for done in (0, 0.1, 0.2, 0.4, 0.6, 0.8, 1)] == pytest.approx(expected)
         assert expected[2] == 1.0
         assert expected[-1] == pytest.approx(0.1)
 
-    @pytest.mark.parametrize("steps", [2, 3, 20, 1000])
-    def test_peak_after_the_warm_up_and_final_rate_at_the_end(self, steps: int) -> None:
-        settings = OptimiserSettings(warmup=0.1, final_lr=0.02)
-        shares = [lr_share(step, steps, settings) for step in range(steps)]
-        assert shares[round(0.1 * steps)] == 1.0 == max(shares)
-        assert shares[-1] == pytest.approx(0.02)
-        assert min(shares) > 0
-
-    @pytest.mark.parametrize("warmup", [0.0, 0.4])
-    def test_a_single_step_has_the_peak(self, warmup: float) -> None:
-        assert lr_share(0, 1, OptimiserSettings(warmup=warmup)) == 1.0
-
-    def test_without_warm_up_the_first_step_has_the_peak(self) -> None:
-        assert lr_share(0, 10, OptimiserSettings(warmup=0.0)) == 1.0
+    def test_without_warm_up_the_run_starts_at_the_peak(self) -> None:
+        assert lr_share(0.0, OptimiserSettings(warmup=0.0)) == 1.0
 
     def test_constant_after_the_warm_up(self) -> None:
         settings = OptimiserSettings(warmup=0.0, final_lr=1.0)
-        assert {lr_share(step, 10, settings) for step in range(10)} == {1.0}
+        assert {lr_share(done / 10, settings) for done in range(11)} == {1.0}
 
     def test_setting_it_scales_each_peak_and_does_not_add_up(self) -> None:
-        optimiser = make_optimiser([block()], [block()], OptimiserSettings(lr=1.0, tower_lr=0.1))
+        optimiser = make_optimiser([block()], [block()], nn.Module(), OptimiserSettings(lr=1.0, tower_lr=0.1))
         for share in (0.5, 0.25):
             set_learning_rate(optimiser, share)
         assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([0.025, 0.025, 0.25, 0.25])
+
+
+class TestClipping:
+    def parameters(self) -> list[nn.Parameter]:
+        parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))]
+        parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+        return parameters
+
+    def test_a_long_gradient_is_shortened_as_a_whole(self) -> None:
+        first, second, without = self.parameters()
+        assert clip_gradients([first, second, without], 1.0).item() == pytest.approx(5.0)
+        assert torch.cat([first.grad, second.grad]).tolist() == pytest.approx([0.6, 0.0, 0.8], rel=1e-5)
+        assert without.grad is None
+
+    def test_a_short_one_stays(self) -> None:
+        first, second, without = self.parameters()
+        clip_gradients([first, second, without], 10.0)
+        assert torch.cat([first.grad, second.grad]).tolist() == [3.0, 0.0, 4.0]

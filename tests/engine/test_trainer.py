@@ -13,13 +13,14 @@ import torch
 from encoders import collate, make_model, make_sample, tokenizer
 from spanbox.engine import trainer as trainer_module
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights
+from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.tracking import IncidentTally
-from spanbox.engine.trainer import Trainer, TrainSettings, Validate, choose_device, choose_precision
+from spanbox.engine.trainer import Trainer, TrainSettings, Validate
 from spanbox.errors import CheckpointError, ConfigError, TrainingError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
-from spanbox.structures import Batch, Incident
+from spanbox.structures import Batch, Features, Incident
 
 Loaded = tuple[Batch, list[str], list[Incident]]
 STEPS = 6
@@ -37,13 +38,25 @@ def make_trainer(
 ) -> Trainer:
     run_dir.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    defaults = {"steps": STEPS, "device": "cpu", "log_every": 1, "save_every": 3, "validate_every": 2}
+    defaults = {
+        "steps": STEPS,
+        "batch_size": SIZE,
+        "chunk_size": SIZE,
+        "device": "cpu",
+        "log_every": 1,
+        "save_every": 3,
+        "validate_every": 2,
+    }
+    model = make_model(dropout=dropout)
+    files = CheckpointFiles("", tokenizer(), {}, model.preprocessing)
     return Trainer(
-        make_model(dropout=dropout),
+        model,
         Objective(LossSettings.model_validate(loss or {})),
         TrainSettings.model_validate(defaults | settings),
+        example=lambda pairs: collate(*(make_sample(number) for number in range(pairs))),
+        seed=0,
         run_dir=run_dir,
-        store=CheckpointStore(run_dir / "checkpoints", CheckpointFiles("", tokenizer()), keep=2),
+        store=CheckpointStore(run_dir / "checkpoints", files, keep=2),
         tally=IncidentTally(100, broken_limit),
         validate=validate,
     )
@@ -100,8 +113,9 @@ class TestLearning:
     def test_the_learning_rate_follows_its_plan(self, tmp_path: Path) -> None:
         assert fit(make_trainer(tmp_path, optimiser={"lr": 1e-3, "tower_lr": 1e-5, "warmup": 0.4, "final_lr": 0.1}))
         rates = [line["lr"] for line in log(tmp_path)]
-        assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
-        assert rates[-1] == pytest.approx(1e-4)
+        assert rates[:2] == pytest.approx([1e-3 * (0.5 / 6) / 0.4, 1e-3 * (1.5 / 6) / 0.4])
+        assert max(rates) == rates[2] == pytest.approx(1e-3, rel=0.01)
+        assert 1e-4 <= rates[-1] < rates[-2]
 
     def test_long_gradients_are_shortened(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, optimiser={"clip_norm": 0.01})
@@ -119,13 +133,104 @@ class TestLearning:
         assert trainer.objective.temperatures() == pytest.approx({"coarse": 0.01, "fine": 0.01})
 
     def test_a_fixed_temperature_stays(self, tmp_path: Path) -> None:
-        fit(make_trainer(tmp_path, loss={"coarse": {"learnable": False, "temperature": 0.2}}))
+        fit(make_trainer(tmp_path, loss={"coarse": {"temperature_schedule": "fixed", "temperature": 0.2}}))
         assert [line["temperature.coarse"] for line in log(tmp_path)] == pytest.approx([0.2] * STEPS)
 
     def test_bfloat16(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, precision="bfloat16", steps=1)
         assert fit(trainer)
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+class TestMemory:
+    """A card of the processor's: it runs out of memory when a chunk has more than so many pairs."""
+
+    def small_card(self, trainer: Trainer, most: int) -> list[int]:
+        """Returns the sizes of the chunks that are encoded with a graph, as they come."""
+        encode, sizes = trainer.encode, list[int]()
+
+        def limited(chunk: Batch) -> Features:
+            sizes.append(len(chunk))
+            if len(chunk) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return encode(chunk)
+
+        trainer.encode = limited
+        return sizes
+
+    def test_chunks_are_halved_until_they_fit_and_the_step_is_exact(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole, halved = make_trainer(tmp_path / "whole"), make_trainer(tmp_path / "halved")
+        sizes = self.small_card(halved, 1)
+        for trainer in (whole, halved):
+            trainer.train_step(*load(0)[:2])
+        assert sizes == [4, 2, *[1] * 7]
+        assert halved.chunk_size == 1
+        for found, expected in zip(halved.model.parameters(), whole.model.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
+        told = capsys.readouterr().err
+        assert "out of memory with chunks of 4 pairs: going on with 2\n" in told
+        assert "out of memory with chunks of 2 pairs: going on with 1\n" in told
+
+    def test_not_even_one_pair_fits(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path)
+        self.small_card(trainer, 0)
+        with pytest.raises(
+            TrainingError, match=r"with a single pair in a chunk.*model\.text\.gradient_checkpointing=true"
+        ):
+            fit(trainer)
+
+    def test_auto_takes_the_batch_where_it_fits(self, tmp_path: Path) -> None:
+        assert make_trainer(tmp_path, chunk_size="auto").chunk_size == SIZE
+
+    def test_auto_tells_of_smaller_chunks(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        trainer = make_trainer(tmp_path, chunk_size="auto", batch_size=256, memory_gb=0.01)
+        assert 1 < trainer.chunk_size < 256
+        assert f"train.chunk_size=auto: {trainer.chunk_size} of 256 pairs at a time" in capsys.readouterr().err
+
+    def test_auto_where_nothing_fits(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^train\.memory_gb: a step needs .* even with one pair in a chunk"):
+            make_trainer(tmp_path, chunk_size="auto", memory_gb=0.0001)
+
+    @pytest.mark.parametrize("chunk_size", [1, 3])
+    def test_chunks_do_not_change_the_run(self, chunk_size: int, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path / "whole"))
+        fit(make_trainer(tmp_path / "chunked", chunk_size=chunk_size))
+        assert losses(tmp_path / "chunked") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+        assert log(tmp_path / "chunked")[0]["chunk_size"] == {1: 1, 3: 2}[chunk_size]
+
+    def test_naive_accumulation_is_another_run(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path / "exact", chunk_size=2))
+        fit(make_trainer(tmp_path / "naive", chunk_size=2, accumulation="naive"))
+        assert losses(tmp_path / "naive")[0] < 0.8 * losses(tmp_path / "exact")[0]  # fewer to be told from
+
+
+class TestMinutes:
+    def test_the_run_ends_with_the_time_and_the_rate_follows_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = [0.0]
+
+        def tick() -> float:
+            clock[0] += 1.0
+            return clock[0]
+
+        monkeypatch.setattr(trainer_module.time, "perf_counter", tick)
+        trainer = make_trainer(tmp_path, minutes=0.5, steps=1, optimiser={"warmup": 0.5, "lr": 1e-3})
+        assert fit(trainer)
+        seconds = [line["seconds"] for line in log(tmp_path)]
+        assert 30 <= seconds[-1] < 30 + seconds[0]
+        rates = [line["lr"] for line in log(tmp_path)]
+        assert rates[0] == 0.0
+        assert max(rates) == max(rates[len(rates) // 2 - 1 : len(rates) // 2 + 2])
+        assert load_trainer_state(tmp_path / "checkpoints" / "last")["step"] == trainer.step > 1
+
+    def test_a_resumed_run_has_the_time_that_is_left(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path))
+        trainer = resumed(tmp_path, minutes=1e-6)
+        assert trainer.done > 1
+        assert fit(trainer, iter(()))
 
 
 class TestLog:
@@ -276,7 +381,7 @@ class TestResuming:
 
     def test_with_other_parameters_to_train(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, steps=1))
-        with pytest.raises(CheckpointError, match=r"other parameters to train.*loss settings of its config\.yaml"):
+        with pytest.raises(CheckpointError, match=r"other parameters to train.*loss and model settings of its"):
             resumed(tmp_path, loss={"fine": {"weight": 0.0}})
 
     def test_the_best_so_far_is_remembered(self, tmp_path: Path) -> None:
@@ -344,7 +449,7 @@ class TestDeviceAndPrecision:
         with pytest.raises(ConfigError, match=rf"^train\.device: '{name}' is asked for, .* use train\.device=cpu"):
             choose_device(name)
 
-    @pytest.mark.parametrize(("available", "expected"), [(True, "cuda"), (False, "cpu")])
+    @pytest.mark.parametrize(("available", "expected"), [(True, "cuda:0"), (False, "cpu")])
     def test_auto(self, available: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
         assert choose_device("auto") == torch.device(expected)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from spanbox.losses.contrastive import info_nce, mean_over_counted
+from spanbox.losses.contrastive import info_nce, mean_over_counted, row_statistics
 
 Case = tuple[Tensor, Tensor, Tensor]
 
@@ -51,6 +51,31 @@ def test_equals_the_plain_loop(seed: int, queries: int, candidates: int) -> None
     (gradient,) = torch.autograd.grad(loss @ weights, logits)
     (expected_gradient,) = torch.autograd.grad(expected @ weights, logits)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-11)
+
+
+@given(seed=st.integers(0, 10**6), queries=st.integers(1, 6), candidates=st.integers(0, 6))
+@settings(max_examples=60, deadline=None)
+def test_statistics_equal_the_plain_loop(seed: int, queries: int, candidates: int) -> None:
+    logits, positives, allowed = random_case(seed, queries, candidates)
+    logits.requires_grad_()
+    statistics = row_statistics(logits, positives, allowed)
+    expected = reference.row_statistics(logits, positives, allowed)
+    torch.testing.assert_close(tuple(statistics), expected, rtol=1e-11, atol=1e-11)
+    weights = torch.randn(3, queries, dtype=torch.float64)
+
+    def gradient(masses_and_sum: tuple[Tensor, ...]) -> Tensor:
+        some = [(value, weight) for value, weight in zip(masses_and_sum, weights, strict=True) if value.requires_grad]
+        outputs, of_outputs = zip(*some, (logits.sum(), torch.zeros((), dtype=torch.float64)), strict=True)
+        return torch.autograd.grad(outputs, logits, of_outputs)[0]
+
+    torch.testing.assert_close(gradient(statistics[:3]), gradient(expected[:3]), rtol=1e-10, atol=1e-11)
+
+
+def test_statistics_of_nothing() -> None:
+    statistics = row_statistics(torch.randn(2, 3), *masks("...", "PP."))
+    lowest = torch.finfo(torch.float32).min
+    assert [values[0].item() for values in statistics] == [lowest, lowest, 0, 0]
+    assert statistics.negative_mass[1] == lowest
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 import reference
 from batches import batch_of, make_batch, random_batch
+from spanbox.losses.contrastive import Statistics
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
+from spanbox.losses.tiled import tiled_statistics
 from spanbox.structures import PADDING_ID, Batch, Features
 
 OFF = LevelSettings(weight=0)
@@ -19,7 +22,7 @@ OFF = LevelSettings(weight=0)
 def objective_of(coarse: LevelSettings | float = 1.0, fine: LevelSettings | float = 1.0) -> Objective:
     """An objective whose levels are given whole or by a fixed temperature."""
     levels = [
-        level if isinstance(level, LevelSettings) else LevelSettings(temperature=level, learnable=False)
+        level if isinstance(level, LevelSettings) else LevelSettings(temperature=level, temperature_schedule="fixed")
         for level in (coarse, fine)
     ]
     return Objective(LossSettings(coarse=levels[0], fine=levels[1]))
@@ -93,8 +96,14 @@ def test_mean_is_over_counted_rows_and_not_over_pairs() -> None:
     assert term(objective_of(), features, batch, "fine") == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("tile_side", [None, 1, 4], ids=["whole", "tiles of one pair", "tiles of 4 logits"])
 @pytest.mark.parametrize("seed", range(15))
-def test_equals_the_plain_loops_with_their_gradients(seed: int) -> None:
+def test_equals_the_plain_loops_with_their_gradients(
+    seed: int, tile_side: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tile_side:
+        monkeypatch.setattr("spanbox.losses.objective.MOST_LOGITS", 0)
+        monkeypatch.setattr("spanbox.losses.objective.TILE_SIDE", tile_side)
     batch = random_batch(seed)
     features = features_of(batch, seed)
     objective = objective_of(LevelSettings(weight=0.7, temperature=0.5), LevelSettings(weight=1.3, temperature=0.2))
@@ -122,6 +131,44 @@ def test_equals_the_plain_loops_with_their_gradients(seed: int) -> None:
         torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-10)
 
 
+@pytest.mark.parametrize(("most", "tiled"), [(6 * 8, False), (6 * 8 - 1, True)], ids=["held whole", "one too many"])
+def test_a_matrix_above_the_limit_is_taken_tile_by_tile(
+    most: int, tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles: list[int] = []
+
+    def watched(*arguments: Any) -> tuple[Statistics, Statistics]:
+        tiles.append(arguments[-1])
+        return tiled_statistics(*arguments)
+
+    monkeypatch.setattr("spanbox.losses.objective.MOST_LOGITS", most)
+    monkeypatch.setattr("spanbox.losses.objective.TILE_SIDE", 9)
+    monkeypatch.setattr("spanbox.losses.objective.tiled_statistics", watched)
+    batch = random_batch(3, pairs=2, spans=3, regions=4)
+    features = features_of(batch)
+    fine = objective_of(OFF)(features, batch).total
+    assert tiles == ([2] if tiled else []), "tiles of 2 pairs are the largest with 9 regions at most"
+    monkeypatch.undo()
+    torch.testing.assert_close(fine, objective_of(OFF)(features, batch).total, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("tile_side", [1, 5, 100])
+@pytest.mark.parametrize("seed", range(5))
+def test_tiles_change_neither_losses_nor_gradients(seed: int, tile_side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch(seed, pairs=7, spans=3, regions=2)
+    features = features_of(batch, seed)
+    objective = objective_of(LevelSettings(temperature=0.1), LevelSettings(temperature=0.05)).double()
+    leaves = [tensor for _, tensor in features.named_tensors()] + list(objective.parameters())
+    losses = objective(features, batch)
+    monkeypatch.setattr("spanbox.losses.objective.MOST_LOGITS", 0)
+    monkeypatch.setattr("spanbox.losses.objective.TILE_SIDE", tile_side)
+    tiled = objective(features, batch)
+    torch.testing.assert_close(tiled.terms, losses.terms, rtol=1e-10, atol=0)
+    gradients = (torch.autograd.grad(one.total, leaves) for one in (tiled, losses))
+    for gradient, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-13)
+
+
 def test_total_is_the_weighted_sum_of_its_terms() -> None:
     batch = random_batch(3, pairs=4, spans=2, regions=2)
     objective = objective_of(LevelSettings(weight=0.5), LevelSettings(weight=2.0))
@@ -147,7 +194,7 @@ def test_neither_level_leaves_nothing() -> None:
 
 def test_learnable_temperatures_get_gradients_and_fixed_ones_do_not() -> None:
     batch = random_batch(3, pairs=4, spans=2, regions=2)
-    objective = objective_of(LevelSettings(learnable=True), LevelSettings(learnable=False))
+    objective = objective_of(LevelSettings(), LevelSettings(temperature_schedule="fixed"))
     objective(features_of(batch), batch).total.backward()
     assert objective.coarse_log_scale.grad is not None
     assert objective.coarse_log_scale.grad != 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import reference
 from batches import make_batch, random_batch
-from spanbox.losses.positives import pair_positives, span_region_masks
+from spanbox.losses.positives import sentence_image_masks, span_region_masks
 from spanbox.structures import PADDING_ID, Batch
 
 
@@ -27,13 +27,15 @@ def table(batch: Batch) -> list[str]:
 
 
 def test_sentences_and_images_belong_together_by_group() -> None:
-    assert pair_positives(torch.tensor([7, 5, 7])).int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    positives, candidates = sentence_image_masks(make_batch([[], [], []], [0, 0, 0], [], group=[7, 5, 7]))
+    assert positives.int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert candidates.all()
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_pair_positives_equal_the_plain_loop(seed: int) -> None:
-    group = torch.randint(0, 4, (6,), generator=torch.Generator().manual_seed(seed))
-    assert pair_positives(group).tolist() == reference.pair_positives(group)
+def test_sentences_and_images_equal_the_plain_loop(seed: int) -> None:
+    batch = random_batch(seed, pairs=6)
+    assert sentence_image_masks(batch)[0].tolist() == reference.pair_positives(batch.group)
 
 
 def test_three_pairs_worked_out_by_hand() -> None:
@@ -119,6 +121,28 @@ def test_equals_the_plain_loops(seed: int) -> None:
     expected_positives, expected_candidates = reference.span_region_masks(batch)
     assert positives.tolist() == expected_positives
     assert candidates.tolist() == expected_candidates
+
+
+@given(seed=st.integers(0, 10**6), edges=st.tuples(*[st.integers(0, 5)] * 4))
+@settings(max_examples=100, deadline=None)
+def test_a_block_is_cut_from_the_whole(seed: int, edges: tuple[int, int, int, int]) -> None:
+    batch = random_batch(seed)
+    spans, regions = batch.links.shape[1:]
+    rows, columns = slice(*sorted(edges[:2])), slice(*sorted(edges[2:]))
+    span_rows = slice(rows.start * spans, rows.stop * spans)
+    region_columns = slice(columns.start * regions, columns.stop * regions)
+    for block, whole in zip(span_region_masks(batch, rows, columns), span_region_masks(batch), strict=True):
+        assert torch.equal(block, whole[span_rows, region_columns])
+    for block, whole in zip(sentence_image_masks(batch, rows, columns), sentence_image_masks(batch), strict=True):
+        assert torch.equal(block, whole[rows, columns])
+
+
+def test_a_block_beside_the_diagonal_knows_its_own_pairs() -> None:
+    """Pairs 0 and 1 show the same image: a block with either as row and column contrasts, one with both does not."""
+    batch = make_batch([[1], [2]], [2, 2], [(0, 0, 0), (1, 0, 0)], group=[5, 5])
+    first, second = slice(0, 1), slice(1, 2)
+    assert span_region_masks(batch, second, second)[1].tolist() == [[True, True]]
+    assert span_region_masks(batch, second, first)[1].tolist() == [[False, False]]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tiny
 from encoders import collate, make_model, make_sample
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
+from spanbox.models import dual_encoder
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.structures import Batch, Features, Sample
@@ -210,6 +213,112 @@ class TestGradients:
         untouched = {name for name, parameter in model.named_parameters() if parameter.grad is None}
         assert untouched == {f"{kind}_projection.{part}" for kind in ("span", "region") for part in ("weight", "bias")}
         assert objective.fine_log_scale.grad is None
+
+
+def repeats() -> Batch:
+    """Sentences 0 and 2 are one text, and names of spans recur within a sentence and between sentences."""
+    first, second, third = make_sample(0, 3, 2), make_sample(1, 4, 2), make_sample(2, 2, 2)
+    again = replace(first, id="again", pixels=second.pixels, span_texts=(first.span_texts[0],) * 3)
+    return collate(first, second, again, third)
+
+
+def read_one_by_one(token_ids: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stands in for `_distinct`: every row is read by itself."""
+    numbers = torch.arange(len(token_ids))
+    return numbers, numbers
+
+
+def rows_read(model: DualEncoder) -> list[int]:
+    """The number of rows of each call of the text tower from now on."""
+    counts: list[int] = []
+    model.text.register_forward_pre_hook(lambda _, arguments: counts.append(len(arguments[0])))
+    return counts
+
+
+class TestEqualTextsAreReadOnce:
+    @every_source
+    def test_same_features_and_gradients(self, spans: str, regions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, batch = encoder(spans, regions).double(), repeats()
+        results = []
+        for distinct in (dual_encoder._distinct, read_one_by_one):
+            monkeypatch.setattr(dual_encoder, "_distinct", distinct)
+            model.zero_grad()
+            features = model(batch)
+            sum(torch.sin(3 * tensor).sum() for tensor in features.tensors()).backward()
+            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            results.append((dict(features.named_tensors()), grads))
+        torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+
+    def test_rows(self) -> None:
+        model, batch = encoder("own"), repeats()
+        counts = rows_read(model)
+        encode(model, batch)
+        names = batch.own_token_ids[batch.span_valid].tolist()  # type: ignore[index]
+        assert counts == [3, len(set(map(tuple, names)))]
+        assert counts[1] < len(names)
+
+    def test_what_is_in_the_padding_does_not_count(self) -> None:
+        model, batch = encoder(), repeats()
+        counts = rows_read(model)
+        noise = torch.randint(5, 99, batch.token_ids.shape)
+        scribbled = replace(batch, token_ids=torch.where(batch.token_mask, batch.token_ids, noise))
+        torch.testing.assert_close(encode(model, scribbled).text, encode(model, batch).text)
+        assert counts == [3, 3]
+
+    def test_a_longer_text_is_another_one(self) -> None:
+        """Rows with the same ids, of which one has an end in the padding of the other."""
+        ids = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 6, 7]])
+        mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]]).bool()
+        rows, copies = dual_encoder._distinct(ids, mask)
+        assert (rows.tolist(), copies.tolist()) == ([0, 1], [0, 1, 0])
+
+    @given(st.lists(st.sampled_from([(9, 1), (3, 3), (1, 2), (2, 9)]), max_size=9))
+    def test_rows_and_their_copies(self, texts: list[tuple[int, int]]) -> None:
+        ids = torch.tensor(texts, dtype=torch.int64).reshape(len(texts), 2)
+        rows, copies = dual_encoder._distinct(ids, torch.ones_like(ids).bool())
+        assert rows.tolist() == [number for number, text in enumerate(texts) if text not in texts[:number]]
+        assert torch.equal(ids[rows][copies], ids)
+
+    def test_nothing_repeats(self) -> None:
+        """The same rows in the same order: to the last bit what it was, dropout included."""
+        model, batch = make_model(dropout=0.3), collate(*samples())
+        read = []
+        model.text.register_forward_pre_hook(lambda _, arguments: read.append(arguments))
+        torch.manual_seed(1)
+        text = model(batch).text
+        assert torch.equal(read[0][0], batch.token_ids)
+        torch.manual_seed(1)
+        pooled = model.text(batch.token_ids, batch.token_mask).pooled
+        assert torch.equal(text, torch.nn.functional.normalize(model.text_projection(pooled), dim=-1))
+
+    def test_with_dropout_equal_texts_share_what_is_dropped(self) -> None:
+        text = make_model(dropout=0.3)(repeats()).text
+        assert torch.equal(text[0], text[2])
+
+    @every_source
+    def test_no_rows(self, spans: str, regions: str) -> None:
+        features = encode(encoder(spans, regions), repeats()[:0])
+        assert features.text.shape == (0, 8)
+        assert len(features.spans) == len(features.regions) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch uses it itself
+def test_compiled_towers() -> None:
+    """Same features and gradients, whatever the number of texts and tokens; the weights keep their names."""
+    model, compiled = make_model(spans=SPANS["own"]), make_model(spans=SPANS["own"])
+    compiled.load_state_dict(model.state_dict())
+    compiled.compile_towers()
+    assert compiled.state_dict().keys() == model.state_dict().keys()
+    for batch in (repeats(), collate(*samples()[:4])):
+        features = []
+        for each in (model, compiled):
+            each.zero_grad()
+            features.append(each(batch))
+            Objective(LossSettings())(features[-1], batch).total.backward()
+        torch.testing.assert_close(*(dict(each.named_tensors()) for each in features), rtol=0, atol=1e-4)
+        for (name, expected), actual in zip(model.named_parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(actual.grad, expected.grad, rtol=0, atol=1e-4, msg=name)
 
 
 class TestPixels:

@@ -34,6 +34,7 @@ from spanbox.models.towers import (
     build_text_tower,
     build_vision_tower,
 )
+from spanbox.models.trainable import LoraSettings
 
 TWO_TOWERS = {
     "clip": (CLIPModel, CLIPConfig, tiny.clip_text, tiny.clip_vision),
@@ -71,6 +72,19 @@ def masked_lm(tmp_path: Path) -> tuple[BertForMaskedLM, Path]:
 
 
 class TestLoading:
+    def test_with_lora(self, masked_lm: tuple[BertForMaskedLM, Path]) -> None:
+        """The weights below the updates are the folder's, and can be had again without it."""
+        original, folder = masked_lm
+        tower = build_text_tower(TowerSettings(path=str(folder), lora=LoraSettings(), freeze=1))
+        own = {name: weight for name, weight in tower.model.state_dict().items() if "lora_" not in name}
+        assert len(own) < len(tower.model.state_dict())
+        expected = original.bert.state_dict()
+        for name, weight in own.items():
+            assert torch.equal(weight, expected[name.replace("base_layer.", "")]), name
+        rebuilt = build_text_tower(tower.settings)
+        rebuilt.load_state_dict(tower.state_dict())
+        assert rebuilt.settings.path is None
+
     @pytest.mark.parametrize("family", TWO_TOWERS)
     def test_halves_of_two_tower_models(self, family: str, tmp_path: Path) -> None:
         model_class, config_class, text_architecture, vision_architecture = TWO_TOWERS[family]

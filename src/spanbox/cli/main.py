@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import typer
 
-from spanbox.cli import config, data, data_demo, demo, evaluate, train
+from spanbox.cli import ablate, config, data, data_demo, demo, evaluate, losses, plan, train
 from spanbox.errors import SpanboxError
 
 HELP = """Teach an image encoder and a text encoder which words mean which pixels.
@@ -21,6 +21,8 @@ On your own data:
 
     spanbox data check my.jsonl          look for faults before the first step (format: docs/data.md)
 
+    spanbox plan gmner model.text.path=DIR model.vision.path=DIR     what fits into memory
+
     spanbox train gmner data.train=my.jsonl model.text.path=DIR model.vision.path=DIR
 
     spanbox evaluate runs/gmner --data held-out.jsonl
@@ -31,7 +33,10 @@ Every setting is a key of the config: `spanbox config schema` lists them, `key=v
 app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
+app.command("losses")(losses.losses)
+app.command("ablate")(ablate.ablate)
 data.app.command("demo")(data_demo.draw)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")

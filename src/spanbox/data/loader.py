@@ -58,7 +58,6 @@ def training_loader(
         collate_fn=collator,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's random state
         worker_init_fn=_quiet_worker,
     )

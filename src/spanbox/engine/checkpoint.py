@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spanbox.errors import CheckpointError
-from spanbox.models.dual_encoder import DualEncoder
+from spanbox.models.preprocessing import Preprocessing
 
 STEP_FOLDER = "step-{:06d}"
 
@@ -33,6 +33,8 @@ class CheckpointFiles:
 
     config_yaml: str
     tokenizer: Any
+    architecture: dict[str, Any]  # of both towers
+    preprocessing: Preprocessing
 
 
 class CheckpointStore:
@@ -49,28 +51,25 @@ class CheckpointStore:
         self.files = files
         self.keep = keep
 
-    def save(
-        self, step: int, model: DualEncoder, objective: nn.Module, trainer_state: dict[str, Any], *, best: bool
-    ) -> Path:
+    def save(self, step: int, weights: dict[str, Tensor], trainer_state: dict[str, Any], *, best: bool) -> Path:
         """Write a checkpoint, point `last` (and `best`) at it, and remove what is more than `keep`."""
         target = self.folder / STEP_FOLDER.format(step)
         if target.resolve() != (self.folder / "last").resolve():  # or it is there already, and must never be missing
-            self._write(target, model, objective, trainer_state)
+            self._write(target, weights, trainer_state)
         if best:
             self._point("best", target)
         self._point("last", target)
         self._remove_old()
         return target
 
-    def _write(self, target: Path, model: DualEncoder, objective: nn.Module, trainer_state: dict[str, Any]) -> None:
+    def _write(self, target: Path, weights: dict[str, Tensor], trainer_state: dict[str, Any]) -> None:
         aside = self.folder / f".{target.name}.partial"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file(_named_tensors(model, objective), aside / "model.safetensors")
+        save_file(weights, aside / "model.safetensors")
         (aside / "config.yaml").write_text(self.files.config_yaml, encoding="utf-8")
-        architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
-        (aside / "architecture.json").write_text(json.dumps(architecture, indent=1), encoding="utf-8")
-        (aside / "preprocessing.json").write_text(model.preprocessing.model_dump_json(indent=1), encoding="utf-8")
+        (aside / "architecture.json").write_text(json.dumps(self.files.architecture, indent=1), encoding="utf-8")
+        (aside / "preprocessing.json").write_text(self.files.preprocessing.model_dump_json(indent=1), encoding="utf-8")
         self.files.tokenizer.save_pretrained(aside / "tokenizer")
         torch.save(trainer_state, aside / "trainer.pt")
         shutil.rmtree(target, ignore_errors=True)
@@ -105,7 +104,7 @@ def find_checkpoint(path: Path) -> Path:
     )
 
 
-def load_weights(folder: Path, model: DualEncoder, objective: nn.Module) -> None:
+def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
     """Read the weights of a checkpoint into a model and an objective of the same architecture.
 
     Raises:
@@ -116,7 +115,7 @@ def load_weights(folder: Path, model: DualEncoder, objective: nn.Module) -> None
         saved = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
-    own = _named_tensors(model, objective)
+    own = named_weights(model, objective)
     differences = _differences(saved, own)
     if differences:
         listed = "\n".join(f"  {line}" for line in differences[:5])
@@ -147,7 +146,8 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _named_tensors(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
+def named_weights(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model and its objective, by name."""
     named = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     named |= {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
     return named

@@ -1,12 +1,17 @@
-"""AdamW with sane parameter groups, and a learning rate that is a function of the step alone."""
+"""AdamW with sane parameter groups, and a learning rate that is a function of how much of the run is done."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from spanbox.engine.distributed import shared_like, whole
+from spanbox.errors import CheckpointError
 from spanbox.settings import Settings
 
 
@@ -25,11 +30,16 @@ class OptimiserSettings(Settings):
 
 
 def make_optimiser(
-    towers: Iterable[nn.Module], others: Iterable[nn.Module], settings: OptimiserSettings
+    towers: Iterable[nn.Module], heads: Iterable[nn.Module], objective: nn.Module, settings: OptimiserSettings
 ) -> torch.optim.AdamW:
-    """AdamW over four groups: towers and the rest, each with and without weight decay; what is frozen is left out."""
-    tower_lr = settings.tower_lr or settings.lr
-    groups = [*_groups(towers, tower_lr, settings.weight_decay), *_groups(others, settings.lr, settings.weight_decay)]
+    """AdamW over groups for towers, heads and the objective, each with and without weight decay; what is frozen is left
+    out. The objective's are groups of their own, because they are whole where the model's may be shared among ranks."""
+    decay = settings.weight_decay
+    groups = [
+        *_groups(towers, settings.tower_lr or settings.lr, decay),
+        *_groups(heads, settings.lr, decay),
+        *_groups([objective], settings.lr, decay),
+    ]
     return torch.optim.AdamW(groups, betas=(0.9, settings.beta2), fused=True)
 
 
@@ -44,15 +54,55 @@ def _groups(modules: Iterable[nn.Module], peak_lr: float, weight_decay: float) -
     return groups
 
 
-def lr_share(step: int, steps: int, settings: OptimiserSettings) -> float:
-    """Learning rate of step `step` (from 0) as a share of its peak: linear warm-up, then half a cosine."""
-    warmup = round(settings.warmup * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
-    return settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def lr_share(done: float, settings: OptimiserSettings) -> float:
+    """Learning rate as a share of its peak when the share `done` of the run is done: a line up, then half a cosine."""
+    if done < settings.warmup:
+        return done / settings.warmup
+    falling = (done - settings.warmup) / (1 - settings.warmup)
+    return settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * falling))
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, share: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = group["peak_lr"] * share
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> Tensor:
+    """Shorten the gradient of all parameters together to `longest`. Returns how long it was."""
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    shared = [parameter for parameter in trained if isinstance(parameter, DTensor)]
+    own = [parameter for parameter in trained if not isinstance(parameter, DTensor)]
+    norms = [whole(get_total_norm([p.grad for p in group if p.grad is not None])) for group in (shared, own) if group]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    for group in (shared, own):  # the two kinds do not mix in one kernel
+        clip_grads_with_norm_(group, longest, norm)
+    return norm
+
+
+def whole_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state with whole tensors, wherever their parts are; all ranks have to ask."""
+    state = optimiser.state_dict()
+    moments = {
+        index: {name: whole(value).cpu() for name, value in own.items()} for index, own in state["state"].items()
+    }
+    return {"state": moments, "param_groups": state["param_groups"]}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over the moments that `whole_state` gave; rates and decay are those of the settings, which may have changed.
+
+    Raises:
+        CheckpointError: they belong to other parameters.
+    """
+    own = optimiser.state_dict()["param_groups"]
+    if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved["param_groups"]]:
+        raise CheckpointError(
+            "the checkpoint was made with other parameters to train than the config asks for; resume with the loss "
+            "and model settings of its config.yaml"
+        )
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    moments = {
+        index: {name: shared_like(value, parameters[index]) for name, value in state.items()}
+        for index, state in saved["state"].items()
+    }
+    optimiser.load_state_dict({"state": moments, "param_groups": own})

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spanbox.errors import TrainingError
-from spanbox.structures import Incident
+from spanbox.structures import Incident, stable_id
 
 
 class JsonLog:
@@ -49,7 +51,7 @@ class IncidentTally:
     def __init__(self, size: int, broken_limit: float) -> None:
         self.allowed = math.floor(size * broken_limit)
         self.broken_limit = broken_limit
-        self._samples: dict[str, set[str]] = {}  # ids met, by kind of incident
+        self._samples: dict[str, set[int]] = {}  # hashes of the ids met, by kind of incident
         self._broken: dict[str, str] = {}  # the broken ones, with the reason
 
     def add(self, incidents: Iterable[Incident]) -> None:
@@ -59,7 +61,7 @@ class IncidentTally:
             TrainingError: more images are broken than is allowed, with a list of them.
         """
         for incident in incidents:
-            self._samples.setdefault(incident.kind, set()).add(incident.sample)
+            self._samples.setdefault(incident.kind, set()).add(stable_id(incident.sample))
             if incident.kind == "broken image":
                 self._broken[incident.sample] = incident.detail
         if len(self._broken) > self.allowed:
@@ -76,9 +78,10 @@ class IncidentTally:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to go on counting."""
-        return {"samples": {kind: sorted(ids) for kind, ids in self._samples.items()}, "broken": self._broken}
+        samples = {kind: torch.tensor(sorted(ids), dtype=torch.int64) for kind, ids in self._samples.items()}
+        return {"samples": samples, "broken": self._broken}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state that `state()` gave."""
-        self._samples = {kind: set(ids) for kind, ids in state["samples"].items()}
+        self._samples = {kind: set(ids.tolist()) for kind, ids in state["samples"].items()}
         self._broken = dict(state["broken"])

@@ -1,8 +1,8 @@
 """The training run: steps, log, validation, checkpoints, and an end that loses nothing."""
 
 import json
-import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,30 +12,63 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
 
-from spanbox.engine.checkpoint import CheckpointStore
-from spanbox.engine.optimiser import OptimiserSettings, lr_share, make_optimiser, set_learning_rate
+from spanbox.engine.checkpoint import CheckpointStore, named_weights
+from spanbox.engine.device import choose_device, choose_precision, make_encode
+from spanbox.engine.distributed import Parallel, Ranks, whole
+from spanbox.engine.large_batch import ACCUMULATION, even_chunk
+from spanbox.engine.memory import ADVICE, GIB, choose_chunk, measure_step, memory_budget
+from spanbox.engine.optimiser import (
+    OptimiserSettings,
+    clip_gradients,
+    lr_share,
+    make_optimiser,
+    restore_optimiser,
+    set_learning_rate,
+    whole_state,
+)
 from spanbox.engine.tracking import IncidentTally, JsonLog
-from spanbox.errors import CheckpointError, ConfigError, TrainingError
+from spanbox.errors import ConfigError, TrainingError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.settings import Settings
-from spanbox.structures import Batch, Incident, Losses
+from spanbox.structures import Batch, Features, Incident, Losses, Targets, stable_id
 
 Validate = Callable[[DualEncoder], tuple[dict[str, float], float]]  # metrics, and the one that chooses the best
 
 
 class TrainSettings(Settings):
-    batch_size: int = Field(128, ge=2, description="pairs contrasted with each other in one step")
+    batch_size: int = Field(
+        128, ge=2, description="pairs contrasted with each other in one step, over all processes together"
+    )
+    chunk_size: PositiveInt | Literal["auto"] = Field(
+        "auto", description="pairs encoded at a time; auto: as many as fit into memory_gb"
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory that training may use; default: what the card has free, 8 GB on a processor"
+    )
+    accumulation: Literal["exact", "naive"] = Field(
+        "exact",
+        description="exact: chunks give the gradient of the whole batch; naive: each chunk is contrasted with itself "
+        "alone, as gradient accumulation usually does (it adds no negatives; to compare with)",
+    )
     steps: int = Field(1000, ge=1, description="optimiser steps of the whole run")
+    minutes: float | None = Field(
+        None, gt=0, description="train for so many minutes instead of so many steps; the schedules follow the time"
+    )
     optimiser: OptimiserSettings = Field(OptimiserSettings(), description="AdamW and its learning rate")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of the towers; auto: bfloat16 on cards that have it, else float32"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    compile: bool = Field(False, description="compile the towers: slower to start, faster to run on a card")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; with torchrun auto is the process's own card")
+    parallel: Parallel = Field(
+        "ddp",
+        description="with torchrun: ddp keeps the model on every card, fsdp a part of each of its parameters",
+    )
     log_every: int = Field(20, ge=1, description="steps between two lines of the log")
     validate_every: int = Field(500, ge=1, description="steps between two validations; the last step always has one")
     save_every: int = Field(500, ge=1, description="steps between two checkpoints; the last step always has one")
@@ -46,44 +79,26 @@ class TrainSettings(Settings):
     resume: bool = Field(False, description="go on from the last checkpoint of run.dir")
 
 
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"train.device: {name!r} is no device to train on; expected auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"train.device: {name!r} is asked for, but the CUDA devices that PyTorch sees are "
-            f"{torch.cuda.device_count()}; use train.device=cpu or a lower number"
-        )
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
 @dataclass
 class _Window:
     """What happened since the last line of the log."""
 
-    started: float
-    waited: float = 0.0
+    seconds: float = 0.0  # of loading and training
+    waited: float = 0.0  # of them for data
     pairs: int = 0
 
 
 class Trainer:
-    """Trains a dual encoder by an objective, from its current state to `settings.steps`.
+    """Trains a dual encoder by an objective, from its current state to the end of the run.
 
     Args:
+        example: a batch of that many pairs, as large as pairs get; measured when the chunk size is chosen here.
+        seed: every random draw of a step comes from it, the step and the rank.
         run_dir: folder for the log and the batch that made a loss non-finite.
         store: where checkpoints go.
         tally: counts the data's incidents and stops when too many images are broken.
         validate: metrics of the model and the value that chooses the best; None: no validation.
+        ranks: the processes that train together.
     """
 
     def __init__(
@@ -92,138 +107,226 @@ class Trainer:
         objective: Objective,
         settings: TrainSettings,
         *,
+        example: Callable[[int], Batch],
+        seed: int,
         run_dir: Path,
         store: CheckpointStore,
         tally: IncidentTally,
         validate: Validate | None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.device = choose_device(settings.device)
+        self.ranks = ranks or Ranks()
+        self.device = choose_device(settings.device, self.ranks.local_rank)
         self.dtype = choose_precision(settings.precision, self.device)
-        self.model = model.to(self.device)
+        self.model: DualEncoder = model
         self.objective = objective.to(self.device)
         self.settings = settings
+        self.seed = seed
         self.run_dir = run_dir
         self.store = store
         self.tally = tally
         self.validate = validate
+        self.encode = make_encode(model, self.device, self.dtype)
+        if settings.compile:
+            model.compile_towers()
+        if settings.parallel == "ddp" or self.ranks.world_size == 1:
+            model.to(self.device)  # fsdp moves each layer when it is cut up
+        self.chunk_size = self._measured_chunk(example) if settings.chunk_size == "auto" else settings.chunk_size
+        self.encode = make_encode(self.ranks.parallelise(model, settings.parallel), self.device, self.dtype)
         heads = [child for name, child in model.named_children() if name not in ("text", "vision")]
-        self.optimiser = make_optimiser([model.text, model.vision], [*heads, objective], settings.optimiser)
+        self.optimiser = make_optimiser([model.text, model.vision], heads, objective, settings.optimiser)
         self.step = 0
+        self.seconds = 0.0  # of training so far, without validation and saving
         self.best: float | None = None
         self.best_metrics: dict[str, float] = {}
         self._stop_asked = False
 
+    @property
+    def done(self) -> float:
+        """Share of the run that is done, seen from the middle of the coming step; 1 or more at the end."""
+        if self.settings.minutes is not None:
+            return self.seconds / (60 * self.settings.minutes)
+        return (self.step + 0.5) / self.settings.steps
+
     def train_step(self, batch: Batch, ids: list[str]) -> Losses:
-        """One optimiser step on one contrastive batch. `ids` name its pairs when the loss is not finite."""
-        set_learning_rate(self.optimiser, lr_share(self.step, self.settings.steps, self.settings.optimiser))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features = self.model(batch)
-        losses: Losses = self.objective(features, batch)
-        self.optimiser.zero_grad()
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.settings.optimiser.clip_norm)
+        """One optimiser step on one contrastive batch, which may lie on the processor. `ids` name its pairs when the
+        loss is not finite."""
+        torch.manual_seed(stable_id(f"{self.seed} {self.step} {self.ranks.rank}"))
+        done = min(1.0, self.done)
+        set_learning_rate(self.optimiser, lr_share(done, self.settings.optimiser))
+        self.objective.set_progress(done)
+        losses = self._gradients_in_memory(batch)
+        self.ranks.average_gradients(list(self.objective.parameters()))
+        norm = clip_gradients(self._parameters(), self.settings.optimiser.clip_norm)
         self._check_finite(losses, norm, ids)
         self.optimiser.step()
         self.objective.clamp_temperatures()
         self.step += 1
         return losses
 
+    def _score(self, features: Features, targets: Targets) -> Losses:
+        """Losses of the pairs of all ranks."""
+        everywhere = self.ranks.gather(targets.to(self.device, non_blocking=True))
+        losses: Losses = self.objective(self.ranks.gather_features(features), everywhere)
+        return losses
+
+    def _measured_chunk(self, example: Callable[[int], Batch]) -> int:
+        """The largest chunk that fits into memory on every rank; says so when it is not the whole batch."""
+        if self.ranks.world_size > 1 and self.settings.parallel == "fsdp":
+            raise ConfigError("train.chunk_size: auto cannot measure a model that is cut up (fsdp); give a number")
+        memory = measure_step(self.model, self.objective, self.encode, example)
+        own_pairs = self.settings.batch_size // self.ranks.world_size
+        budget = memory_budget(self.settings.memory_gb, self.device, memory.weights)
+        chunk = round(-self.ranks.largest(-choose_chunk(memory, own_pairs, budget))[0])
+        if chunk < own_pairs and self.ranks.is_main:
+            peak = f"{memory.peak(own_pairs, chunk) / GIB:.1f} of {budget / GIB:.1f} GB"
+            print(f"train.chunk_size=auto: {chunk} of {own_pairs} pairs at a time ({peak})", file=sys.stderr)
+        return chunk
+
+    def _gradients_in_memory(self, batch: Batch) -> Losses:
+        """Accumulate the gradients of a step; with smaller chunks when the memory does not suffice."""
+        while True:
+            self.optimiser.zero_grad()
+            try:
+                return ACCUMULATION[self.settings.accumulation](
+                    self.encode,
+                    self._score,
+                    batch,
+                    chunk_size=self.chunk_size,
+                    synchronising=self.ranks.synchronising,
+                )
+            except torch.OutOfMemoryError as error:
+                self._take_smaller_chunks(len(batch), error)
+            torch.cuda.empty_cache()  # outside of the handler, which keeps what it caught alive
+
+    def _take_smaller_chunks(self, pairs: int, error: torch.OutOfMemoryError) -> None:
+        too_large = even_chunk(pairs, self.chunk_size)
+        if self.ranks.world_size > 1:
+            raise TrainingError(
+                f"out of memory on rank {self.ranks.rank} with train.chunk_size={too_large}: set it to "
+                f"{max(1, too_large // 2)}. {ADVICE}"
+            ) from error
+        if too_large == 1:
+            raise TrainingError(f"out of memory with a single pair in a chunk ({error}). {ADVICE}") from error
+        self.chunk_size = too_large // 2
+        print(f"out of memory with chunks of {too_large} pairs: going on with {self.chunk_size}", file=sys.stderr)
+
     def fit(self, batches: Iterable[tuple[Batch, list[str], list[Incident]]], progress: Progress) -> bool:
-        """Run the remaining steps. Returns False when it was asked to stop before the end (Ctrl-C, SIGTERM).
+        """Run what is left. Returns False when it was asked to stop before the end (Ctrl-C, SIGTERM).
 
         Raises:
             TrainingError: a loss that is not finite, or too many broken images.
         """
-        log = JsonLog(self.run_dir / "log.jsonl", self.step)
+        log = JsonLog(self.run_dir / "log.jsonl", self.step) if self.ranks.is_main else None
         self.model.train()
-        window = _Window(time.perf_counter())
+        window = _Window()
+        incidents: list[Incident] = []
         stream = iter(batches)
         with self._stopping_gently():
-            while self.step < self.settings.steps and not self._stop_asked:
-                asked = time.perf_counter()
-                batch, ids, incidents = next(stream)
-                window.waited += time.perf_counter() - asked
-                self.tally.add(incidents)
-                losses = self.train_step(batch.to(self.device, non_blocking=True), ids)
-                window.pairs += len(batch)
-                if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
+            while not self._at_end() and not self._stop_asked:
+                began = time.perf_counter()
+                batch, ids, met = next(stream)
+                window.waited += time.perf_counter() - began
+                incidents += met
+                if self.ranks.world_size == 1 or self.step % self.settings.log_every == 0:
+                    self.tally.add(self.ranks.everyones(incidents))
+                    incidents = []
+                losses = self.train_step(batch, ids)
+                window.pairs += len(batch) * self.ranks.world_size
+                window.seconds += time.perf_counter() - began
+                self._agree(time.perf_counter() - began)
+                detail = ""
+                if log and self._is_due(self.settings.log_every):
                     values = self._log_values(losses, window)
                     log.write(self.step, "train", values)
-                    progress.update(self.step, _progress_line(values))
-                    window = _Window(time.perf_counter())
-                else:
-                    progress.update(self.step)
-                paused = time.perf_counter()
+                    detail = _progress_line(values)
+                    window = _Window()
+                progress.update(self._progress(), detail)
                 self._validate_and_save(log, progress)
-                window.started += time.perf_counter() - paused  # the rates are those of training alone
             if self._stop_asked:
                 self._save(best=False)
-        return self.step == self.settings.steps
+        return self._at_end()
 
     def state(self) -> dict[str, Any]:
-        """All that resuming needs beside the weights."""
+        """All that resuming needs beside the weights, the same for any number of ranks: all of them have to ask."""
         return {
             "step": self.step,
+            "seconds": self.seconds,
             "best": self.best,
             "best_metrics": self.best_metrics,
             "incidents": self.tally.state(),
-            "optimiser": self.optimiser.state_dict(),
-            "cpu_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "optimiser": whole_state(self.optimiser),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state that `state()` gave."""
         self.step = state["step"]
+        self.seconds = state["seconds"]
         self.best = state["best"]
         self.best_metrics = state["best_metrics"]
         self.tally.restore(state["incidents"])
-        self._restore_optimiser(state["optimiser"])
-        torch.set_rng_state(state["cpu_random"])
-        if self.device.type == "cuda" and state["cuda_random"]:
-            torch.cuda.set_rng_state_all(state["cuda_random"])
+        restore_optimiser(self.optimiser, state["optimiser"])
 
-    def _restore_optimiser(self, saved: dict[str, Any]) -> None:
-        """Take over the moments; rates and decay are those of the settings, which may have changed."""
-        own = self.optimiser.state_dict()["param_groups"]
-        if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved["param_groups"]]:
-            raise CheckpointError(
-                "the checkpoint was made with other parameters to train than the config asks for; resume with the loss "
-                "settings of its config.yaml"
-            )
-        self.optimiser.load_state_dict({"state": saved["state"], "param_groups": own})
+    def _at_end(self) -> bool:
+        return self.done >= 1.0
 
-    def _validate_and_save(self, log: JsonLog, progress: Progress) -> None:
-        at_end = self.step == self.settings.steps
+    def _is_due(self, every: int) -> bool:
+        """Whether something that is done every so many steps, and at the end, is due."""
+        return self.step % every == 0 or self._at_end()
+
+    def _progress(self) -> int:
+        return int(self.seconds) if self.settings.minutes is not None else self.step
+
+    def _agree(self, seconds: float) -> None:
+        """Count the time of a step, and let all ranks stop at the same one."""
+        slowest, stop = self.ranks.largest(seconds, float(self._stop_asked))
+        self.seconds += slowest
+        self._stop_asked = stop > 0
+
+    def _validate_and_save(self, log: JsonLog | None, progress: Progress) -> None:
         is_best = False
-        if self.validate and (at_end or self.step % self.settings.validate_every == 0):
-            self.model.eval()
-            metrics, value = self.validate(self.model)
-            self.model.train()
-            is_best = self.best is None or value > self.best
-            if is_best:
-                self.best, self.best_metrics = value, metrics
-            log.write(self.step, "validation", metrics)
-            progress.note(f"step {self.step}: {self.settings.best_metric} {value:.4f}{' (best)' if is_best else ''}")
-        if is_best or at_end or self.step % self.settings.save_every == 0:
+        if self.validate and self._is_due(self.settings.validate_every):
+            is_best = self._validate(self.validate, log, progress)
+        if is_best or self._is_due(self.settings.save_every):
             self._save(best=is_best)
 
+    def _validate(self, validate: Validate, log: JsonLog | None, progress: Progress) -> bool:
+        """Measure the model: on the main rank, on all where it is shared among them. Returns whether it is the best."""
+        improved = 0.0
+        if log or self.ranks.is_sharded:
+            self.model.eval()
+            metrics, value = validate(self.model)
+            self.model.train()
+            if self.best is None or value > self.best:
+                improved, self.best, self.best_metrics = 1.0, value, metrics
+            if log:
+                log.write(self.step, "validation", metrics)
+                best = " (best)" if improved else ""
+                progress.note(f"step {self.step}: {self.settings.best_metric} {value:.4f}{best}")
+        return self.ranks.largest(improved)[0] > 0
+
     def _save(self, *, best: bool) -> None:
-        self.store.save(self.step, self.model, self.objective, self.state(), best=best)
+        weights = {name: whole(tensor).cpu() for name, tensor in named_weights(self.model, self.objective).items()}
+        state = self.state()
+        if self.ranks.is_main:
+            self.store.save(self.step, weights, state, best=best)
+        self.ranks.wait_for_all()
 
     def _log_values(self, losses: Losses, window: _Window) -> dict[str, Any]:
-        seconds = time.perf_counter() - window.started
         return {
             "loss": losses.total.item(),
             **{f"loss.{name}": value.item() for name, value in losses.terms.items()},
             **{f"temperature.{name}": value for name, value in self.objective.temperatures().items()},
+            **{f"weight.{name}": value for name, value in self.objective.weights().items()},
             "lr": max(group["lr"] for group in self.optimiser.param_groups),
-            "pairs_per_second": window.pairs / seconds,
-            "data_wait": window.waited / seconds,
+            "seconds": round(self.seconds, 3),
+            "chunk_size": even_chunk(self.settings.batch_size // self.ranks.world_size, self.chunk_size),
+            "pairs_per_second": window.pairs / window.seconds,
+            "data_wait": window.waited / window.seconds,
             "incidents": self.tally.counts(),
         }
 
-    def _parameters(self) -> list[Tensor]:
+    def _parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def _check_finite(self, losses: Losses, norm: Tensor, ids: list[str]) -> None:
@@ -232,9 +335,9 @@ class Trainer:
             return
         path = self.run_dir / f"nonfinite-step-{self.step:06d}.json"
         terms = {name: f"{value.item():g}" for name, value in losses.terms.items()}
-        path.write_text(
-            json.dumps({"step": self.step, "loss": terms, "ids": ids}, ensure_ascii=False), encoding="utf-8"
-        )
+        content = {"step": self.step, "loss": terms, "ids": self.ranks.everyones(ids)}
+        if self.ranks.is_main:
+            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         raise TrainingError(
             f"the loss of step {self.step} ({terms}) or its gradient ({norm:g}) is not finite; the batch's ids are in "
             f"{path}. Lower train.optimiser.lr, or use train.precision=float32."

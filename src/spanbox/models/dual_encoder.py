@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from spanbox.geometry import roi_align
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TextTower, TowerSettings, VisionTower, VisionTowerSettings
+from spanbox.models.towers import TextStates, TextTower, TowerSettings, VisionTower, VisionTowerSettings
 from spanbox.settings import Settings
-from spanbox.structures import Batch, Features
+from spanbox.structures import PADDING_ID, Batch, Features
 
 
 class SpanSettings(Settings):
@@ -46,7 +46,11 @@ class ModelSettings(Settings):
 
 
 class DualEncoder(nn.Module):
-    """From a batch to unit-length features of sentences, images, spans and regions."""
+    """From a batch to unit-length features of sentences, images, spans and regions.
+
+    Texts that are equal, token by token, are read once and share their states, so that with dropout they also share
+    what is dropped. Names of spans repeat a lot when they are read by themselves, captions sometimes.
+    """
 
     mean: Tensor
     std: Tensor
@@ -69,8 +73,19 @@ class DualEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).reshape(3, 1, 1), persistent=False)
 
+    def compile_towers(self) -> None:
+        """Have `torch.compile` replace the towers' forward passes, in place: the names of the weights stay.
+
+        A whole tower is one graph, in every family. What lies between the towers and the features depends on the data
+        (which texts repeat, which spans are padding) and is left alone.
+        """
+        self.text.compile(dynamic=True)  # the number of texts and of their tokens differs from batch to batch
+        self.vision.compile()
+
     def forward(self, batch: Batch) -> Features:
-        text = self.text(batch.token_ids, batch.token_mask)
+        rows, copies = _distinct(batch.token_ids, batch.token_mask)
+        distinct = self.text(batch.token_ids[rows], batch.token_mask[rows])
+        text = TextStates(_spread(distinct.tokens, copies), _spread(distinct.pooled, copies))
         vision = self.vision(self._normalised(batch.pixels))
         if self.settings.spans.source == "sentence":
             spans_BKH = pool_spans(text.tokens, batch.span_tokens, self.settings.spans.pool)
@@ -98,10 +113,11 @@ class DualEncoder(nn.Module):
         assert batch.own_token_ids is not None
         assert batch.own_token_mask is not None
         valid = batch.span_valid
-        mask_NU = batch.own_token_mask[valid]
-        states = self.text(batch.own_token_ids[valid], mask_NU)
-        pooled = pool_spans(states.tokens, mask_NU[:, None, :], self.settings.spans.pool)[:, 0]
-        return _scattered(pooled, valid)
+        ids_NU, mask_NU = batch.own_token_ids[valid], batch.own_token_mask[valid]
+        rows, copies = _distinct(ids_NU, mask_NU)
+        states = self.text(ids_NU[rows], mask_NU[rows])
+        pooled = pool_spans(states.tokens, mask_NU[rows, None, :], self.settings.spans.pool)[:, 0]
+        return _scattered(_spread(pooled, copies), valid)
 
     def _encode_crops(self, batch: Batch) -> Tensor:
         """(B, R, H): each valid region's crop through the vision tower; zeros for padding."""
@@ -113,6 +129,27 @@ class DualEncoder(nn.Module):
 def _unit(features: Tensor) -> Tensor:
     """Unit length, in float32 or wider whatever the towers run in."""
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+
+def _distinct(token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows of (N, T) say something new, and which of those each row repeats; what is in the padding is ignored.
+
+    Returns:
+        rows: (M,) the first row of each kind, ascending.
+        copies: (N,) so that row i reads as row `rows[copies[i]]`.
+    """
+    numbers = torch.arange(len(token_ids), device=token_ids.device)
+    if len(numbers) < 2:
+        return numbers, numbers
+    kinds, kind_N = torch.unique(token_ids.masked_fill(~token_mask, PADDING_ID), dim=0, return_inverse=True)
+    first = numbers.new_zeros(len(kinds)).scatter_reduce(0, kind_N, numbers, "amin", include_self=False)
+    rows, order = first.sort()
+    return rows, order.argsort()[kind_N]
+
+
+def _spread(distinct: Tensor, copies: Tensor) -> Tensor:
+    """The states of all rows from those of the distinct ones: the same tensor where no row repeats."""
+    return distinct if len(distinct) == len(copies) else distinct[copies]
 
 
 def _scattered(rows: Tensor, valid: Tensor) -> Tensor:

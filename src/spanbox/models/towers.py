@@ -2,7 +2,7 @@
 
 A batch's token ids and pixels enter, states leave: one for each token or patch, and one for the whole sentence or
 image. Spans and regions are pooled from the former (`pooling`), the coarse level uses the latter. What differs between
-families of encoders stands in `families`, how they are opened in `pretrained`.
+families of encoders stands in `families`, how they are opened in `pretrained`, what of them is trained in `trainable`.
 
     N rows    T tokens    S image size in pixels    h, w patches down and across    H width
 """
@@ -26,11 +26,12 @@ from spanbox.models.pretrained import (
     refuse_batch_norm,
     refuse_family,
 )
+from spanbox.models.trainable import Freeze, LoraSettings, add_lora, checkpoint_gradients, freeze_layers
 from spanbox.settings import Settings
 
 
 class TowerSettings(Settings):
-    """Which encoder a tower is, and which of its states stands for the whole input."""
+    """Which encoder a tower is, which of its states stands for the whole input, and what of it is trained."""
 
     path: str | None = Field(
         default=None,
@@ -46,6 +47,21 @@ class TowerSettings(Settings):
         description="State of the whole input: the class token, the mean over real tokens or patches, the encoder's "
         "own pooler; auto takes the class token where there is one, else the pooler.",
     )
+    freeze: Freeze = Field(
+        default=0,
+        description="Lowest layers that are not trained, with the embeddings below them; all: the whole tower, which "
+        "then has no dropout either. ConvNeXt counts stages. With lora: the lowest layers without an update.",
+    )
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="Train low-rank updates in place of the tower's own weights: rank, alpha, dropout, targets; {} for "
+        'the defaults. Needs `pip install "spanbox[lora]"`.',
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute each layer twice in place of keeping what is in it for the backward pass: the same "
+        "gradients with much less memory, in a third to a half more time. Not for ConvNeXt.",
+    )
 
     @field_validator("architecture")
     @classmethod
@@ -60,6 +76,15 @@ class TowerSettings(Settings):
             raise ValueError(
                 "give either path (a pretrained encoder) or architecture (one with random weights)"
                 + (", not both" if self.path is not None else "")
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_update(self) -> Self:
+        if self.lora is not None and self.freeze == "all":
+            raise ValueError(
+                "lora leaves the tower's own weights alone by itself, and freeze=all leaves it no layer to update: "
+                "leave freeze out, or give the number of lowest layers that get no update"
             )
         return self
 
@@ -89,29 +114,52 @@ class VisionStates(NamedTuple):
     pooled: Tensor  # (N, P)
 
 
-class TextTower(nn.Module):
+class Tower(nn.Module):
+    """What both towers have in common.
+
+    Attributes:
+        model: the transformers encoder.
+        settings: with these alone `build_*_tower` makes the same architecture, without the folder it came from.
+    """
+
+    def __init__(self, model: Any, family: TextFamily | VisionFamily, pool: Pool, settings: TowerSettings) -> None:
+        super().__init__()
+        self.model = model
+        read = {"path": None, "architecture": architecture_of(model.config), "pool": pool}
+        self.settings = settings.model_copy(update=read)
+        self._pool = pool
+        self._layers = family.layers
+        self.train()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The encoder's layers, lowest first; the stages of a ConvNeXt."""
+        return _layers(self.model, self._layers)
+
+    def architecture(self) -> dict[str, Any]:
+        """The encoder's resolved transformers config as plain JSON, with its model_type."""
+        return dict(self.settings.architecture or {})
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module, but a wholly frozen tower stays in evaluation mode: dropout would teach it nothing."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+
+class TextTower(Tower):
     """A text encoder. Build it with `build_text_tower`.
 
     Attributes:
-        settings: with these alone `build_text_tower` makes the same architecture, without the folder it came from.
         width: of a token's state.
         pooled_width: of the pooled state; differs from `width` only for a pooler that projects.
         max_tokens: the longest input, special tokens included.
     """
 
-    def __init__(self, model: Any, family: TextFamily, pool: Pool) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = TowerSettings(architecture=architecture_of(model.config), pool=pool)
+    def __init__(self, model: Any, family: TextFamily, pool: Pool, settings: TowerSettings) -> None:
+        super().__init__(model, family, pool, settings)
         self.width: int = model.config.hidden_size
         self.pooled_width = _pooled_width(model.config, self.width, pool)
         self.max_tokens = _max_tokens(model.config, family)
         self._family = family
-        self._pool = pool
-
-    def architecture(self) -> dict[str, Any]:
-        """The encoder's resolved transformers config as plain JSON, with its model_type."""
-        return dict(self.settings.architecture or {})
 
     def forward(self, token_ids: Tensor, token_mask: Tensor) -> TextStates:
         """States of sentences that are padded at their end.
@@ -161,33 +209,25 @@ class TextTower(nn.Module):
         return pooled
 
 
-class VisionTower(nn.Module):
+class VisionTower(Tower):
     """An image encoder. Build it with `build_vision_tower`.
 
     Attributes:
-        settings: with these alone `build_vision_tower` makes the same architecture, without the folder it came from.
         width: of a patch's state.
         pooled_width: of the pooled state; differs from `width` only for a pooler that projects.
         image_size: side of the square input in pixels.
         stride: side in pixels of what one cell of the grid stands for.
     """
 
-    def __init__(self, model: Any, family: VisionFamily, pool: Pool, image_size: int | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.stride = _stride(model.config, family)
-        self.image_size = _image_size(model.config, self.stride, image_size)
-        self.settings = VisionTowerSettings(
-            architecture=architecture_of(model.config), pool=pool, image_size=self.image_size
-        )
+    def __init__(self, model: Any, family: VisionFamily, pool: Pool, settings: VisionTowerSettings) -> None:
+        stride = _stride(model.config, family)
+        image_size = _image_size(model.config, stride, settings.image_size)
+        super().__init__(model, family, pool, settings.model_copy(update={"image_size": image_size}))
+        self.stride = stride
+        self.image_size = image_size
         self.width: int = model.config.hidden_sizes[-1] if family.convolutional else model.config.hidden_size
         self.pooled_width = _pooled_width(model.config, self.width, pool)
         self._family = family
-        self._pool = pool
-
-    def architecture(self) -> dict[str, Any]:
-        """The encoder's resolved transformers config as plain JSON, with its model_type."""
-        return dict(self.settings.architecture or {})
 
     def forward(self, pixels: Tensor) -> VisionStates:
         """States of images (N, 3, S, S), normalised as the encoder expects. S may be another size, N may be 0."""
@@ -228,7 +268,8 @@ def build_text_tower(settings: TowerSettings, *, pad_token_id: int | None = None
         pad_token_id: the tokenizer's, which SigLIP needs since it attends to padding. Default: the encoder's config.
 
     Raises:
-        ConfigError: no such folder, an impossible architecture, a family or pool that does not fit.
+        ConfigError: no such folder, an impossible architecture, a family or pool that does not fit, more frozen layers
+            than there are, lora without peft.
         CheckpointError: the folder lacks weights that the tower needs.
     """
     config = _open_config(settings, "text")
@@ -238,7 +279,7 @@ def build_text_tower(settings: TowerSettings, *, pad_token_id: int | None = None
     if family.always_full_length and pad_token_id is not None:
         config.pad_token_id = pad_token_id
     pool = _resolve_pool(settings, config, family)
-    return TextTower(_open_model(settings, config, family, pool, "text"), family, pool)
+    return TextTower(_open_model(settings, config, family, pool, "text"), family, pool, settings)
 
 
 def build_vision_tower(settings: VisionTowerSettings) -> VisionTower:
@@ -249,7 +290,7 @@ def build_vision_tower(settings: VisionTowerSettings) -> VisionTower:
         raise refuse_family(config, VISION_FAMILIES, "vision")
     pool = _resolve_pool(settings, config, family)
     model = _open_model(settings, config, family, pool, "vision")
-    return VisionTower(model, family, pool, settings.image_size)
+    return VisionTower(model, family, pool, settings)
 
 
 def _open_config(settings: TowerSettings, part: Part) -> Any:
@@ -275,7 +316,20 @@ def _open_model(
         model = random_model(config, family.model_class, part)
         drop_unused(model)
     refuse_batch_norm(model, config.model_type, part)
+    layers = _layers(model, family.layers)
+    freeze_layers(model, layers, settings.freeze, part)
+    if settings.lora is not None:
+        assert settings.freeze != "all"  # TowerSettings refuses the two together
+        add_lora(model, layers[settings.freeze :], settings.lora, part)
+    if settings.gradient_checkpointing:
+        checkpoint_gradients(model, part)
     return model
+
+
+def _layers(model: nn.Module, path: str) -> nn.ModuleList:
+    layers = model.get_submodule(path)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
 
 
 def _resolve_pool(settings: TowerSettings, config: Any, family: TextFamily | VisionFamily) -> Pool:

@@ -1,0 +1,124 @@
+"""Peak memory and time of a training step by batch size: in one piece, and in chunks.
+
+    python benchmarks/large_batch.py                  small towers, for a CPU
+    python benchmarks/large_batch.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
+
+Each row is a process of its own, so that its peak is its own: on a card the peak that PyTorch allocated, on a processor
+the largest resident memory less that before the model was made. Times are taken in one process, in turn.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hardware import describe
+from spanbox.engine.trainer import Trainer
+from workload import SIZES, make_batch, make_model, make_trainer
+
+MIB = 2**20
+MODES: dict[str, dict[str, Any]] = {
+    "direct": {"accumulation": "exact", "chunked": False, "checkpointing": False},
+    "naive accumulation": {"accumulation": "naive", "chunked": True, "checkpointing": False},
+    "exact": {"accumulation": "exact", "chunked": True, "checkpointing": False},
+    "exact, checkpointing": {"accumulation": "exact", "chunked": True, "checkpointing": True},
+}
+
+
+def trainer_for(mode: str, size: str, pairs: int, chunk: int, device: str, folder: Path) -> Trainer:
+    options = MODES[mode]
+    return make_trainer(
+        make_model(size, checkpointing=options["checkpointing"]),
+        folder,
+        device=device,
+        batch_size=pairs,
+        chunk_size=min(chunk, pairs) if options["chunked"] else pairs,
+        accumulation=options["accumulation"],
+    )
+
+
+def resident_peak() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_peak(mode: str, size: str, pairs: int, chunk: int, device: str) -> float:
+    """MiB at the peak of two steps, weights and optimiser included."""
+    image_size = make_model(size).vision.image_size
+    batch = make_batch(pairs, image_size)
+    before = resident_peak()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_for(mode, size, pairs, chunk, device, Path(folder))
+        for _ in range(2):
+            trainer.train_step(batch, [])
+    return torch.cuda.max_memory_allocated() / MIB if trainer.device.type == "cuda" else resident_peak() - before
+
+
+def measure_seconds(size: str, pairs: int, chunk: int, device: str, rounds: int) -> dict[str, float]:
+    """Median seconds of a step in each mode, the modes in turn, after one round to warm up."""
+    batch = make_batch(pairs, make_model(size).vision.image_size)
+    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {mode: trainer_for(mode, size, pairs, chunk, device, Path(folder)) for mode in MODES}
+        for number in range(rounds + 1):
+            for mode, trainer in trainers.items():
+                if pairs > 64 and mode == "direct" and device == "cuda":
+                    continue  # may not fit beside the others; its peak is in the other table
+                start = time.perf_counter()
+                trainer.train_step(batch, [])
+                if trainer.device.type == "cuda":
+                    torch.cuda.synchronize()
+                if number:
+                    seconds[mode].append(time.perf_counter() - start)
+    return {mode: statistics.median(values) for mode, values in seconds.items() if values}
+
+
+def in_own_process(*arguments: str) -> float | None:
+    """The peak as another process measures it; None when it ran out of memory."""
+    done = subprocess.run([sys.executable, __file__, "--peak", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr.splitlines()[-1] if done.stderr else "killed", file=sys.stderr)
+        return None
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--chunk", type=int, default=32)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 256, 1024])
+    parser.add_argument("--timed", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peak", nargs=2, metavar=("MODE", "PAIRS"), help="measure one peak and print it")
+    arguments = parser.parse_args()
+    size, chunk, device = arguments.size, arguments.chunk, arguments.device
+    if arguments.peak:
+        mode, pairs = arguments.peak
+        print(json.dumps(measure_peak(mode, size, int(pairs), chunk, device)))
+        return
+    print(f"{describe()}; {size} towers, chunks of {chunk} pairs\n")
+    print("Peak memory in MiB\n\n| pairs | " + " | ".join(MODES) + " |\n|---:|" + "---:|" * len(MODES))
+    for pairs in arguments.batches:
+        options = ["--size", size, "--chunk", str(chunk), "--device", device]
+        peaks = [in_own_process(mode, str(pairs), *options) for mode in MODES]
+        shown = ["out of memory" if peak is None else f"{peak:,.0f}" for peak in peaks]
+        print(f"| {pairs} | " + " | ".join(shown) + " |", flush=True)
+    print(f"\nSeconds a step, median of {arguments.rounds}\n")
+    print("| pairs | mode | seconds | against naive |\n|---:|---|---:|---:|")
+    for pairs in arguments.timed:
+        seconds = measure_seconds(size, pairs, chunk, device, arguments.rounds)
+        for mode, value in seconds.items():
+            print(f"| {pairs} | {mode} | {value:.2f} | {value / seconds['naive accumulation']:.2f}x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Masked views of an image: which cells each of them hides, and whether that leaves its entities to be seen.
+
+A view is a boolean mask over a grid of g x g cells, True where it hides the image. Views are drawn for a sample when
+it is loaded, from the sample's own generator. The vision tower then leaves the hidden patches out, or is shown filled
+pixels; what a view means to the losses is measured on its mask, never taken from its strategy (`data/mask_effects.py`).
+
+Each strategy puts the cells into an order, and the view takes them from its front: `background` keeps them, the others
+hide them. So a view has exactly the number of visible cells that was asked for, and that number is one of few (a
+"level"), so that the shapes of a training step are few.
+
+    V views    R regions    P proposals    K spans    g cells along each side of the grid
+"""
+
+import math
+from typing import Literal, NamedTuple, Self, assert_never, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from spanbox.errors import ConfigError
+from spanbox.geometry import box_coverage, cell_shares
+from spanbox.settings import Settings
+
+Strategy = Literal["random", "block", "centre", "object", "background"]
+Shape = Literal["patch", "rectangle", "ellipse"]
+PixelFill = Literal["zero", "mean", "noise", "blur"]
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+MAX_ASPECT = 3.0  # of a block, its longer side to its shorter
+
+
+class MixSettings(Settings):
+    """How often each strategy is drawn: weights, which need not add up to 1."""
+
+    random: float = Field(1.0, ge=0, description="weight of views that hide cells anywhere")
+    block: float = Field(0.0, ge=0, description="weight of views that hide one block, anywhere")
+    centre: float = Field(0.0, ge=0, description="weight of views that hide the centre")
+    object: float = Field(1.0, ge=0, description="weight of views that hide the boxes of one entity, or a proposal's")
+    background: float = Field(1.0, ge=0, description="weight of views that hide all but the boxes of the entities")
+
+    @model_validator(mode="after")
+    def _any(self) -> Self:
+        if not any(self.weights):
+            raise ValueError("every weight is 0: raise one, or set count=0 to draw no views")
+        return self
+
+    @property
+    def weights(self) -> list[float]:
+        """In the order of `STRATEGIES`."""
+        return [getattr(self, strategy) for strategy in STRATEGIES]
+
+
+class MaskSettings(Settings):
+    """Masked views of each image, drawn anew whenever the image is read in training."""
+
+    count: int = Field(0, ge=0, description="masked views of an image; 0 draws none")
+    mix: MixSettings = Field(MixSettings(), description="how often each strategy is drawn")
+    ratio: float | tuple[float, float] = Field(
+        0.5, description="share of the cells that a view hides, or [lowest, highest]; rounded to what `levels` allows"
+    )
+    tight: bool = Field(
+        False,
+        description="object views hide little besides their object and background views keep little besides theirs, "
+        "whatever the ratio; false: they come as near to the ratio as the boxes allow, so that how much is hidden does "
+        "not tell them apart",
+    )
+    proposal_share: float = Field(
+        0.25, ge=0, le=1, description="share of the object views that hide a proposal, where an image has both"
+    )
+    shape: Shape = Field(
+        "patch",
+        description="how a view grows around its centre or its boxes: patch (single cells, the nearer the likelier), "
+        "rectangle or ellipse; random views are always single cells",
+    )
+    fill: Literal["drop"] | PixelFill = Field(
+        "drop",
+        description="what stands where the image is hidden: drop (the tower leaves those patches out and does not pay "
+        "for them), or pixels: zero (black), mean (the image's mean colour), noise (around that mean) or blur",
+    )
+    patch: int | None = Field(None, gt=0, description="side of a cell in pixels; default: the tower's patches")
+    levels: int = Field(
+        8,
+        ge=2,
+        description="different numbers of visible cells, evenly spaced up to the whole grid, so that the shapes of a "
+        "step are few",
+    )
+    min_coverage: float = Field(
+        0.9, gt=0, le=1, description="an entity is hidden when at least this share of its boxes' area is"
+    )
+    keep_coverage: float = Field(
+        0.1, ge=0, lt=1, description="an entity is kept when at most this share of its boxes' area is hidden"
+    )
+
+    @field_validator("ratio")
+    @classmethod
+    def _leaves_something(cls, ratio: float | tuple[float, float]) -> float | tuple[float, float]:
+        low, high = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+        if not 0 < low <= high < 1:
+            raise ValueError(
+                "the ratio must lie between 0 and 1, lowest first: a view hides something and leaves something visible "
+                "(count=0 draws no views)"
+            )
+        return ratio
+
+    @model_validator(mode="after")
+    def _hidden_is_not_kept(self) -> Self:
+        if self.keep_coverage >= self.min_coverage:
+            raise ValueError(
+                f"keep_coverage={self.keep_coverage} is not below min_coverage={self.min_coverage}: a view would both "
+                "hide an entity and keep it; lower keep_coverage"
+            )
+        return self
+
+    def draw_ratio(self, generator: np.random.Generator) -> float:
+        return generator.uniform(*self.ratio) if isinstance(self.ratio, tuple) else self.ratio
+
+
+class Proposals(NamedTuple):
+    """What a detector found in an image."""
+
+    boxes: Tensor  # (P, 4) float32, normalised and clipped
+    scores: Tensor  # (P,) float; those below 0 count as 0
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls(torch.zeros(0, 4), torch.zeros(0))
+
+
+class ViewPlan(NamedTuple):
+    """The masked views of one image."""
+
+    hidden: Tensor  # (V, g, g) bool
+    strategy: Tensor  # (V,) int64, index into STRATEGIES of what was drawn, stand-ins included
+    coverage: Tensor  # (V, R) float32: share of each region's area that is hidden
+
+
+def mask_grid(settings: MaskSettings, image_size: int, tower_patch: int | None) -> int:
+    """Cells along each side of the masks of a square image.
+
+    Args:
+        settings: of the views.
+        image_size: side of the image, in pixels.
+        tower_patch: side of the vision tower's patches in pixels; None for a tower that has none, or cannot drop them.
+
+    Raises:
+        ConfigError: the tower cannot drop cells of this size, or they do not fill the image.
+    """
+    if settings.fill == "drop" and tower_patch is None:
+        raise ConfigError("fill=drop needs a vision tower with patches: set fill of the masked views to mean")
+    patch = settings.patch or tower_patch
+    if patch is None:
+        raise ConfigError("this vision tower has no patches to go by: set patch of the masked views, in pixels")
+    if settings.fill == "drop" and patch != tower_patch:
+        raise ConfigError(
+            f"fill=drop leaves out whole patches of the vision tower, {tower_patch} pixels wide, but patch of the "
+            f"masked views is {patch}: leave patch out, or set fill to mean"
+        )
+    if image_size % patch:
+        raise ConfigError(
+            f"patch={patch} of the masked views does not divide the image of {image_size} pixels: choose one that does"
+        )
+    return image_size // patch
+
+
+def kept_levels(levels: int, grid: int) -> list[int]:
+    """The numbers of cells that a view may leave visible, ascending: at least one cell, at most all."""
+    return sorted({math.ceil(level * grid**2 / levels) for level in range(1, levels + 1)})
+
+
+def draw_views(
+    settings: MaskSettings,
+    grid: int,
+    regions: Tensor,
+    links: Tensor,
+    proposals: Proposals,
+    generator: np.random.Generator,
+) -> ViewPlan:
+    """Draw the masked views of one image.
+
+    The number of visible cells is the level nearest to the asked ratio among those that the strategy can have:
+
+    - random, block, centre: those that hide something.
+    - object: all cells that touch the boxes of one entity (or a proposal, drawn by score) are hidden, then the cells
+      around them. What does not leave the lowest level visible cannot be hidden; a random view stands in where there is
+      nothing to hide. `tight`: the highest possible level.
+    - background: all cells that touch the box of any entity are kept, then the cells around them: the whole image, if
+      the boxes fill it. A random view stands in where there are no boxes. `tight`: the lowest possible level.
+
+    At least one cell stays visible, so a grid of a single cell hides nothing.
+
+    Args:
+        settings: how many, and how they are drawn.
+        grid: cells along each side.
+        regions: (R, 4) float32, normalised and clipped.
+        links: (K, R) bool, this region shows this span.
+        proposals: what else is in the image, for object views.
+        generator: the sample's own; the plan depends on its state alone.
+    """
+    drawer = _Drawer(settings, grid, regions, links, proposals, generator)
+    weights = np.array(settings.mix.weights)
+    drawn = generator.choice(len(STRATEGIES), size=settings.count, p=weights / weights.sum())
+    views = [drawer.view(STRATEGIES[index]) for index in drawn]
+    hidden = torch.from_numpy(np.array([mask for mask, _ in views], dtype=np.bool_).reshape(-1, grid, grid))
+    used = torch.tensor([STRATEGIES.index(strategy) for _, strategy in views], dtype=torch.int64)
+    return ViewPlan(hidden, used, box_coverage(regions, hidden))
+
+
+class _Order(NamedTuple):
+    """The cells of a grid in the order in which a view takes them, and how many of them it has to take."""
+
+    cells: NDArray[np.intp]  # (g * g,)
+    required: int
+
+
+class _Drawer:
+    """Draws views of one image, one after the other."""
+
+    def __init__(
+        self,
+        settings: MaskSettings,
+        grid: int,
+        regions: Tensor,
+        links: Tensor,
+        proposals: Proposals,
+        generator: np.random.Generator,
+    ) -> None:
+        self.settings = settings
+        self.grid = grid
+        self.cells = grid**2
+        self.levels = kept_levels(settings.levels, grid)
+        self.generator = generator
+        rows, columns = cell_shares(torch.cat([regions, proposals.boxes]), grid)
+        self.rows, self.columns = rows.numpy() > 0, columns.numpy() > 0  # (R + P, g): what each box touches
+        areas = self.rows.sum(axis=1) * self.columns.sum(axis=1)  # (R + P,) in cells
+        most = self.cells - self.levels[0]
+
+        shown = links.numpy() & (areas[: len(regions)] > 0)  # (K, R)
+        self.shown = np.flatnonzero(shown.any(axis=0))
+        entities = [np.flatnonzero(boxes) for boxes in shown if boxes.any()]
+        self.hideable_entities = [boxes for boxes in entities if self._touched(boxes).sum() <= most]
+
+        hideable = np.flatnonzero((areas[len(regions) :] > 0) & (areas[len(regions) :] <= most))
+        self.hideable_proposals = len(regions) + hideable
+        self.scores = proposals.scores.double().clamp(min=0).numpy()[hideable]
+
+    def view(self, strategy: Strategy) -> tuple[NDArray[np.bool_], Strategy]:
+        """The mask (g * g,) of a view, and the strategy that it was drawn by in the end."""
+        boxes = self._object() if strategy == "object" else self.shown
+        if strategy in ("object", "background") and not len(boxes):
+            strategy = "random"
+        order = self._order(strategy, boxes)
+        visible = (1 - self.settings.draw_ratio(self.generator)) * self.cells
+        mask = np.zeros(self.cells, dtype=np.bool_)
+        if strategy == "background":
+            wanted = 0 if self.settings.tight else visible
+            mask[order.cells[self._level(wanted, order.required, self.cells) :]] = True
+        else:
+            wanted = self.cells if self.settings.tight and strategy == "object" else visible
+            most = max(self.cells - max(order.required, 1), self.levels[0])
+            mask[order.cells[: self.cells - self._level(wanted, 0, most)]] = True
+        return mask, strategy
+
+    def _level(self, wanted: float, least: int, most: int) -> int:
+        """The level between `least` and `most` cells that is nearest to `wanted`, the lower of two."""
+        return min((level for level in self.levels if least <= level <= most), key=lambda level: abs(level - wanted))
+
+    def _object(self) -> NDArray[np.intp]:
+        """The boxes of an entity, each as likely, or a proposal's, by score; none if there is nothing to hide."""
+        entities, proposals = self.hideable_entities, self.hideable_proposals
+        if entities and not (len(proposals) and self.generator.random() < self.settings.proposal_share):
+            return entities[self.generator.integers(len(entities))]
+        if not len(proposals):
+            return proposals
+        weights = self.scores if self.scores.any() else np.ones_like(self.scores)
+        return self.generator.choice(proposals, size=1, p=weights / weights.sum())
+
+    def _order(self, strategy: Strategy, boxes: NDArray[np.intp]) -> _Order:
+        match strategy:
+            case "random":
+                return _Order(self.generator.permutation(self.cells), 0)
+            case "block":
+                centre = self.generator.uniform(-0.5, self.grid - 0.5, size=(1, 2))
+                stretch = MAX_ASPECT ** self.generator.uniform(-0.5, 0.5)
+                return _Order(self._sorted(self._distance(centre, np.array([[stretch, 1 / stretch]]))), 0)
+            case "centre":
+                centre = np.full((1, 2), (self.grid - 1) / 2)
+                return _Order(self._sorted(self._distance(centre, np.ones((1, 2)))), 0)
+            case "object" | "background":
+                return self._around(boxes)
+            case _:
+                assert_never(strategy)
+
+    def _around(self, boxes: NDArray[np.intp]) -> _Order:
+        """First the cells that the boxes touch, all of them required, then outwards."""
+        sides = np.stack([self.rows[boxes], self.columns[boxes]], axis=1)  # (N, 2, g)
+        first, last = sides.argmax(axis=2), self.grid - 1 - sides[..., ::-1].argmax(axis=2)
+        distance = self._distance((first + last) / 2, (last - first + 1) / 2)
+        touched = self._touched(boxes)
+        distance[touched] = -1.0
+        return _Order(self._sorted(distance), int(touched.sum()))
+
+    def _touched(self, boxes: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """The cells (g, g) that at least one of the boxes touches."""
+        touched: NDArray[np.bool_] = np.any(self.rows[boxes, :, None] & self.columns[boxes, None, :], axis=0)
+        return touched
+
+    def _distance(self, centres: NDArray[np.float64], radii: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distance (g, g) of each cell from the nearest of N centres, each measured by its own radii.
+
+        Centres and radii (N, 2) are counted in cells, down and across; the centre of the first cell is at 0.
+        """
+        away = np.abs(np.arange(self.grid) - centres[..., None]) / radii[..., None]  # (N, 2, g)
+        metric = np.maximum if self.settings.shape == "rectangle" else np.hypot
+        nearest: NDArray[np.float64] = metric(away[:, 0, :, None], away[:, 1, None, :]).min(axis=0)
+        return nearest
+
+    def _sorted(self, distance: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Cells by distance (g, g), nearest first, equal ones in any order; for patches roughly by distance."""
+        noise = self.generator.random(self.cells)
+        if self.settings.shape == "patch":
+            return np.argsort(distance.ravel() * np.sqrt(noise))
+        return np.lexsort((noise, distance.ravel()))

@@ -1,0 +1,178 @@
+"""The losses that a level can have, by name: formulas on the kernel's statistics, or on whole rows of similarities.
+
+Every loss takes the same positives and candidates and gives a loss for each row, 0 where the row does not count, and
+which rows count. docs/mathematics.md writes them in one notation.
+
+    Q queries (rows)    N candidates (columns)
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spanbox.losses.contrastive import Statistics, info_nce, info_nce_of, log_mass
+
+LossName = Literal["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"]
+Rows = tuple[Tensor, Tensor]
+"""Loss of each row (Q,), 0 where it does not count, and which rows count (Q,) bool."""
+
+
+def sup_con_of(rows: Statistics) -> Rows:
+    """Supervised contrastive loss: `log(exp(P) + exp(N)) - S / n`, S the sum of the logits of n positives.
+
+    Each positive has a cross-entropy of its own and their mean is taken: all of them are pulled, where InfoNCE is
+    content with the nearest.
+
+    Source: Khosla et al., 2020, eq. 2 (the mean over positives outside of the logarithm).
+    """
+    counted = rows.positive_count > 0
+    loss = torch.logaddexp(rows.positive_mass, rows.negative_mass) - _mean_positive(rows)
+    return torch.where(counted, loss, 0.0), counted
+
+
+def decoupled_of(rows: Statistics) -> Rows:
+    """Decoupled contrastive loss: `N - S / n`, the denominator without the positives. It may be negative.
+
+    A row that is right already is not pushed less for it. One without negatives does not count.
+
+    Source: Yeh et al., Decoupled Contrastive Learning, 2022, the loss L_DC of section 3; the mean over several
+    positives as in `sup_con_of`.
+    """
+    has_negatives = rows.negative_mass > torch.finfo(rows.negative_mass.dtype).min
+    counted = (rows.positive_count > 0) & has_negatives
+    return torch.where(counted, rows.negative_mass - _mean_positive(rows), 0.0), counted
+
+
+def _mean_positive(rows: Statistics) -> Tensor:
+    return rows.positive_sum / rows.positive_count.clamp(min=1)
+
+
+def sigmoid(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, bias: Tensor) -> Rows:
+    """Sigmoid loss: every pair is a question of its own, answered yes or no from `scale * cosine + bias`.
+
+    The sum over the row, as the source divides by the number of rows and not of pairs. A row counts when it has a
+    positive.
+
+    Args:
+        cosines: (Q, N) float32 or wider.
+        scale: scalar, one over the temperature.
+        positives, candidates: (Q, N) bool, as for `info_nce`.
+        bias: scalar.
+
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2 and algorithm 1.
+    """
+    logits = scale * cosines + bias
+    cells = -F.logsigmoid(torch.where(positives, logits, -logits))
+    counted = positives.any(dim=1)
+    return torch.where((positives | candidates) & counted[:, None], cells, 0.0).sum(dim=1), counted
+
+
+def arc_face(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, margin: float) -> Rows:
+    """InfoNCE whose positives stand `margin` radians further from the query than they do.
+
+    Args: as for `sigmoid`.
+
+    Source: Deng et al., ArcFace, 2019, eq. 3.
+    """
+    logits = scale * torch.where(positives, with_margin(cosines, margin), cosines)
+    return info_nce(logits, positives, candidates)
+
+
+def with_margin(cosines: Tensor, margin: float) -> Tensor:
+    """`cos(angle + margin)`; where the sum passes 180 degrees, and its cosine would rise again,
+    `cos(angle) - margin * sin(margin)`, as in the authors' code."""
+    sines = (1 - cosines**2).clamp(min=torch.finfo(cosines.dtype).eps).sqrt()  # at 0 the root has no derivative
+    moved = cosines * math.cos(margin) - sines * math.sin(margin)
+    return torch.where(cosines > -math.cos(margin), moved, cosines - margin * math.sin(margin))
+
+
+def hardness_weighted(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, beta: float) -> Rows:
+    """InfoNCE whose negatives weigh more the more similar they are: by `exp(beta * logit)`, with a mean of 1 in a row.
+
+    With weights w of n negatives the sum of `w * exp(logit)` is `n * sum(exp((1 + beta) * logit)) / sum(exp(beta *
+    logit))`, so its logarithm is a difference of masses. The gradient passes through the weights, as in the authors'
+    code. Their correction for negatives that are positives in truth is left out: ids tell them here.
+
+    Args: as for `sigmoid`.
+
+    Source: Robinson et al., Contrastive Learning with Hard Negative Samples, 2021, section 3, importance sampling.
+    """
+    logits, negatives = scale * cosines, candidates & ~positives
+    number = negatives.sum(dim=1).to(logits.dtype)
+    weighted = log_mass((1 + beta) * logits, negatives) - log_mass(beta * logits, negatives) + number.clamp(min=1).log()
+    negative_mass = torch.where(number > 0, weighted, torch.finfo(logits.dtype).min)
+    counted = positives.any(dim=1)
+    return torch.where(counted, -F.logsigmoid(log_mass(logits, positives) - negative_mass), 0.0), counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A row of the table of losses.
+
+    Attributes:
+        summary, source: in words.
+        temperature: where it starts unless the config says otherwise.
+        options: the settings that this loss has besides, with their published values.
+    """
+
+    summary: str
+    source: str
+    temperature: float = 0.07
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsLoss(Loss):
+    """A loss that needs no more of a row than its statistics, which tiles can give too."""
+
+    formula: Callable[[Statistics], Rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLoss(Loss):
+    """A loss that needs the similarities of a row: `function(cosines, scale, positives, candidates, **options)`."""
+
+    function: Callable[..., Rows]
+
+
+LOSSES: dict[str, StatisticsLoss | RowLoss] = {
+    "info_nce": StatisticsLoss(
+        formula=info_nce_of,
+        summary="the positives together hold the mass of all candidates",
+        source="van den Oord et al., 2018, eq. 4; Miech et al., 2020, eq. 1",
+    ),
+    "sup_con": StatisticsLoss(
+        formula=sup_con_of,
+        summary="every positive by itself holds the mass, and the mean is taken",
+        source="Khosla et al., 2020, eq. 2",
+    ),
+    "decoupled": StatisticsLoss(
+        formula=decoupled_of,
+        summary="like sup_con, with only the negatives in the denominator",
+        source="Yeh et al., 2022, section 3",
+    ),
+    "sigmoid": RowLoss(
+        function=sigmoid,
+        summary="every pair by itself is told to be a positive or not",
+        source="Zhai et al., 2023, section 3.2",
+        temperature=0.1,
+        options={"bias": -10.0},
+    ),
+    "arc_face": RowLoss(
+        function=arc_face,
+        summary="info_nce whose positives have to be nearer by an angle",
+        source="Deng et al., 2019, eq. 3",
+        options={"margin": 0.5},
+    ),
+    "hardness_weighted": RowLoss(
+        function=hardness_weighted,
+        summary="info_nce whose negatives weigh more the more similar they are",
+        source="Robinson et al., 2021, section 3",
+        options={"beta": 1.0},
+    ),
+}

@@ -1,0 +1,111 @@
+"""What of an encoder is trained, and what it keeps for the backward pass: freezing, LoRA, gradient checkpointing.
+
+An opened encoder enters, the same encoder leaves with fewer trained weights or less memory in use; its states are what
+they were. The towers call this when they are built, in the order of the functions below.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from spanbox.errors import ConfigError
+from spanbox.models.pretrained import Part
+from spanbox.settings import Settings
+
+Freeze = Annotated[int, Field(strict=True, ge=0)] | Literal["all"]  # strict: `true` is not one layer
+
+
+class LoraSettings(Settings):
+    """Low-rank updates in place of training the weights themselves (LoRA, https://arxiv.org/abs/2106.09685)."""
+
+    rank: int = Field(8, ge=1, description="rank of the update of each weight matrix")
+    alpha: float = Field(16.0, gt=0.0, description="an update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of an update's inputs that training drops")
+    targets: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="ends of the names of the linear layers to update, e.g. [query, value]; "
+        "default: all linear layers of the encoder's layers",
+    )
+
+
+def freeze_layers(model: Any, layers: nn.ModuleList, freeze: Freeze, part: Part) -> None:
+    """Stop the training of the `freeze` lowest layers and of all that comes before them, or of the whole model.
+
+    Raises:
+        ConfigError: there are fewer layers.
+    """
+    if freeze == "all":
+        model.requires_grad_(False)
+        return
+    if freeze > len(layers):
+        raise ConfigError(
+            f"{part} tower: freeze is {freeze}, but this {model.config.model_type!r} has {len(layers)} layers. "
+            f"Set it to {len(layers)} or less, or to all."
+        )
+    frozen = list(layers[:freeze].parameters())
+    for parameter in model.parameters() if frozen else ():  # in the order in which the encoder uses them
+        parameter.requires_grad_(False)
+        if parameter is frozen[-1]:
+            break
+
+
+def add_lora(model: Any, layers: nn.ModuleList, lora: LoraSettings, part: Part) -> None:
+    """Freeze the model and give an update to the linear layers of `layers`. At first the updates are zero.
+
+    Only what lies within `layers` is a default target: a pooler may read a linear layer's weight without calling it
+    (SigLIP's does), and an update there would never get a gradient.
+
+    Raises:
+        ConfigError: peft is not installed, there are no layers, or a target is not there.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ConfigError(
+            f'{part} tower: lora needs peft, which is not installed: pip install "spanbox[lora]"'
+        ) from None
+    if not layers:
+        raise ConfigError(f"{part} tower: freeze leaves no layer for lora to update. Set it to a smaller number.")
+    inside = {module for module in layers.modules() if isinstance(module, nn.Linear)}
+    linear = [name for name, module in model.named_modules() if module in inside]
+    names = _matching(linear, lora.targets, part) if lora.targets else linear
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+    inject_adapter_in_model(config, model)
+
+
+def _matching(names: list[str], targets: tuple[str, ...], part: Part) -> list[str]:
+    """The names that end in one of `targets`, each of which must be the end of some."""
+    for target in targets:
+        if not any(_ends_in(name, target) for name in names):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            raise ConfigError(
+                f"{part} tower: lora.targets has {target!r}, but no linear layer that is trained is called so. "
+                f"Known are: {known}."
+            )
+    return [name for name in names if any(_ends_in(name, target) for target in targets)]
+
+
+def _ends_in(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
+
+
+def checkpoint_gradients(model: Any, part: Part) -> None:
+    """Keep only the inputs of each layer in training, and run the layer again in the backward pass.
+
+    Raises:
+        ConfigError: transformers does not offer it for this family.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"{part} tower: transformers offers no gradient checkpointing for {model.config.model_type!r}. Set "
+            "gradient_checkpointing to false; a smaller train.chunk_size saves memory too."
+        )
+    # transformers 5.23 calls it activation checkpointing, and warns at the old name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    # It also makes the word embeddings' output ask for a gradient, which only the reentrant kind needs: a graph would
+    # be built through frozen layers.
+    model.disable_input_require_grads()
+    model.config.use_cache = False  # encoders cache nothing, but BERT's default makes transformers warn

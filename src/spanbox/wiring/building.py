@@ -1,0 +1,109 @@
+"""The parts of a run from its config: model, tokenizer, collator, manifest."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from spanbox.config import RunConfig
+from spanbox.data.collate import Collator
+from spanbox.data.dataset import SampleLimits
+from spanbox.data.manifest import Manifest
+from spanbox.data.tokenizer import load_tokenizer, train_tokenizer
+from spanbox.errors import ConfigError, DataError
+from spanbox.models.dual_encoder import DualEncoder, ModelSettings
+from spanbox.models.preprocessing import Preprocessing
+from spanbox.models.pretrained import model_folder
+from spanbox.models.towers import build_text_tower, build_vision_tower
+from spanbox.structures import Batch
+
+EXAMPLE_SPAN_TOKENS = 8  # a name has few
+
+
+def build_model(settings: ModelSettings, pad_token_id: int | None = None) -> DualEncoder:
+    """A dual encoder with the weights that the towers' folders hold, the rest random from torch's generator."""
+    architecture = settings.text.architecture
+    if architecture is not None and pad_token_id is not None:
+        # The tokenizer was made for this tower, so its ids are the ones that count.
+        fitted = {**architecture, "pad_token_id": pad_token_id}
+        settings = settings.model_copy(update={"text": settings.text.model_copy(update={"architecture": fitted})})
+    text = build_text_tower(settings.text, pad_token_id=pad_token_id)
+    vision = build_vision_tower(settings.vision)
+    folder = model_folder(settings.vision.path, "vision") if settings.vision.path else None
+    preprocessing = Preprocessing.from_model_folder(folder, vision.image_size)
+    return DualEncoder(text, vision, preprocessing, settings)
+
+
+def make_tokenizer(config: RunConfig, manifest: Manifest) -> Any:
+    """The text tower's tokenizer, or one learned from the training texts when the tower starts from nothing."""
+    text = config.model.text
+    if text.path is not None:
+        return load_tokenizer(str(model_folder(text.path, "text")))
+    assert text.architecture is not None
+    vocabulary = text.architecture.get("vocab_size")
+    if not isinstance(vocabulary, int):
+        raise ConfigError("model.text.architecture: needs vocab_size, the tokens to learn from the texts, e.g. 8192")
+    return train_tokenizer((record.text for record in manifest), vocabulary)
+
+
+def make_collator(config: RunConfig, tokenizer: Any, *, sort_by_length: bool = False) -> Collator:
+    own_spans = config.model.spans.source == "own"
+    return Collator(tokenizer, config.data.max_tokens, own_spans=own_spans, sort_by_length=sort_by_length)
+
+
+def sample_limits(config: RunConfig, model: DualEncoder) -> SampleLimits:
+    size = model.preprocessing.image_size
+    crops = config.model.regions.source == "crop"
+    return SampleLimits(
+        image_size=size,
+        max_spans=config.data.max_spans,
+        max_regions=config.data.max_regions,
+        proposals=config.data.proposals,
+        crop_size=size if crops else None,
+        crop_margin=config.model.regions.margin,
+    )
+
+
+def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Batch]:
+    """Batches to measure memory with: as many tokens, spans and regions as a pair may have, all different."""
+    data, size = config.data, model.preprocessing.image_size
+    vocabulary = model.text.model.config.vocab_size
+    own, cropped = config.model.spans.source == "own", config.model.regions.source == "crop"
+    spans_alone = (data.max_spans, min(EXAMPLE_SPAN_TOKENS, data.max_tokens))
+
+    def example(pairs: int) -> Batch:
+        return Batch(
+            pixels=torch.zeros(pairs, 3, size, size, dtype=torch.uint8),
+            token_ids=torch.randint(vocabulary, (pairs, data.max_tokens)),
+            token_mask=torch.ones(pairs, data.max_tokens, dtype=torch.bool),
+            span_tokens=torch.ones(pairs, data.max_spans, data.max_tokens, dtype=torch.bool),
+            span_identity=torch.arange(pairs * data.max_spans).reshape(pairs, data.max_spans),
+            regions=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(pairs, data.max_regions, 4),
+            region_valid=torch.ones(pairs, data.max_regions, dtype=torch.bool),
+            links=torch.eye(data.max_spans, data.max_regions, dtype=torch.bool).expand(pairs, -1, -1),
+            group=torch.arange(pairs),
+            sample=torch.arange(pairs),
+            own_token_ids=torch.randint(vocabulary, (pairs, *spans_alone)) if own else None,
+            own_token_mask=torch.ones(pairs, *spans_alone, dtype=torch.bool) if own else None,
+            crops=torch.zeros(pairs, data.max_regions, 3, size, size, dtype=torch.uint8) if cropped else None,
+        )
+
+    return example
+
+
+def open_manifest(config: RunConfig, path: str | None, key: str) -> Manifest:
+    """The manifest, after a look whether its images can be there at all."""
+    if path is None:
+        raise ConfigError(f"{key}: is not set; give the path of a manifest, see docs/data.md")
+    manifest = Manifest(path, config.data.inverted_boxes)
+    folder = manifest.image_path(manifest[0]).parent
+    if not folder.is_dir():
+        raise DataError(
+            f"{path}: its first image is {manifest[0].image}, but there is no folder {folder}; "
+            "paths are relative to the manifest"
+        )
+    if manifest.inverted_count:
+        dropped = f"{manifest.inverted_count} boxes without an area are left out (data.inverted_boxes=drop)"
+        print(f"{path}: {dropped}", file=sys.stderr)
+    return manifest

@@ -1,0 +1,59 @@
+"""What a config needs in memory."""
+
+from dataclasses import dataclass
+
+import torch
+
+from spanbox.config import RunConfig
+from spanbox.engine.device import choose_device, choose_precision, make_encode
+from spanbox.engine.memory import StepMemory, measure_step, memory_budget
+from spanbox.losses.objective import Objective
+from spanbox.models.pretrained import Part
+from spanbox.models.trainable import checkpoint_gradients
+from spanbox.wiring.building import build_model, example_batches
+
+PARTS: tuple[Part, ...] = ("text", "vision")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config needs before anything is trained: as it is, and with the activations of both towers computed anew.
+
+    Attributes:
+        parameters, trained: how many numbers the model has, and how many of them are trained.
+        plain, checkpointed: memory of a step without and with gradient checkpointing of both towers.
+        budget: bytes that may be used.
+        device: what it was measured on.
+    """
+
+    parameters: int
+    trained: int
+    plain: StepMemory
+    checkpointed: StepMemory
+    budget: int
+    device: torch.device
+
+
+def plan(config: RunConfig) -> Plan:
+    """Measure the memory of a training step. Reads the towers, no data; takes seconds."""
+    device = choose_device(config.train.device)
+    precision = choose_precision(config.train.precision, device)
+    model = build_model(config.model).to(device).train()
+    objective = Objective(config.loss).to(device)
+    encode = make_encode(model, device, precision)
+    example = example_batches(config, model)
+    plain = measure_step(model, objective, encode, example)
+    for part in PARTS:
+        tower = getattr(model, part)
+        if tower.model.supports_gradient_checkpointing:
+            checkpoint_gradients(tower.model, part)
+    checkpointed = measure_step(model, objective, encode, example)
+    parameters = [*model.parameters(), *objective.parameters()]
+    return Plan(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        plain=plain,
+        checkpointed=checkpointed,
+        budget=memory_budget(config.train.memory_gb, device, plain.weights),
+        device=device,
+    )

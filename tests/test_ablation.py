@@ -1,0 +1,133 @@
+"""Plans of variants: read with care, run once, gone on with, and summed up by hand."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import miniature
+from spanbox.ablation import AblationPlan, Row, collect, load_plan, markdown, run_plan, write_csv
+from spanbox.errors import ConfigError, TrainingError
+
+METRICS = ("retrieval.i2t.r1", "matching.within_image")
+PLANS = Path(__file__).parents[1] / "benchmarks" / "plans"
+
+
+def plan_of(**fields: Any) -> dict[str, Any]:
+    given = {"recipe": "demo", "variants": {"base": [], "cold": ["loss.coarse.temperature=0.02"]}, "seeds": [0, 1]}
+    return {**given, "steps": 2, "test": "test.jsonl", "metrics": list(METRICS), **fields}
+
+
+def write_plan(folder: Path, **fields: Any) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan_of(**fields)), encoding="utf-8")
+    return path
+
+
+def write_metrics(out: Path, figures: dict[tuple[str, int], tuple[float, float]]) -> None:
+    for (variant, seed), values in figures.items():
+        (out / f"{variant}-{seed}").mkdir(parents=True)
+        content = {"checkpoint": "step-000002", **dict(zip(METRICS, values, strict=True))}
+        (out / f"{variant}-{seed}" / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+FIGURES = {("base", 0): (0.5, 1.0), ("base", 1): (0.7, 1.0), ("cold", 0): (0.6, 0.5), ("cold", 1): (0.6, 0.5)}
+
+
+class TestTable:
+    def test_by_hand(self, tmp_path: Path) -> None:
+        plan = AblationPlan.model_validate(plan_of())
+        write_metrics(tmp_path, FIGURES)
+        rows = collect(plan, tmp_path)
+        assert rows[1].differences == pytest.approx((0.1, -0.1))
+        assert markdown(plan, rows).splitlines() == [
+            "| variant | retrieval.i2t.r1 | matching.within_image |",
+            "|---|---:|---:|",
+            "| base | 0.600 ± 0.141 | 1.000 ± 0.000 |",
+            "| cold | 0.600 ± 0.000 (+0.000 ± 0.100) | 0.500 ± 0.000 (-0.500 ± 0.000) |",
+        ]
+
+    def test_one_seed_has_no_spread(self) -> None:
+        plan = AblationPlan.model_validate(plan_of(seeds=[3], metrics=["m"]))
+        rows = [Row("base", "m", (0.25,), (0.0,)), Row("cold", "m", (0.5,), (0.25,))]
+        assert markdown(plan, rows).splitlines()[2:] == ["| base | 0.250 |", "| cold | 0.500 (+0.250) |"]
+
+    def test_csv_has_a_line_for_each_value(self, tmp_path: Path) -> None:
+        plan = AblationPlan.model_validate(plan_of())
+        write_metrics(tmp_path, FIGURES)
+        write_csv(collect(plan, tmp_path), plan, tmp_path / "table.csv")
+        with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert len(lines) == 8
+        assert lines[2] == {
+            "variant": "cold",
+            "metric": METRICS[0],
+            "seed": "0",
+            "value": "0.6",
+            "difference": str(0.6 - 0.5),
+        }
+
+    def test_a_metric_that_was_not_measured(self, tmp_path: Path) -> None:
+        plan = AblationPlan.model_validate(plan_of(metrics=["retrieval.i2t.r2"]))
+        write_metrics(tmp_path, FIGURES)
+        with pytest.raises(ConfigError, match=r"'retrieval\.i2t\.r2' is none of what .* known: retrieval\.i2t\.r1"):
+            collect(plan, tmp_path)
+
+
+class TestPlans:
+    @pytest.mark.parametrize(
+        ("fields", "problem"),
+        [
+            ({"minutes": 1}, "give either steps or minutes"),
+            ({"steps": None}, "give either steps or minutes"),
+            ({"variants": {"../out": []}}, "cannot be a variant's name"),
+            ({"variants": {}}, "variants"),
+            ({"seeds": []}, "seeds"),
+            ({"budget": 1}, "budget"),
+            ({"variants": {"base": ["train.batchsize=3"]}}, r"train\.batchsize: unknown key; .* train\.batch_size"),
+        ],
+    )
+    def test_a_mistake_costs_no_run(self, fields: dict[str, Any], problem: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=problem):
+            load_plan(write_plan(tmp_path, **fields))
+
+    def test_no_yaml_and_no_file(self, tmp_path: Path) -> None:
+        (tmp_path / "plan.yaml").write_text("a: [", encoding="utf-8")
+        for name in ("plan.yaml", "missing.yaml"):
+            with pytest.raises(ConfigError, match=r"cannot be read as YAML"):
+                load_plan(tmp_path / name)
+
+    @pytest.mark.parametrize("path", sorted(PLANS.glob("*.yaml")), ids=lambda path: path.stem)
+    def test_the_plans_that_ship_are_right(self, path: Path) -> None:
+        assert load_plan(path).metrics
+
+
+@pytest.mark.slow
+class TestRuns:
+    def test_runs_what_is_missing_and_nothing_else(self, tmp_path: Path) -> None:
+        data = miniature.write_scenes(tmp_path / "scenes")
+        overrides = miniature.demo_overrides(data, tmp_path, "data.val=null", "train.save_every=2")
+        path = write_plan(
+            tmp_path,
+            overrides=overrides,
+            test=str(data / "test.jsonl"),
+            seeds=[0],
+            jobs=2,
+            variants={"base": [], "coarse alone": ["loss.fine.weight=0"]},
+        )
+        plan = load_plan(path)
+        rows = run_plan(plan, tmp_path / "runs")
+        assert [row.variant for row in rows] == ["base", "coarse alone"] * 2
+        assert {path.name for path in (tmp_path / "runs").iterdir()} == {"base-0", "coarse alone-0"}
+        times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").glob("*/metrics.json"))]
+        assert run_plan(plan, tmp_path / "runs") == rows
+        assert times == [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").glob("*/metrics.json"))]
+
+    def test_a_run_that_fails_is_named_with_what_it_printed(self, tmp_path: Path) -> None:
+        plan = load_plan(write_plan(tmp_path, overrides=["data.train=nowhere.jsonl"], seeds=[0]))
+        with pytest.raises(TrainingError, match=r"base, seed 0: `spanbox train` failed, see .*output\.txt"):
+            run_plan(plan, tmp_path / "runs")
+        assert "nowhere.jsonl" in (tmp_path / "runs" / "base-0" / "output.txt").read_text(encoding="utf-8")
