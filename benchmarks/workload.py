@@ -50,6 +50,7 @@ def make_batch(pairs: int, image_size: int, *, crops: bool = False) -> Batch:
         links=torch.eye(SPANS, REGIONS, dtype=torch.bool).repeat(pairs, 1, 1),
         group=torch.arange(pairs),
         sample=torch.arange(pairs),
+        wording=torch.arange(pairs),
         crops=torch.randint(256, shape, generator=generator).to(torch.uint8) if crops else None,
     )
 

@@ -26,6 +26,7 @@ def batch_of(
         links=links,
         group=group,
         sample=torch.arange(pairs),
+        wording=torch.arange(pairs),
     )
 
 

@@ -1,6 +1,7 @@
 """Tiny dual encoders and batches for them, for tests of what lies between the data and the losses. No file is read."""
 
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -72,3 +73,21 @@ def make_model(
     )
     towers = build_text_tower(settings.text), build_vision_tower(settings.vision)
     return DualEncoder(*towers, Preprocessing(image_size=tiny.IMAGE_SIZE), settings)
+
+
+def with_views(batch: Batch, *, seed: int = 0, filled: bool = False) -> Batch:
+    """Four views an image on the grid of patches, with 4, 8 or 12 of 16 visible; some tell nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs, views, side = len(batch), 4, tiny.IMAGE_SIZE
+    kept = 4 * torch.randint(1, 4, (pairs, views, 1), generator=generator)
+    order = torch.rand(pairs, views, 16, generator=generator).argsort(dim=2)
+    sentence = torch.randint(-1, 2, (pairs, views), generator=generator).to(torch.int8)
+    spans = torch.randint(-1, 2, (pairs, views, batch.span_identity.shape[1]), generator=generator).to(torch.int8)
+    pixels = torch.randint(0, 256, (pairs, views, 3, side, side), generator=generator).to(torch.uint8)
+    return replace(
+        batch,
+        view_hidden=(order >= kept).reshape(pairs, views, 4, 4),
+        view_sentence=sentence,
+        view_spans=spans * (sentence != 0)[:, :, None],
+        view_pixels=pixels if filled else None,
+    )

@@ -24,6 +24,7 @@ def batch(pairs: int = 5, *, published_form: bool = False) -> Batch:
         links=torch.rand(pairs, 3, 2) < 0.5,
         group=torch.arange(pairs),
         sample=torch.arange(pairs),
+        wording=torch.arange(pairs),
         **(own if published_form else {}),
     )
 

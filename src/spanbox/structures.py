@@ -7,7 +7,7 @@ Padded, not ragged: slicing is `batch[i:j]`, gathers have equal shapes, compiler
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import NamedTuple, Self
 
@@ -30,6 +30,15 @@ class Incident(NamedTuple):
     detail: str
 
 
+class SampleViews(NamedTuple):
+    """Masked views of a sample's image: what they hide, and what that means. 1 keeps what is named, -1 hides it."""
+
+    hidden: Tensor  # (V, g, g) bool
+    sentence: Tensor  # (V,) int8
+    spans: Tensor  # (V, K) int8
+    pixels: Tensor | None  # (V, 3, S, S) uint8, when hidden cells are filled and not left out
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image-text pair, decoded: what augmentation works on and what is collated. K spans, R regions."""
@@ -45,6 +54,8 @@ class Sample:
     links: Tensor  # (K, R) bool
     crops: Tensor | None  # (R, 3, s, s) uint8
     incidents: tuple[Incident, ...]
+    proposals: tuple[Tensor, Tensor] | None = None  # boxes (P, 4), normalised, and scores (P,), for masked views
+    views: SampleViews | None = None
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,10 @@ class TensorBundle:
     """A frozen dataclass of tensors that share their first dimension; absent ones are `None`."""
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
             if isinstance(value, Tensor):
-                yield field.name, value
+                yield entry.name, value
 
     def tensors(self) -> list[Tensor]:
         return [tensor for _, tensor in self.named_tensors()]
@@ -97,10 +108,14 @@ class Targets(TensorBundle):
 
     group: Tensor  # (B,) int64: pairs that show the same image share it
     sample: Tensor  # (B,) int64: hash of the pair's id, to name it in reports
+    wording: Tensor  # (B,) int64: pairs with the same text share it
     span_identity: Tensor  # (B, K) int64, PADDING_ID where there is no usable span
     regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the pixels
     region_valid: Tensor  # (B, R) bool
     links: Tensor  # (B, K, R) bool: this span is shown by this region
+    # V masked views of the image, if there are any: 1 keeps what is named, -1 hides it, 0 neither.
+    view_sentence: Tensor | None = field(default=None, kw_only=True)  # (B, V) int8: what the sentence names
+    view_spans: Tensor | None = field(default=None, kw_only=True)  # (B, V, K) int8: what each span names
 
     @property
     def span_valid(self) -> Tensor:
@@ -119,6 +134,8 @@ class Batch(Targets):
     own_token_ids: Tensor | None = None  # (B, K, U) int64: each span's text read by itself (published form)
     own_token_mask: Tensor | None = None  # (B, K, U) bool
     crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized
+    view_hidden: Tensor | None = None  # (B, V, g, g) bool: the cells of the image that a masked view hides
+    view_pixels: Tensor | None = None  # (B, V, 3, S, S) uint8: masked views whose hidden cells are filled, not left out
 
     def trimmed(self) -> Self:
         """Without the columns of tokens that are padding in every row. Asks for values: cheap on the processor."""
@@ -136,7 +153,7 @@ class Batch(Targets):
     @property
     def targets(self) -> Targets:
         """The part that the losses see."""
-        return Targets(**{field.name: getattr(self, field.name) for field in fields(Targets)})
+        return Targets(**{entry.name: getattr(self, entry.name) for entry in fields(Targets)})
 
 
 @dataclass(frozen=True)
@@ -147,6 +164,7 @@ class Features(TensorBundle):
     image: Tensor  # (B, D)
     spans: Tensor  # (B, K, D), meaningless where the span is padding
     regions: Tensor  # (B, R, D), meaningless where the region is padding
+    views: Tensor | None = None  # (B, V, D): masked views of the image, meaningless where a view is not used
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,7 @@ def test_types_of_the_fields(tokenizer: Any, spans: list[str]) -> None:
         "links": torch.bool,
         "group": torch.int64,
         "sample": torch.int64,
+        "wording": torch.int64,
         "own_token_ids": torch.int64,
         "own_token_mask": torch.bool,
         "crops": torch.uint8,

@@ -12,8 +12,9 @@ from torch import Tensor
 from pairs import BLUE, RED, Box, entity, save_manifest
 from spanbox.data.dataset import Annotation, PairDataset, SampleLimits, annotate, to_pixels, to_square
 from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record
+from spanbox.data.masking import MaskSettings
 from spanbox.errors import DataError
-from spanbox.structures import Incident, Sample, stable_id
+from spanbox.structures import Incident, Sample, SampleViews, stable_id
 
 SIZE = (200, 100)  # of the images that records are annotated against
 LIMITS = SampleLimits(image_size=16)
@@ -424,3 +425,58 @@ def test_twenty_broken_images_in_a_row_are_an_error(tmp_path: Path) -> None:
 
 def test_length_is_the_manifests(tmp_path: Path) -> None:
     assert len(dataset_of(manifest_with_broken(tmp_path, ""))) == 6
+
+
+class TestViews:
+    """Masked views of a red box on blue, where 8 x 8 cells of 4 pixels lie on the image."""
+
+    @pytest.fixture
+    def manifest(self, tmp_path: Path) -> Manifest:
+        painted((80, 80), (20, 20, 60, 60)).save(tmp_path / "a.png")
+        named = entity(TEXT, "cat", (20, 20, 60, 60))
+        offered = (ObjectBox(box=(0, 0, 20, 20), score=0.9),)
+        return save_manifest(tmp_path, [Record(id="a", image="a.png", text=TEXT, entities=(named,), objects=offered)])
+
+    def drawn(self, manifest: Manifest, key: tuple[int, int] = (0, 0), seed: int = 0, **views: object) -> SampleViews:
+        settings = MaskSettings.model_validate({"count": 6, "proposal_share": 0.0, **views})
+        limits = SampleLimits(image_size=32, views=settings, view_grid=8)
+        sample = dataset_of(manifest, limits, seed)[key]
+        assert isinstance(sample, Sample)
+        assert sample.views is not None
+        return sample.views
+
+    def test_what_hides_the_box_is_against_it_and_what_keeps_it_for_it(self, manifest: Manifest) -> None:
+        hiding = self.drawn(manifest, mix={"random": 0, "object": 1, "background": 0})
+        keeping = self.drawn(manifest, mix={"random": 0, "object": 0, "background": 1})
+        assert hiding.hidden[:, 2:6, 2:6].all()
+        assert not keeping.hidden[:, 2:6, 2:6].any()
+        assert keeping.hidden.any()
+        assert (hiding.sentence.tolist(), hiding.spans.tolist()) == ([-1] * 6, [[-1]] * 6)
+        assert (keeping.sentence.tolist(), keeping.spans.tolist()) == ([1] * 6, [[1]] * 6)
+        assert hiding.pixels is None
+
+    def test_filled_pixels_no_longer_show_it(self, manifest: Manifest) -> None:
+        views = self.drawn(manifest, mix={"random": 0, "object": 1, "background": 0}, fill="zero")
+        assert views.pixels is not None
+        assert views.pixels.shape == (6, 3, 32, 32)
+        assert redness(views.pixels).max() == 0
+
+    def test_they_come_from_seed_epoch_and_index(self, manifest: Manifest) -> None:
+        once, again = self.drawn(manifest, (1, 0)), self.drawn(manifest, (1, 0))
+        assert torch.equal(once.hidden, again.hidden)
+        assert not torch.equal(once.hidden, self.drawn(manifest, (2, 0)).hidden)
+        assert not torch.equal(once.hidden, self.drawn(manifest, (1, 0), seed=1).hidden)
+
+    def test_a_cached_sample_gets_new_ones(self, manifest: Manifest) -> None:
+        limits = SampleLimits(image_size=32, views=MaskSettings(count=4), view_grid=8)
+        dataset = PairDataset(manifest, limits, 0, replace_broken=True, cache_bytes=10**6)
+        first, second = dataset[0, 0], dataset[1, 0]
+        assert isinstance(first, Sample)
+        assert isinstance(second, Sample)
+        assert first.pixels is second.pixels
+        assert first.views is not None
+        assert second.views is not None
+        assert not torch.equal(first.views.hidden, second.views.hidden)
+
+    def test_none_unless_asked_for(self, manifest: Manifest) -> None:
+        assert only_sample(manifest).views is None

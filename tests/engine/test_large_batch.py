@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders import collate, make_model, make_sample
+from encoders import collate, make_model, make_sample, with_views
 from spanbox.engine.large_batch import RandomState, accumulate_gradients, accumulate_naively, even_chunk
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.losses.variants import LOSSES
@@ -100,6 +100,10 @@ def test_every_loss_with_learned_weights_and_temperatures(name: str) -> None:
     weight = "fixed" if name == "decoupled" else "uncertainty"  # decoupled may be negative, and is refused
     levels = {level: {"loss": name, "weight_schedule": weight} for level in ("coarse", "fine")}
     compare(5, dropout=0.3, loss=levels)
+
+
+def test_masked_views_cross_the_boundary_like_any_feature() -> None:
+    compare(5, dropout=0.3, batch=with_views(mixed_batch()))
 
 
 class TestDegenerate:

@@ -38,6 +38,7 @@ def make_batch(
         links=linked,
         group=100 + numbers,
         sample=200 + numbers,
+        wording=300 + numbers,
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from encoders import collate, make_model, make_sample
+from encoders import collate, make_model, make_sample, with_views
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models import dual_encoder
@@ -319,6 +319,50 @@ def test_compiled_towers() -> None:
         torch.testing.assert_close(*(dict(each.named_tensors()) for each in features), rtol=0, atol=1e-4)
         for (name, expected), actual in zip(model.named_parameters(), compiled.parameters(), strict=True):
             torch.testing.assert_close(actual.grad, expected.grad, rtol=0, atol=1e-4, msg=name)
+
+
+class TestViews:
+    def test_each_view_is_the_image_without_what_it_hides(self) -> None:
+        model, batch = encoder().double(), with_views(collate(*samples()))
+        found = encode(model, batch).views
+        assert found is not None
+        for pair, view in (batch.view_sentence != 0).nonzero().tolist():  # type: ignore[operator]
+            visible = (~batch.view_hidden[pair, view]).flatten().nonzero().T  # type: ignore[index]
+            pixels = batch.pixels[pair : pair + 1].double() / 255.0
+            with torch.no_grad():
+                pooled = model.vision((pixels - model.mean) / model.std, visible).pooled
+                expected = torch.nn.functional.normalize(model.image_projection(pooled), dim=-1)
+            torch.testing.assert_close(found[pair, view], expected[0])
+
+    def test_views_that_tell_nothing_are_not_encoded(self) -> None:
+        model, batch = encoder(), with_views(collate(*samples()))
+        rows = []
+        model.vision.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+        found = encode(model, batch).views
+        assert found is not None
+        told = batch.view_sentence != 0
+        assert sum(rows) == len(batch) + int(told.sum())  # type: ignore[union-attr]
+        assert not found[~told].any()  # type: ignore[operator]
+
+    def test_filled_views_are_images(self) -> None:
+        model, batch = encoder(), with_views(collate(*samples()), filled=True)
+        found = encode(model, batch).views
+        assert found is not None
+        assert batch.view_pixels is not None
+        for pair, view in (batch.view_sentence != 0).nonzero().tolist():  # type: ignore[operator]
+            alone = replace(collate(*samples())[pair : pair + 1], pixels=batch.view_pixels[pair, view][None])
+            torch.testing.assert_close(found[pair, view], encode(model, alone).image[0], rtol=1e-4, atol=1e-5)
+
+    def test_no_view_tells_anything(self) -> None:
+        batch = with_views(collate(*samples()))
+        zeros = torch.zeros_like
+        batch = replace(batch, view_sentence=zeros(batch.view_sentence), view_spans=zeros(batch.view_spans))
+        found = encode(encoder(), batch).views
+        assert found is not None
+        assert not found.any()
+
+    def test_without_views_there_are_no_features_of_them(self) -> None:
+        assert encode(encoder(), collate(*samples())).views is None
 
 
 class TestPixels:

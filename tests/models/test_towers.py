@@ -327,3 +327,35 @@ def test_architecture_is_plain_json() -> None:
     for architecture in tiny.VISION_ARCHITECTURES:
         resolved = vision_tower(architecture).architecture()
         assert json.loads(json.dumps(resolved)) == resolved
+
+
+DROPPING = types([a for a in tiny.VISION_ARCHITECTURES if VISION_FAMILIES[a["model_type"]].drops_patches])
+
+
+@pytest.mark.parametrize("architecture", DROPPING)
+class TestKeptPatches:
+    def test_all_of_them_are_the_image(self, architecture: tiny.Architecture) -> None:
+        tower, pixels = vision_tower(architecture), images()
+        patches = (tower.image_size // tower.stride) ** 2
+        whole, kept = tower(pixels), tower(pixels, torch.arange(patches).expand(2, -1))
+        torch.testing.assert_close(kept.pooled, whole.pooled)
+        torch.testing.assert_close(kept.grid.flatten(1, 2), whole.grid.flatten(1, 2))
+
+    def test_hidden_patches_are_never_seen(self, architecture: tiny.Architecture) -> None:
+        tower, pixels = vision_tower(architecture), images()
+        side, stride = tower.image_size // tower.stride, tower.stride
+        kept = torch.tensor([[0, 3, 5], [1, 2, 7]])
+        before = tower(pixels, kept)
+        hidden = torch.ones(2, side**2, dtype=torch.bool).scatter(1, kept, False).reshape(2, 1, side, 1, side, 1)
+        shape = (2, 3, side, stride, side, stride)
+        painted = pixels.clone().reshape(shape).masked_fill(hidden.expand(shape), 7.0).reshape(pixels.shape)
+        after = tower(painted, kept)
+        torch.testing.assert_close(after.pooled, before.pooled)
+        assert before.grid.shape == (2, 1, 3, tower.width)
+        assert not torch.allclose(before.pooled, tower(pixels).pooled)
+
+    def test_the_next_image_is_whole_again(self, architecture: tiny.Architecture) -> None:
+        tower, pixels = vision_tower(architecture), images()
+        before = tower(pixels).pooled
+        tower(pixels, torch.tensor([[0], [1]]))
+        torch.testing.assert_close(tower(pixels).pooled, before)

@@ -61,9 +61,11 @@ class Collator:
             links=links,
             group=torch.tensor([sample.group for sample in samples]),
             sample=torch.tensor([stable_id(sample.id) for sample in samples]),
+            wording=torch.tensor([stable_id(" ".join(sample.text.casefold().split())) for sample in samples]),
             own_token_ids=own_token_ids,
             own_token_mask=own_token_mask,
             crops=_padded_crops(samples, regions.shape[1]),
+            **_views(samples, identity.shape[1]),
         )
         return Loaded(batch, [sample.id for sample in samples], incidents)
 
@@ -158,3 +160,20 @@ def _padded_crops(samples: Sequence[Sample], most: int) -> Tensor | None:
         assert sample.crops is not None
         crops[row, : len(sample.crops)] = sample.crops
     return crops
+
+
+def _views(samples: Sequence[Sample], most_spans: int) -> dict[str, Tensor]:
+    """The fields of a batch that hold masked views; none when the samples have none."""
+    views = [sample.views for sample in samples if sample.views is not None]
+    if not views:
+        return {}
+    spans = torch.zeros(len(samples), len(views[0].hidden), most_spans, dtype=torch.int8)
+    for row, view in enumerate(views):
+        spans[row, :, : view.spans.shape[1]] = view.spans
+    fields = {
+        "view_hidden": torch.stack([view.hidden for view in views]),
+        "view_sentence": torch.stack([view.sentence for view in views]),
+        "view_spans": spans,
+    }
+    filled = [view.pixels for view in views if view.pixels is not None]
+    return fields | ({"view_pixels": torch.stack(filled)} if filled else {})

@@ -12,14 +12,17 @@ from torch.utils.data import Dataset
 
 from spanbox.data.images import load_image, load_reduced
 from spanbox.data.manifest import Box, Manifest, Record
+from spanbox.data.mask_effects import fill_pixels, view_meaning
+from spanbox.data.masking import MaskSettings, Proposals, draw_views
 from spanbox.errors import DataError
 from spanbox.geometry import box_area, box_iou, clip_boxes, expand_boxes, normalise_boxes
 from spanbox.spans import CharSpan, trim_span
-from spanbox.structures import Incident, Sample, stable_id
+from spanbox.structures import Incident, Sample, SampleViews, stable_id
 
 SAME_OBJECT_IOU = 0.5  # a proposal that overlaps an entity's box by this much shows the entity
 CLIP_TOLERANCE = 1e-3  # of the image: edges that leave it by less are rounding, not a fault
 REPLACEMENT_TRIES = 20
+VIEW_STREAM = 1  # views have a stream of random numbers of their own, beside that of replacements
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class SampleLimits:
     proposals: int = 0  # regions taken from the record's objects, besides the entities' boxes
     crop_size: int | None = None  # side of a region's own crop, in pixels; None: regions are not cropped
     crop_margin: float = 0.0
+    views: MaskSettings | None = None  # masked views are drawn of each image
+    view_grid: int = 0  # cells along each side of a masked view
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class PairDataset(Dataset[Sample | Incident]):
         for stand_in in self._indices_to_try(epoch, index):
             try:
                 sample = self._cached(stand_in)
-                return replace(sample, incidents=(*broken, *sample.incidents)) if broken else sample
+                if broken:
+                    sample = replace(sample, incidents=(*broken, *sample.incidents))
+                return self._with_views(sample, epoch, index)
             except DataError as error:
                 broken.append(Incident("broken image", self.manifest[stand_in].id, str(error)))
             if not self.replace_broken:
@@ -87,6 +94,19 @@ class PairDataset(Dataset[Sample | Incident]):
         generator = np.random.default_rng((self.seed, epoch, index))
         for _ in range(REPLACEMENT_TRIES - 1):
             yield int(generator.integers(len(self.manifest)))
+
+    def _with_views(self, sample: Sample, epoch: int, index: int) -> Sample:
+        """The sample with masked views drawn anew; as it is when there are none to draw."""
+        settings = self.limits.views
+        if settings is None:
+            return sample
+        generator = np.random.default_rng((self.seed, epoch, index, VIEW_STREAM))
+        proposals = Proposals(*sample.proposals) if sample.proposals else Proposals.none()
+        plan = draw_views(settings, self.limits.view_grid, sample.regions, sample.links, proposals, generator)
+        meaning = view_meaning(plan.coverage, sample.regions, sample.links, settings)
+        fill = settings.fill
+        pixels = None if fill == "drop" else fill_pixels(sample.pixels, plan.hidden, fill, generator)
+        return replace(sample, views=SampleViews(plan.hidden, meaning.sentence, meaning.spans, pixels))
 
     def _cached(self, index: int) -> Sample:
         if index in self._cache:
@@ -119,6 +139,7 @@ class PairDataset(Dataset[Sample | Incident]):
             links=annotation.links,
             crops=self._crop(image, annotation.regions),
             incidents=annotation.incidents,
+            proposals=_scored_proposals(record, full_size) if self.limits.views else None,
         )
 
     def _crop(self, image: Image.Image, regions: Tensor) -> Tensor | None:
@@ -221,3 +242,12 @@ def _proposals(
     boxes = clip_boxes(normalise_boxes(torch.tensor([proposal.box for proposal in ranked]), *image_size))
     apart = (box_iou(boxes, entity_boxes) < SAME_OBJECT_IOU).all(dim=1) & (box_area(boxes) > 0)
     return boxes[apart][:room]
+
+
+def _scored_proposals(record: Record, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """All proposals of a record that lie in its image: boxes (P, 4), normalised and clipped, and scores (P,)."""
+    if not record.objects:
+        return Proposals.none()
+    boxes = clip_boxes(normalise_boxes(torch.tensor([proposal.box for proposal in record.objects]), *image_size))
+    inside = box_area(boxes) > 0
+    return boxes[inside], torch.tensor([proposal.score for proposal in record.objects])[inside]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from spanbox.data.collate import Collator
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import InvertedBoxes
+from spanbox.data.masking import MaskSettings
 from spanbox.data.sampler import StepSampler
 from spanbox.settings import Settings
 from spanbox.structures import Batch, Incident, Sample
@@ -37,6 +38,7 @@ class DataSettings(Settings):
     proposals: int = Field(
         0, ge=0, description="regions taken from an image's proposals as negatives, besides the entities'"
     )
+    views: MaskSettings = Field(MaskSettings(), description="masked views of each image, drawn during training")
     inverted_boxes: InvertedBoxes = Field(
         "error", description="boxes without an area: refuse the manifest, or drop them"
     )

@@ -76,7 +76,7 @@ class _RowLosses(torch.autograd.Function):
     def backward(ctx: Any, of_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, *learned = ctx.saved_tensors
         flat_keys = keys.flatten(0, 1)
-        of_losses = of_losses.unflatten(0, queries.shape[:2])
+        of_losses = of_losses.reshape(queries.shape[:2])
         of_queries, of_keys = torch.zeros_like(queries), torch.zeros_like(flat_keys)
         of_learned = [torch.zeros_like(value) for value in learned]
         for rows in _strips(len(queries), ctx.strip_pairs):

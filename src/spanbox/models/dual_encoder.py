@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from spanbox.geometry import roi_align
+from spanbox.geometry import by_kept_count, kept_indices, roi_align
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.towers import TextStates, TextTower, TowerSettings, VisionTower, VisionTowerSettings
@@ -103,6 +103,7 @@ class DualEncoder(nn.Module):
             image=_unit(self.image_projection(vision.pooled)),
             spans=_unit(self.span_projection(spans_BKH)),
             regions=_unit(self.region_projection(regions_BRH)),
+            views=None if batch.view_hidden is None else self._encode_views(batch, batch.view_hidden),
         )
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -118,6 +119,26 @@ class DualEncoder(nn.Module):
         states = self.text(ids_NU[rows], mask_NU[rows])
         pooled = pool_spans(states.tokens, mask_NU[rows, None, :], self.settings.spans.pool)[:, 0]
         return _scattered(_spread(pooled, copies), valid)
+
+    def _encode_views(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """(B, V, D): each masked view that tells the losses something, by the tower; zeros for the others."""
+        assert batch.view_sentence is not None
+        assert batch.view_spans is not None
+        used = (batch.view_sentence != 0) | (batch.view_spans != 0).any(dim=2)
+        if batch.view_pixels is not None:
+            pooled = self.vision(self._normalised(batch.view_pixels[used])).pooled
+        else:
+            pooled = self._encode_visible(self._normalised(batch.pixels), used.nonzero()[:, 0], hidden[used])
+        return _scattered(_unit(self.image_projection(pooled)), used)
+
+    def _encode_visible(self, pixels: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
+        """(N, P): the visible patches of views (N, g, g) of `pixels[image]`; views with equally many go together."""
+        groups = list(by_kept_count(hidden).values())
+        if not groups:
+            nothing: Tensor = self.vision(pixels[:0]).pooled
+            return nothing
+        pooled = [self.vision(pixels[image[rows]], kept_indices(hidden[rows])).pooled for rows in groups]
+        return torch.cat(pooled)[torch.cat(groups).argsort()]
 
     def _encode_crops(self, batch: Batch) -> Tensor:
         """(B, R, H): each valid region's crop through the vision tower; zeros for padding."""

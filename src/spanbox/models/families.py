@@ -54,6 +54,7 @@ class VisionFamily:
     drop_pooler: Callable[[Any], None] = _keep
     final_norm: str | None = None  # the layer norm that the model itself applies to its pooled state only
     convolutional: bool = False  # (N, H, h, w) states, its layers are stages: each after the first halves the grid
+    drops_patches: bool = True  # positions are added to the patches, so that those left out take nothing with them
     asks_to_interpolate: bool = True  # an argument of its forward switches position embeddings to another image size
     model_class: Any = AutoModel
 
@@ -62,7 +63,9 @@ _BERT = TextFamily(pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_la
 _ROBERTA = TextFamily(pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_layer, positions_after_padding=True)
 _VIT = VisionFamily(pools=("cls", "pooler", "mean"), layers="layers", drop_pooler=_drop_pooling_layer)
 _DINOV2 = VisionFamily(pools=("cls", "pooler", "mean"), layers="encoder.layer", asks_to_interpolate=False)
-_DINOV3 = VisionFamily(pools=("cls", "pooler", "mean"), layers="model.layer", asks_to_interpolate=False)
+_DINOV3 = VisionFamily(
+    pools=("cls", "pooler", "mean"), layers="model.layer", drops_patches=False, asks_to_interpolate=False
+)
 # The field (open_clip, and those who read dense features from CLIP) applies CLIP's last layer norm to the patches too:
 # without it they keep the scale of the residual stream, far from that of the class token beside them.
 _CLIP_VISION = VisionFamily(pools=("cls", "pooler", "mean"), final_norm="post_layernorm")
@@ -72,6 +75,7 @@ _CONVNEXT = VisionFamily(
     layers="encoder.stages",
     final_norm="layernorm",
     convolutional=True,
+    drops_patches=False,
     asks_to_interpolate=False,
 )
 

@@ -7,6 +7,8 @@ families of encoders stands in `families`, how they are opened in `pretrained`, 
     N rows    T tokens    S image size in pixels    h, w patches down and across    H width
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -229,22 +231,60 @@ class VisionTower(Tower):
         self.pooled_width = _pooled_width(model.config, self.width, pool)
         self._family = family
 
-    def forward(self, pixels: Tensor) -> VisionStates:
-        """States of images (N, 3, S, S), normalised as the encoder expects. S may be another size, N may be 0."""
+    @property
+    def drops_patches(self) -> bool:
+        """Whether the encoder can leave patches out."""
+        return self._family.drops_patches
+
+    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> VisionStates:
+        """States of images.
+
+        Args:
+            pixels: (N, 3, S, S), normalised as the encoder expects. S may be another size, N may be 0.
+            kept: (N, n) int64, the patches, counted row by row, that are encoded; the others are never seen. The grid
+                is then a row (N, 1, n, H) of these patches, and only the tokens kept are paid for.
+        """
         if len(pixels) == 0:
             return VisionStates(*(states[:0] for states in self.forward(*_one_row(pixels))))
-        outputs = self.model(pixel_values=pixels, **self._position_arguments(pixels))
+        with self._keeping(kept):
+            outputs = self.model(pixel_values=pixels, **self._position_arguments(pixels))
         states = outputs.last_hidden_state
         if self._family.convolutional:
             states = states.permute(0, 2, 3, 1)
         if self._family.final_norm is not None:
             states = getattr(self.model, self._family.final_norm)(states)
-        grid = states if self._family.convolutional else self._to_grid(states, pixels)
+        if kept is not None:
+            grid = states[:, None, states.shape[1] - kept.shape[1] :]
+        else:
+            grid = states if self._family.convolutional else self._to_grid(states, pixels)
         if self._pool == "cls":
             return VisionStates(grid, states[:, 0])
         if self._pool == "mean":
             return VisionStates(grid, grid.mean(dim=(1, 2)))
         return VisionStates(grid, outputs.pooler_output)
+
+    @contextmanager
+    def _keeping(self, kept: Tensor | None) -> Iterator[None]:
+        """Context in which the embeddings give the encoder the prefix and the kept patches alone."""
+        if kept is None:
+            yield
+            return
+        assert self._family.drops_patches
+
+        def gather(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+            prefix = embedded.shape[1] - self._patches(inputs[0])
+            always = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
+            chosen = torch.cat([always, kept + prefix], dim=1)
+            return embedded.gather(1, chosen[:, :, None].expand(-1, -1, embedded.shape[2]))
+
+        hook = self.model.embeddings.register_forward_hook(gather)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _patches(self, pixels: Tensor) -> int:
+        return (pixels.shape[-2] // self.stride) * (pixels.shape[-1] // self.stride)
 
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
         """Ask for interpolated position embeddings, where a family has to be asked, for a size it was not made for."""

@@ -10,6 +10,7 @@ from spanbox.config import RunConfig
 from spanbox.data.collate import Collator
 from spanbox.data.dataset import SampleLimits
 from spanbox.data.manifest import Manifest
+from spanbox.data.masking import kept_levels, mask_grid
 from spanbox.data.tokenizer import load_tokenizer, train_tokenizer
 from spanbox.errors import ConfigError, DataError
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
@@ -52,9 +53,11 @@ def make_collator(config: RunConfig, tokenizer: Any, *, sort_by_length: bool = F
     return Collator(tokenizer, config.data.max_tokens, own_spans=own_spans, sort_by_length=sort_by_length)
 
 
-def sample_limits(config: RunConfig, model: DualEncoder) -> SampleLimits:
+def sample_limits(config: RunConfig, model: DualEncoder, *, training: bool = False) -> SampleLimits:
+    """How much of a record enters a sample; masked views in training alone."""
     size = model.preprocessing.image_size
     crops = config.model.regions.source == "crop"
+    draws_views = training and config.data.views.count > 0
     return SampleLimits(
         image_size=size,
         max_spans=config.data.max_spans,
@@ -62,7 +65,33 @@ def sample_limits(config: RunConfig, model: DualEncoder) -> SampleLimits:
         proposals=config.data.proposals,
         crop_size=size if crops else None,
         crop_margin=config.model.regions.margin,
+        views=config.data.views if draws_views else None,
+        view_grid=view_grid(config, model) if draws_views else 0,
     )
+
+
+def view_grid(config: RunConfig, model: DualEncoder) -> int:
+    """Cells along each side of the masked views that the vision tower can be shown."""
+    patch = model.vision.stride if model.vision.drops_patches else None
+    return mask_grid(config.data.views, model.preprocessing.image_size, patch)
+
+
+def example_views(config: RunConfig, model: DualEncoder) -> dict[str, torch.Tensor]:
+    """The fields of a pair's masked views, all of them used; none when there are none."""
+    settings = config.data.views
+    if not settings.count:
+        return {}
+    side, grid = model.preprocessing.image_size, view_grid(config, model)
+    ratio = settings.ratio if isinstance(settings.ratio, float) else min(settings.ratio)
+    kept = min(kept_levels(settings.levels, grid), key=lambda count: abs(count - (1 - ratio) * grid**2))
+    hidden = torch.arange(grid**2).reshape(grid, grid) >= kept
+    fields = {
+        "view_hidden": hidden.expand(settings.count, grid, grid),
+        "view_sentence": -torch.ones(settings.count, dtype=torch.int8),
+        "view_spans": -torch.ones(settings.count, config.data.max_spans, dtype=torch.int8),
+    }
+    filled = torch.zeros(settings.count, 3, side, side, dtype=torch.uint8)
+    return fields if settings.fill == "drop" else fields | {"view_pixels": filled}
 
 
 def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Batch]:
@@ -71,6 +100,7 @@ def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Ba
     vocabulary = model.text.model.config.vocab_size
     own, cropped = config.model.spans.source == "own", config.model.regions.source == "crop"
     spans_alone = (data.max_spans, min(EXAMPLE_SPAN_TOKENS, data.max_tokens))
+    views = example_views(config, model)
 
     def example(pairs: int) -> Batch:
         return Batch(
@@ -84,9 +114,11 @@ def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Ba
             links=torch.eye(data.max_spans, data.max_regions, dtype=torch.bool).expand(pairs, -1, -1),
             group=torch.arange(pairs),
             sample=torch.arange(pairs),
+            wording=torch.arange(pairs),
             own_token_ids=torch.randint(vocabulary, (pairs, *spans_alone)) if own else None,
             own_token_mask=torch.ones(pairs, *spans_alone, dtype=torch.bool) if own else None,
             crops=torch.zeros(pairs, data.max_regions, 3, size, size, dtype=torch.uint8) if cropped else None,
+            **{name: view.expand(pairs, *view.shape) for name, view in views.items()},
         )
 
     return example

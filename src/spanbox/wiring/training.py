@@ -60,6 +60,7 @@ def train(config: RunConfig) -> Trained:
     tokenizer = load_tokenizer(str(resume_from / "tokenizer")) if resume_from else make_tokenizer(config, manifest)
     model = build_model(config.model, tokenizer.pad_token_id)
     _check_max_tokens(config, model)
+    _check_views(config, ranks.world_size)
     objective = Objective(config.loss)
     if resume_from:
         load_weights(resume_from, model, objective)
@@ -95,7 +96,7 @@ def _training_batches(config: RunConfig, manifest: Manifest, tokenizer: Any, tra
     """This rank's share of the batches of the steps that are left."""
     dataset = PairDataset(
         manifest,
-        sample_limits(config, trainer.model),
+        sample_limits(config, trainer.model, training=True),
         config.seed,
         replace_broken=True,
         cache_bytes=round(config.data.cache_gb * 2**30),
@@ -150,6 +151,14 @@ def _check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) ->
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} pairs are asked for, but {manifest.path} has "
             f"{len(manifest)}; set it to {len(manifest)} or less"
+        )
+
+
+def _check_views(config: RunConfig, world_size: int) -> None:
+    if config.data.views.count and config.train.parallel == "fsdp" and world_size > 1:
+        raise ConfigError(
+            "data.views.count: with train.parallel=fsdp all processes must encode in step, and masked views are "
+            "encoded in groups that differ between them; use train.parallel=ddp"
         )
 
 

@@ -1,0 +1,112 @@
+"""What masked views cost: none, then more and more of them, left out by the tower or filled.
+
+    python benchmarks/views.py                  small towers, for a CPU
+    python benchmarks/views.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
+
+Every step runs in turn on the same batch; the median of each is compared with the step without views. The last rows are
+the published setting: 15 views with a hidden object, and every object as a crop; there from full images that are
+painted, decoded and encoded, here from the patches that stay visible.
+"""
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from hardware import describe
+from spanbox.structures import Batch
+from workload import SIZES, make_batch, make_model, make_trainer
+
+RATIO = 0.75
+COUNTS = (1, 3, 7, 15)
+PUBLISHED = 15
+
+
+def with_views(batch: Batch, count: int, grid: int, *, filled: bool) -> Batch:
+    """The batch with `count` views an image that hide three quarters, all of them against their sentence."""
+    pairs, side = len(batch), batch.pixels.shape[-1]
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(pairs, count, grid**2, generator=generator).argsort(dim=2)
+    views = batch.pixels[:, None].expand(pairs, count, 3, side, side)
+    return replace(
+        batch,
+        view_hidden=(order >= round((1 - RATIO) * grid**2)).reshape(pairs, count, grid, grid),
+        view_sentence=-torch.ones(pairs, count, dtype=torch.int8),
+        view_spans=-torch.ones(pairs, count, batch.span_identity.shape[1], dtype=torch.int8),
+        view_pixels=views.contiguous() if filled else None,
+    )
+
+
+def painted_from_disk(batch: Batch, count: int, folder: Path) -> Callable[[], Batch]:
+    """As the published code prepares it: painted images are files, and are decoded again for every step."""
+    side = batch.pixels.shape[-1]
+    files = []
+    for pair in range(len(batch)):
+        image = Image.fromarray(batch.pixels[pair].permute(1, 2, 0).numpy()).resize((640, 480))
+        for view in range(count):
+            image.paste((0, 0, 0), (20 * view, 20 * view, 20 * view + 200, 20 * view + 200))
+            files.append(folder / f"{pair}-{view}.jpg")
+            image.save(files[-1], quality=90)
+    shaped = with_views(batch, count, 1, filled=True)
+
+    def read(path: Path) -> torch.Tensor:
+        image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3).permute(2, 0, 1)
+
+    def load() -> Batch:
+        pixels = torch.stack([read(path) for path in files]).reshape(len(batch), count, 3, side, side)
+        return replace(shaped, view_pixels=pixels)
+
+    return load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    model = make_model(arguments.size)
+    side, grid = model.vision.image_size, model.vision.image_size // model.vision.stride
+    batch = make_batch(arguments.pairs, side)
+    settings = {"device": arguments.device, "batch_size": arguments.pairs, "chunk_size": arguments.pairs}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        trainer = make_trainer(model, folder, **settings)
+        cropping = make_trainer(make_model(arguments.size, "crop"), folder, **settings)
+        cropped = make_batch(arguments.pairs, side, crops=True)
+        read = painted_from_disk(cropped, PUBLISHED, folder)
+        left_out = {count: with_views(batch, count, grid, filled=False) for count in COUNTS}
+        filled = {count: with_views(batch, count, grid, filled=True) for count in COUNTS}
+        steps: dict[str, Callable[[], object]] = {"no views": lambda: trainer.train_step(batch, [])}
+        for count in COUNTS:
+            steps[f"{count} left out"] = lambda count=count: trainer.train_step(left_out[count], [])
+            steps[f"{count} filled"] = lambda count=count: trainer.train_step(filled[count], [])
+        steps["published setting, as published"] = lambda: cropping.train_step(read(), [])
+        steps["published setting, here"] = steps.pop(f"{PUBLISHED} left out")
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for number in range(arguments.rounds + 1):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                if arguments.device != "cpu":
+                    torch.cuda.synchronize()
+                if number:
+                    seconds[name].append(time.perf_counter() - start)
+    none = statistics.median(seconds["no views"])
+    print(f"{describe()}; {arguments.size} towers, {arguments.pairs} pairs, median of {arguments.rounds} rounds\n")
+    print("| step | seconds | against no views |\n|---|---:|---:|")
+    for name, values in seconds.items():
+        print(f"| {name} | {statistics.median(values):.2f} | {statistics.median(values) / none:.2f}x |")
+
+
+if __name__ == "__main__":
+    main()

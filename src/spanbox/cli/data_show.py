@@ -1,0 +1,28 @@
+"""`spanbox data show`: samples to be looked at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    manifest: Annotated[Path, typer.Argument(help="manifest (JSON Lines)")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write")] = Path("samples.html"),
+    n: Annotated[int, typer.Option("--n", min=1, help="how many pairs, spread over the manifest")] = 12,
+    views: Annotated[bool, typer.Option("--views", help="a masked view of each kind beside each image")] = False,
+    size: Annotated[int, typer.Option("--size", min=16, help="side of the images in pixels")] = 224,
+    patch: Annotated[int, typer.Option("--patch", min=1, help="side of a hidden cell in pixels")] = 16,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="for example data.views.ratio=0.5"),
+    ] = None,
+) -> None:
+    """Look at what the model will see: boxes on images, spans in sentences, masked views.
+
+    spanbox data show runs/demo-data/train.jsonl --views --out views.html
+    """
+    from spanbox.wiring.showing import show_samples
+
+    count = show_samples(manifest, out, n=n, with_views=views, size=size, patch=patch, overrides=overrides or [])
+    print(f"{count} pairs of {manifest}: open {out}")

@@ -1,0 +1,136 @@
+"""Samples to be looked at: images with their boxes, sentences with their spans, and what masked views hide.
+
+One HTML page that needs nothing else. Every text is escaped: a manifest may say `<script>`.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from spanbox.data.mask_effects import fill_pixels, view_meaning
+from spanbox.data.masking import STRATEGIES, MaskSettings, MixSettings, Proposals, Strategy, draw_views
+from spanbox.structures import Sample
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
+MEANINGS = {1: "keeps", -1: "hides"}
+HIDDEN = 96  # grey of a hidden cell that is left out
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 15px/1.6 system-ui, "Noto Sans CJK SC", sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+article { border: 1px solid var(--line); border-radius: 10px; padding: 1rem; margin: 1.2rem 0; }
+h2 { font-size: 1rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
+.row { display: grid; grid-template-columns: minmax(12rem, 16rem) 1fr; gap: 1rem; }
+.views { display: grid; gap: .8rem; align-content: start; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+@media (max-width: 40rem) { .row { grid-template-columns: 1fr; } }
+figure { margin: 0; }
+.picture { position: relative; }
+.picture img { width: 100%; display: block; border-radius: 6px; image-rendering: auto; }
+.picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+figcaption { font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }
+mark { color: inherit; background: none; border-bottom: 3px solid var(--mark); padding-bottom: 1px; }
+.absent { border-bottom-style: dotted; }
+"""
+
+
+def contact_sheet(samples: Iterable[Sample], title: str, views: MaskSettings | None, grid: int, seed: int = 0) -> str:
+    """An HTML page of samples; with `views`, one masked view of each strategy beside each image.
+
+    Args:
+        samples: decoded pairs.
+        title: heading of the page.
+        views: how views are drawn; their number and mix do not matter here.
+        grid: cells along each side of a view.
+        seed: of the views.
+    """
+    cards = [_card(sample, views, grid, np.random.default_rng((seed, row))) for row, sample in enumerate(samples)]
+    head = f'<!doctype html><html><head><meta charset="utf-8"><title>{escape(title)}</title>'
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    legend = "<p>Underlined: spans, in the colour of their boxes; dotted: named, but not in the image.</p>"
+    return (
+        f"{head}{view}<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{legend}{''.join(cards)}</body></html>"
+    )
+
+
+def _card(sample: Sample, views: MaskSettings | None, grid: int, generator: np.random.Generator) -> str:
+    boxes = _overlay(sample.regions, sample.links)
+    image = _figure(sample.pixels, boxes, _sentence(sample), f"image of {sample.id}")
+    drawn = "".join(_view(sample, strategy, views, grid, generator) for strategy in STRATEGIES) if views else ""
+    columns = f'<div class="row">{image}<div class="views">{drawn}</div></div>'
+    return f"<article><h2>{escape(sample.id)}</h2>{columns}</article>"
+
+
+def _view(sample: Sample, strategy: Strategy, settings: MaskSettings, grid: int, generator: np.random.Generator) -> str:
+    only = MixSettings.model_validate({name: float(name == strategy) for name in STRATEGIES})
+    settings = settings.model_copy(update={"count": 1, "mix": only})
+    proposals = Proposals(*sample.proposals) if sample.proposals else Proposals.none()
+    plan = draw_views(settings, grid, sample.regions, sample.links, proposals, generator)
+    meaning = view_meaning(plan.coverage, sample.regions, sample.links, settings)
+    if settings.fill == "drop":
+        pixels = torch.where(_enlarged(plan.hidden[0], sample.pixels.shape[-1]), HIDDEN, sample.pixels)
+    else:
+        pixels = fill_pixels(sample.pixels, plan.hidden, settings.fill, generator)[0]
+    drawn = STRATEGIES[int(plan.strategy[0])]
+    name = strategy if drawn == strategy else f"{strategy}, {drawn} in its place"
+    share = f"{plan.hidden.float().mean():.0%} hidden"
+    spans = [
+        f"{MEANINGS[value]} {escape(text)}"
+        for value, text in zip(meaning.spans[0].tolist(), sample.span_texts, strict=True)
+        if value
+    ]
+    told = {1: "for the sentence", -1: "against the sentence", 0: "neutral"}[int(meaning.sentence[0])]
+    caption = f"<b>{name}</b>, {share}: {told}<br>{'; '.join(spans)}"
+    return _figure(pixels, "", caption, f"{name} view of {sample.id}")
+
+
+def _enlarged(hidden: Tensor, side: int) -> Tensor:
+    """Cells (g, g) as pixels (1, S, S)."""
+    rows = torch.arange(side) * hidden.shape[0] // side
+    return hidden[rows][:, rows][None]
+
+
+def _sentence(sample: Sample) -> str:
+    """The text with its spans marked. Where spans overlap, the first one is."""
+    parts, position = [], 0
+    for index in sorted(range(len(sample.spans)), key=lambda index: sample.spans[index]):
+        start, end = sample.spans[index]
+        if start < position:
+            continue
+        kind = "" if sample.links[index].any() else ' class="absent"'
+        span = f'<mark{kind} style="--mark:{_colour(index)}">{escape(sample.text[start:end])}</mark>'
+        parts += [escape(sample.text[position:start]), span]
+        position = end
+    return "".join([*parts, escape(sample.text[position:])])
+
+
+def _overlay(regions: Tensor, links: Tensor) -> str:
+    """Boxes as SVG: in the colour of the span they show, dashed where they show none."""
+    shapes = []
+    for column, (x0, y0, x1, y1) in enumerate(regions.tolist()):
+        spans: Sequence[int] = links[:, column].nonzero().flatten().tolist()
+        line = f'stroke="{_colour(spans[0])}"' if spans else 'stroke="#888" stroke-dasharray="3 2"'
+        place = f'x="{100 * x0:.2f}" y="{100 * y0:.2f}" width="{100 * (x1 - x0):.2f}" height="{100 * (y1 - y0):.2f}"'
+        shapes.append(f'<rect {place} fill="none" {line} stroke-width="1.6" vector-effect="non-scaling-stroke"/>')
+    return f'<svg viewBox="0 0 100 100" preserveAspectRatio="none">{"".join(shapes)}</svg>'
+
+
+def _figure(pixels: Tensor, overlay: str, caption: str, alt: str) -> str:
+    image = f'<img alt="{escape(alt)}" src="{_data_uri(pixels)}">'
+    return f'<figure><div class="picture">{image}{overlay}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def _data_uri(pixels: Tensor) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy()).save(file, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]

@@ -1,0 +1,31 @@
+"""A page of samples of a manifest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spanbox.config import load_config
+from spanbox.data.contact_sheet import contact_sheet
+from spanbox.data.dataset import PairDataset, SampleLimits
+from spanbox.data.manifest import Manifest
+from spanbox.data.masking import mask_grid
+from spanbox.structures import Sample
+
+PROPOSALS = 8  # shown besides the entities' boxes
+
+
+def show_samples(
+    manifest: Path, out: Path, *, n: int, with_views: bool, size: int, patch: int, overrides: Sequence[str]
+) -> int:
+    """Write a page of `n` pairs, spread evenly over the manifest. Returns how many could be read."""
+    opened = Manifest(manifest)
+    settings = load_config("demo", overrides).data.views
+    grid = mask_grid(settings, size, patch)
+    limits = SampleLimits(size, proposals=PROPOSALS, views=settings, view_grid=grid)
+    dataset = PairDataset(opened, limits, seed=0, replace_broken=False)
+    n = min(n, len(opened))
+    items = [dataset[0, index * len(opened) // n] for index in range(n)]
+    samples = [item for item in items if isinstance(item, Sample)]
+    page = contact_sheet(samples, manifest.name, settings if with_views else None, grid)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return len(samples)

@@ -1,0 +1,84 @@
+"""The page of samples: everything is on it, text is escaped, and it needs nothing else."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import miniature
+from encoders import make_sample
+from spanbox.data.contact_sheet import contact_sheet
+from spanbox.data.masking import STRATEGIES, MaskSettings
+from spanbox.structures import Sample
+from spanbox.wiring.showing import show_samples
+
+GRID = 4
+
+
+def named(text: str, *names: str) -> Sample:
+    """A sample whose text has these spans, the first one shown by a box."""
+    spans = tuple((text.index(name), text.index(name) + len(name)) for name in names)
+    sample = make_sample(0, spans=1, regions=1)
+    shown = torch.zeros(len(names), 1, dtype=torch.bool)
+    shown[:1] = True
+    ids = tuple(range(len(names)))
+    return replace(sample, id=text, text=text, spans=spans, span_texts=names, identities=ids, links=shown)
+
+
+def test_every_kind_of_view_is_there() -> None:
+    page = contact_sheet([make_sample(0), make_sample(1)], "pairs", MaskSettings(), GRID)
+    for strategy in STRATEGIES:
+        assert page.count(f"<b>{strategy}") == 2
+    assert page.count("<img") == 2 * (1 + len(STRATEGIES))
+
+
+def test_without_views_there_are_images_alone() -> None:
+    assert contact_sheet([make_sample(0)], "pairs", None, GRID).count("<img") == 1
+
+
+def test_spans_are_marked_in_english_and_chinese() -> None:
+    page = contact_sheet(
+        [named("a red kite and an otter", "red kite", "otter"), named("红色的风筝", "风筝")], "", None, GRID
+    )
+    marks = re.findall(r"<mark( class=\"absent\")?[^>]*>([^<]*)</mark>", page)
+    assert marks == [("", "red kite"), (' class="absent"', "otter"), ("", "风筝")]
+
+
+def test_text_is_escaped() -> None:
+    attack = "<script>alert(1)</script>"
+    page = contact_sheet([named(f'see {attack} "x"', attack)], attack, MaskSettings(), GRID)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 4
+
+
+def test_overlapping_spans_are_marked_once() -> None:
+    page = contact_sheet([named("the red kite", "red kite", "kite")], "", None, GRID)
+    assert re.findall(r"<mark[^>]*>([^<]*)</mark>", page) == ["red kite"]
+
+
+def test_nothing_is_fetched() -> None:
+    page = contact_sheet([make_sample(0)], "pairs", MaskSettings(fill="mean"), GRID)
+    assert set(re.findall(r'src="([a-z]+:)', page)) == {"data:"}
+    assert "http" not in page
+    assert "<link" not in page
+
+
+@pytest.mark.parametrize(("spans", "regions"), [(0, 0), (1, 0), (0, 2)])
+def test_samples_without_spans_or_boxes(spans: int, regions: int) -> None:
+    assert "<article>" in contact_sheet([make_sample(0, spans, regions)], "", MaskSettings(), GRID)
+
+
+def test_no_sample() -> None:
+    assert "<article>" not in contact_sheet([], "", None, GRID)
+
+
+def test_of_a_manifest(tmp_path: Path) -> None:
+    data = miniature.write_scenes(tmp_path / "scenes", languages=("en", "zh"))
+    out = tmp_path / "pages" / "views.html"
+    shown = show_samples(
+        data / "train.jsonl", out, n=100, with_views=True, size=48, patch=16, overrides=["data.views.ratio=0.75"]
+    )
+    assert shown == 32
+    assert out.read_text(encoding="utf-8").count("<article>") == 32
