@@ -12,8 +12,12 @@ def batch_of(
     region_valid: Tensor,
     links: Tensor,
     group: Tensor,
+    wording: Tensor | None = None,
+    boxes: Tensor | None = None,
+    view_sentence: Tensor | None = None,
+    view_spans: Tensor | None = None,
 ) -> Batch:
-    """A batch with these ids and links. Shapes as in `Batch`."""
+    """A batch with these ids and links. Shapes as in `Batch`; by default all sentences differ and no boxes overlap."""
     pairs, spans, regions = links.shape
     return Batch(
         pixels=torch.zeros(pairs, 3, 1, 1, dtype=torch.uint8),
@@ -21,12 +25,14 @@ def batch_of(
         token_mask=torch.ones(pairs, 1, dtype=torch.bool),
         span_tokens=torch.ones(pairs, spans, 1, dtype=torch.bool),
         span_identity=span_identity,
-        regions=torch.zeros(pairs, regions, 4),
+        regions=torch.zeros(pairs, regions, 4) if boxes is None else boxes,
         region_valid=region_valid,
         links=links,
         group=group,
         sample=torch.arange(pairs),
-        wording=torch.arange(pairs),
+        wording=torch.arange(pairs) if wording is None else wording,
+        view_sentence=view_sentence,
+        view_spans=view_spans,
     )
 
 
@@ -57,8 +63,16 @@ def make_batch(
     )
 
 
-def random_batch(seed: int, *, pairs: int | None = None, spans: int | None = None, regions: int | None = None) -> Batch:
-    """Few groups and identities, so that they repeat; padding anywhere; links of padding too, which must not count."""
+def random_batch(
+    seed: int,
+    *,
+    pairs: int | None = None,
+    spans: int | None = None,
+    regions: int | None = None,
+    views: int | None = None,
+) -> Batch:
+    """Few groups, wordings and identities, so that they repeat; boxes that overlap; padding anywhere; links of padding
+    too, and views of what has no region, which must not count. Without views unless their number is given."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int, *shape: int) -> Tensor:
@@ -68,9 +82,17 @@ def random_batch(seed: int, *, pairs: int | None = None, spans: int | None = Non
     spans = int(draw(0, 4)) if spans is None else spans
     regions = int(draw(0, 4)) if regions is None else regions
     identity = draw(0, 4, pairs, spans)
+    region_valid = draw(0, 4, pairs, regions) > 0
+    links = draw(0, 3, pairs, spans, regions) == 0
+    group = draw(0, 3, pairs)
+    corners = draw(0, 5, pairs, regions, 2, 2) / 4  # of a coarse grid, where an overlap of exactly one half is common
     return batch_of(
         span_identity=torch.where(identity == 0, PADDING_ID, identity),
-        region_valid=draw(0, 4, pairs, regions) > 0,
-        links=draw(0, 3, pairs, spans, regions) == 0,
-        group=draw(0, 3, pairs),
+        region_valid=region_valid,
+        links=links,
+        group=group,
+        boxes=torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=2),
+        wording=draw(0, 4, pairs),
+        view_sentence=None if views is None else draw(-1, 2, pairs, views).to(torch.int8),
+        view_spans=None if views is None else draw(-1, 2, pairs, views, spans).to(torch.int8),
     )

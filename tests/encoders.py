@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -60,14 +60,21 @@ def collate(*samples: Sample) -> Batch:
 
 
 def make_model(
-    *, spans: SpanSettings | None = None, regions: RegionSettings | None = None, dim: int = 8, dropout: float = 0.0
+    *,
+    spans: SpanSettings | None = None,
+    regions: RegionSettings | None = None,
+    dim: int = 8,
+    dropout: float = 0.0,
+    projections: Literal["separate", "shared"] = "separate",
+    pool: Literal["auto", "mean"] = "auto",
 ) -> DualEncoder:
     """A tiny BERT and a tiny ViT, random weights, in training mode."""
     text = tiny.bert(vocab_size=VOCABULARY, max_position_embeddings=MAX_TOKENS, hidden_dropout_prob=dropout)
     settings = ModelSettings(
-        text=TowerSettings(architecture=text | {"attention_probs_dropout_prob": dropout}),
-        vision=VisionTowerSettings(architecture=tiny.vit(hidden_dropout_prob=dropout)),
+        text=TowerSettings(architecture=text | {"attention_probs_dropout_prob": dropout}, pool=pool),
+        vision=VisionTowerSettings(architecture=tiny.vit(hidden_dropout_prob=dropout), pool=pool),
         dim=dim,
+        projections=projections,
         spans=spans or SpanSettings(),
         regions=regions or RegionSettings(),
     )

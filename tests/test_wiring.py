@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import spanbox
 from spanbox.config import RunConfig, load_config, parse_config
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.engine.memory import PROCESSOR_BUDGET
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spanbox.structures import Batch, Features, Sample
-from spanbox.wiring import Loaded, Trained, evaluate_checkpoint, load, train
+from spanbox.wiring import Loaded, Trained, evaluate_checkpoint, load, plan, train
 from spanbox.wiring.building import make_collator, sample_limits
 
 CHECKPOINT = {"model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer", "trainer.pt"}
@@ -145,8 +145,8 @@ class TestLoading:
         loaded = load(tmp_path / "run" / "checkpoints" / "last")
         batch = batch_of(loaded, scenes / "test.jsonl")
         expected, features = encode(trainers[0].model.eval(), batch), encode(loaded.model, batch)
-        for field in fields(Features):
-            assert torch.equal(getattr(features, field.name), getattr(expected, field.name)), field.name
+        for name, tensor in features.named_tensors():
+            assert torch.equal(tensor, getattr(expected, name)), name
         assert loaded.objective.temperatures() == trainers[0].objective.temperatures()
 
     def test_by_the_package(self, run: Trained, scenes: Path) -> None:
@@ -366,3 +366,26 @@ class TestResuming:
         assert "model.image_projection.bias is (16,) in the checkpoint and (24,) in the model" in message
         assert (copied / "config.yaml").read_text() == config_yaml
         assert (copied / "log.jsonl").read_text() == lines
+
+
+class TestPlan:
+    def test_of_the_demo_without_its_data(self) -> None:
+        made = plan(load_config("demo", miniature.TOWERS))
+        assert made.parameters == made.trained > 10_000
+        assert made.plain.pair > made.checkpointed.pair > 0
+        assert made.plain.peak(64, 8) < made.plain.peak(64, 64)
+        assert made.budget == PROCESSOR_BUDGET
+
+    def test_frozen_and_low_rank_towers_need_less(self) -> None:
+        made = plan(load_config("demo", [*miniature.TOWERS, "model.text.freeze=all", "model.vision.lora.rank=2"]))
+        whole = plan(load_config("demo", miniature.TOWERS))
+        assert made.trained < 0.5 * whole.trained
+        assert made.plain.state < whole.plain.state
+
+    def test_views_cost_what_they_leave_visible(self) -> None:
+        views = ["data.views.count=4", "data.views.fill=drop"]
+        none, some, many = (
+            plan(load_config("demo", [*miniature.TOWERS, *more])).plain.pair
+            for more in ([], [*views, "data.views.ratio=0.75"], [*views, "data.views.ratio=0.25"])
+        )
+        assert none < some < many

@@ -37,7 +37,8 @@ def features_of(batch: Batch, seed: int = 0, dtype: torch.dtype = torch.float64)
         values = torch.randn(*shape, 4, generator=generator, dtype=torch.float64)
         return torch.nn.functional.normalize(values, dim=-1).to(dtype).requires_grad_()
 
-    return Features(unit(pairs), unit(pairs), unit(pairs, spans), unit(pairs, regions))
+    features = Features(unit(pairs), unit(pairs), unit(pairs, spans), unit(pairs, regions))
+    return features if batch.view_sentence is None else replace(features, views=unit(*batch.view_sentence.shape))
 
 
 def orthogonal(batch: Batch) -> Features:
@@ -102,8 +103,8 @@ def test_equals_the_plain_loops_with_their_gradients(
     seed: int, tile_side: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if tile_side:
-        monkeypatch.setattr("spanbox.losses.objective.MOST_LOGITS", 0)
-        monkeypatch.setattr("spanbox.losses.objective.TILE_SIDE", tile_side)
+        monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 0)
+        monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", tile_side)
     batch = random_batch(seed)
     features = features_of(batch, seed)
     objective = objective_of(LevelSettings(weight=0.7, temperature=0.5), LevelSettings(weight=1.3, temperature=0.2))
@@ -118,9 +119,9 @@ def test_equals_the_plain_loops_with_their_gradients(
             means.append(rows.sum() / max(int(counted.sum()), 1))
         return sum(means, start=logits.sum() * 0) / 2
 
-    own = torch.tensor(reference.pair_positives(batch.group))
     scales = objective.coarse_log_scale.exp(), objective.fine_log_scale.exp()
-    coarse = both_directions(scales[0] * (features.text @ features.image.T), own, torch.ones_like(own))
+    masks = [torch.tensor(mask) for mask in reference.sentence_image_masks(batch)]
+    coarse = both_directions(scales[0] * (features.text @ features.image.T), *masks)
     spans, regions = features.spans.flatten(0, 1), features.regions.flatten(0, 1)
     masks = [torch.tensor(m).reshape(len(spans), len(regions)) for m in reference.span_region_masks(batch)]
     fine = both_directions(scales[1] * (spans @ regions.T), *masks)
@@ -138,12 +139,12 @@ def test_a_matrix_above_the_limit_is_taken_tile_by_tile(
     tiles: list[int] = []
 
     def watched(*arguments: Any) -> tuple[Statistics, Statistics]:
-        tiles.append(arguments[-1])
+        tiles.append(arguments[4])
         return tiled_statistics(*arguments)
 
-    monkeypatch.setattr("spanbox.losses.objective.MOST_LOGITS", most)
-    monkeypatch.setattr("spanbox.losses.objective.TILE_SIDE", 9)
-    monkeypatch.setattr("spanbox.losses.objective.tiled_statistics", watched)
+    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", most)
+    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", 9)
+    monkeypatch.setattr("spanbox.losses.directions.tiled_statistics", watched)
     batch = random_batch(3, pairs=2, spans=3, regions=4)
     features = features_of(batch)
     fine = objective_of(OFF)(features, batch).total
@@ -160,8 +161,8 @@ def test_tiles_change_neither_losses_nor_gradients(seed: int, tile_side: int, mo
     objective = objective_of(LevelSettings(temperature=0.1), LevelSettings(temperature=0.05)).double()
     leaves = [tensor for _, tensor in features.named_tensors()] + list(objective.parameters())
     losses = objective(features, batch)
-    monkeypatch.setattr("spanbox.losses.objective.MOST_LOGITS", 0)
-    monkeypatch.setattr("spanbox.losses.objective.TILE_SIDE", tile_side)
+    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 0)
+    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", tile_side)
     tiled = objective(features, batch)
     torch.testing.assert_close(tiled.terms, losses.terms, rtol=1e-10, atol=0)
     gradients = (torch.autograd.grad(one.total, leaves) for one in (tiled, losses))
@@ -262,6 +263,8 @@ def test_padding_changes_neither_losses_nor_gradients(seed: int) -> None:
         region_valid=torch.nn.functional.pad(batch.region_valid, (0, 1)),
         links=torch.nn.functional.pad(batch.links, (0, 1, 0, 2)),
         group=batch.group,
+        wording=batch.wording,
+        boxes=torch.nn.functional.pad(batch.regions, (0, 0, 0, 1)),
     )
     filler = 1e3 * features_of(padded_batch, seed + 1).spans.detach()
     padded = replace(

@@ -35,7 +35,22 @@ def test_sentences_and_images_belong_together_by_group() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_sentences_and_images_equal_the_plain_loop(seed: int) -> None:
     batch = random_batch(seed, pairs=6)
-    assert sentence_image_masks(batch)[0].tolist() == reference.pair_positives(batch.group)
+    for mask, expected in zip(sentence_image_masks(batch), reference.sentence_image_masks(batch), strict=True):
+        assert mask.tolist() == expected
+
+
+def test_the_same_words_about_other_images_are_neither() -> None:
+    """Pairs 0 and 1 are the same words about two images; pair 2 says the same as pair 3 about the same image."""
+    batch = make_batch([[], [], [], []], [0] * 4, [], group=[1, 2, 3, 3])
+    positives, candidates = sentence_image_masks(replace(batch, wording=torch.tensor([7, 7, 8, 8])))
+    assert positives.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    assert candidates.int().tolist() == [[1, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_the_same_words_everywhere_leave_nothing_to_contrast() -> None:
+    batch = make_batch([[], [], []], [0] * 3, [])
+    positives, candidates = sentence_image_masks(replace(batch, wording=torch.zeros(3, dtype=torch.int64)))
+    assert torch.equal(candidates, positives)
 
 
 def test_three_pairs_worked_out_by_hand() -> None:
@@ -111,6 +126,50 @@ def test_links_of_padding_do_not_count() -> None:
     batch = make_batch([[1], [1]], [1, 1], [(0, 0, 0), (1, 0, 0)])
     assert table(replace(batch, span_identity=torch.tensor([[1], [PADDING_ID]]))) == ["P N", ". ."]
     assert table(replace(batch, region_valid=torch.tensor([[True], [False]]))) == ["P .", ". ."]
+
+
+def with_boxes(batch: Batch, *boxes: list[list[float]]) -> Batch:
+    """The batch with these boxes of each pair."""
+    return replace(batch, regions=torch.tensor(boxes))
+
+
+LEFT, MOST_OF_IT, HALF_OF_IT = [0.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.5, 0.75], [0.0, 0.0, 0.5, 0.5]
+LESS_THAN_HALF, RIGHT = [0.0, 0.0, 0.5, 0.49], [0.5, 0.0, 1.0, 1.0]
+
+
+def test_a_region_that_overlaps_a_box_of_the_span_is_not_contrasted() -> None:
+    """From one half on; another box of the same thing, such as a detector's."""
+    batch = make_batch([[1]], [5], [(0, 0, 0)])
+    boxes = [LEFT, MOST_OF_IT, HALF_OF_IT, LESS_THAN_HALF, RIGHT]
+    assert table(with_boxes(batch, boxes)) == ["P..NN"]
+
+
+def test_an_overlap_counts_for_the_span_whose_box_it_is() -> None:
+    """1 has the left box, 2 the right one; 3 has none and is contrasted with everything. Any of several boxes counts."""
+    batch = make_batch([[1, 2, 3]], [3], [(0, 0, 0), (0, 1, 2)])
+    assert table(with_boxes(batch, [LEFT, MOST_OF_IT, RIGHT])) == ["P.N", "NNP", "NNN"]
+    both = make_batch([[1]], [3], [(0, 0, 0), (0, 0, 2)])
+    assert table(with_boxes(both, [LEFT, MOST_OF_IT, RIGHT])) == ["P.P"]
+
+
+def test_an_overlap_means_nothing_across_images() -> None:
+    batch = make_batch([[1], [2]], [1, 1], [(0, 0, 0), (1, 0, 0)])
+    assert table(with_boxes(batch, [LEFT], [LEFT])) == ["P N", "N P"]
+
+
+def test_an_overlap_with_padding_does_not_count() -> None:
+    """Region 0 is linked, but padding: there is nothing that region 1 could overlap."""
+    batch = with_boxes(make_batch([[1]], [3], [(0, 0, 0), (0, 0, 2)]), [LEFT, LEFT, RIGHT])
+    assert table(replace(batch, region_valid=torch.tensor([[False, True, True]]))) == [".NP"]
+
+
+def test_boxes_without_area_overlap_nothing() -> None:
+    point = [0.3, 0.3, 0.3, 0.3]
+    assert table(with_boxes(make_batch([[1]], [2], [(0, 0, 0)]), [point, point])) == ["PN"]
+
+
+def test_an_anchor_all_of_whose_negatives_overlap_its_box_has_none_left() -> None:
+    assert table(with_boxes(make_batch([[1]], [3], [(0, 0, 0)]), [LEFT, LEFT, MOST_OF_IT])) == ["P.."]
 
 
 @given(seed=st.integers(0, 10**6))

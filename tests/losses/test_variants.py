@@ -15,7 +15,7 @@ from batches import make_batch, random_batch
 from spanbox.losses.contrastive import info_nce, mean_over_counted, row_statistics
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
 from spanbox.losses.positives import WHOLE, span_region_masks
-from spanbox.losses.strips import row_losses, transposed
+from spanbox.losses.strips import row_losses, transposed, whole_rows
 from spanbox.losses.variants import LOSSES, LossName, StatisticsLoss, arc_face, hardness_weighted, with_margin
 from spanbox.structures import PADDING_ID, Batch, Features
 
@@ -234,7 +234,7 @@ def test_strips_equal_the_whole_matrix(name: str, direction: str, strip_pairs: i
     if direction == "regions":
         queries, keys, block_masks = keys, queries, transposed(block_masks)
     learned = [SCALE, *([BIAS] if name == "sigmoid" else [])]
-    strips = row_losses(queries, keys, block_masks, partial(apply, name), learned, strip_pairs)
+    strips = row_losses(queries, keys, whole_rows(block_masks), partial(apply, name), learned, strip_pairs)
     expected = apply(name, queries.flatten(0, 1) @ keys.flatten(0, 1).T, *block_masks(WHOLE, WHOLE))
     torch.testing.assert_close(strips, expected, rtol=1e-12, atol=1e-12)
     gradients, wanted = (
@@ -252,7 +252,7 @@ def test_a_strip_never_holds_more_rows_than_asked() -> None:
         seen.append(tuple(cosines.shape))
         return info_nce(cosines, positives, candidates)
 
-    loss, counted = row_losses(queries, keys, partial(span_region_masks, batch), watched, [], 3)
+    loss, counted = row_losses(queries, keys, whole_rows(partial(span_region_masks, batch)), watched, [], 3)
     strips = [(9, 14), (9, 14), (3, 14)]
     assert seen == strips
     mean_over_counted(loss, counted).backward()
@@ -263,7 +263,7 @@ def test_a_strip_never_holds_more_rows_than_asked() -> None:
 def test_strips_raise_half_precision_to_float32(dtype: torch.dtype) -> None:
     batch = random_batch(4, pairs=3, spans=2, regions=2)
     queries, keys = (feature.detach().to(dtype) for feature in case(batch))
-    loss, _ = row_losses(queries, keys, partial(span_region_masks, batch), info_nce, [], 2)
+    loss, _ = row_losses(queries, keys, whole_rows(partial(span_region_masks, batch)), info_nce, [], 2)
     assert loss.dtype == torch.float32
 
 
@@ -288,8 +288,8 @@ def test_parts_change_neither_losses_nor_gradients(name: str, seed: int, monkeyp
     features, objective = features_of(batch, seed), objective_of(name).double()
     leaves = [*features.tensors(), *objective.parameters()]
     losses = objective(features, batch)
-    monkeypatch.setattr("spanbox.losses.objective.MOST_LOGITS", 90)
-    monkeypatch.setattr("spanbox.losses.objective.TILE_SIDE", 5)
+    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 90)
+    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", 5)
     parts = objective(features, batch)
     torch.testing.assert_close(parts.terms, losses.terms, rtol=1e-10, atol=0)
     gradients = (torch.autograd.grad(one.total, leaves) for one in (parts, losses))

@@ -1,7 +1,7 @@
 """Features of sentences, images, spans and regions: their shapes, and that padding and company change nothing."""
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +71,17 @@ class TestFeatures:
         features = encode(encoder(spans, regions), batch)
         assert features.text.shape == features.image.shape == (5, 8)
         assert features.spans.shape == features.regions.shape == (5, 5, 8)
-        for field in fields(Features):
-            tensor = getattr(features, field.name)
-            assert tensor.dtype == torch.float32, field.name
+        for name, tensor in features.named_tensors():
+            assert tensor.dtype == torch.float32, name
             torch.testing.assert_close(tensor.norm(dim=-1), torch.ones(tensor.shape[:-1]))
 
     @every_source
     def test_float64(self, spans: str, regions: str) -> None:
         model, batch = encoder(spans, regions), collate(*samples())
         single, double = encode(model, batch), encode(model.double(), batch)
-        for field in fields(Features):
-            assert getattr(double, field.name).dtype == torch.float64, field.name
-            torch.testing.assert_close(getattr(double, field.name).float(), getattr(single, field.name))
+        for name, tensor in double.named_tensors():
+            assert tensor.dtype == torch.float64, name
+            torch.testing.assert_close(tensor.float(), getattr(single, name))
 
     @every_source
     def test_half_precision_towers_give_float32_features(self, spans: str, regions: str) -> None:
@@ -363,6 +362,31 @@ class TestViews:
 
     def test_without_views_there_are_no_features_of_them(self) -> None:
         assert encode(encoder(), collate(*samples())).views is None
+
+
+class TestSharedProjections:
+    def model(self, **settings: Any) -> DualEncoder:
+        return make_model(projections="shared", **settings)
+
+    def test_a_span_of_all_tokens_is_its_sentence(self) -> None:
+        """With mean pooling, whole and part differ in nothing but their extent."""
+        torch.manual_seed(0)
+        model = make_model(projections="shared", pool="mean").eval()
+        batch = collate(make_sample(0))
+        everything = batch.token_mask[:, None].expand_as(batch.span_tokens)
+        features = encode(model, replace(batch, span_tokens=everything))
+        torch.testing.assert_close(features.spans[0, 0], features.text[0])
+        assert not [name for name in model.state_dict() if name.startswith(("span_", "region_"))]
+
+    def test_every_parameter_has_a_gradient(self) -> None:
+        model = self.model()
+        features = model(collate(make_sample(0), make_sample(1)))
+        torch.cat([feature.flatten() for feature in features.tensors()]).sum().backward()
+        assert without_gradient(model) == []
+
+    def test_parts_that_are_wider_than_the_whole_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"^model\.projections: shared needs parts as wide as the whole"):
+            self.model(spans=SpanSettings(pool="both"))
 
 
 class TestPixels:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from spanbox.errors import ConfigError
 from spanbox.geometry import by_kept_count, kept_indices, roi_align
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
@@ -41,6 +42,11 @@ class ModelSettings(Settings):
     text: TowerSettings = Field(description="the text encoder")
     vision: VisionTowerSettings = Field(description="the image encoder")
     dim: int = Field(256, ge=2, description="length of the shared features")
+    projections: Literal["separate", "shared"] = Field(
+        "separate",
+        description="shared: a span is projected like its sentence and a region like its image, so that what the fine "
+        "level learns of the parts holds for the whole; best with mean pooling",
+    )
     spans: SpanSettings = Field(SpanSettings(), description="features of spans")
     regions: RegionSettings = Field(RegionSettings(), description="features of regions")
 
@@ -68,8 +74,14 @@ class DualEncoder(nn.Module):
         region_width = pooled_width(vision.width, settings.regions.pool) if from_grid else vision.pooled_width
         self.text_projection = nn.Linear(text.pooled_width, settings.dim)
         self.image_projection = nn.Linear(vision.pooled_width, settings.dim)
-        self.span_projection = nn.Linear(span_width, settings.dim)
-        self.region_projection = nn.Linear(region_width, settings.dim)
+        if settings.projections == "separate":
+            self.span_projection = nn.Linear(span_width, settings.dim)
+            self.region_projection = nn.Linear(region_width, settings.dim)
+        elif (span_width, region_width) != (text.pooled_width, vision.pooled_width):
+            raise ConfigError(
+                "model.projections: shared needs parts as wide as the whole; set model.spans.pool and "
+                "model.regions.pool to mean or max, or model.projections to separate"
+            )
         self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).reshape(3, 1, 1), persistent=False)
 
@@ -98,11 +110,12 @@ class DualEncoder(nn.Module):
             regions_BRH = pool_regions(bins, self.settings.regions.pool)
         else:
             regions_BRH = self._encode_crops(batch)
+        shared = self.settings.projections == "shared"
         return Features(
             text=_unit(self.text_projection(text.pooled)),
             image=_unit(self.image_projection(vision.pooled)),
-            spans=_unit(self.span_projection(spans_BKH)),
-            regions=_unit(self.region_projection(regions_BRH)),
+            spans=_unit((self.text_projection if shared else self.span_projection)(spans_BKH)),
+            regions=_unit((self.image_projection if shared else self.region_projection)(regions_BRH)),
             views=None if batch.view_hidden is None else self._encode_views(batch, batch.view_hidden),
         )
 
