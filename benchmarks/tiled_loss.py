@@ -19,11 +19,11 @@ from typing import NamedTuple
 import torch
 
 from hardware import describe
-from spanbox.losses import objective
+from spanbox.losses import directions, objective
 from spanbox.structures import Features, Targets
 
 WIDTH = 256
-LIMITS = {"plain": sys.maxsize, "tiled": 0}  # the number of logits above which the objective takes tiles
+LIMITS = {"plain": sys.maxsize, "tiled": 0}  # the number of logits above which tiles are taken
 ROOM = 0.75  # of the free memory, which a measurement may take
 MIB = 2**20
 
@@ -48,6 +48,7 @@ def make_inputs(pairs: int) -> tuple[Features, Targets]:
     return Features(unit(pairs), unit(pairs), unit(pairs, 0), unit(pairs, 0)), Targets(
         group=torch.arange(pairs),
         sample=torch.arange(pairs),
+        wording=torch.arange(pairs),
         span_identity=torch.zeros(pairs, 0, dtype=torch.int64),
         regions=torch.zeros(pairs, 0, 4),
         region_valid=torch.zeros(pairs, 0, dtype=torch.bool),
@@ -62,7 +63,7 @@ def peak_mib() -> float:
 def measure(variant: str, pairs: int, rounds: int) -> Cost:
     """Median seconds and peak memory of the loss in this process."""
     torch.manual_seed(0)
-    objective.MOST_LOGITS = LIMITS[variant]
+    directions.MOST_LOGITS = LIMITS[variant]
     loss = objective.Objective(objective.LossSettings(fine=objective.LevelSettings(weight=0.0)))
     loss(*make_inputs(64)).total.backward()  # threads and work space of the libraries
     features, targets = make_inputs(pairs)

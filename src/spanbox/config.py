@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from spanbox.data.loader import DataSettings
 from spanbox.engine.trainer import TrainSettings
 from spanbox.errors import ConfigError
-from spanbox.losses.objective import LossSettings
+from spanbox.losses.settings import LossSettings
 from spanbox.models.dual_encoder import ModelSettings
 from spanbox.settings import Settings
 

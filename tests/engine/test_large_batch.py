@@ -30,7 +30,7 @@ def mixed_batch(pairs: int = PAIRS) -> Batch:
 
 def doubles(dropout: float = 0.0, loss: dict[str, Any] | None = None, **model: Any) -> tuple[DualEncoder, Objective]:
     torch.manual_seed(0)
-    objective = Objective(LossSettings.model_validate(loss or {}))
+    objective = Objective(LossSettings.model_validate(loss or {}), dim=8)
     return make_model(dropout=dropout, **model).double(), objective.double()
 
 
@@ -102,8 +102,19 @@ def test_every_loss_with_learned_weights_and_temperatures(name: str) -> None:
     compare(5, dropout=0.3, loss=levels)
 
 
-def test_masked_views_cross_the_boundary_like_any_feature() -> None:
-    compare(5, dropout=0.3, batch=with_views(mixed_batch()))
+HARDEST = {"per_anchor": 4, "choice": "hardest"}
+USES_OF_VIEWS: dict[str, dict[str, Any]] = {
+    "candidates": {"views": {"form": "candidate"}},
+    "ranked, with a gate": {"views": {"form": "margin", "gate": True}},
+    "with the hardest negatives": {"coarse": {"negatives": HARDEST}, "fine": {"negatives": HARDEST}},
+    "with random negatives": {"coarse": {"negatives": {"per_anchor": 3}}, "fine": {"negatives": {"per_anchor": 3}}},
+    "false negatives by score": {"coarse": {"negatives": {"false_negative_margin": 0.95}}},
+}
+
+
+@pytest.mark.parametrize("loss", USES_OF_VIEWS.values(), ids=USES_OF_VIEWS)
+def test_masked_views_and_mined_negatives_cross_the_boundary_like_any_feature(loss: dict[str, Any]) -> None:
+    compare(5, dropout=0.3, batch=with_views(mixed_batch()), loss=loss)
 
 
 class TestDegenerate:

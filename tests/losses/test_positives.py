@@ -145,7 +145,7 @@ def test_a_region_that_overlaps_a_box_of_the_span_is_not_contrasted() -> None:
 
 
 def test_an_overlap_counts_for_the_span_whose_box_it_is() -> None:
-    """1 has the left box, 2 the right one; 3 has none and is contrasted with everything. Any of several boxes counts."""
+    """1 has the left box, 2 the right one; 3 has none and is contrasted with all. Any of several boxes counts."""
     batch = make_batch([[1, 2, 3]], [3], [(0, 0, 0), (0, 1, 2)])
     assert table(with_boxes(batch, [LEFT, MOST_OF_IT, RIGHT])) == ["P.N", "NNP", "NNN"]
     both = make_batch([[1]], [3], [(0, 0, 0), (0, 0, 2)])

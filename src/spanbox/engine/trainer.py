@@ -154,7 +154,7 @@ class Trainer:
         torch.manual_seed(stable_id(f"{self.seed} {self.step} {self.ranks.rank}"))
         done = min(1.0, self.done)
         set_learning_rate(self.optimiser, lr_share(done, self.settings.optimiser))
-        self.objective.set_progress(done)
+        self.objective.set_progress(done, self.step)
         losses = self._gradients_in_memory(batch)
         self.ranks.average_gradients(list(self.objective.parameters()))
         norm = clip_gradients(self._parameters(), self.settings.optimiser.clip_norm)

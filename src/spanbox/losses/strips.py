@@ -17,28 +17,37 @@ from spanbox.losses.contrastive import at_least_float32
 from spanbox.losses.positives import WHOLE
 from spanbox.losses.tiled import BlockMasks
 
+RowMasks = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""Positives and candidates, both (q, M) bool, of the rows of some pairs, from their similarities (q, M), detached."""
+
 LossOfRows = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From similarities, positives and candidates of some rows, to their losses and which of them count."""
 
 
 def row_losses(
-    queries: Tensor, keys: Tensor, masks: BlockMasks, loss: LossOfRows, learned: Sequence[Tensor], strip_pairs: int
+    queries: Tensor, keys: Tensor, masks: RowMasks, loss: LossOfRows, learned: Sequence[Tensor], strip_pairs: int
 ) -> tuple[Tensor, Tensor]:
     """Loss of each row (Q,) of `queries @ keys.T`, and which rows count (Q,) bool, with first derivatives.
 
     Args:
         queries: (B, K, D). Half precision is raised to float32.
         keys: (B, R, D) of the same type.
-        masks: positives and candidates of any block.
+        masks: positives and candidates of any rows; asked again in the backward pass, and to answer the same.
         learned: what else `loss` computes with and may have a gradient.
         strip_pairs: how many pairs of queries a strip has; the last one may have fewer.
     """
     queries, keys = at_least_float32(queries), at_least_float32(keys)
     if strip_pairs >= len(queries):
-        return loss(queries.flatten(0, 1) @ keys.flatten(0, 1).T, *masks(WHOLE, WHOLE))
+        cosines = queries.flatten(0, 1) @ keys.flatten(0, 1).T
+        return loss(cosines, *masks(WHOLE, cosines.detach()))
     learned = [value for value in learned if value.requires_grad]
     losses: tuple[Tensor, Tensor] = _RowLosses.apply(queries, keys, masks, loss, strip_pairs, *learned)  # type: ignore[no-untyped-call]
     return losses
+
+
+def whole_rows(masks: BlockMasks) -> RowMasks:
+    """The masks of whole rows, whatever the similarities."""
+    return lambda rows, _: masks(rows, WHOLE)
 
 
 def transposed(masks: BlockMasks) -> BlockMasks:
@@ -58,13 +67,12 @@ def _strips(pairs: int, strip_pairs: int) -> Iterator[slice]:
 class _RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, masks: BlockMasks, loss: LossOfRows, strip_pairs: int, *learned: Tensor
+        ctx: Any, queries: Tensor, keys: Tensor, masks: RowMasks, loss: LossOfRows, strip_pairs: int, *learned: Tensor
     ) -> tuple[Tensor, Tensor]:
-        flat_keys = keys.flatten(0, 1)
-        parts = [
-            loss(queries[rows].flatten(0, 1) @ flat_keys.T, *masks(rows, WHOLE))
-            for rows in _strips(len(queries), strip_pairs)
-        ]
+        flat_keys, parts = keys.flatten(0, 1), []
+        for rows in _strips(len(queries), strip_pairs):
+            cosines = queries[rows].flatten(0, 1) @ flat_keys.T
+            parts.append(loss(cosines, *masks(rows, cosines)))
         losses, counted = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.masks, ctx.loss, ctx.strip_pairs = masks, loss, strip_pairs
         ctx.save_for_backward(queries, keys, *learned)
@@ -81,9 +89,10 @@ class _RowLosses(torch.autograd.Function):
         of_learned = [torch.zeros_like(value) for value in learned]
         for rows in _strips(len(queries), ctx.strip_pairs):
             own = queries[rows].flatten(0, 1)
-            cosines = (own @ flat_keys.T).requires_grad_()
+            cosines = own @ flat_keys.T
+            row_masks = ctx.masks(rows, cosines)
             with torch.enable_grad():
-                losses, _ = ctx.loss(cosines, *ctx.masks(rows, WHOLE))
+                losses, _ = ctx.loss(cosines.requires_grad_(), *row_masks)
             of_cosines, *shares = torch.autograd.grad(losses, [cosines, *learned], of_losses[rows].flatten())
             of_queries[rows] = (of_cosines @ flat_keys).unflatten(0, queries[rows].shape[:2])
             of_keys.addmm_(of_cosines.T, own)

@@ -24,7 +24,12 @@ BlockMasks = Callable[[slice, slice], tuple[Tensor, Tensor]]
 
 
 def tiled_statistics(
-    queries: Tensor, keys: Tensor, scale: Tensor, masks: BlockMasks, tile_pairs: int
+    queries: Tensor,
+    keys: Tensor,
+    scale: Tensor,
+    masks: BlockMasks,
+    tile_pairs: int,
+    column_masks: BlockMasks | None = None,
 ) -> tuple[Statistics, Statistics]:
     """Statistics of the rows (Q,) and of the columns (M,) of `scale * queries @ keys.T`, with first derivatives.
 
@@ -34,9 +39,10 @@ def tiled_statistics(
         scale: scalar, one over the temperature.
         masks: positives and candidates of any block.
         tile_pairs: how many pairs a tile has on either side; the last ones may be smaller.
+        column_masks: the same positives, and the candidates of the columns, where these differ from those of the rows.
     """
     scaled = scale * at_least_float32(queries)
-    values = _TiledStatistics.apply(scaled, at_least_float32(keys), masks, tile_pairs)  # type: ignore[no-untyped-call]
+    values = _TiledStatistics.apply(scaled, at_least_float32(keys), masks, column_masks, tile_pairs)  # type: ignore[no-untyped-call]
     return Statistics(*values[:4]), Statistics(*values[4:])
 
 
@@ -47,24 +53,30 @@ class _Tile(NamedTuple):
     columns: slice  # of the M
     logits: Tensor  # (q, m)
     positives: Tensor | None  # (q, m) bool; most tiles of a large batch have none and are spared the work
-    negatives: Tensor  # (q, m) bool
+    negatives: Tensor  # (q, m) bool, of the rows
+    column_negatives: Tensor  # (q, m) bool
 
     def transposed(self) -> "_Tile":
         positives = None if self.positives is None else self.positives.T
-        return _Tile(self.columns, self.rows, self.logits.T, positives, self.negatives.T)
+        return _Tile(self.columns, self.rows, self.logits.T, positives, self.column_negatives.T, self.negatives.T)
 
 
-def _tiles(queries: Tensor, keys: Tensor, masks: BlockMasks, tile_pairs: int) -> Iterator[_Tile]:
+def _tiles(
+    queries: Tensor, keys: Tensor, masks: BlockMasks, column_masks: BlockMasks | None, tile_pairs: int
+) -> Iterator[_Tile]:
     pairs, queries_per_pair, keys_per_pair = *queries.shape[:2], keys.shape[1]
     blocks = [slice(start, min(start + tile_pairs, pairs)) for start in range(0, pairs, tile_pairs)]
     for rows, columns in itertools.product(blocks, repeat=2):
         positives, candidates = masks(rows, columns)
+        negatives = candidates & ~positives
+        column_negatives = column_masks(rows, columns)[1] & ~positives if column_masks else negatives
         yield _Tile(
             slice(rows.start * queries_per_pair, rows.stop * queries_per_pair),
             slice(columns.start * keys_per_pair, columns.stop * keys_per_pair),
             queries[rows].flatten(0, 1) @ keys[columns].flatten(0, 1).T,
             positives if positives.count_nonzero() else None,
-            candidates & ~positives,
+            negatives,
+            column_negatives,
         )
 
 
@@ -72,12 +84,19 @@ class _TiledStatistics(torch.autograd.Function):
     """From queries, which hold the scale, and keys to the fields of both `Statistics`, rows first."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, masks: BlockMasks, tile_pairs: int) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        masks: BlockMasks,
+        column_masks: BlockMasks | None,
+        tile_pairs: int,
+    ) -> tuple[Tensor, ...]:
         rows, columns = _of_nothing(queries), _of_nothing(keys)
-        for tile in _tiles(queries, keys, masks, tile_pairs):
+        for tile in _tiles(queries, keys, masks, column_masks, tile_pairs):
             _add(rows, tile)
             _add(columns, tile.transposed())
-        ctx.masks, ctx.tile_pairs = masks, tile_pairs
+        ctx.tiling = masks, column_masks, tile_pairs
         ctx.save_for_backward(queries, keys, *rows[:2], *columns[:2])
         ctx.mark_non_differentiable(rows.positive_count, columns.positive_count)
         return *rows, *columns
@@ -88,12 +107,12 @@ class _TiledStatistics(torch.autograd.Function):
         queries, keys, *masses = ctx.saved_tensors
         flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
         of_queries, of_keys = torch.zeros_like(flat_queries), torch.zeros_like(flat_keys)
-        for tile in _tiles(queries, keys, ctx.masks, ctx.tile_pairs):
+        for tile in _tiles(queries, keys, *ctx.tiling):
             of_logits = _gradient(tile, masses[:2], gradients[:3])
             of_logits += _gradient(tile.transposed(), masses[2:], gradients[4:7]).T
             of_queries[tile.rows] += of_logits @ flat_keys[tile.columns]
             of_keys[tile.columns] += of_logits.T @ flat_queries[tile.rows]
-        return of_queries.reshape(queries.shape), of_keys.reshape(keys.shape), None, None
+        return of_queries.reshape(queries.shape), of_keys.reshape(keys.shape), None, None, None
 
 
 def _of_nothing(features: Tensor) -> Statistics:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbox.losses.contrastive import Statistics, info_nce, info_nce_of, log_mass
+from spanbox.losses.contrastive import Statistics, info_nce, info_nce_of, log_mass, row_statistics
 
 LossName = Literal["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"]
 Rows = tuple[Tensor, Tensor]
@@ -131,6 +131,10 @@ class StatisticsLoss(Loss):
     """A loss that needs no more of a row than its statistics, which tiles can give too."""
 
     formula: Callable[[Statistics], Rows]
+
+    def function(self, cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor) -> Rows:
+        """From the similarities of whole rows, as a `RowLoss` takes them."""
+        return self.formula(row_statistics(scale * cosines, positives, candidates))
 
 
 @dataclass(frozen=True, kw_only=True)

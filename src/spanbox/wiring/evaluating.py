@@ -76,7 +76,7 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     text = build_text_tower(settings.text, pad_token_id=tokenizer.pad_token_id)
     model = DualEncoder(text, build_vision_tower(settings.vision), preprocessing, settings)
-    objective = Objective(config.loss)
+    objective = Objective(config.loss, config.model.dim)
     load_weights(folder, model, objective)
     return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
 

@@ -39,7 +39,7 @@ def plan(config: RunConfig) -> Plan:
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     model = build_model(config.model).to(device).train()
-    objective = Objective(config.loss).to(device)
+    objective = Objective(config.loss, config.model.dim).to(device)
     encode = make_encode(model, device, precision)
     example = example_batches(config, model)
     plain = measure_step(model, objective, encode, example)

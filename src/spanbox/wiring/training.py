@@ -61,7 +61,7 @@ def train(config: RunConfig) -> Trained:
     model = build_model(config.model, tokenizer.pad_token_id)
     _check_max_tokens(config, model)
     _check_views(config, ranks.world_size)
-    objective = Objective(config.loss)
+    objective = Objective(config.loss, config.model.dim)
     if resume_from:
         load_weights(resume_from, model, objective)
     config_yaml = dump_config(without_actions(config))
