@@ -11,6 +11,7 @@ def make_bank(
     text: Tensor | None = None,
     image: Tensor | None = None,
     group: list[int] | None = None,
+    wording: list[int] | None = None,
     spans: Tensor | None = None,
     span_pair: tuple[int, ...] = (),
     span_identity: tuple[int, ...] = (),
@@ -19,13 +20,14 @@ def make_bank(
     links: tuple[tuple[int, int], ...] = (),
     pairs: int = 1,
 ) -> FeatureBank:
-    """A bank of what is given; the rest is empty, and every pair a group of its own."""
+    """A bank of what is given; the rest is empty, and every pair a group and a wording of its own."""
     text = torch.eye(pairs) if text is None else text
     return FeatureBank(
         text=text,
         image=text if image is None else image,
         group=torch.arange(len(text)) if group is None else torch.tensor(group),
         sample=torch.arange(len(text)),
+        wording=torch.arange(len(text)) if wording is None else torch.tensor(wording),
         spans=torch.zeros(0, text.shape[1]) if spans is None else spans,
         span_pair=torch.tensor(span_pair, dtype=torch.int64),
         span_identity=torch.tensor(span_identity, dtype=torch.int64),
@@ -36,7 +38,7 @@ def make_bank(
 
 
 def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
-    """Features of small whole numbers, so that sums are exact and ties frequent; groups and identities repeat.
+    """Features of small whole numbers, so that sums are exact and ties frequent; groups, wordings and identities repeat.
 
     Some pairs have no span, some no region, some spans no link; spans and regions are not in the order of pairs.
     """
@@ -55,6 +57,7 @@ def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
         image=feature_rows(pairs),
         group=integers(pairs, pairs),
         sample=torch.arange(pairs),
+        wording=integers(pairs, pairs),
         spans=feature_rows(2 * pairs),
         span_pair=span_pair,
         span_identity=integers(pairs, 2 * pairs),

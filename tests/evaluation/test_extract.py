@@ -70,6 +70,7 @@ def test_only_valid_spans_and_regions_enter() -> None:
     assert bank.image[:, 0].tolist() == [0, -1, -2]
     assert bank.group.tolist() == [100, 101, 102]
     assert bank.sample.tolist() == [200, 201, 202]
+    assert bank.wording.tolist() == [300, 301, 302]
     assert bank.spans[:, 0].tolist() == [0, 11, 20, 21]
     assert bank.span_pair.tolist() == [0, 1, 2, 2]
     assert bank.span_identity.tolist() == [7, 8, 9, 7]

@@ -25,6 +25,7 @@ class FeatureBank:
     image: Tensor  # (N, D)
     group: Tensor  # (N,) int64: pairs that show the same image share it
     sample: Tensor  # (N,) int64
+    wording: Tensor  # (N,) int64: pairs with the same text share it
     spans: Tensor  # (S, D)
     span_pair: Tensor  # (S,) int64, index of the span's pair
     span_identity: Tensor  # (S,) int64
@@ -51,6 +52,7 @@ class FeatureBank:
             image=torch.cat([part.image for part in parts]),
             group=torch.cat([part.group for part in parts]),
             sample=torch.cat([part.sample for part in parts]),
+            wording=torch.cat([part.wording for part in parts]),
             spans=torch.cat([part.spans for part in parts]),
             span_pair=torch.cat(span_pair),
             span_identity=torch.cat([part.span_identity for part in parts]),
@@ -96,6 +98,7 @@ def _without_padding(features: Features, batch: Batch) -> FeatureBank:
         image=features.image.clone(),
         group=batch.group.clone(),
         sample=batch.sample.clone(),
+        wording=batch.wording.clone(),
         spans=features.spans[span_valid],
         span_pair=span_valid.nonzero()[:, 0],
         span_identity=batch.span_identity[span_valid],
