@@ -40,7 +40,7 @@ def make_batch(pairs: int, image_size: int, *, crops: bool = False) -> Batch:
         span_tokens[:, span, 1 + 3 * span : 3 + 3 * span] = True
     shape = (pairs, REGIONS, 3, image_size, image_size)
     return Batch(
-        pixels=torch.randint(256, (pairs, 3, image_size, image_size), generator=generator).to(torch.uint8),
+        pixels=torch.randint(256, (pairs, 3, image_size, image_size), generator=generator, dtype=torch.uint8),
         token_ids=torch.randint(5, 1000, (pairs, TOKENS), generator=generator),
         token_mask=torch.ones(pairs, TOKENS, dtype=torch.bool),
         span_tokens=span_tokens,
@@ -51,7 +51,7 @@ def make_batch(pairs: int, image_size: int, *, crops: bool = False) -> Batch:
         group=torch.arange(pairs),
         sample=torch.arange(pairs),
         wording=torch.arange(pairs),
-        crops=torch.randint(256, shape, generator=generator).to(torch.uint8) if crops else None,
+        crops=torch.randint(256, shape, generator=generator, dtype=torch.uint8) if crops else None,
     )
 
 

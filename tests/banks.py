@@ -38,7 +38,7 @@ def make_bank(
 
 
 def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
-    """Features of small whole numbers, so that sums are exact and ties frequent; groups, wordings and identities repeat.
+    """Features of small whole numbers, so that sums are exact and ties frequent; groups, wordings, identities repeat.
 
     Some pairs have no span, some no region, some spans no link; spans and regions are not in the order of pairs.
     """
@@ -57,11 +57,11 @@ def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
         image=feature_rows(pairs),
         group=integers(pairs, pairs),
         sample=torch.arange(pairs),
-        wording=integers(pairs, pairs),
         spans=feature_rows(2 * pairs),
         span_pair=span_pair,
         span_identity=integers(pairs, 2 * pairs),
         regions=feature_rows(3 * pairs),
         region_pair=region_pair,
         links=linked.nonzero(),
+        wording=integers(pairs, pairs),
     )

@@ -449,3 +449,35 @@ def fill_pixels(pixels: Tensor, hidden: Tensor, filling: Tensor) -> Tensor:
         if hidden[v, y * grid // side, x * grid // side]:
             views[v, :, y, x] = filling[:, y, x]
     return views
+
+
+def wrong_pairs(bank: FeatureBank, kind: str, margin: float | None = None) -> list[dict[int, float]]:
+    """For each pair the pairs that are wrong, with the best similarity of any of its queries to any of their keys."""
+    pairs, span_pair, region_pair = len(bank), bank.span_pair.tolist(), bank.region_pair.tolist()
+    links, identity = bank.links.tolist(), bank.span_identity.tolist()
+    named = [{name} for name in identity]
+    shown = [{identity[span] for span, linked in links if linked == region} for region in range(len(region_pair))]
+    everywhere = range(pairs)
+    sides = {
+        "sentences": (bank.text, everywhere, [set()] * pairs, [(pair, pair) for pair in everywhere]),
+        "images": (bank.image, everywhere, [set()] * pairs, [(pair, pair) for pair in everywhere]),
+        "spans": (bank.spans, span_pair, named, [(span, region) for span, region in links]),
+        "regions": (bank.regions, region_pair, shown, [(region, span) for span, region in links]),
+    }
+    counterpart = {"sentences": "images", "images": "sentences", "spans": "regions", "regions": "spans"}
+    queries, query_pair, query_names, positives = sides[kind]
+    keys, key_pair, key_names, _ = sides[counterpart[kind]]
+    wrong: list[dict[int, float]] = [{} for _ in everywhere]
+    for query in sorted({query for query, _ in positives}):
+        best_positive = max(dot(queries[query], keys[key]) for asked, key in positives if asked == query)
+        for key, score in enumerate(dot(queries[query], key) for key in keys):
+            own, other = query_pair[query], key_pair[key]
+            may_be_right = (
+                bank.group[own] == bank.group[other]
+                or bank.wording[own] == bank.wording[other]
+                or query_names[query] & key_names[key]
+                or (margin is not None and score > margin * best_positive)
+            )
+            if not may_be_right:
+                wrong[own][other] = max(score, wrong[own].get(other, -math.inf))
+    return wrong

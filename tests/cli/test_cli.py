@@ -35,6 +35,7 @@ VERBS = [
     ["data", "demo"],
     ["data", "check"],
     ["data", "show"],
+    ["data", "mine"],
     ["data", "import"],
     ["data", "import", "twitter-gmner"],
 ]

@@ -1,11 +1,13 @@
-"""The order of the pairs: every pair once an epoch, and the same wherever a run is taken up again."""
+"""The order of the pairs: every pair once an epoch, hard neighbours together, the same wherever a run is taken up."""
 
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from spanbox.data.neighbours import Neighbours
 from spanbox.data.sampler import Key, StepSampler
 
 
@@ -118,3 +120,122 @@ def test_a_loader_takes_an_endless_run() -> None:
     loader = DataLoader(keys, batch_sampler=StepSampler(11, 4, 0, 0, None), collate_fn=list)
     drawn = [[100 * epoch + index for epoch, index in batch] for batch in batches(11, 4, 0, 5)]
     assert list(islice(loader, 5)) == drawn
+
+
+# ---------------------------------------------------------------- hard neighbours
+
+
+def ring(size: int, k: int) -> Neighbours:
+    """Each pair's neighbours are the ones that come after it."""
+    return ((np.arange(size)[:, None] + np.arange(1, k + 1)) % size).astype(np.int32)
+
+
+def hard_batches(
+    neighbours: Neighbours, batch_size: int, start: int, stop: int, hard_share: float = 0.5, seed: int = 0
+) -> list[list[Key]]:
+    return list(
+        StepSampler(len(neighbours), batch_size, seed, start, stop, neighbours=neighbours, hard_share=hard_share)
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "k", "hard_share"), [(40, 8, 5, 0.5), (41, 10, 2, 0.8), (9, 9, 30, 0.9)]
+)
+def test_a_batch_is_full_and_no_pair_is_twice_in_it(size: int, batch_size: int, k: int, hard_share: float) -> None:
+    for batch in hard_batches(ring(size, k), batch_size, 0, 30, hard_share):
+        assert len(set(batch)) == batch_size
+        assert {0 <= index < size for _, index in batch} == {True}
+
+
+def test_every_pair_is_a_seed_once_an_epoch_and_its_neighbour_follows_it() -> None:
+    """Each pair has one neighbour only, itself nobody else's in the batch: a batch is couples."""
+    partner = (np.arange(40) ^ 1).astype(np.int32)[:, None]
+    sampler = StepSampler(40, 8, 3, 0, 20, neighbours=partner)
+    assert (sampler.seeds_per_batch, sampler.steps_per_epoch) == (4, 10)
+    order = batches(40, 4, 0, 20, seed=3)
+    for batch, seeds in zip(sampler, order, strict=True):
+        assert set(seeds) <= set(batch)
+        places = [batch.index(seed) for seed in seeds]
+        assert places == sorted(places)
+        for place, seed in zip(places, seeds, strict=True):
+            couple = (seed[0], int(partner[seed[1], 0]))
+            assert couple in batch
+            assert couple in seeds or batch[place + 1] == couple
+    assert sorted(indices(order[:10])) == list(range(40))
+
+
+def test_neighbours_are_drawn_by_turns() -> None:
+    """Far apart, so that nothing of one seed is another's: each of two seeds has three of its nine neighbours."""
+    size = 1000
+    neighbours = ((np.arange(size)[:, None] + 100 * np.arange(1, 10)) % size).astype(np.int32)
+    for batch in hard_batches(neighbours, 8, 0, 50, hard_share=0.75):
+        found = [index for _, index in batch]
+        if found[0] % 100 != found[4] % 100:
+            assert set(found[1:4]) <= set(neighbours[found[0]].tolist())
+            assert set(found[5:]) <= set(neighbours[found[4]].tolist())
+
+
+def test_over_the_epochs_all_of_a_list_is_drawn() -> None:
+    neighbours = ring(30, 6)
+    followers = {batch[1][1] - batch[0][1] for batch in hard_batches(neighbours, 2, 0, 30 * 20)}
+    assert {step % 30 for step in followers} == {1, 2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("hard_share", [0.3, 0.5, 0.9])
+def test_with_neighbours_resumed_anywhere_it_is_the_tail_of_the_full_run(hard_share: float) -> None:
+    neighbours = ring(17, 4)
+    full = hard_batches(neighbours, 6, 0, 25, hard_share)
+    for start in range(26):
+        assert hard_batches(neighbours, 6, start, 25, hard_share) == full[start:]
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_with_neighbours_the_shares_joined_are_the_batch_of_one(world_size: int) -> None:
+    neighbours = ring(14, 4)
+    shares = [
+        StepSampler(14, 6, 5, 2, 9, rank=rank, world_size=world_size, neighbours=neighbours)
+        for rank in range(world_size)
+    ]
+    joined = [[key for part in parts for key in part] for parts in zip(*shares, strict=True)]
+    assert joined == hard_batches(neighbours, 6, 2, 9, seed=5)
+
+
+def test_batches_differ_between_seeds_and_draw_nothing_from_the_global_state() -> None:
+    neighbours = ring(40, 5)
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    drawn = {str(hard_batches(neighbours, 8, 0, 9, seed=seed)) for seed in range(3)}
+    assert len(drawn) == 3
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_without_any_neighbour_the_epoch_fills_the_batch(k: int) -> None:
+    nothing = np.full((11, k), -1, dtype=np.int32)
+    order = indices(batches(11, 11, 0, 1))
+    drawn = hard_batches(nothing, 4, 0, 5)
+    for step, batch in enumerate(drawn):
+        expected = (order * 2)[2 * step : 2 * step + 4]
+        assert [index for _, index in batch] == expected
+
+
+def test_some_pairs_without_neighbours() -> None:
+    neighbours = ring(20, 3)
+    neighbours[::2] = -1
+    for batch in hard_batches(neighbours, 10, 0, 20, hard_share=0.8):
+        assert len(set(batch)) == 10
+
+
+def test_a_share_of_nothing_is_the_plain_order() -> None:
+    assert hard_batches(ring(20, 3), 4, 0, 12, hard_share=0.0) == batches(20, 4, 0, 12)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(1, 1), (2, 2), (3, 1), (5, 5)])
+def test_a_tiny_corpus_is_no_crash(size: int, batch_size: int) -> None:
+    for batch in hard_batches(ring(size, 9), batch_size, 0, 12, hard_share=0.9):
+        assert len(set(batch)) == batch_size
+
+
+def test_neighbours_of_another_number_of_pairs_are_refused() -> None:
+    with pytest.raises(AssertionError):
+        StepSampler(10, 2, 0, 0, 5, neighbours=ring(9, 2))

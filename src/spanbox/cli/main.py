@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import typer
 
-from spanbox.cli import ablate, config, data, data_demo, data_show, demo, evaluate, losses, plan, train
+from spanbox.cli import ablate, config, data, data_demo, data_mine, data_show, demo, evaluate, losses, plan, train
 from spanbox.errors import SpanboxError
 
 HELP = """Teach an image encoder and a text encoder which words mean which pixels.
@@ -38,6 +38,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("losses")(losses.losses)
 app.command("ablate")(ablate.ablate)
 data.app.command("demo")(data_demo.draw)
+data.app.command("mine")(data_mine.mine)
 data.app.command("show")(data_show.show)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")

@@ -42,6 +42,12 @@ class DataSettings(Settings):
     inverted_boxes: InvertedBoxes = Field(
         "error", description="boxes without an area: refuse the manifest, or drop them"
     )
+    neighbours: str | None = Field(
+        None, description="hard neighbours of the training pairs, the file of `spanbox data mine`; none: random batches"
+    )
+    hard_share: float = Field(
+        0.5, ge=0, lt=1, description="share of a batch that is drawn from the hard neighbours of the rest"
+    )
     broken_limit: float = Field(0.01, ge=0, le=1, description="largest share of the images that may be broken")
 
     def worker_count(self, device: torch.device) -> int:

@@ -3,8 +3,12 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
+
+from spanbox.data.neighbours import Neighbours
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -14,12 +18,20 @@ class StepSampler(Sampler[list[Key]]):
 
     One stream over all epochs, so that workers persist; step `s` needs no step before it to be drawn.
 
+    With `neighbours` a batch has two parts: seeds, taken from the shuffled epoch, and after each seed some of its hard
+    neighbours, drawn at random. An epoch is then a pass over the seeds: each pair is a seed once, as far as batches
+    are complete, and may come as a neighbour besides, which makes epochs longer. Where the seeds have too few
+    neighbours the batch is filled up with the pairs that follow in the epoch. No pair is twice in a batch.
+
     Args:
         size: pairs of the manifest.
         batch_size: pairs that are contrasted with each other, over all ranks; a multiple of `world_size`.
         stop: the step to end before; None: there is no end, and no length either.
         rank: which of the `world_size` equal shares of every batch is drawn. The shares, joined in the order of the
             ranks, are the batch that a single rank would draw.
+        neighbours: of each pair, as `spanbox data mine` finds them. Resumed with others, a run takes other batches.
+        hard_share: share of a batch, below 1, that is drawn from the neighbours of the rest; at least one pair is a
+            seed.
     """
 
     def __init__(
@@ -32,10 +44,14 @@ class StepSampler(Sampler[list[Key]]):
         *,
         rank: int = 0,
         world_size: int = 1,
+        neighbours: Neighbours | None = None,
+        hard_share: float = 0.5,
     ) -> None:
         assert 0 < batch_size <= size
         assert 0 <= rank < world_size
         assert batch_size % world_size == 0
+        assert neighbours is None or len(neighbours) == size
+        assert 0 <= hard_share < 1
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
@@ -43,10 +59,13 @@ class StepSampler(Sampler[list[Key]]):
         self.stop = stop
         self.rank = rank
         self.world_size = world_size
+        self.neighbours = neighbours
+        hard = 0 if neighbours is None else round(batch_size * hard_share)
+        self.seeds_per_batch = max(1, batch_size - hard)
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.size // self.batch_size
+        return self.size // self.seeds_per_batch
 
     def __len__(self) -> int:
         if self.stop is None:
@@ -59,9 +78,34 @@ class StepSampler(Sampler[list[Key]]):
         for epoch, steps_of_epoch in itertools.groupby(steps, key=lambda step: step // self.steps_per_epoch):
             order = self._order(epoch)
             for step in steps_of_epoch:
-                first = step % self.steps_per_epoch * self.batch_size + self.rank * share
-                yield [(epoch, index) for index in order[first : first + share].tolist()]
+                batch = self._batch(order, step)[self.rank * share : (self.rank + 1) * share]
+                yield [(epoch, index) for index in batch.tolist()]
 
-    def _order(self, epoch: int) -> torch.Tensor:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.size, generator=generator)
+        order: NDArray[np.int64] = torch.randperm(self.size, generator=generator).numpy()
+        return order
+
+    def _batch(self, order: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """The pairs (batch_size,) of a step, given the order of its epoch."""
+        first = step % self.steps_per_epoch * self.seeds_per_batch
+        seeds = order[first : first + self.seeds_per_batch]
+        if self.neighbours is None:
+            return seeds
+        drawn, seed_of_drawn = self._draw(self.neighbours[seeds], step)
+        # Twice a batch is enough to find a whole one in, whatever stands in it already.
+        ahead = np.arange(min(self.size, 2 * self.batch_size))
+        following = order[(first + self.seeds_per_batch + ahead) % self.size]
+        candidates = np.concatenate([seeds, drawn, following])
+        after = np.concatenate([np.arange(len(seeds)), seed_of_drawn, np.full(len(following), len(seeds))])
+        chosen = np.sort(np.unique(candidates, return_index=True)[1])[: self.batch_size]
+        # Each seed is followed by its neighbours: where a batch is contrasted chunk by chunk they stay together.
+        return candidates[chosen[np.argsort(after[chosen], kind="stable")]]
+
+    def _draw(self, neighbours: Neighbours, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All neighbours of a batch's seeds in a random order, one of each seed by turns, and the place of its seed."""
+        shuffled = np.random.default_rng((self.seed, step)).permuted(neighbours.astype(np.int64), axis=1)
+        by_turns = shuffled.T.flatten()
+        seed_of = np.tile(np.arange(len(neighbours)), shuffled.shape[1])
+        exists = by_turns >= 0
+        return by_turns[exists], seed_of[exists]

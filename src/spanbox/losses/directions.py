@@ -15,7 +15,9 @@ from spanbox.losses.strips import RowMasks, row_losses, transposed, whole_rows
 from spanbox.losses.tiled import BlockMasks, tiled_statistics
 from spanbox.losses.variants import RowLoss, Rows, StatisticsLoss
 
-MOST_LOGITS = 2**23  # of a matrix that is held whole, 32 MiB in float32; tiles are faster above, by their use of caches
+MOST_LOGITS = (
+    2**21
+)  # of a matrix that is held whole, 8 MiB in float32; tiles are as fast from 2**22 on, and far smaller
 TILE_SIDE = 1024  # logits; from 256 to 1536 equally fast on a processor, slower above
 STRIP_LOGITS = 2**20
 

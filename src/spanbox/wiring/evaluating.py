@@ -15,7 +15,7 @@ from spanbox.engine.checkpoint import find_checkpoint, load_weights
 from spanbox.engine.device import choose_device, choose_precision, make_encode
 from spanbox.errors import CheckpointError
 from spanbox.evaluation.evaluate import check_selectable, evaluate, metric_value
-from spanbox.evaluation.extract import extract
+from spanbox.evaluation.extract import FeatureBank, extract
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.preprocessing import Preprocessing
@@ -112,6 +112,18 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder], tuple[dic
 def _evaluate(
     model: DualEncoder, config: RunConfig, tokenizer: Any, manifest: Manifest, *, show_progress: bool
 ) -> tuple[dict[str, float], list[Incident]]:
+    bank, incidents = embed(model, config, tokenizer, manifest, show_progress=show_progress)
+    return evaluate(bank), incidents
+
+
+def embed(
+    model: DualEncoder, config: RunConfig, tokenizer: Any, manifest: Manifest, *, show_progress: bool
+) -> tuple[FeatureBank, list[Incident]]:
+    """The features of a manifest's pairs, without those whose image is broken, and what was met in the data.
+
+    Args:
+        model: in evaluation mode.
+    """
     dataset = PairDataset(manifest, sample_limits(config, model), config.seed, replace_broken=False)
     incidents: list[Incident] = []
     device = next(model.parameters()).device
@@ -120,7 +132,7 @@ def _evaluate(
     encode = make_encode(model, device, choose_precision(config.train.precision, device))
     if show_progress:
         batches = _with_progress(batches, len(manifest))
-    return evaluate(extract(encode, batches, device)), incidents
+    return extract(encode, batches, device), incidents
 
 
 def _with_progress(batches: Iterator[Batch], pairs: int) -> Iterator[Batch]:

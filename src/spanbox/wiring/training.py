@@ -12,6 +12,7 @@ from spanbox.config import RunConfig, dump_config, without_actions
 from spanbox.data.dataset import PairDataset
 from spanbox.data.loader import training_loader
 from spanbox.data.manifest import Manifest
+from spanbox.data.neighbours import load_neighbours
 from spanbox.data.sampler import StepSampler
 from spanbox.data.tokenizer import load_tokenizer
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights, remove_run
@@ -101,6 +102,7 @@ def _training_batches(config: RunConfig, manifest: Manifest, tokenizer: Any, tra
         replace_broken=True,
         cache_bytes=round(config.data.cache_gb * 2**30),
     )
+    neighbours = config.data.neighbours
     sampler = StepSampler(
         len(manifest),
         config.train.batch_size,
@@ -109,6 +111,8 @@ def _training_batches(config: RunConfig, manifest: Manifest, tokenizer: Any, tra
         None if config.train.minutes else config.train.steps,
         rank=trainer.ranks.rank,
         world_size=trainer.ranks.world_size,
+        neighbours=load_neighbours(Path(neighbours), manifest.path, len(manifest)) if neighbours else None,
+        hard_share=config.data.hard_share,
     )
     # Chunks of similar length carry less padding. Where chunks are contrasted with themselves alone they stay mixed.
     collator = make_collator(config, tokenizer, sort_by_length=config.train.accumulation == "exact")

@@ -1,0 +1,74 @@
+"""`spanbox data mine`: the hard neighbours of every pair, for the sampler of a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from spanbox.cli.show import print_incidents
+from spanbox.errors import ConfigError
+
+if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
+    from spanbox.evaluation.mining import By, Mined
+
+
+def mine(
+    model: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="a run folder (its best checkpoint) or a checkpoint folder")
+    ],
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="manifest of the pairs to train on")],
+    out: Annotated[
+        Path, typer.Option("--out", help="where the neighbours go, a .npy file; data.neighbours=FILE uses it")
+    ],
+    k: Annotated[int, typer.Option("--k", min=1, help="neighbours of a pair")] = 15,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="what asks: sentences, images, spans or regions; coarse: the first two, fine: the last two, both: all"
+        ),
+    ] = "both",
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="leave out what is nearer than this share of the own positive, such as 0.95: it may be right",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Find for each pair the wrong pairs that a trained model comes nearest to mixing it up with.
+
+    Left out is what may be right: the same image, the same sentence, the same entity. A run with the file draws a pair
+    and its neighbours into one batch:
+
+        spanbox data mine runs/first train.jsonl --out neighbours.npy
+
+        spanbox train gmner data.train=train.jsonl data.neighbours=neighbours.npy
+    """
+    from spanbox.wiring.mining import mine_checkpoint
+
+    result = mine_checkpoint(model, manifest, out, count=k, by=_parse_by(by), margin=margin, device=device)
+    _print_similarity(result.mined)
+    print_incidents(result.incidents)
+    print(f"{result.mined.short:.1%} of the pairs have fewer than {k} neighbours")
+    print(f"written to {out}")
+
+
+def _parse_by(text: str) -> "By":
+    from spanbox.evaluation.mining import KINDS
+
+    if text not in KINDS:
+        raise ConfigError(f"--by: {text!r} cannot ask; expected one of {', '.join(KINDS)}")
+    return cast("By", text)
+
+
+def _print_similarity(mined: "Mined") -> None:
+    table = Table(title="mean similarity")
+    for column in ("asked by", "positive", "mined negative"):
+        table.add_column(column, justify="left" if column == "asked by" else "right")
+    for kind, similarity in mined.similarity.items():
+        table.add_row(kind, f"{similarity.positive:.3f}", f"{similarity.negative:.3f}")
+    Console().print(table)

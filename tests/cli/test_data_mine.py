@@ -1,0 +1,137 @@
+"""`spanbox data mine`: from a run and a manifest to the neighbours of its pairs."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import miniature
+from spanbox.cli.main import main
+from spanbox.data.manifest import Manifest, write_manifest
+from spanbox.data.neighbours import load_neighbours
+from spanbox.structures import stable_id
+from spanbox.wiring import Trained, load, train
+from spanbox.wiring.mining import mine
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("en", "zh"))
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "demo"))
+
+
+@pytest.fixture
+def spanbox(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Runs `spanbox data mine` in an empty folder, its output going to a file of 200 columns."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spanbox", "data", "mine", *map(str, arguments)])
+        with pytest.raises(SystemExit) as raised:
+            main()
+        code = raised.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_writes_neighbours_that_a_sampler_can_use(spanbox: Command, run: Trained, scenes: Path, tmp_path: Path) -> None:
+    manifest = Manifest(scenes / "train.jsonl")
+    code, out, err = spanbox(run.run_dir, manifest.path, "--out", "mined/neighbours.npy", "--k", 5, "--margin", 0.99)
+    assert (code, err.count("encoding 32/32"), err.count("searching 128/128")) == (0, 1, 1)
+    for kind in ("sentences", "images", "spans", "regions"):
+        assert kind in out
+    assert "written to mined/neighbours.npy" in out
+    neighbours = load_neighbours(tmp_path / "mined" / "neighbours.npy", manifest.path, len(manifest))
+    assert neighbours.shape == (32, 5)
+    for pair, row in enumerate(neighbours.tolist()):
+        found = [neighbour for neighbour in row if neighbour >= 0]
+        assert len(set(found)) == len(found)
+        assert pair not in found
+    described = json.loads((tmp_path / "mined" / "neighbours.npy.json").read_text(encoding="utf-8"))
+    assert (described["by"], described["margin"], described["k"], described["pairs"]) == ("both", 0.99, 5, 32)
+    assert described["checkpoint"].endswith(("step-000003", "step-000006"))
+
+
+@pytest.mark.parametrize("by", ["sentences", "images", "spans", "regions", "coarse", "fine"])
+def test_asks_by_what_it_is_told(spanbox: Command, run: Trained, scenes: Path, by: str) -> None:
+    code, out, _ = spanbox(run.run_dir, scenes / "test.jsonl", "--out", "n.npy", "--by", by, "--k", 2)
+    assert code == 0
+    assert ("sentences" in out, "images" in out) == (by in ("sentences", "coarse"), by in ("images", "coarse"))
+    assert ("spans" in out, "regions" in out) == (by in ("spans", "fine"), by in ("regions", "fine"))
+
+
+def test_a_corpus_of_one_pair(spanbox: Command, run: Trained, scenes: Path, tmp_path: Path) -> None:
+    """It has no wrong pair: nothing is found, and that is said."""
+    one = scenes / "one.jsonl"
+    write_manifest(one, list(Manifest(scenes / "test.jsonl"))[:1])
+    code, out, _ = spanbox(run.run_dir, one, "--out", "n.npy", "--k", 3)
+    assert code == 0
+    assert "100.0% of the pairs have fewer than 3 neighbours" in out
+    assert (load_neighbours(tmp_path / "n.npy", one, 1) == -1).all()
+
+
+def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
+    spanbox: Command, run: Trained, scenes: Path, tmp_path: Path
+) -> None:
+    """The others keep their places in the manifest."""
+    whole = Manifest(scenes / "test.jsonl")
+    spanbox(run.run_dir, whole.path, "--out", "whole.npy", "--k", 11, "--by", "sentences")
+    copied = Manifest(shutil.copytree(scenes, tmp_path / "scenes") / "test.jsonl")
+    for place in (0, 7):
+        copied.image_path(copied[place]).write_bytes(b"no image")
+    code, out, _ = spanbox(run.run_dir, copied.path, "--out", "broken.npy", "--k", 11, "--by", "sentences")
+    assert code == 0
+    assert "broken image" in out
+    before = load_neighbours(tmp_path / "whole.npy", whole.path, 12)
+    after = load_neighbours(tmp_path / "broken.npy", copied.path, 12)
+    for place in range(12):
+        kept = [] if place in (0, 7) else [n for n in before[place].tolist() if n not in (-1, 0, 7)]
+        assert [n for n in after[place].tolist() if n >= 0] == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", "n.npy", "--by", "words"], "--by: 'words' cannot ask; expected one of sentences, images"),
+        (["--out", "."], "cannot be written"),
+        (["--out", "n.npy", "--k", "0"], "--k"),
+        (["--out", "n.npy", "--margin", "2"], "--margin"),
+    ],
+)
+def test_mistakes_are_told(spanbox: Command, run: Trained, scenes: Path, arguments: list[str], told: str) -> None:
+    code, _, err = spanbox(run.run_dir, scenes / "test.jsonl", *arguments)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+    assert "encoding" not in err, "before the long work"
+
+
+def test_between_epochs_the_model_of_the_run_mines(run: Trained, scenes: Path) -> None:
+    """The same neighbours again, nothing of the random state used, and nobody's own image or sentence among them."""
+    loaded = load(run.run_dir)
+    manifest = Manifest(scenes / "train.jsonl")
+    state = torch.random.get_rng_state()
+    first = mine(loaded.model, loaded.config, loaded.tokenizer, manifest, count=4)
+    again = mine(loaded.model, loaded.config, loaded.tokenizer, manifest, count=4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert first.neighbours.dtype == np.int32
+    assert np.array_equal(first.neighbours, again.neighbours)
+    wording = [stable_id(record.text.casefold()) for record in manifest]
+    for pair, row in enumerate(first.neighbours.tolist()):
+        assert all(wording[pair] != wording[neighbour] for neighbour in row if neighbour >= 0)

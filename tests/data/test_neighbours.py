@@ -1,0 +1,120 @@
+"""Neighbours on disk: read as they were written, and refused when they belong to something else."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pairs import save_manifest
+from spanbox.data.manifest import Manifest, Record
+from spanbox.data.neighbours import Neighbours, check_writable, load_neighbours, save_neighbours
+from spanbox.errors import DataError
+
+NEIGHBOURS = np.array([[1, 2], [0, -1], [-1, -1]], dtype=np.int32)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    texts = ["a red umbrella", "雨中的红伞", "加菲猫 and Odie"]
+    records = [Record(id=str(i), image=f"{i}.png", text=text) for i, text in enumerate(texts)]
+    return save_manifest(tmp_path, records, images=False)
+
+
+@pytest.fixture
+def saved(manifest: Manifest, tmp_path: Path) -> Path:
+    path = tmp_path / "邻居" / "neighbours.npy"
+    save_neighbours(path, NEIGHBOURS, manifest.path, {"checkpoint": "runs/first/checkpoints/best", "by": "both"})
+    return path
+
+
+def load(path: Path, manifest: Manifest) -> Neighbours:
+    return load_neighbours(path, manifest.path, len(manifest))
+
+
+def test_read_as_written(saved: Path, manifest: Manifest) -> None:
+    loaded = load(saved, manifest)
+    assert loaded.dtype == np.int32
+    assert np.array_equal(loaded, NEIGHBOURS)
+    described = json.loads(saved.with_name("neighbours.npy.json").read_text(encoding="utf-8"))
+    assert described == {
+        "manifest": str(manifest.path),
+        "manifest_size": manifest.path.stat().st_size,
+        "manifest_mtime_ns": manifest.path.stat().st_mtime_ns,
+        "pairs": 3,
+        "k": 2,
+        "checkpoint": "runs/first/checkpoints/best",
+        "by": "both",
+    }
+
+
+def test_a_copy_of_the_manifest_is_the_manifest(saved: Path, manifest: Manifest, tmp_path: Path) -> None:
+    copied = Manifest(shutil.copyfile(manifest.path, tmp_path / "copy.jsonl"))
+    assert np.array_equal(load(saved, copied), NEIGHBOURS)
+
+
+def test_lists_of_no_length(manifest: Manifest, tmp_path: Path) -> None:
+    save_neighbours(tmp_path / "none.npy", NEIGHBOURS[:, :0], manifest.path, {})
+    assert load(tmp_path / "none.npy", manifest).shape == (3, 0)
+
+
+def test_a_missing_file(manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file of neighbours; make it: spanbox data mine CHECKPOINT"):
+        load(tmp_path / "none.npy", manifest)
+
+
+def test_a_manifest_that_has_changed(saved: Path, manifest: Manifest) -> None:
+    with manifest.path.open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(DataError, match=r"was mined for .*pairs\.jsonl when that had \d+ bytes.*mine anew"):
+        load(saved, manifest)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY damaged", b"not an array"])
+def test_a_damaged_file(saved: Path, manifest: Manifest, content: bytes) -> None:
+    saved.write_bytes(content)
+    with pytest.raises(DataError, match=r"missing or damaged .*mine anew"):
+        load(saved, manifest)
+
+
+def test_a_pickle_is_not_opened(saved: Path, manifest: Manifest) -> None:
+    np.save(saved, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"missing or damaged"):
+        load(saved, manifest)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"manifest": "a.jsonl"}'])
+def test_a_description_that_is_missing_or_damaged(saved: Path, manifest: Manifest, content: str | None) -> None:
+    description = saved.with_name("neighbours.npy.json")
+    if content is None:
+        description.unlink()
+    else:
+        description.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=r"neighbours\.npy\.json is missing or damaged .*mine anew"):
+        load(saved, manifest)
+
+
+@pytest.mark.parametrize(
+    ("array", "fault"),
+    [
+        (NEIGHBOURS[:2], r"of 3 pairs, found int32 of shape \(2, 2\)"),
+        (NEIGHBOURS[0], r"shape \(2,\)"),
+        (NEIGHBOURS.astype(np.float32), "found float32"),
+        (NEIGHBOURS + 1, "places from -1 to 3, expected -1 to 2"),
+        (NEIGHBOURS - 1, "places from -2 to 1, expected -1 to 2"),
+    ],
+)
+def test_an_array_of_something_else(saved: Path, manifest: Manifest, array: np.ndarray, fault: str) -> None:
+    np.save(saved, array)
+    with pytest.raises(DataError, match=fault):
+        load(saved, manifest)
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, manifest: Manifest) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "neighbours.npy"):
+        with pytest.raises(DataError, match="cannot be written"):
+            check_writable(path)
+        with pytest.raises(DataError, match="cannot be written"):
+            save_neighbours(path, NEIGHBOURS, manifest.path, {})
