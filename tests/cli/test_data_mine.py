@@ -14,6 +14,7 @@ import miniature
 from spanbox.cli.main import main
 from spanbox.data.manifest import Manifest, write_manifest
 from spanbox.data.neighbours import load_neighbours
+from spanbox.errors import DataError
 from spanbox.structures import stable_id
 from spanbox.wiring import Trained, load, train
 from spanbox.wiring.mining import mine
@@ -135,3 +136,31 @@ def test_between_epochs_the_model_of_the_run_mines(run: Trained, scenes: Path) -
     wording = [stable_id(record.text.casefold()) for record in manifest]
     for pair, row in enumerate(first.neighbours.tolist()):
         assert all(wording[pair] != wording[neighbour] for neighbour in row if neighbour >= 0)
+
+
+def test_a_run_trains_beside_mined_neighbours_and_resumes(
+    scenes: Path, run: Trained, tmp_path: Path, spanbox: Command
+) -> None:
+    mined = tmp_path / "neighbours.npy"
+    assert spanbox(run.run_dir, scenes / "train.jsonl", "--out", mined, "--k", "3")[0] == 0
+    beside = [f"data.neighbours={mined}", "data.hard_share=0.5", "train.save_every=3"]
+    train(miniature.demo_config(scenes, tmp_path / "whole", *beside))
+    train(miniature.demo_config(scenes, tmp_path / "plain"))
+    train(miniature.demo_config(scenes, tmp_path / "cut", *beside, "train.steps=3"))
+    train(miniature.demo_config(scenes, tmp_path / "cut", *beside, "train.resume=true"))
+
+    def losses(name: str) -> list[float]:
+        lines = (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        return [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
+
+    assert losses("whole") != losses("plain")
+    assert len(losses("cut")) == len(losses("whole")) == 6
+
+
+def test_neighbours_of_another_manifest_are_refused(
+    scenes: Path, run: Trained, tmp_path: Path, spanbox: Command
+) -> None:
+    mined = tmp_path / "neighbours.npy"
+    assert spanbox(run.run_dir, scenes / "val.jsonl", "--out", mined, "--k", "3")[0] == 0
+    with pytest.raises(DataError, match="mine anew"):
+        train(miniature.demo_config(scenes, tmp_path / "run", f"data.neighbours={mined}"))

@@ -1,5 +1,7 @@
 """The chunked step gives the gradient of the whole batch: every parameter, temperatures included, dropout on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -163,6 +165,20 @@ class TestWork:
         encode = Counting(encoder)
         accumulate_gradients(encode, objective, mixed_batch(), chunk_size=8)
         assert encode.calls == [(8, False), (8, False), (8, True), (8, True), (8, True)]
+
+    @pytest.mark.parametrize("chunk", [1, 7, 24])
+    @pytest.mark.parametrize("accumulate", [accumulate_gradients, accumulate_naively])
+    def test_processes_share_gradients_once_at_the_end(self, accumulate: Any, chunk: int) -> None:
+        told: list[bool] = []
+
+        @contextmanager
+        def synchronising(synchronise: bool) -> Iterator[None]:
+            told.append(synchronise)
+            yield
+
+        encoder, objective = doubles()
+        accumulate(encoder, objective, mixed_batch(), chunk_size=chunk, synchronising=synchronising)
+        assert told == [False] * (len(told) - 1) + [True]
 
     def test_a_batch_that_fits_is_encoded_once(self) -> None:
         encoder, objective = doubles()
