@@ -15,11 +15,9 @@ from spanbox.losses.strips import RowMasks, row_losses, transposed, whole_rows
 from spanbox.losses.tiled import BlockMasks, tiled_statistics
 from spanbox.losses.variants import RowLoss, Rows, StatisticsLoss
 
-MOST_LOGITS = (
-    2**21
-)  # of a matrix that is held whole, 8 MiB in float32; tiles are as fast from 2**22 on, and far smaller
+MOST_LOGITS = 2**21  # of a matrix held whole, 8 MiB in float32; tiles are as fast from 2**22 on, and smaller
 TILE_SIDE = 1024  # logits; from 256 to 1536 equally fast on a processor, slower above
-STRIP_LOGITS = 2**20
+STRIP_LOGITS = 2**20  # fastest on a processor; strips of 2**23 take twice as long
 
 Selection = Callable[[BlockMasks, Tensor, Tensor], RowMasks]
 """From masks, queries and keys to masks with fewer candidates, which look at the similarities of whole rows."""
