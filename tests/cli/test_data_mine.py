@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,13 @@ import pytest
 import torch
 
 import miniature
-from spanbox.cli.main import main
+from command import Command
 from spanbox.data.manifest import Manifest, write_manifest
 from spanbox.data.neighbours import load_neighbours
 from spanbox.errors import DataError
 from spanbox.structures import stable_id
 from spanbox.wiring import Trained, load, train
 from spanbox.wiring.mining import mine
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +30,9 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture
-def spanbox(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Runs `spanbox data mine` in an empty folder, its output going to a file of 200 columns."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["spanbox", "data", "mine", *map(str, arguments)])
-        with pytest.raises(SystemExit) as raised:
-            main()
-        code = raised.value.code
-        assert isinstance(code, int)
-        return code, *capsys.readouterr()
-
-    return run
+def spanbox(spanbox: Command) -> Command:
+    """Runs `spanbox data mine`."""
+    return partial(spanbox, "data", "mine")
 
 
 def test_writes_neighbours_that_a_sampler_can_use(spanbox: Command, run: Trained, scenes: Path, tmp_path: Path) -> None:
@@ -164,3 +148,13 @@ def test_neighbours_of_another_manifest_are_refused(
     assert spanbox(run.run_dir, scenes / "val.jsonl", "--out", mined, "--k", "3")[0] == 0
     with pytest.raises(DataError, match="mine anew"):
         train(miniature.demo_config(scenes, tmp_path / "run", f"data.neighbours={mined}"))
+
+
+def test_a_wrong_file_of_neighbours_costs_no_earlier_run(scenes: Path, tmp_path: Path) -> None:
+    train(miniature.demo_config(scenes, tmp_path / "run"))
+    before = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8")
+    wrong = ["run.overwrite=true", f"data.neighbours={tmp_path}/missing.npy"]
+    with pytest.raises(DataError):
+        train(miniature.demo_config(scenes, tmp_path / "run", *wrong))
+    assert (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8") == before
+    assert (tmp_path / "run" / "checkpoints" / "last").exists()

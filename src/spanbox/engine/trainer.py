@@ -233,8 +233,9 @@ class Trainer:
                     incidents = []
                 losses = self.train_step(batch, ids)
                 window.pairs += len(batch) * self.ranks.world_size
-                window.seconds += time.perf_counter() - began
-                self._agree(time.perf_counter() - began)
+                took = time.perf_counter() - began
+                window.seconds += took
+                self._agree(took)
                 detail = ""
                 if log and self._is_due(self.settings.log_every):
                     values = self._log_values(losses, window)
