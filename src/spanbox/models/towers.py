@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
+from spanbox.models.encoder_config import image_side, max_tokens, pooled_width, side, stride_of
 from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES, Pool, TextFamily, VisionFamily
 from spanbox.models.pretrained import (
     Part,
@@ -159,8 +160,8 @@ class TextTower(Tower):
     def __init__(self, model: Any, family: TextFamily, pool: Pool, settings: TowerSettings) -> None:
         super().__init__(model, family, pool, settings)
         self.width: int = model.config.hidden_size
-        self.pooled_width = _pooled_width(model.config, self.width, pool)
-        self.max_tokens = _max_tokens(model.config, family)
+        self.pooled_width = pooled_width(model.config, self.width, pool)
+        self.max_tokens = max_tokens(model.config, family)
         self._family = family
 
     def forward(self, token_ids: Tensor, token_mask: Tensor) -> TextStates:
@@ -222,13 +223,13 @@ class VisionTower(Tower):
     """
 
     def __init__(self, model: Any, family: VisionFamily, pool: Pool, settings: VisionTowerSettings) -> None:
-        stride = _stride(model.config, family)
-        image_size = _image_size(model.config, stride, settings.image_size)
+        stride = stride_of(model.config, family)
+        image_size = image_side(model.config, stride, settings.image_size)
         super().__init__(model, family, pool, settings.model_copy(update={"image_size": image_size}))
         self.stride = stride
         self.image_size = image_size
         self.width: int = model.config.hidden_sizes[-1] if family.convolutional else model.config.hidden_size
-        self.pooled_width = _pooled_width(model.config, self.width, pool)
+        self.pooled_width = pooled_width(model.config, self.width, pool)
         self._family = family
 
     @property
@@ -288,7 +289,7 @@ class VisionTower(Tower):
 
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
         """Ask for interpolated position embeddings, where a family has to be asked, for a size it was not made for."""
-        native = _side(self.model.config.image_size)
+        native = side(self.model.config.image_size)
         if not self._family.asks_to_interpolate or tuple(pixels.shape[-2:]) == (native, native):
             return {}
         return {"interpolate_pos_encoding": True}
@@ -382,18 +383,6 @@ def _resolve_pool(settings: TowerSettings, config: Any, family: TextFamily | Vis
     raise ConfigError(f"pool is {settings.pool!r}, but {config.model_type!r} {reason}. Set it to auto, {offered}.")
 
 
-def _pooled_width(config: Any, width: int, pool: Pool) -> int:
-    if pool != "pooler":
-        return width
-    projected: int | None = getattr(config, "projection_size", None) or getattr(config, "pooler_output_size", None)
-    return projected or width
-
-
-def _max_tokens(config: Any, family: TextFamily) -> int:
-    positions: int = config.max_position_embeddings
-    return positions - (config.pad_token_id + 1) if family.positions_after_padding else positions
-
-
 def _one_row(*inputs: Tensor) -> list[Tensor]:
     """One row of zeros in place of none: attention cannot reshape an empty batch, and nothing is cut from it later
     but its shape, its dtype and its place in the graph."""
@@ -405,30 +394,3 @@ def _never_empty(token_mask: Tensor) -> Tensor:
     first = torch.zeros_like(token_mask)
     first[:, 0] = ~token_mask.any(dim=1)
     return token_mask | first
-
-
-def _stride(config: Any, family: VisionFamily) -> int:
-    patch = _side(config.patch_size)
-    return patch * 2 ** (config.num_stages - 1) if family.convolutional else patch
-
-
-def _image_size(config: Any, stride: int, wanted: int | None) -> int:
-    """The size to run at. An encoder's own may be no multiple of its patch (SigLIP: 384 of 14): the pixels beyond the
-    last whole patch would go unseen and boxes would be off by up to a patch, so it is rounded down."""
-    if wanted is None:
-        return _side(config.image_size) // stride * stride
-    if wanted % stride:
-        below = max(wanted // stride, 1) * stride
-        raise ConfigError(
-            f"vision tower: image_size is {wanted}, which is not a multiple of the {stride} pixels that one patch of "
-            f"{config.model_type!r} covers. Set it to {below} or {below + stride}."
-        )
-    return wanted
-
-
-def _side(size: int | list[int] | tuple[int, ...]) -> int:
-    """The side of a square that a config gives as one number or as two equal ones."""
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ConfigError(f"vision tower: images and patches must be square here, the encoder's config says {size}.")
-    return sides.pop()
