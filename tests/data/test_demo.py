@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -222,6 +223,54 @@ def test_all_sentences_occur() -> None:
                 form = form.replace(word, "*")
             forms.add(form)
         assert len(forms) == 4 * (1 + 2) * (1 + 3), "four sentences, perhaps a fourth object, perhaps an absence"
+
+
+def without_names_and_relations(record: Record) -> str:
+    """The frame of a sentence. An object of another shape may lie elsewhere in its quarter, so relations may change."""
+    language: Language = record.lang  # type: ignore[assignment]
+    names = sorted((record.span_text(entity) for entity in record.entities), key=len, reverse=True)
+    return re.sub("|".join([*map(re.escape, names), *RELATION[language]]), "", record.text)
+
+
+@pytest.mark.parametrize("language", BOTH)
+def test_siblings_differ_in_one_object_and_its_name(language: Language) -> None:
+    settings = replace(SMALL, concepts=60, languages=(language,), siblings=3)
+    held_out = scenes(settings, "test", 20)
+    for family in (held_out[first : first + 4] for first in range(0, 20, 4)):
+        assert len({named_set(record) for _, record in family}) == 4
+        first = family[0][1]
+        for image, sibling in family[1:]:
+            assert len(named_set(first) - named_set(sibling)) == 1
+            assert without_names_and_relations(first) == without_names_and_relations(sibling)
+            assert len(set(first.objects) - set(sibling.objects)) <= 1
+            parse(sibling)  # the sentence is one of those that can be
+            outside = np.abs(pixels(image) - pixels(family[0][0])).any(axis=2)
+            for box in (*first.objects, *sibling.objects):
+                x0, y0, x1, y1 = map(int, box.box)
+                outside[y0:y1, x0:x1] = False
+            assert not outside.any()
+
+
+def test_siblings_lie_within_a_quarter_and_apart() -> None:
+    for _, record in scenes(replace(SMALL, siblings=3), "val", 60):
+        half = SMALL.size // 2
+        quarters = set()
+        for x0, y0, x1, y1 in (proposal.box for proposal in record.objects):
+            assert 0 <= x0 < x1 <= SMALL.size
+            assert 0 <= y0 < y1 <= SMALL.size
+            quarter = (x0 >= half, y0 >= half)
+            assert (x1 > half, y1 > half) == quarter
+            quarters.add(quarter)
+        assert len(quarters) == len(record.objects)
+
+
+def test_training_scenes_have_no_siblings() -> None:
+    assert records(replace(SMALL, siblings=3)) == records(SMALL)
+
+
+def test_more_siblings_than_there_can_be_are_refused() -> None:
+    with pytest.raises(DataError, match=r"has only \d+ siblings, not 500: ask for fewer, or for more concepts than"):
+        draw_scene("test", 500, replace(SMALL, siblings=500))
 
 
 def test_languages_are_those_asked_for() -> None:

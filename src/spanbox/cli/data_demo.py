@@ -21,6 +21,10 @@ def draw(
     concepts: Annotated[int, typer.Option(help="how many different objects, 10 to 826")] = 120,
     size: Annotated[int, typer.Option(min=64, help="side of a scene in pixels")] = 192,
     seed: Annotated[int, typer.Option(min=0, help="equal seeds draw equal scenes")] = 0,
+    siblings: Annotated[
+        int,
+        typer.Option(min=0, help="how many scenes follow each held-out one that differ from it in one object alone"),
+    ] = 0,
 ) -> None:
     """Draw scenes with sentences, exact spans and exact boxes, as a normal manifest.
 
@@ -30,7 +34,7 @@ def draw(
     """
     from spanbox.data.demo import DemoSettings
 
-    draw_demo(out, n, held_out, DemoSettings(concepts, parse_languages(lang), size, seed))
+    draw_demo(out, n, held_out, DemoSettings(concepts, parse_languages(lang), size, seed, siblings))
 
 
 def draw_demo(out: Path, n: int, held_out: int, settings: "DemoSettings") -> None:

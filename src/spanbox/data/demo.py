@@ -5,6 +5,9 @@ thing that is not there (an entity without a box), sometimes it keeps silent abo
 Spans and boxes are exact. What comes out is a normal manifest with image files, like any other.
 
 A set of named objects belongs to one split only, so that held-out scenes show combinations never seen in training.
+
+Held-out scenes can have siblings: the same scene and sentence but for one object and its name. Then most objects of a
+scene do not tell it apart any more.
 """
 
 import io
@@ -14,9 +17,9 @@ import random
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -84,6 +87,20 @@ class DemoSettings:
     languages: tuple[Language, ...] = ("en",)
     size: int = 192  # pixels, both sides
     seed: int = 0
+    siblings: int = 0  # of each held-out scene: scenes that differ in one object
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """All that was drawn at random of a scene."""
+
+    named: tuple[Concept, ...]
+    distractors: tuple[Concept, ...]  # shown and not named
+    absent: Concept | None  # named and not shown
+    boxes: tuple[Box, ...]  # in pixels, of the named and the distractors
+    background: Image.Image
+    language: Language
+    template: str
 
 
 def write_demo(
@@ -136,25 +153,70 @@ def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
 
 def draw_scene(split: Split, index: int, settings: DemoSettings) -> tuple[Image.Image, Record]:
     """Scene number `index` of a split and its record; the same on every call."""
-    rng = random.Random(f"{settings.seed} {split} {index}")
-    kind = rng.random()
-    named, others = _draw_concepts(rng, split, choose_concepts(settings), 4 if kind < FOUR_SHARE else 3)
-    distractors = others[1:] if FOUR_SHARE <= kind < FOUR_SHARE + DISTRACTOR_SHARE else []
-    absent = others[0] if rng.random() < ABSENT_SHARE else None
-    boxes = _place(rng, [*named, *distractors], settings.size)
-    image = _paint(rng, [*named, *distractors], boxes, settings.size)
-    language = rng.choice(settings.languages)
-    text, entities = _describe(rng, language, named, boxes[: len(named)], absent)
+    family_size = 1 if split == "train" else settings.siblings + 1
+    first = index - index % family_size
+    rng = random.Random(f"{settings.seed} {split} {first}")
+    scene = _draw_scene(rng, split, settings)
+    if index != first:
+        scene = _sibling(rng, scene, index - first, split, settings)
+    text, entities = _describe(scene)
     scene_id = f"{split}-{index:06d}"
     record = Record(
         id=scene_id,
         image=f"images/{split}/{scene_id}.jpg",
         text=text,
-        lang=language,
+        lang=scene.language,
         entities=tuple(entities),
-        objects=tuple(ObjectBox(box=box) for box in boxes),
+        objects=tuple(ObjectBox(box=box) for box in scene.boxes),
     )
-    return image, record
+    return _paint(scene), record
+
+
+def _draw_scene(rng: random.Random, split: Split, settings: DemoSettings) -> _Scene:
+    kind = rng.random()
+    named, others = _draw_concepts(rng, split, choose_concepts(settings), 4 if kind < FOUR_SHARE else 3)
+    distractors = others[1:] if FOUR_SHARE <= kind < FOUR_SHARE + DISTRACTOR_SHARE else []
+    absent = others[0] if rng.random() < ABSENT_SHARE else None
+    boxes = _place(rng, [*named, *distractors], settings.size)
+    background = _background(rng, settings.size)
+    language = rng.choice(settings.languages)
+    template = _template(rng, language, four=len(named) == 4, absent=absent is not None)
+    return _Scene(tuple(named), tuple(distractors), absent, tuple(boxes), background, language, template)
+
+
+def _sibling(rng: random.Random, scene: _Scene, number: int, split: Split, settings: DemoSettings) -> _Scene:
+    """The same scene but for one of its named objects; siblings of different numbers differ from each other, too."""
+    taken = {concept.id for concept in (*scene.named, *scene.distractors, scene.absent) if concept}
+    exchanges = [
+        (place, concept, named)
+        for concept in choose_concepts(settings)
+        if concept.id not in taken
+        for place in range(len(scene.named))
+        if _split_of(named := (*scene.named[:place], concept, *scene.named[place + 1 :])) == split
+    ]
+    if number > len(exchanges):
+        raise DataError(
+            f"a scene has only {len(exchanges)} siblings, not {number}: ask for fewer, or for more concepts than "
+            f"{settings.concepts}"
+        )
+    place, concept, named = rng.sample(exchanges, number)[-1]
+    boxes = list(scene.boxes)
+    boxes[place] = _in_place_of(boxes[place], concept, settings.size)
+    return replace(scene, named=named, boxes=tuple(boxes))
+
+
+def _in_place_of(box: Box, concept: Concept, size: int) -> Box:
+    """A box for a concept in the quarter of the scene where `box` lies, with its longer side and nearly its centre."""
+    x0, y0, x1, y1 = box
+    art, half = _artwork(concept.image), size // 2
+    scale = max(x1 - x0, y1 - y0) / max(art.size)
+    corner = []
+    for side, low, high in ((art.width, x0, x1), (art.height, y0, y1)):
+        length, quarter = round(side * scale), half * int((low + high) / 2 >= half)
+        start = min(max(round((low + high - length) / 2), quarter), quarter + half - length)
+        corner.append((float(start), float(start + length)))
+    (left, right), (top, bottom) = corner
+    return left, top, right, bottom
 
 
 def _draw_to_disk(out: Path, split: Split, settings: DemoSettings, index: int) -> Record:
@@ -170,9 +232,13 @@ def _draw_concepts(
     while True:
         drawn = rng.sample(concepts, count + 2)
         named, others = drawn[:count], drawn[count:]
-        key = " ".join(sorted(concept.id for concept in named))
-        if HELD_OUT.get(stable_id(key) % 10, "train") == split:
+        if _split_of(named) == split:
             return named, others
+
+
+def _split_of(named: Iterable[Concept]) -> Split:
+    key = " ".join(sorted(concept.id for concept in named))
+    return HELD_OUT.get(stable_id(key) % 10, "train")
 
 
 def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
@@ -189,12 +255,12 @@ def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
     return boxes
 
 
-def _paint(rng: random.Random, concepts: list[Concept], boxes: list[Box], size: int) -> Image.Image:
-    scene = _background(rng, size)
-    for concept, (x0, y0, x1, y1) in zip(concepts, boxes, strict=True):
+def _paint(scene: _Scene) -> Image.Image:
+    image = scene.background.copy()
+    for concept, (x0, y0, x1, y1) in zip([*scene.named, *scene.distractors], scene.boxes, strict=True):
         art = _artwork(concept.image).resize((int(x1 - x0), int(y1 - y0)), Image.Resampling.BILINEAR)
-        scene.paste(art, (int(x0), int(y0)), art)
-    return scene
+        image.paste(art, (int(x0), int(y0)), art)
+    return image
 
 
 def _background(rng: random.Random, size: int) -> Image.Image:
@@ -224,25 +290,27 @@ def _relation(box: Box, other: Box) -> str:
     return "above" if dy < 0 else "below"
 
 
-def _describe(
-    rng: random.Random, language: Language, named: list[Concept], boxes: list[Box], absent: Concept | None
-) -> tuple[str, list[Entity]]:
-    """A sentence about the named objects, and its entities with their exact spans."""
+def _template(rng: random.Random, language: Language, *, four: bool, absent: bool) -> str:
     template = rng.choice(SENTENCES[language])
-    template += rng.choice(FOURTHS[language]) if len(named) == 4 else ""
-    template += rng.choice(ABSENCES[language]) if absent else ""
+    template += rng.choice(FOURTHS[language]) if four else ""
+    return template + (rng.choice(ABSENCES[language]) if absent else "")
+
+
+def _describe(scene: _Scene) -> tuple[str, list[Entity]]:
+    """The sentence about the named objects, and its entities with their exact spans."""
+    language = scene.language
     things: dict[str, tuple[Concept, tuple[Box, ...]]] = {
-        slot: (concept, (box,)) for slot, concept, box in zip("abcd", named, boxes, strict=False)
+        slot: (concept, (box,)) for slot, concept, box in zip("abcd", scene.named, scene.boxes, strict=False)
     }
     words = {
         one + other: RELATIONS[language][_relation(things[one][1][0], things[other][1][0])]
         for one, other in ("ab", "cb", "da")
         if one in things
     }
-    if absent:
-        things["x"] = (absent, ())
+    if scene.absent:
+        things["x"] = (scene.absent, ())
     text, entities = "", []
-    for position, piece in enumerate(re.split(r"\{(\w+)\}", template)):
+    for position, piece in enumerate(re.split(r"\{(\w+)\}", scene.template)):
         is_slot = position % 2 == 1
         if not is_slot:
             text += piece
