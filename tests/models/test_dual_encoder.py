@@ -17,6 +17,7 @@ from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models import dual_encoder
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings
 from spanbox.models.preprocessing import Preprocessing
+from spanbox.models.towers import VisiblePatches
 from spanbox.structures import Batch, Features, Sample
 
 SPANS = {
@@ -329,14 +330,15 @@ class TestViews:
             visible = (~batch.view_hidden[pair, view]).flatten().nonzero().T  # type: ignore[index]
             pixels = batch.pixels[pair : pair + 1].double() / 255.0
             with torch.no_grad():
-                pooled = model.vision((pixels - model.mean) / model.std, visible).pooled
+                views = VisiblePatches(torch.tensor([0]), visible)
+                pooled = model.vision((pixels - model.mean) / model.std, views).pooled
                 expected = torch.nn.functional.normalize(model.image_projection(pooled), dim=-1)
             torch.testing.assert_close(found[pair, view], expected[0])
 
     def test_views_that_tell_nothing_are_not_encoded(self) -> None:
         model, batch = encoder(), with_views(collate(*samples()))
         rows = []
-        model.vision.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+        model.vision.register_forward_hook(lambda module, inputs, output: rows.append(len(output.pooled)))
         found = encode(model, batch).views
         assert found is not None
         told = batch.view_sentence != 0

@@ -14,7 +14,7 @@ from spanbox.errors import ConfigError
 from spanbox.geometry import by_kept_count, kept_indices, roi_align
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TextStates, TextTower, TowerSettings, VisionTower, VisionTowerSettings
+from spanbox.models.towers import TextStates, TextTower, TowerSettings, VisiblePatches, VisionTower, VisionTowerSettings
 from spanbox.settings import Settings
 from spanbox.structures import PADDING_ID, Batch, Features
 
@@ -98,7 +98,7 @@ class DualEncoder(nn.Module):
         rows, copies = _distinct(batch.token_ids, batch.token_mask)
         distinct = self.text(batch.token_ids[rows], batch.token_mask[rows])
         text = TextStates(_spread(distinct.tokens, copies), _spread(distinct.pooled, copies))
-        vision = self.vision(self._normalised(batch.pixels))
+        vision = self.vision(self.normalised(batch.pixels))
         if self.settings.spans.source == "sentence":
             spans_BKH = pool_spans(text.tokens, batch.span_tokens, self.settings.spans.pool)
         else:
@@ -115,11 +115,17 @@ class DualEncoder(nn.Module):
             text=_unit(self.text_projection(text.pooled)),
             image=_unit(self.image_projection(vision.pooled)),
             spans=_unit((self.text_projection if shared else self.span_projection)(spans_BKH)),
-            regions=_unit((self.image_projection if shared else self.region_projection)(regions_BRH)),
+            regions=self.project_regions(regions_BRH),
             views=None if batch.view_hidden is None else self._encode_views(batch, batch.view_hidden),
         )
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
+    def project_regions(self, pooled: Tensor) -> Tensor:
+        """Features (..., D), of unit length, of regions by their pooled states."""
+        shared = self.settings.projections == "shared"
+        return _unit((self.image_projection if shared else self.region_projection)(pooled))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels (..., 3, S, S) uint8 as the vision tower expects them."""
         return (pixels.to(self.mean.dtype) / 255.0 - self.mean) / self.std
 
     def _read_own_tokens(self, batch: Batch) -> Tensor:
@@ -139,9 +145,9 @@ class DualEncoder(nn.Module):
         assert batch.view_spans is not None
         used = (batch.view_sentence != 0) | (batch.view_spans != 0).any(dim=2)
         if batch.view_pixels is not None:
-            pooled = self.vision(self._normalised(batch.view_pixels[used])).pooled
+            pooled = self.vision(self.normalised(batch.view_pixels[used])).pooled
         else:
-            pooled = self._encode_visible(self._normalised(batch.pixels), used.nonzero()[:, 0], hidden[used])
+            pooled = self._encode_visible(self.normalised(batch.pixels), used.nonzero()[:, 0], hidden[used])
         return _scattered(_unit(self.image_projection(pooled)), used)
 
     def _encode_visible(self, pixels: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
@@ -150,14 +156,17 @@ class DualEncoder(nn.Module):
         if not groups:
             nothing: Tensor = self.vision(pixels[:0]).pooled
             return nothing
-        pooled = [self.vision(pixels[image[rows]], kept_indices(hidden[rows])).pooled for rows in groups]
+        pooled = []
+        for rows in groups:
+            images, of_view = torch.unique(image[rows], return_inverse=True)
+            pooled.append(self.vision(pixels[images], VisiblePatches(of_view, kept_indices(hidden[rows]))).pooled)
         return torch.cat(pooled)[torch.cat(groups).argsort()]
 
     def _encode_crops(self, batch: Batch) -> Tensor:
         """(B, R, H): each valid region's crop through the vision tower; zeros for padding."""
         assert batch.crops is not None
         valid = batch.region_valid
-        return _scattered(self.vision(self._normalised(batch.crops[valid])).pooled, valid)
+        return _scattered(self.vision(self.normalised(batch.crops[valid])).pooled, valid)
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -110,6 +110,13 @@ class TextStates(NamedTuple):
     pooled: Tensor  # (N, P), P = H but for the rare pooler of another width
 
 
+class VisiblePatches(NamedTuple):
+    """M masked views of images, each with n patches to be seen."""
+
+    image: Tensor  # (M,) int64: which image each is a view of
+    kept: Tensor  # (M, n) int64: the visible patches, counted row by row
+
+
 class VisionStates(NamedTuple):
     """What a vision tower makes of images."""
 
@@ -237,25 +244,25 @@ class VisionTower(Tower):
         """Whether the encoder can leave patches out."""
         return self._family.drops_patches
 
-    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> VisionStates:
-        """States of images.
+    def forward(self, pixels: Tensor, views: VisiblePatches | None = None) -> VisionStates:
+        """States of images, or of masked views of them.
 
         Args:
             pixels: (N, 3, S, S), normalised as the encoder expects. S may be another size, N may be 0.
-            kept: (N, n) int64, the patches, counted row by row, that are encoded; the others are never seen. The grid
-                is then a row (N, 1, n, H) of these patches, and only the tokens kept are paid for.
+            views: what is encoded instead of the images, whose other patches are never seen. The grid is then a row
+                (M, 1, n, H) of the visible patches. They alone are paid for, and the embedding of each image, once.
         """
         if len(pixels) == 0:
-            return VisionStates(*(states[:0] for states in self.forward(*_one_row(pixels))))
-        with self._keeping(kept):
+            return VisionStates(*(states[:0] for states in self.forward(_one_row(pixels)[0])))
+        with self._seeing(views):
             outputs = self.model(pixel_values=pixels, **self._position_arguments(pixels))
         states = outputs.last_hidden_state
         if self._family.convolutional:
             states = states.permute(0, 2, 3, 1)
         if self._family.final_norm is not None:
             states = getattr(self.model, self._family.final_norm)(states)
-        if kept is not None:
-            grid = states[:, None, states.shape[1] - kept.shape[1] :]
+        if views is not None:
+            grid = states[:, None, states.shape[1] - views.kept.shape[1] :]
         else:
             grid = states if self._family.convolutional else self._to_grid(states, pixels)
         if self._pool == "cls":
@@ -265,18 +272,17 @@ class VisionTower(Tower):
         return VisionStates(grid, outputs.pooler_output)
 
     @contextmanager
-    def _keeping(self, kept: Tensor | None) -> Iterator[None]:
-        """Context in which the embeddings give the encoder the prefix and the kept patches alone."""
-        if kept is None:
+    def _seeing(self, views: VisiblePatches | None) -> Iterator[None]:
+        """Context in which the embeddings give the encoder, for each view, the prefix and the visible patches alone."""
+        if views is None:
             yield
             return
         assert self._family.drops_patches
 
         def gather(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
             prefix = embedded.shape[1] - self._patches(inputs[0])
-            always = torch.arange(prefix, device=kept.device).expand(len(kept), -1)
-            chosen = torch.cat([always, kept + prefix], dim=1)
-            return embedded.gather(1, chosen[:, :, None].expand(-1, -1, embedded.shape[2]))
+            always = torch.arange(prefix, device=embedded.device).expand(len(views.kept), -1)
+            return embedded[views.image[:, None], torch.cat([always, views.kept + prefix], dim=1)]
 
         hook = self.model.embeddings.register_forward_hook(gather)
         try:
