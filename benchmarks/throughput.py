@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from hardware import describe
 from spanbox.engine.optimiser import make_optimiser
-from spanbox.engine.trainer import TrainSettings
+from spanbox.engine.settings import TrainSettings
 from spanbox.structures import Batch
 from workload import SIZES, make_batch, make_model, make_trainer
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore
+from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
-from spanbox.engine.trainer import Trainer, TrainSettings
+from spanbox.engine.trainer import Trainer
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
 from spanbox.models.preprocessing import Preprocessing
@@ -44,6 +45,7 @@ def make_batch(pairs: int, image_size: int, *, crops: bool = False) -> Batch:
         token_ids=torch.randint(5, 1000, (pairs, TOKENS), generator=generator),
         token_mask=torch.ones(pairs, TOKENS, dtype=torch.bool),
         span_tokens=span_tokens,
+        span_entity=torch.arange(SPANS).repeat(pairs, 1),
         span_identity=torch.arange(pairs * SPANS).reshape(pairs, SPANS),
         regions=torch.cat([low, low + 0.3], dim=-1),
         region_valid=torch.ones(pairs, REGIONS, dtype=torch.bool),

@@ -15,8 +15,10 @@ def make_bank(
     spans: Tensor | None = None,
     span_pair: tuple[int, ...] = (),
     span_identity: tuple[int, ...] = (),
+    span_entity: tuple[int, ...] | None = None,
     regions: Tensor | None = None,
     region_pair: tuple[int, ...] = (),
+    region_box: Tensor | None = None,
     links: tuple[tuple[int, int], ...] = (),
     pairs: int = 1,
 ) -> FeatureBank:
@@ -31,10 +33,18 @@ def make_bank(
         spans=torch.zeros(0, text.shape[1]) if spans is None else spans,
         span_pair=torch.tensor(span_pair, dtype=torch.int64),
         span_identity=torch.tensor(span_identity, dtype=torch.int64),
+        span_entity=torch.arange(len(span_pair)) if span_entity is None else torch.tensor(span_entity),
         regions=torch.zeros(0, text.shape[1]) if regions is None else regions,
         region_pair=torch.tensor(region_pair, dtype=torch.int64),
+        region_box=strips(len(region_pair)) if region_box is None else region_box,
         links=torch.tensor(links, dtype=torch.int64).reshape(-1, 2),
     )
+
+
+def strips(count: int) -> Tensor:
+    """Boxes (count, 4) side by side, of the image's height."""
+    edges = torch.arange(count + 1) / max(count, 1)
+    return torch.stack([edges[:-1], torch.zeros(count), edges[1:], torch.ones(count)], dim=1)
 
 
 def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
@@ -51,6 +61,7 @@ def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
         return integers(4, rows, features).float() - 1.5
 
     span_pair, region_pair = integers(pairs, 2 * pairs), integers(pairs, 3 * pairs)
+    corners = integers(5, 3 * pairs, 2, 2).float() / 4  # of a coarse grid: an IoU of one half and no area are common
     linked = (span_pair[:, None] == region_pair) & (integers(2, 2 * pairs, 3 * pairs) == 0)
     return FeatureBank(
         text=feature_rows(pairs),
@@ -60,8 +71,10 @@ def random_bank(seed: int, *, pairs: int = 7, features: int = 3) -> FeatureBank:
         spans=feature_rows(2 * pairs),
         span_pair=span_pair,
         span_identity=integers(pairs, 2 * pairs),
+        span_entity=torch.arange(2 * pairs),
         regions=feature_rows(3 * pairs),
         region_pair=region_pair,
+        region_box=torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1),
         links=linked.nonzero(),
         wording=integers(pairs, pairs),
     )

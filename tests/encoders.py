@@ -46,6 +46,7 @@ def make_sample(number: int, spans: int = 2, regions: int = 3) -> Sample:
         group=number,
         spans=tuple(edges[:spans]),
         span_texts=tuple(text[start:end] for start, end in edges[:spans]),
+        entities=tuple(range(spans)),
         identities=tuple(stable_id(text[start:end]) for start, end in edges[:spans]),
         regions=corners.flatten(1),
         links=torch.eye(spans, regions, dtype=torch.bool),

@@ -52,6 +52,7 @@ def sample(
         group=stable_id(id),
         spans=tuple(edges),
         span_texts=tuple(spans),
+        entities=tuple(range(len(spans))),
         identities=tuple(stable_id(span) for span in spans),
         regions=torch.cat([low, low, low + 0.1, low + 0.1], dim=1),
         links=link_mask,

@@ -125,6 +125,21 @@ class TestRuns:
         times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").glob("*/metrics.json"))]
         assert run_plan(plan, tmp_path / "runs") == rows
         assert times == [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").glob("*/metrics.json"))]
+        more = load_plan(write_plan(tmp_path, **plan.model_dump(mode="json") | {"seeds": [0], "steps": 3}))
+        with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings than the plan's; remove it"):
+            run_plan(more, tmp_path / "runs")
+        (tmp_path / "runs" / "base-0" / "commands.json").unlink()
+        with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings"):
+            run_plan(plan, tmp_path / "runs")
+
+    def test_on_a_subset(self, tmp_path: Path) -> None:
+        data = miniature.write_scenes(tmp_path / "scenes")
+        overrides = miniature.demo_overrides(data, tmp_path, "data.val=null", "train.save_every=2")
+        test = str(data / "test.jsonl")
+        path = write_plan(tmp_path, overrides=overrides, test=test, seeds=[0], variants={"base": []}, subset=9)
+        run_plan(load_plan(path), tmp_path / "runs")
+        config = (tmp_path / "runs" / "base-0" / "config.yaml").read_text(encoding="utf-8")
+        assert yaml.safe_load(config)["data"]["subset"] == 9
 
     def test_a_run_that_fails_is_named_with_what_it_printed(self, tmp_path: Path) -> None:
         plan = load_plan(write_plan(tmp_path, overrides=["data.train=nowhere.jsonl"], seeds=[0]))

@@ -29,8 +29,8 @@ def problem(*overrides: str, source: str = "demo") -> str:
 
 
 class TestRecipes:
-    def test_there_are_three(self) -> None:
-        assert recipe_names() == ["demo", "gmner", "pairs"]
+    def test_there_are_four(self) -> None:
+        assert recipe_names() == ["demo", "gmner", "pairs", "published"]
 
     @pytest.mark.parametrize("name", recipe_names())
     def test_parses(self, name: str) -> None:
@@ -45,7 +45,9 @@ class TestRecipes:
         assert load_config("demo.yaml") == load_config("demo")
 
     def test_unknown_names_those_there_are(self) -> None:
-        assert problem(source="demos") == ("demos: no such config file, nor a recipe; recipes are demo, gmner, pairs")
+        assert problem(source="demos") == (
+            "demos: no such config file, nor a recipe; recipes are demo, gmner, pairs, published"
+        )
 
 
 class TestFiles:
@@ -114,6 +116,16 @@ class TestOverrides:
         assert config.model.text.architecture["model_type"] == "bert"
         assert (config.loss.fine.weight, config.loss.fine.temperature) == (0.5, 0.07)
 
+    def test_a_weighted_sum_chooses_the_best(self) -> None:
+        config = load_config("demo", ["train.best_metric={retrieval.t2i.r1: 1.0, matching.within_image: 0.5}"])
+        assert config.train.best_metric == {"retrieval.t2i.r1": 1.0, "matching.within_image": 0.5}
+        assert config.train.best_name == "1 retrieval.t2i.r1 + 0.5 matching.within_image"
+        assert parse_config(dump_config(config), "dumped") == config
+
+    @pytest.mark.parametrize("value", ["tensorboard", "[tensorboard]"])
+    def test_one_tracker_or_a_list(self, value: str) -> None:
+        assert load_config("demo", [f"train.track={value}"]).train.track == ("tensorboard",)
+
     def test_the_last_one_counts(self) -> None:
         assert load_config("demo", ["seed=1", "seed=2"]).seed == 2
 
@@ -173,6 +185,15 @@ class TestWrongValues:
             (
                 "loss.fine.temperature=0",
                 "loss.fine.temperature: Input should be greater than or equal to 0.01; found 0",
+            ),
+            (
+                "train.track=[tensorbord]",
+                "train.track: Input should be 'tensorboard', 'wandb' or 'trackio'; found 'tensorbord'",
+            ),
+            ("train.patience=0", "train.patience: Input should be greater than 0; found 0"),
+            (
+                "train.best_metric={retrieval.t2i.r1: high}",
+                "train.best_metric: Input should be a valid number, unable to parse string as a number; found 'high'",
             ),
             ("seed=4294967296", "seed: Input should be less than 4294967296; found 4294967296"),
             ("data.workers=some", "data.workers: Input should be 'auto'; found 'some'"),

@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
@@ -17,8 +19,10 @@ from spanbox.data.manifest import Manifest
 from spanbox.engine.checkpoint import CheckpointStore
 from spanbox.engine.tracking import JsonLog
 from spanbox.engine.trainer import Trainer
+from spanbox.errors import DataError
 from spanbox.structures import Losses
 from spanbox.wiring import evaluate_checkpoint, load, train
+from spanbox.wiring.mining import mine_checkpoint
 
 TIMINGS = ("pairs_per_second", "data_wait", "seconds")
 
@@ -133,6 +137,75 @@ class TestKilledAndResumed:
     ) -> None:
         train(miniature.demo_config(scenes, tmp_path / "run", *ten_steps(workers)))
         assert log(tmp_path / "run") == whole
+
+
+MINING = ("data.mining.every=0.5", "data.mining.count=3", "train.keep=9")
+
+
+@pytest.fixture(scope="module")
+def mining_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that mined neighbours after every second step, and that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("runs") / "mining"
+    train(miniature.demo_config(scenes, run_dir, *ten_steps(workers=0), *MINING))
+    return run_dir
+
+
+class TestMiningWhileTraining:
+    def test_begins_after_the_first_half_epoch(self, mining_run: Path, scenes: Path, tmp_path: Path) -> None:
+        train(miniature.demo_config(scenes, tmp_path / "plain", *ten_steps(workers=0)))
+        mined, plain = (
+            [line["loss"] for line in log(run) if line["kind"] == "train"] for run in (mining_run, tmp_path / "plain")
+        )
+        assert mined[:2] == plain[:2]
+        assert mined[2] != plain[2]
+
+    def test_what_was_mined_is_what_the_checkpoint_would_mine(
+        self, mining_run: Path, scenes: Path, tmp_path: Path
+    ) -> None:
+        at_step_8 = np.load(mining_run / "neighbours" / "step-000008.npy")
+        checkpoint = mining_run / "checkpoints" / "step-000008"
+        result = mine_checkpoint(checkpoint, scenes / "train.jsonl", tmp_path / "mined.npy", count=3, device="cpu")
+        assert np.array_equal(result.neighbours, at_step_8)
+
+    def test_what_no_resumed_run_needs_is_removed(self, mining_run: Path) -> None:
+        # When step 8 was reached its checkpoint was the last one, so only what was mined there counts.
+        assert [path.name for path in sorted((mining_run / "neighbours").glob("*.npy"))] == [
+            "step-000006.npy",
+            "step-000008.npy",
+        ]
+
+    @pytest.mark.parametrize("moment", ["in step 6", "in step 7", "while saving step 6", "before pointing at step 8"])
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_killed_and_resumed(
+        self, moment: str, workers: int, mining_run: Path, scenes: Path, tmp_path: Path
+    ) -> None:
+        overrides = [*ten_steps(workers), *MINING]
+        config = miniature.demo_config(scenes, tmp_path / "run", *overrides)
+        assert exit_code_of_run_killed(moment, config) == -signal.SIGKILL
+        train(miniature.demo_config(scenes, tmp_path / "run", *overrides, "train.resume=true"))
+        assert log(tmp_path / "run") == log(mining_run)
+
+    def test_the_file_that_a_resumed_run_needs_is_missing(self, scenes: Path, tmp_path: Path) -> None:
+        overrides = [*ten_steps(workers=0), "data.mining.every=0.75"]
+        config = miniature.demo_config(scenes, tmp_path / "run", *overrides)
+        assert exit_code_of_run_killed("in step 5", config) == -signal.SIGKILL
+        shutil.rmtree(tmp_path / "run" / "neighbours")
+        with pytest.raises(DataError, match=r"step-000003\.npy: no such file of neighbours"):
+            train(miniature.demo_config(scenes, tmp_path / "run", *overrides, "train.resume=true"))
+
+    def test_a_subset_is_mined_by_itself(self, scenes: Path, tmp_path: Path) -> None:
+        train(miniature.demo_config(scenes, tmp_path / "run", "data.subset=16", *MINING))
+        assert len(np.load(tmp_path / "run" / "neighbours" / "step-000005.npy")) == 16
+
+    def test_with_masked_views_and_broken_images(self, scenes: Path, tmp_path: Path) -> None:
+        copied = shutil.copytree(scenes, tmp_path / "scenes")
+        (copied / "images" / "train" / "train-000003.jpg").write_bytes(b"no image")
+        overrides = ["data.views.count=2", "data.broken_limit=0.1", *MINING]
+        train(miniature.demo_config(copied, tmp_path / "run", *overrides))
+        mined = np.load(tmp_path / "run" / "neighbours" / "step-000004.npy")
+        assert (mined[3] == -1).all()
+        assert not (mined == 3).any()
+        assert (mined[[0, 1, 2, 4]] >= 0).all()
 
 
 def exit_code_of_run_killed(moment: str, config: RunConfig) -> int | None:

@@ -82,6 +82,13 @@ def test_iou(first: list[float], second: list[float], iou: float) -> None:
     assert box_iou(torch.tensor([first]), torch.tensor([second])).item() == pytest.approx(iou)
 
 
+def test_iou_within_each_of_several_images() -> None:
+    corners = torch.rand(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    boxes = torch.cat([corners.amin(dim=2), corners.amax(dim=2)], dim=2)
+    expected = torch.stack([box_iou(one, one[:2]) for one in boxes])
+    torch.testing.assert_close(box_iou(boxes, boxes[:, :2]), expected)
+
+
 @given(first=boxes, second=boxes)
 def test_iou_equals_the_loop(first: torch.Tensor, second: torch.Tensor) -> None:
     expected = torch.tensor(reference.box_iou(first.double(), second.double()), dtype=torch.float64)

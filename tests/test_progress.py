@@ -3,7 +3,7 @@
 import pytest
 
 from spanbox import progress
-from spanbox.progress import Progress, track
+from spanbox.progress import Progress, progress_of, track
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +72,16 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_items_pass_through(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track("abc", "reading", 3)) == ["a", "b", "c"]
     assert capsys.readouterr().err == "reading 3/3\n"
+
+
+def test_the_total_is_learned_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_of("checking") as tell:
+        tell(1, 3)
+        tell(3, 3)
+    assert capsys.readouterr().err == "checking 3/3\n"
+
+
+def test_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_of("checking"):
+        pass
+    assert capsys.readouterr().err == ""

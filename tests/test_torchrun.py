@@ -70,6 +70,15 @@ def test_a_run_of_one_rank_goes_on_with_two(scenes: Path, tmp_path: Path) -> Non
     assert [line["step"] for line in log(shared)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_ranks_end_early_together(scenes: Path, tmp_path: Path) -> None:
+    """What does not learn is at its best in the first validation."""
+    still = ["train.optimiser.lr=1e-12", "train.validate_every=1", "train.patience=2"]
+    printed = train_on(2, scenes, tmp_path / "run", *still)
+    assert [line["step"] for line in log(tmp_path / "run", "validation")] == [1, 2, 3]
+    assert [line["step"] for line in log(tmp_path / "run", "early stop")] == [3]
+    assert printed.count("the run ends here (train.patience)") == 1
+
+
 def test_when_a_rank_is_killed_the_others_end(scenes: Path, tmp_path: Path) -> None:
     """Within a minute, and with the signal that killed it on the output."""
     run = tmp_path / "run"
@@ -125,3 +134,13 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(scenes: Path, tmp_path:
     done = torchrun(3, "train", "demo", *miniature.demo_overrides(scenes, tmp_path / "run", "train.batch_size=2"))
     assert done.returncode != 0
     assert "train.batch_size: 2 pairs cannot be shared evenly among 3 processes; set it to 3" in done.stderr
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_mine_what_one_mines(parallel: str, scenes: Path, tmp_path: Path) -> None:
+    mining = ["data.mining.every=0.5", "data.mining.count=3"]
+    train(miniature.demo_config(scenes, tmp_path / "alone", *mining))
+    train_on(2, scenes, tmp_path / "shared", f"train.parallel={parallel}", "train.chunk_size=2", *mining)
+    assert losses(tmp_path / "shared") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    mined = [sorted(path.name for path in (tmp_path / run / "neighbours").iterdir()) for run in ("alone", "shared")]
+    assert mined[0] == mined[1] != []

@@ -1,7 +1,8 @@
 """Does a change help more than chance? Variants of a recipe, each trained with the same seeds for the same budget.
 
 A plan is a YAML file. Every run is a process of its own, started as a user would start it; a plan that was interrupted
-goes on with what is missing, and its figures are read from the runs' `metrics.json`.
+goes on with what is missing, and its figures are read from the runs' `metrics.json`. Each run's folder holds the
+commands that it was made with (`commands.json`), so that figures of an earlier plan are not taken for this one's.
 """
 
 import csv
@@ -33,6 +34,9 @@ class AblationPlan(Settings):
         min_length=1, description="settings of each variant; differences are taken to the first one"
     )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each variant is trained with each of them")
+    subset: int | None = Field(
+        None, ge=2, description="train on so many pairs, spread evenly over the manifest; null: all"
+    )
     steps: int | None = Field(None, ge=1, description="budget of a run in steps")
     minutes: float | None = Field(None, gt=0, description="budget of a run in minutes of training")
     test: str = Field(description="manifest that every run is evaluated on")
@@ -88,10 +92,11 @@ def run_plan(plan: AblationPlan, out: Path) -> list[Row]:
     """Train and evaluate what is not there yet, `plan.jobs` at a time. Returns the table's rows.
 
     Raises:
+        ConfigError: a run in `out` was made by other settings.
         TrainingError: a run failed; what it printed is in its folder.
     """
     missing = [(variant, seed) for seed in plan.seeds for variant in plan.variants]
-    missing = [run for run in missing if not _metrics_file(out, *run).is_file()]
+    missing = [run for run in missing if not _is_done(plan, out, *run)]
     done = 0
     with Progress("runs", len(missing)) as progress, ThreadPoolExecutor(plan.jobs) as pool:
         for variant, seed in pool.map(lambda run: _run(plan, out, *run), missing):
@@ -151,15 +156,29 @@ def _mean_and_spread(values: tuple[float, ...], *, signed: bool, error: bool) ->
     return f"{mean} ± {spread:.3f}"
 
 
+def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
+    """Whether a run is complete, by the settings of this plan."""
+    if not _metrics_file(out, variant, seed).is_file():
+        return False
+    try:
+        made_with = json.loads(_commands_file(out, variant, seed).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        made_with = None
+    if made_with != _commands(plan, out, variant, seed):
+        raise ConfigError(
+            f"{_run_folder(out, variant, seed)}: holds a run with other settings than the plan's; remove it, or give "
+            "the plan another folder (--out)"
+        )
+    return True
+
+
 def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> tuple[str, int]:
     folder = _run_folder(out, variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // plan.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    commands = (
-        ["train", plan.recipe, *_overrides(plan, variant, seed, folder), "run.overwrite=true"],
-        ["evaluate", str(folder), "--data", plan.test],
-    )
+    commands = _commands(plan, out, variant, seed)
+    _commands_file(out, variant, seed).write_text(json.dumps(commands, indent=1), encoding="utf-8")
     with (folder / "output.txt").open("w", encoding="utf-8") as output:
         for command in commands:
             done = subprocess.run(
@@ -170,13 +189,27 @@ def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> tuple[str, i
     return variant, seed
 
 
+def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[list[str]]:
+    """What makes a run, as arguments of `spanbox`."""
+    folder = _run_folder(out, variant, seed)
+    return [
+        ["train", plan.recipe, *_overrides(plan, variant, seed, folder), "run.overwrite=true"],
+        ["evaluate", str(folder), "--data", plan.test],
+    ]
+
+
 def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> list[str]:
     budget = f"train.steps={plan.steps}" if plan.steps else f"train.minutes={plan.minutes}"
-    return [*plan.overrides, budget, *plan.variants[variant], f"seed={seed}", f"run.dir={folder}"]
+    subset = [f"data.subset={plan.subset}"] if plan.subset else []
+    return [*plan.overrides, *subset, budget, *plan.variants[variant], f"seed={seed}", f"run.dir={folder}"]
 
 
 def _run_folder(out: Path, variant: str, seed: int) -> Path:
     return out / f"{variant}-{seed}"
+
+
+def _commands_file(out: Path, variant: str, seed: int) -> Path:
+    return _run_folder(out, variant, seed) / "commands.json"
 
 
 def _metrics_file(out: Path, variant: str, seed: int) -> Path:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from spanbox.data.loader import DataSettings
-from spanbox.engine.trainer import TrainSettings
+from spanbox.engine.settings import TrainSettings
 from spanbox.errors import ConfigError
 from spanbox.losses.settings import LossSettings
 from spanbox.models.dual_encoder import ModelSettings

@@ -30,11 +30,11 @@ def box_area(boxes: Tensor) -> Tensor:
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union (N, M) of boxes (N, 4) and (M, 4); 0 where neither has an area."""
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    """Intersection over union (..., N, M) of boxes (..., N, 4) and (..., M, 4); 0 where neither has an area."""
+    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
     intersection = box_area(torch.cat([low, high], dim=-1))
-    union = box_area(first)[:, None] + box_area(second)[None, :] - intersection
+    union = box_area(first)[..., :, None] + box_area(second)[..., None, :] - intersection
     return torch.where(union > 0, intersection / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
 
 

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -66,6 +67,21 @@ class Progress:
         remaining = (self._last_line - self._began) / max(1, done - self.start) * (self.total - done)
         parts = (f"{self.label} {done}/{self.total}", self._detail, f"{remaining:.0f} s left" if remaining else "")
         self.note("  ".join(part for part in parts if part))
+
+
+@contextmanager
+def progress_of(label: str) -> Iterator[Callable[[int, int], None]]:
+    """What long work calls with how much is done and how much there is, which it knows only when it has begun."""
+    with ExitStack() as stack:
+        shown: Progress | None = None
+
+        def tell(done: int, total: int) -> None:
+            nonlocal shown
+            if shown is None:
+                shown = stack.enter_context(Progress(label, total))
+            shown.update(done)
+
+        yield tell
 
 
 def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:

@@ -49,6 +49,7 @@ class Sample:
     group: int
     spans: tuple[tuple[int, int], ...]  # K half-open intervals of code points of `text`
     span_texts: tuple[str, ...]
+    entities: tuple[int, ...]  # K, index of each span's entity in the record
     identities: tuple[int, ...]  # K
     regions: Tensor  # (R, 4) float32, normalised
     links: Tensor  # (K, R) bool
@@ -131,6 +132,7 @@ class Batch(Targets):
     token_ids: Tensor  # (B, T) int64
     token_mask: Tensor  # (B, T) bool, False on padding
     span_tokens: Tensor  # (B, K, T) bool: this token belongs to this span
+    span_entity: Tensor  # (B, K) int64: index of the span's entity in its record, PADDING_ID as in `span_identity`
     own_token_ids: Tensor | None = None  # (B, K, U) int64: each span's text read by itself (published form)
     own_token_mask: Tensor | None = None  # (B, K, U) bool
     crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import miniature
 from command import Command
 from spanbox.data.manifest import Manifest, write_manifest
 from spanbox.data.neighbours import load_neighbours
-from spanbox.errors import DataError
+from spanbox.errors import ConfigError, DataError
 from spanbox.structures import stable_id
 from spanbox.wiring import Trained, load, train
+from spanbox.wiring.embedding import evaluation_dataset
 from spanbox.wiring.mining import mine
 
 
@@ -94,6 +96,7 @@ def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
     ("arguments", "told"),
     [
         (["--out", "n.npy", "--by", "words"], "--by: 'words' cannot ask; expected one of sentences, images"),
+        (["--out", "n.npy", "--search", "nearly"], "--search: 'nearly' is no search; expected one of exact, approx"),
         (["--out", "."], "cannot be written"),
         (["--out", "n.npy", "--k", "0"], "--k"),
         (["--out", "n.npy", "--margin", "2"], "--margin"),
@@ -107,13 +110,45 @@ def test_mistakes_are_told(spanbox: Command, run: Trained, scenes: Path, argumen
     assert "encoding" not in err, "before the long work"
 
 
+def test_the_approximate_search_of_a_small_corpus_misses_nothing(
+    spanbox: Command, run: Trained, scenes: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("faiss", reason='pip install "spanbox[faiss]"')
+    manifest = Manifest(scenes / "train.jsonl")
+    for search in ("exact", "approximate"):
+        code, *_ = spanbox(run.run_dir, manifest.path, "--out", f"{search}.npy", "--k", 31, "--search", search)
+        assert code == 0
+    exact, found = (
+        load_neighbours(tmp_path / f"{search}.npy", manifest.path, len(manifest)) for search in ("exact", "approximate")
+    )
+    assert np.array_equal(np.sort(found, axis=1), np.sort(exact, axis=1))
+    described = json.loads((tmp_path / "approximate.npy.json").read_text(encoding="utf-8"))
+    assert described["search"] == "approximate"
+
+
+def test_the_approximate_search_without_faiss(
+    spanbox: Command, run: Trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before anything is encoded, and before a run begins that would mine with it."""
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    code, _, err = spanbox(run.run_dir, scenes / "test.jsonl", "--out", "n.npy", "--search", "approximate")
+    assert code == 2
+    assert 'pip install "spanbox[faiss]"' in err
+    assert "encoding" not in err
+    mining = ["data.mining.every=1", "data.mining.search=approximate"]
+    with pytest.raises(ConfigError, match="needs faiss"):
+        train(miniature.demo_config(scenes, tmp_path / "run", *mining))
+    assert not (tmp_path / "run").exists()
+
+
 def test_between_epochs_the_model_of_the_run_mines(run: Trained, scenes: Path) -> None:
     """The same neighbours again, nothing of the random state used, and nobody's own image or sentence among them."""
     loaded = load(run.run_dir)
     manifest = Manifest(scenes / "train.jsonl")
+    dataset = evaluation_dataset(loaded.config, loaded.model, manifest)
     state = torch.random.get_rng_state()
-    first = mine(loaded.model, loaded.config, loaded.tokenizer, manifest, count=4)
-    again = mine(loaded.model, loaded.config, loaded.tokenizer, manifest, count=4)
+    first = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, count=4)
+    again = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, count=4)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first.neighbours.dtype == np.int32
     assert np.array_equal(first.neighbours, again.neighbours)

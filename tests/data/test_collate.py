@@ -64,6 +64,7 @@ def test_tokens_of_both_languages_in_one_batch(tokenizer: Any) -> None:
     assert words(tokenizer, batch, 1, 0) == ["park"]
     assert words(tokenizer, batch, 1, 1) == ["dog"]
     assert batch.span_identity.tolist() == [[stable_id("公园"), PADDING_ID], [stable_id("park"), stable_id("dog")]]
+    assert batch.span_entity.tolist() == [[0, PADDING_ID], [0, 1]]
     assert batch.span_valid.tolist() == [[True, False], [True, True]]
     assert not batch.span_tokens[0, 1].any()
 
@@ -103,7 +104,7 @@ def test_a_span_that_just_fits_is_used(tokenizer: Any, span: str, limit: int) ->
 def test_a_span_that_loses_a_token_is_not_used_and_noted(tokenizer: Any, span: str, limit: int) -> None:
     loaded = collate(tokenizer, sample(ENGLISH, [span], id="x"), max_tokens=limit)
     assert loaded.incidents == [Incident("truncated span", "x", f"'{span}' lies beyond the first {limit} tokens")]
-    assert loaded.batch.span_identity.tolist() == [[PADDING_ID]]
+    assert loaded.batch.span_identity.tolist() == loaded.batch.span_entity.tolist() == [[PADDING_ID]]
     assert not loaded.batch.span_tokens.any()
 
 
@@ -128,6 +129,7 @@ def test_a_span_right_before_the_cut_is_used(tokenizer: Any) -> None:
 def test_truncation_of_one_span_leaves_the_others(tokenizer: Any) -> None:
     loaded = collate(tokenizer, sample(ENGLISH, ["red dog", "old park", "sat"]), sample("cats", ["cats"]), max_tokens=8)
     assert loaded.batch.span_valid.tolist() == [[True, False, True], [True, False, False]]
+    assert loaded.batch.span_entity.tolist() == [[0, PADDING_ID, 2], [0, PADDING_ID, PADDING_ID]]
     assert words(tokenizer, loaded.batch, 0, 0) == ["red", "dog"]
     assert words(tokenizer, loaded.batch, 0, 2) == ["sat"]
     assert len(loaded.incidents) == 1
@@ -238,6 +240,7 @@ def test_types_of_the_fields(tokenizer: Any, spans: list[str]) -> None:
         "token_ids": torch.int64,
         "token_mask": torch.bool,
         "span_tokens": torch.bool,
+        "span_entity": torch.int64,
         "span_identity": torch.int64,
         "regions": torch.float32,
         "region_valid": torch.bool,

@@ -100,6 +100,7 @@ def test_spans_without_a_box_come_last_in_their_order() -> None:
         entity(TEXT, "bird", (9, 9, 20, 20)),
     )
     assert linked(annotated(*entities)) == [("dog", [0]), ("bird", [1]), ("cat", []), ("met", [])]
+    assert annotated(*entities).entities == (1, 3, 0, 2)
 
 
 def test_a_span_whose_only_box_is_degenerate_has_none() -> None:
@@ -111,6 +112,7 @@ def test_spans_over_the_limit_are_those_without_a_box_and_counted() -> None:
     limits = replace(LIMITS, max_spans=2)
     annotation = annotated(entity(TEXT, "cat"), entity(TEXT, "dog"), entity(TEXT, "bird", (0, 0, 9, 9)), limits=limits)
     assert linked(annotation) == [("bird", [0]), ("cat", [])]
+    assert annotation.entities == (2, 0)
     assert annotation.incidents == (Incident("spans over limit", "r", "3 spans, 2 used"),)
 
 

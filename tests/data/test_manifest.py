@@ -179,6 +179,27 @@ def test_a_manifest_is_a_sequence(tmp_path: Path) -> None:
         manifest[5]
 
 
+@pytest.mark.parametrize("subset", [1, 2, 3, 7, 10])
+def test_a_subset_is_spread_evenly(tmp_path: Path, subset: int) -> None:
+    path = tmp_path / "m.jsonl"
+    write_manifest(path, (Record(str(i), "a.jpg", "t") for i in range(10)))
+    part = Manifest(path, subset=subset)
+    lines = [int(record.id) for record in part]
+    assert len(part) == len(lines) == subset
+    assert lines[0] == 0
+    gaps = np.diff([*lines, 10])
+    assert gaps.max() - gaps.min() <= 1
+    assert [record.id for record in pickle.loads(pickle.dumps(part))] == [record.id for record in part]  # noqa: S301
+    assert part[-1] == part[subset - 1]
+    with pytest.raises(IndexError):
+        part[subset]
+
+
+def test_a_subset_larger_than_the_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"m\.jsonl: has 2 pairs, not 3; ask for fewer"):
+        Manifest(written(tmp_path, LINE, LINE), subset=3)
+
+
 INVERTED = [
     (5.0, 0.0, 5.0, 9.0),  # no width
     (0.0, 9.0, 5.0, 3.0),  # upside down

@@ -275,8 +275,9 @@ class TestRemovingARun:
     def test_removes_what_a_run_writes_and_nothing_else(self, store: CheckpointStore, save: Any) -> None:
         save(1, best=True)
         run = store.folder.parent
-        for name in ("log.jsonl", "metrics.json", "config.yaml", "notes.txt"):
+        for name in ("log.jsonl", "trackers.json", "metrics.json", "config.yaml", "notes.txt"):
             (run / name).write_text("")
+        (run / "tensorboard").mkdir()
         remove_run(run)
         assert [path.name for path in run.iterdir()] == ["notes.txt"]
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from encoders import collate, make_model, make_sample, tokenizer
+from spanbox.engine import trackers as trackers_module
 from spanbox.engine import trainer as trainer_module
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights
 from spanbox.engine.device import choose_device, choose_precision
+from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
-from spanbox.engine.trainer import Trainer, TrainSettings, Validate
+from spanbox.engine.trainer import Trainer, Validate
 from spanbox.errors import CheckpointError, ConfigError, TrainingError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder
@@ -249,6 +251,23 @@ class TestLog:
         fit(make_trainer(tmp_path, steps=3), stream)
         assert [line["incidents"] for line in log(tmp_path)] == [{"clipped box": count} for count in (1, 2, 3)]
 
+    def test_trackers_get_the_same_numbers_also_of_a_resumed_run(self, tmp_path: Path) -> None:
+        pytest.importorskip("tensorboard", reason="pip install 'spanbox[tensorboard]'")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        fit(make_trainer(tmp_path, steps=4, track=["tensorboard"]))
+        fit(resumed(tmp_path, track=["tensorboard"]))
+        events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        shown = [(event.step, pytest.approx(event.value)) for event in events.Scalars("train/loss.coarse")]
+        assert shown == [(line["step"], line["loss.coarse"]) for line in log(tmp_path)]
+
+    def test_a_tracker_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trackers_module, "find_spec", lambda name: None)
+        with pytest.raises(
+            ConfigError, match=r"^train\.track: wandb is not installed; `pip install 'spanbox\[wandb\]'`"
+        ):
+            make_trainer(tmp_path, track=["wandb"])
+
     def test_validation_and_saving_do_not_slow_the_rates(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = [0.0]
 
@@ -435,6 +454,103 @@ class TestValidation:
         fit(make_trainer(tmp_path))
         assert not (tmp_path / "checkpoints" / "best").exists()
         assert log(tmp_path, "validation") == []
+
+
+class TestPatience:
+    """Validations are two steps apart; the run has six."""
+
+    def validation(self, values: list[float]) -> Validate:
+        left = iter(values)
+
+        def validate(model: DualEncoder) -> tuple[dict[str, float], float]:
+            value = next(left)
+            return {"retrieval.t2i.r1": value}, value
+
+        return validate
+
+    def test_a_run_ends_when_it_is_used_up_and_counts_as_finished(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer = make_trainer(tmp_path, validate=self.validation([0.3, 0.2]), patience=1, save_every=100)
+        assert fit(trainer)
+        assert trainer.step == 4
+        assert [line["step"] for line in log(tmp_path, "early stop")] == [4]
+        assert "step 4: no better retrieval.t2i.r1 in 1 validations, so the run ends here" in capsys.readouterr().err
+        assert {name: (tmp_path / "checkpoints" / name).resolve().name for name in ("best", "last")} == {
+            "best": "step-000002",
+            "last": "step-000004",
+        }
+
+    def test_a_better_value_begins_the_count_anew(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, validate=self.validation([0.3, 0.2, 0.4, 0.1, 0.1, 0.9]), patience=2, steps=12)
+        assert fit(trainer)
+        assert (trainer.step, trainer.best) == (10, 0.4)
+
+    def test_an_equal_value_is_no_better_one(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, validate=self.validation([0.3, 0.3]), patience=1)
+        assert fit(trainer)
+        assert trainer.step == 4
+
+    def test_at_the_end_of_the_run_nothing_is_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert fit(make_trainer(tmp_path, validate=self.validation([0.3, 0.2, 0.1]), patience=2))
+        assert log(tmp_path, "early stop") == []
+        assert "the run ends here" not in capsys.readouterr().err
+
+    def test_without_patience_a_run_never_ends_early(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, validate=self.validation([0.3, 0.2, 0.1]))
+        assert fit(trainer)
+        assert trainer.step == STEPS
+
+    def test_a_resumed_run_ends_where_the_whole_one_does(self, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"patience": 2, "steps": 12, "dropout": 0.2, "save_every": 5}
+        whole = make_trainer(tmp_path / "whole", validate=self.validation([0.3, 0.2, 0.1]), **options)
+        fit(whole)
+
+        def killed() -> Iterator[Loaded]:
+            yield from map(load, range(5))
+            raise RuntimeError("killed")
+
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(make_trainer(tmp_path / "two", validate=self.validation([0.3, 0.2]), **options), killed())
+        second = resumed(tmp_path / "two", validate=self.validation([0.1]), **options)
+        assert (second.step, second.since_best) == (5, 1)
+        assert fit(second)
+        assert second.step == whole.step == 6
+        assert losses(tmp_path / "two") == losses(tmp_path / "whole")
+        assert same(weights(whole), weights(second))
+
+    def test_what_ended_early_goes_on_with_more_patience_only(self, tmp_path: Path) -> None:
+        fit(make_trainer(tmp_path, validate=self.validation([0.3, 0.2]), patience=1))
+        still = resumed(tmp_path, validate=self.validation([]), patience=1)
+        assert fit(still, iter(()))
+        assert still.step == 4
+        on = resumed(tmp_path, validate=self.validation([0.1]), patience=5)
+        assert fit(on)
+        assert on.step == STEPS
+
+    def test_a_checkpoint_from_before_there_was_patience(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path)
+        state = trainer.state()
+        del state["since_best"]
+        trainer.restore(state)
+        assert trainer.since_best == 0
+
+    def test_without_validation_it_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"^train\.patience: nothing is validated; give data\.val, or set"):
+            make_trainer(tmp_path, patience=1)
+
+
+class TestBestName:
+    def test_of_one_metric_and_of_several(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        rank = "retrieval.t2i.median_rank"
+
+        def validation(model: DualEncoder) -> tuple[dict[str, float], float]:
+            return {rank: 3.0}, -3.0
+
+        fit(make_trainer(tmp_path / "one", validate=validation, best_metric=rank))
+        assert f"step 2: {rank} 3.0000 (best)" in capsys.readouterr().err
+        fit(make_trainer(tmp_path / "more", validate=validation, best_metric={rank: -1.0, "retrieval.i2t.r1": 0.5}))
+        assert f"step 2: -1 {rank} + 0.5 retrieval.i2t.r1 -3.0000 (best)" in capsys.readouterr().err
 
 
 class TestDeviceAndPrecision:

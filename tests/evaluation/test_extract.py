@@ -19,7 +19,10 @@ FEATURES = 3
 def make_batch(
     span_identity: list[list[int]], region_valid: list[list[bool]], links: list[tuple[int, int, int]], first: int = 0
 ) -> Batch:
-    """A batch whose pixels number the pairs from `first`; `links` are (pair, span, region)."""
+    """A batch whose pixels number the pairs from `first`; `links` are (pair, span, region).
+
+    The boxes name their place, too: x0 is the number of the pair, y0 that of the region, in hundredths.
+    """
     identity = torch.tensor(span_identity, dtype=torch.int64).reshape(len(span_identity), -1)
     valid = torch.tensor(region_valid, dtype=torch.bool).reshape(len(region_valid), -1)
     pairs, spans, regions = len(identity), identity.shape[1], valid.shape[1]
@@ -27,13 +30,16 @@ def make_batch(
     for link in links:
         linked[link] = True
     numbers = torch.arange(first, first + pairs)
+    corners = torch.stack([numbers[:, None].expand(-1, regions), torch.arange(regions).expand(pairs, -1)], dim=2)
+    boxes = torch.cat([corners, torch.full_like(corners, 100)], dim=2)
     return Batch(
         pixels=numbers.float()[:, None, None, None].expand(-1, 3, 2, 2),
         token_ids=torch.zeros(pairs, 4, dtype=torch.int64),
         token_mask=torch.ones(pairs, 4, dtype=torch.bool),
         span_tokens=torch.ones(pairs, spans, 4, dtype=torch.bool),
+        span_entity=torch.arange(spans).where(identity != PADDING_ID, PADDING_ID),
         span_identity=identity,
-        regions=torch.zeros(pairs, regions, 4),
+        regions=boxes / 100,
         region_valid=valid,
         links=linked,
         group=100 + numbers,
@@ -74,8 +80,10 @@ def test_only_valid_spans_and_regions_enter() -> None:
     assert bank.spans[:, 0].tolist() == [0, 11, 20, 21]
     assert bank.span_pair.tolist() == [0, 1, 2, 2]
     assert bank.span_identity.tolist() == [7, 8, 9, 7]
+    assert bank.span_entity.tolist() == [0, 1, 0, 1]
     assert bank.regions[:, 0].tolist() == [0, 2, 101, 200]
     assert bank.region_pair.tolist() == [0, 0, 1, 2]
+    torch.testing.assert_close(bank.region_box[:, :2] * 100, torch.tensor([[0.0, 0], [0, 2], [1, 1], [2, 0]]))
     assert bank.links.tolist() == [[0, 1], [1, 2], [3, 3]]
 
 
@@ -129,7 +137,7 @@ def test_spans_and_regions_of_no_width() -> None:
     assert bank.spans.shape == bank.regions.shape == (0, FEATURES)
     assert bank.links.shape == (0, 2)
     assert bank.span_pair.shape == bank.region_pair.shape == (0,)
-    assert all(name.startswith("retrieval.") for name in evaluate(bank))
+    assert all(name.startswith(("retrieval.", "embedding.coarse.")) for name in evaluate(bank).metrics)
 
 
 def test_all_padding_equals_no_width() -> None:

@@ -1,6 +1,7 @@
 """Mining finds the nearest wrong pairs exactly, whatever the tiles, and leaves out what may be right."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.mining import KINDS, Kind, make_search, mine_neighbours, take_turns
+from spanbox.evaluation.mining import KINDS, Kind, make_search, mine_neighbours, nearest_wrong, take_turns
 from spanbox.structures import stable_id
 
 KIND_NAMES: tuple[Kind, ...] = ("sentences", "images", "spans", "regions")
@@ -18,7 +19,9 @@ def assert_as_in_the_loop(
     bank: FeatureBank, kind: Kind, *, count: int, margin: float | None = None, tile_elements: int = 2**22
 ) -> None:
     """Equally near pairs may stand in any order, so each one is compared by its similarity."""
-    mined = mine_neighbours(bank, count=count, by=kind, margin=margin, tile_elements=tile_elements)
+    mined = mine_neighbours(
+        bank, count=count, by=kind, margin=margin, find=partial(nearest_wrong, tile_elements=tile_elements)
+    )
     assert mined.neighbours.shape == (len(bank), count)
     found_scores = []
     for row, wrong in zip(mined.neighbours.tolist(), reference.wrong_pairs(bank, kind, margin), strict=True):
@@ -135,7 +138,9 @@ class TestSeveralKinds:
 
     def test_progress_ends_with_all_pairs_of_all_kinds(self) -> None:
         told: list[int] = []
-        mine_neighbours(random_bank(0, pairs=9), count=2, tile_elements=16, on_searched=told.append)
+        mine_neighbours(
+            random_bank(0, pairs=9), count=2, find=partial(nearest_wrong, tile_elements=16), on_searched=told.append
+        )
         assert told == sorted(told)
         assert told[-1] == 4 * 9
 
@@ -175,6 +180,20 @@ class TestDegenerate:
         mined = mine_neighbours(make_bank(text=text, image=image), count=2, by="sentences")
         assert mined.neighbours[0].tolist() == [2, -1]
 
+    def test_a_region_that_is_no_numbers_does_not_hide_the_others_of_its_pair(self) -> None:
+        bank = make_bank(
+            pairs=2,
+            spans=torch.ones(1, 2),
+            span_pair=(0,),
+            span_identity=(5,),
+            regions=torch.tensor([[1.0, 1.0], [torch.nan, 1.0], [0.5, 0.0]]),
+            region_pair=(0, 1, 1),
+            links=((0, 0),),
+        )
+        mined = mine_neighbours(bank, count=1, by="spans")
+        assert mined.neighbours.tolist() == [[1], [-1]]
+        assert mined.similarity["spans"] == (2.0, 0.5)
+
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -192,5 +211,5 @@ def test_a_gpu_finds_the_same(kind: Kind) -> None:
         region_pair=tuple(range(300)),
         links=tuple((i, i) for i in range(300)),
     )
-    on_gpu = mine_neighbours(bank, count=9, by=kind, device="cuda", tile_elements=5000)
+    on_gpu = mine_neighbours(bank, count=9, by=kind, device="cuda", find=partial(nearest_wrong, tile_elements=5000))
     assert torch.equal(on_gpu.neighbours, mine_neighbours(bank, count=9, by=kind).neighbours)

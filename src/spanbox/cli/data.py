@@ -2,8 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +15,7 @@ from spanbox.data.importers import ImportSummary
 from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
 from spanbox.errors import DataError
-from spanbox.progress import Progress
+from spanbox.progress import progress_of
 
 app = typer.Typer(no_args_is_help=True, help="Bring data into a manifest, and check manifests before training on them.")
 import_app = typer.Typer(no_args_is_help=True, help="Turn a published data set into manifests, one a split.")
@@ -70,7 +68,7 @@ def import_twitter_gmner_command(
         bool, typer.Option("--copy-images", help="Copy the images to OUT/images instead of pointing to where they lie.")
     ] = False,
 ) -> None:
-    with _progress("importing") as on_progress:
+    with progress_of("importing") as on_progress:
         summary = import_twitter_gmner(
             source,
             out,
@@ -100,7 +98,7 @@ def check(
         typer.Option("--json", metavar="PATH", help="Where the full result goes. Default: MANIFEST.audit.json."),
     ] = None,
 ) -> None:
-    with _progress("checking") as on_progress:
+    with progress_of("checking") as on_progress:
         report = audit(manifests, decode=not fast, on_progress=on_progress)
     _show_audit(report)
     path = json_path or _default_report_path(manifests[0])
@@ -111,21 +109,6 @@ def check(
     print(f"All of this as JSON: {path}")
     if not report.ok:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """What long work calls with how much is done and how much there is, which it knows only when it has begun."""
-    with ExitStack() as stack:
-        shown: Progress | None = None
-
-        def tell(done: int, total: int) -> None:
-            nonlocal shown
-            if shown is None:
-                shown = stack.enter_context(Progress(label, total))
-            shown.update(done)
-
-        yield tell
 
 
 def _default_report_path(manifest: Path) -> Path:

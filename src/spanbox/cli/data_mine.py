@@ -11,7 +11,8 @@ from spanbox.cli.show import print_incidents
 from spanbox.errors import ConfigError
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
-    from spanbox.evaluation.mining import By, Mined
+    from spanbox.data.neighbours import By, SearchName
+    from spanbox.evaluation.mining import Mined
 
 
 def mine(
@@ -37,6 +38,13 @@ def mine(
             help="leave out what is nearer than this share of the own positive, such as 0.95: it may be right",
         ),
     ] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="exact: all pairs are compared; approximate: most of the nearest are found, sooner where there are "
+            "hundreds of thousands (needs faiss)"
+        ),
+    ] = "exact",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Find for each pair the wrong pairs that a trained model comes nearest to mixing it up with.
@@ -50,7 +58,16 @@ def mine(
     """
     from spanbox.wiring.mining import mine_checkpoint
 
-    result = mine_checkpoint(model, manifest, out, count=k, by=_parse_by(by), margin=margin, device=device)
+    result = mine_checkpoint(
+        model,
+        manifest,
+        out,
+        count=k,
+        by=_parse_by(by),
+        margin=margin,
+        search=_parse_search(search),
+        device=device,
+    )
     _print_similarity(result.mined)
     print_incidents(result.incidents)
     print(f"{result.mined.short:.1%} of the pairs have fewer than {k} neighbours")
@@ -63,6 +80,14 @@ def _parse_by(text: str) -> "By":
     if text not in KINDS:
         raise ConfigError(f"--by: {text!r} cannot ask; expected one of {', '.join(KINDS)}")
     return cast("By", text)
+
+
+def _parse_search(text: str) -> "SearchName":
+    from spanbox.wiring.mining import SEARCHES
+
+    if text not in SEARCHES:
+        raise ConfigError(f"--search: {text!r} is no search; expected one of {', '.join(SEARCHES)}")
+    return cast("SearchName", text)
 
 
 def _print_similarity(mined: "Mined") -> None:

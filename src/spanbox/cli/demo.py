@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spanbox.cli.data_demo import draw_demo, parse_languages
+from spanbox.cli.report import report
 from spanbox.cli.show import print_metrics
 
 HELD_OUT = 500
@@ -39,6 +40,8 @@ def demo(
         spanbox train demo
 
         spanbox evaluate runs/demo --data runs/demo-data/test.jsonl
+
+        spanbox report runs/demo
     """
     from spanbox.data.demo import DemoSettings
 
@@ -52,19 +55,19 @@ def demo(
         print_metrics(both, "on held-out scenes, combinations of objects never seen in training")
     print(f"data: {data}   run: {folder / 'demo'}   metrics: {folder / 'demo' / 'metrics.json'}")
     print(f"a model to use: spanbox.load({str(folder / 'demo')!r})")
+    runs = [folder / "demo", folder / "demo-coarse"][: 1 + compare]
+    report(runs, "zh" if lang == "zh" else "en", folder / "demo" / "report.html")
 
 
 def _train_and_evaluate(run: Path, data: Path, overrides: list[str]) -> dict[str, float]:
     from spanbox.config import load_config
-    from spanbox.wiring import evaluate_checkpoint, train
+    from spanbox.wiring import evaluate_to_folder, train
 
     paths = [f"data.train={data}/train.jsonl", f"data.val={data}/val.jsonl", f"run.dir={run}", "run.overwrite=true"]
     trained = train(load_config("demo", [*paths, *overrides]))
     if not trained.finished:
         raise typer.Exit(130)
-    result = evaluate_checkpoint(run, data / "test.jsonl")
-    result.write(run / "metrics.json")
-    return result.metrics
+    return evaluate_to_folder(run, data / "test.jsonl")[0].metrics
 
 
 def _print_side_by_side(both: dict[str, float], coarse: dict[str, float]) -> None:

@@ -11,20 +11,48 @@ from spanbox.cli.show import print_incidents, print_metrics
 def evaluate(
     model: Annotated[Path, typer.Argument(help="a run folder (its best checkpoint) or a checkpoint folder")],
     data: Annotated[Path, typer.Option("--data", help="manifest of the pairs to evaluate on")],
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file; default: metrics.json in the folder")] = None,
+    threshold_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="VAL.jsonl",
+            help="manifest on which to choose the score from which an entity counts as shown; default: the run's "
+            "data.val, if it is there",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="folder for metrics.json and evaluation/, in place of the run's; a FILE.json gets the figures alone",
+        ),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(min=0, help="retrievals of each kind (best, median, worst) to keep for the report; 0: none")
+    ] = 4,
+    reflection: Annotated[
+        int, typer.Option(min=0, help="entities whose object is hidden to see whether scores fall; 0: none")
+    ] = 500,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.jsonl",
+            help="also write, for every entity of the manifest, the region that the model gives it: spans and types "
+            "are the manifest's, so `spanbox score` tells of the regions alone (EEG with gold spans)",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Retrieval both ways and entity-object matching of a trained model.
+    """Retrieval both ways, entity-object matching and more of a trained model, with what a report shows of it.
 
-    Ties count against the model; chance stands beside each figure. Without boxes in the data there is retrieval only:
+    Ties count against the model; chance stands beside each figure. Without boxes in the data there is retrieval only.
+    Features are kept in evaluation/, so that the next evaluation of the same pairs starts from them:
 
         spanbox evaluate runs/demo --data runs/demo-data/test.jsonl
     """
-    from spanbox.wiring import evaluate_checkpoint
+    from spanbox.wiring import EvaluationOptions, evaluate_to_folder
 
-    result = evaluate_checkpoint(model, data, device)
-    path = out or model / "metrics.json"
-    result.write(path)
+    options = EvaluationOptions(threshold_from, examples, reflection, predictions)
+    result, path = evaluate_to_folder(model, data, out, options, device)
     print_metrics(result.metrics, f"{result.checkpoint} on {data}")
     print_incidents(result.incidents)
     print(f"written to {path}")

@@ -8,7 +8,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import typer
 
-from spanbox.cli import ablate, config, data, data_demo, data_mine, data_show, demo, evaluate, losses, plan, train
+from spanbox.cli import (
+    ablate,
+    config,
+    data,
+    data_demo,
+    data_mine,
+    data_show,
+    demo,
+    evaluate,
+    losses,
+    plan,
+    report,
+    score,
+    train,
+)
 from spanbox.errors import SpanboxError
 
 HELP = """Teach an image encoder and a text encoder which words mean which pixels.
@@ -35,6 +49,8 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
+app.command("score")(score.score)
+app.command("report")(report.report)
 app.command("losses")(losses.losses)
 app.command("ablate")(ablate.ablate)
 data.app.command("demo")(data_demo.draw)

@@ -11,10 +11,12 @@ if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
 
 
 def print_metrics(metrics: Mapping[str, float], title: str) -> None:
-    """The metrics as a table: value, chance, number of queries."""
-    from spanbox.evaluation.evaluate import metrics_table
+    """The metrics as a table: value, interval, chance, trivial rule, number of queries."""
+    from spanbox.evaluation.evaluate import BREAKDOWNS, metrics_table
 
     Console().print(metrics_table(metrics, title))
+    if any(part in name for name in metrics for part in BREAKDOWNS):
+        print("by entity type, box size and number of candidates: metrics.json, or the report")
 
 
 def print_incidents(incidents: "Sequence[Incident]") -> None:

@@ -48,13 +48,15 @@ class Collator:
         incidents = [incident for sample in samples for incident in sample.incidents]
         token_ids, token_mask = _ids_and_mask(texts)
         span_tokens, identity = self._spans(samples, texts, incidents)
-        regions, region_valid, links = _regions(samples, identity != PADDING_ID)
+        span_valid = identity != PADDING_ID
+        regions, region_valid, links = _regions(samples, span_valid)
         own_token_ids, own_token_mask = self._own_tokens(samples, identity) if self.own_spans else (None, None)
         batch = Batch(
             pixels=torch.stack([sample.pixels for sample in samples]),
             token_ids=token_ids,
             token_mask=token_mask,
             span_tokens=span_tokens,
+            span_entity=_entities(samples, span_valid),
             span_identity=identity,
             regions=regions,
             region_valid=region_valid,
@@ -129,6 +131,14 @@ def _readable_length(encoding: Encoding) -> float:
     """How many characters stand before the first token that was cut off; infinite when none was."""
     dropped: list[tuple[int, int]] = encoding.overflowing[0].offsets if encoding.overflowing else []
     return min((start for start, end in dropped if start < end), default=math.inf)
+
+
+def _entities(samples: Sequence[Sample], span_valid: Tensor) -> Tensor:
+    """Index (B, K) of each usable span's entity in its record."""
+    most = span_valid.shape[1]
+    rows = [[*sample.entities, *[PADDING_ID] * (most - len(sample.entities))] for sample in samples]
+    entity = torch.tensor(rows, dtype=torch.int64).reshape(len(samples), most)
+    return entity.masked_fill(~span_valid, PADDING_ID)
 
 
 def _regions(samples: Sequence[Sample], span_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

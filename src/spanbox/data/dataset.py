@@ -1,6 +1,7 @@
 """From a record of the manifest to a decoded sample: image, spans, regions and the links between them."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +45,7 @@ class Annotation:
     """Spans and regions of a record, checked against its image."""
 
     spans: tuple[CharSpan, ...]
+    entities: tuple[int, ...]  # index of each span's entity in the record
     identities: tuple[int, ...]
     regions: Tensor  # (R, 4)
     links: Tensor  # (K, R)
@@ -67,6 +69,14 @@ class PairDataset(Dataset[Sample | Incident]):
         self.replace_broken = replace_broken
         self._cache: dict[int, Sample] = {}
         self._cache_left = cache_bytes
+
+    def for_evaluation(self) -> "PairDataset":
+        """The same pairs as evaluation reads them: broken images are told, no views drawn. Shares what is cached."""
+        other = copy(self)
+        other.replace_broken = False
+        other.limits = replace(self.limits, views=None)
+        other._cache_left = 0
+        return other
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -134,6 +144,7 @@ class PairDataset(Dataset[Sample | Incident]):
             group=stable_id(record.group_key),
             spans=annotation.spans,
             span_texts=tuple(record.text[start:end] for start, end in annotation.spans),
+            entities=annotation.entities,
             identities=annotation.identities,
             regions=annotation.regions,
             links=annotation.links,
@@ -190,6 +201,7 @@ def annotate(record: Record, image_size: tuple[int, int], limits: SampleLimits) 
             links[row, used.index(index)] = True
     return Annotation(
         spans=tuple(trim_span(record.text, (record.entities[i].start, record.entities[i].end)) for i in entities),
+        entities=tuple(entities),
         identities=tuple(stable_id(record.identity_key(record.entities[i])) for i in entities),
         regions=regions,
         links=links,

@@ -14,6 +14,7 @@ from spanbox.data.collate import Collator
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import InvertedBoxes
 from spanbox.data.masking import MaskSettings
+from spanbox.data.neighbours import MiningSettings
 from spanbox.data.sampler import StepSampler
 from spanbox.settings import Settings
 from spanbox.structures import Batch, Incident, Sample
@@ -22,6 +23,9 @@ from spanbox.structures import Batch, Incident, Sample
 class DataSettings(Settings):
     train: str | None = Field(None, description="manifest to train on; paths are relative to the working folder")
     val: str | None = Field(None, description="manifest to validate on and to choose the best checkpoint by")
+    subset: int | None = Field(
+        None, ge=2, description="train on so many pairs, spread evenly over the manifest: to try something out first"
+    )
     workers: NonNegativeInt | Literal["auto"] = Field(
         "auto",
         description="processes that load data; 0: the training process itself; auto: 0 when training on the CPU, whose "
@@ -45,6 +49,7 @@ class DataSettings(Settings):
     neighbours: str | None = Field(
         None, description="hard neighbours of the training pairs, the file of `spanbox data mine`; none: random batches"
     )
+    mining: MiningSettings = Field(MiningSettings(), description="hard neighbours mined while the run goes on")
     hard_share: float = Field(
         0.5, ge=0, lt=1, description="share of a batch that is drawn from the hard neighbours of the rest"
     )

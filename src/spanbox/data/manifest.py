@@ -186,15 +186,19 @@ class Manifest(Sequence[Record]):
     Args:
         path: the `.jsonl` file.
         inverted_boxes: `error` refuses a manifest with a box without an area, `drop` leaves such boxes out.
+        subset: only so many of its lines, spread evenly over it; None: all.
 
     Raises:
-        DataError: no such file, an empty one, or one with a wrong line.
+        DataError: no such file, an empty one, one with a wrong line, or a subset larger than it.
     """
 
-    def __init__(self, path: Path | str, inverted_boxes: InvertedBoxes = "error") -> None:
+    def __init__(self, path: Path | str, inverted_boxes: InvertedBoxes = "error", *, subset: int | None = None) -> None:
         self.path = Path(path)
         self._drop_inverted = inverted_boxes == "drop"
         index = self._open()
+        if subset is not None and subset > len(index.offsets):
+            raise DataError(f"{self.path}: has {len(index.offsets)} pairs, not {subset}; ask for fewer")
+        self._size = subset or len(index.offsets)
         self.inverted_count = index.inverted_count
         if index.inverted_count and not self._drop_inverted:
             raise next(_inverted_errors(self.path))
@@ -208,7 +212,7 @@ class Manifest(Sequence[Record]):
         return index
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return self._size
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -217,10 +221,11 @@ class Manifest(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        start = int(self._offsets[index])
+        line = range(self._size)[index] * len(self._offsets) // self._size
+        start = int(self._offsets[line])
         end = self._bytes.find(b"\n", start)
-        line = self._bytes[start:] if end < 0 else self._bytes[start:end]
-        record = parse_record(line, self.path, number=index + 1)
+        content = self._bytes[start:] if end < 0 else self._bytes[start:end]
+        record = parse_record(content, self.path, number=line + 1)
         return without_inverted_boxes(record) if self._drop_inverted and self.inverted_count else record
 
     def image_path(self, record: Record) -> Path:

@@ -7,14 +7,51 @@ comes from. Written last, it is also the sign that the other file is complete.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from spanbox.errors import DataError
+from spanbox.settings import Settings
 
 Neighbours = NDArray[np.int32]
 """(P, k): the places in the manifest of each pair's hard neighbours, hardest first, -1 where there are no more."""
+
+By = Literal["sentences", "images", "spans", "regions", "coarse", "fine", "both"]
+
+SearchName = Literal["exact", "approximate"]
+
+
+class MiningSettings(Settings):
+    """How hard neighbours are mined while a run goes on."""
+
+    every: float | None = Field(
+        None,
+        gt=0,
+        description="epochs after which they are mined, and mined anew, with the model as it is; null: never",
+    )
+    count: int = Field(15, ge=1, description="neighbours of a pair")
+    by: By = Field(
+        "both",
+        description="what asks: sentences, images, spans, regions; coarse: the first two, fine: the others, both: all",
+    )
+    margin: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="leave out what is nearer than this share of the own positive, such as 0.95: it may be right",
+    )
+    search: SearchName = Field(
+        "exact",
+        description="exact: all pairs are compared; approximate: most of the nearest are found, sooner where there are "
+        'hundreds of thousands (needs faiss: pip install "spanbox[faiss]")',
+    )
+
+    def steps(self, steps_per_epoch: int) -> int | None:
+        """Steps between two minings; None: there is none."""
+        return None if self.every is None else max(1, round(self.every * steps_per_epoch))
 
 
 def save_neighbours(path: Path, neighbours: Neighbours, manifest: Path, origin: Mapping[str, object]) -> None:
@@ -40,6 +77,11 @@ def save_neighbours(path: Path, neighbours: Neighbours, manifest: Path, origin: 
         _description(path).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise _not_writable(path, error) from None
+
+
+def remove_neighbours(path: Path) -> None:
+    _description(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:

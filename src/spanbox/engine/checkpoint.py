@@ -164,9 +164,14 @@ def _differences(saved: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def remove_run(
-    folder: Path, names: Iterable[str] = ("checkpoints", "log.jsonl", "metrics.json", "config.yaml")
-) -> None:
+RUN_FILES = (
+    *("checkpoints", "neighbours", "evaluation", "tensorboard", "wandb"),
+    *("log.jsonl", "trackers.json", "metrics.json", "environment.json", "report.html", "config.yaml"),
+)
+"""What a run writes into its folder."""
+
+
+def remove_run(folder: Path, names: Iterable[str] = RUN_FILES) -> None:
     """Remove what an earlier run left in `folder`, and nothing else."""
     for path in (folder / name for name in names):
         if path.is_dir() and not path.is_symlink():

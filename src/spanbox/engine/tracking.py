@@ -1,15 +1,47 @@
-"""The log of a run: one JSON object a line, `step` first, so that any tool can plot it."""
+"""The log of a run: one JSON object a line, `step` first, so that any tool can plot it; trackers get the same."""
 
 import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
+from spanbox.engine.trackers import TrackerName, Trackers
 from spanbox.errors import TrainingError
 from spanbox.structures import Incident, stable_id
+
+
+class RunLog:
+    """Where a run is written down: `log.jsonl` always, and the trackers that its config names. Use as a context.
+
+    Args:
+        folder: of the run.
+        resume_step: the step that the run goes on from; 0 for a new one.
+        track: the trackers.
+        config_yaml: for the trackers to show.
+    """
+
+    def __init__(
+        self, folder: Path, resume_step: int, track: Iterable[TrackerName] = (), config_yaml: str = ""
+    ) -> None:
+        self._json = JsonLog(folder / "log.jsonl", resume_step)
+        self._trackers = Trackers(track, folder, resume_step, config_yaml, self._json.lines())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._trackers.close()
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """A line of the log, and a point of each curve."""
+        self._json.write(step, kind, values)
+        self._trackers.write(step, kind, values)
 
 
 class JsonLog:
@@ -21,6 +53,9 @@ class JsonLog:
         aside = path.with_name(f".{path.name}.partial")
         aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
         aside.replace(path)  # so that a crash meanwhile leaves the old log
+
+    def lines(self) -> Iterable[dict[str, Any]]:
+        return _lines(self.path)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -5,23 +5,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from spanbox.engine.checkpoint import CheckpointStore, named_weights
 from spanbox.engine.device import choose_device, choose_precision, make_encode
-from spanbox.engine.distributed import Parallel, Ranks, whole
+from spanbox.engine.distributed import Ranks, whole
 from spanbox.engine.large_batch import ACCUMULATION, even_chunk
 from spanbox.engine.memory import ADVICE, GIB, choose_chunk, measure_step, memory_budget
 from spanbox.engine.optimiser import (
-    OptimiserSettings,
     clip_gradients,
     lr_share,
     make_optimiser,
@@ -29,54 +27,16 @@ from spanbox.engine.optimiser import (
     set_learning_rate,
     whole_state,
 )
-from spanbox.engine.tracking import IncidentTally, JsonLog
+from spanbox.engine.settings import TrainSettings
+from spanbox.engine.trackers import check_installed
+from spanbox.engine.tracking import IncidentTally, RunLog
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
-from spanbox.settings import Settings
 from spanbox.structures import Batch, Features, Incident, Losses, Targets, stable_id
 
 Validate = Callable[[DualEncoder], tuple[dict[str, float], float]]  # metrics, and the one that chooses the best
-
-
-class TrainSettings(Settings):
-    batch_size: int = Field(
-        128, ge=2, description="pairs contrasted with each other in one step, over all processes together"
-    )
-    chunk_size: PositiveInt | Literal["auto"] = Field(
-        "auto", description="pairs encoded at a time; auto: as many as fit into memory_gb"
-    )
-    memory_gb: float | None = Field(
-        None, gt=0, description="memory that training may use; default: what the card has free, 8 GB on a processor"
-    )
-    accumulation: Literal["exact", "naive"] = Field(
-        "exact",
-        description="exact: chunks give the gradient of the whole batch; naive: each chunk is contrasted with itself "
-        "alone, as gradient accumulation usually does (it adds no negatives; to compare with)",
-    )
-    steps: int = Field(1000, ge=1, description="optimiser steps of the whole run")
-    minutes: float | None = Field(
-        None, gt=0, description="train for so many minutes instead of so many steps; the schedules follow the time"
-    )
-    optimiser: OptimiserSettings = Field(OptimiserSettings(), description="AdamW and its learning rate")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of the towers; auto: bfloat16 on cards that have it, else float32"
-    )
-    compile: bool = Field(False, description="compile the towers: slower to start, faster to run on a card")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; with torchrun auto is the process's own card")
-    parallel: Parallel = Field(
-        "ddp",
-        description="with torchrun: ddp keeps the model on every card, fsdp a part of each of its parameters",
-    )
-    log_every: int = Field(20, ge=1, description="steps between two lines of the log")
-    validate_every: int = Field(500, ge=1, description="steps between two validations; the last step always has one")
-    save_every: int = Field(500, ge=1, description="steps between two checkpoints; the last step always has one")
-    keep: int = Field(2, ge=1, description="how many checkpoints to keep besides the best")
-    best_metric: str = Field(
-        "retrieval.t2i.r1", description="validation metric, larger is better, that chooses the best"
-    )
-    resume: bool = Field(False, description="go on from the last checkpoint of run.dir")
 
 
 @dataclass
@@ -115,6 +75,9 @@ class Trainer:
         validate: Validate | None,
         ranks: Ranks | None = None,
     ) -> None:
+        check_installed(settings.track, "train.track")
+        if settings.patience and validate is None:
+            raise ConfigError("train.patience: nothing is validated; give data.val, or set train.patience=null")
         self.ranks = ranks or Ranks()
         self.device = choose_device(settings.device, self.ranks.local_rank)
         self.dtype = choose_precision(settings.precision, self.device)
@@ -139,7 +102,9 @@ class Trainer:
         self.seconds = 0.0  # of training so far, without validation and saving
         self.best: float | None = None
         self.best_metrics: dict[str, float] = {}
+        self.since_best = 0  # validations
         self._stop_asked = False
+        self._clock = time.perf_counter if settings.clock == "wall" else time.process_time
 
     @property
     def done(self) -> float:
@@ -212,28 +177,28 @@ class Trainer:
         print(f"out of memory with chunks of {too_large} pairs: going on with {self.chunk_size}", file=sys.stderr)
 
     def fit(self, batches: Iterable[tuple[Batch, list[str], list[Incident]]], progress: Progress) -> bool:
-        """Run what is left. Returns False when it was asked to stop before the end (Ctrl-C, SIGTERM).
+        """Run what is left; nothing, if the patience is used up. Returns False when it was asked to stop before its end
+        (Ctrl-C, SIGTERM).
 
         Raises:
             TrainingError: a loss that is not finite, or too many broken images.
         """
-        log = JsonLog(self.run_dir / "log.jsonl", self.step) if self.ranks.is_main else None
         self.model.train()
         window = _Window()
         incidents: list[Incident] = []
         stream = iter(batches)
-        with self._stopping_gently():
+        with self._stopping_gently(), self._open_log() as log:
             while not self._at_end() and not self._stop_asked:
-                began = time.perf_counter()
+                began = self._clock()
                 batch, ids, met = next(stream)
-                window.waited += time.perf_counter() - began
+                window.waited += self._clock() - began
                 incidents += met
                 if self.ranks.world_size == 1 or self.step % self.settings.log_every == 0:
                     self.tally.add(self.ranks.everyones(incidents))
                     incidents = []
                 losses = self.train_step(batch, ids)
                 window.pairs += len(batch) * self.ranks.world_size
-                took = time.perf_counter() - began
+                took = self._clock() - began
                 window.seconds += took
                 self._agree(took)
                 detail = ""
@@ -255,6 +220,7 @@ class Trainer:
             "seconds": self.seconds,
             "best": self.best,
             "best_metrics": self.best_metrics,
+            "since_best": self.since_best,
             "incidents": self.tally.state(),
             "optimiser": whole_state(self.optimiser),
         }
@@ -265,11 +231,21 @@ class Trainer:
         self.seconds = state["seconds"]
         self.best = state["best"]
         self.best_metrics = state["best_metrics"]
+        self.since_best = state.get("since_best", 0)  # a checkpoint from before there was patience has none
         self.tally.restore(state["incidents"])
         restore_optimiser(self.optimiser, state["optimiser"])
 
     def _at_end(self) -> bool:
-        return self.done >= 1.0
+        return self.done >= 1.0 or self._patience_used_up()
+
+    def _patience_used_up(self) -> bool:
+        return self.settings.patience is not None and self.since_best >= self.settings.patience
+
+    def _open_log(self) -> AbstractContextManager[RunLog | None]:
+        """The log of the run, on the main rank."""
+        if not self.ranks.is_main:
+            return nullcontext()
+        return RunLog(self.run_dir, self.step, self.settings.track, self.store.files.config_yaml)
 
     def _is_due(self, every: int) -> bool:
         """Whether something that is done every so many steps, and at the end, is due."""
@@ -284,14 +260,14 @@ class Trainer:
         self.seconds += slowest
         self._stop_asked = stop > 0
 
-    def _validate_and_save(self, log: JsonLog | None, progress: Progress) -> None:
+    def _validate_and_save(self, log: RunLog | None, progress: Progress) -> None:
         is_best = False
         if self.validate and self._is_due(self.settings.validate_every):
             is_best = self._validate(self.validate, log, progress)
         if is_best or self._is_due(self.settings.save_every):
             self._save(best=is_best)
 
-    def _validate(self, validate: Validate, log: JsonLog | None, progress: Progress) -> bool:
+    def _validate(self, validate: Validate, log: RunLog | None, progress: Progress) -> bool:
         """Measure the model: on the main rank, on all where it is shared among them. Returns whether it is the best."""
         improved = 0.0
         if log or self.ranks.is_sharded:
@@ -302,9 +278,18 @@ class Trainer:
                 improved, self.best, self.best_metrics = 1.0, value, metrics
             if log:
                 log.write(self.step, "validation", metrics)
+                name = self.settings.best_name
                 best = " (best)" if improved else ""
-                progress.note(f"step {self.step}: {self.settings.best_metric} {value:.4f}{best}")
-        return self.ranks.largest(improved)[0] > 0
+                progress.note(f"step {self.step}: {name} {metrics.get(name, value):.4f}{best}")
+        is_best = self.ranks.largest(improved)[0] > 0
+        self.since_best = 0 if is_best else self.since_best + 1
+        if log and self._patience_used_up() and self.done < 1.0:
+            log.write(self.step, "early stop", {"since_best": self.since_best})
+            progress.note(
+                f"step {self.step}: no better {self.settings.best_name} in {self.since_best} validations, so the run "
+                "ends here (train.patience)"
+            )
+        return is_best
 
     def _save(self, *, best: bool) -> None:
         weights = {name: whole(tensor).cpu() for name, tensor in named_weights(self.model, self.objective).items()}

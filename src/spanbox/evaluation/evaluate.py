@@ -1,107 +1,135 @@
-"""All metrics of a feature bank under flat, dotted names; their table for the terminal; looking one up by name.
+"""All metrics of a feature bank under flat, dotted names, and their table for the terminal.
 
-The names are an interface: the config chooses a checkpoint by one, the log and `metrics.json` hold them.
+The names are an interface: the config chooses a checkpoint by one (`selection`), the log and `metrics.json` hold them.
+docs/evaluation.md defines each.
 """
 
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from spanbox.errors import ConfigError
+from spanbox.evaluation.embedding import alignment_outcomes, embedding_figures
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.matching import matching_metrics
-from spanbox.evaluation.retrieval import RECALL_DEPTHS, retrieval_metrics
+from spanbox.evaluation.grounding import grounding_outcomes
+from spanbox.evaluation.matching import across_set_outcomes, within_image_facts, within_image_outcomes
+from spanbox.evaluation.outcomes import Figure, Outcome, figures_of
+from spanbox.evaluation.own_image import score_own_image
+from spanbox.evaluation.presence import presence_figures
+from spanbox.evaluation.ranking import BLOCK_ELEMENTS
+from spanbox.evaluation.retrieval import retrieval_outcomes
 
-RATES = frozenset({*(f"r{k}" for k in RECALL_DEPTHS), "within_image", "hard", "trivial", "auc"})
-"""Last parts of the names whose values lie in [0, 1] and read best as percentages."""
-
-ANNOTATIONS = frozenset({"count", "chance", "chance_r1"})
+ANNOTATIONS = ("low", "high", "chance", "baseline", "count")
 """Last parts of the names that belong beside another metric, not in a row of their own."""
 
+NO_RATES = frozenset({"median_rank", "mean_rank", "mean_candidates", "count"})
+"""Last parts of the names of metrics that are counted; the others, but for `embedding` and `SCORES`, are shares."""
 
-SELECTABLE = (
-    *(f"{family}.r{k}" for family in ("retrieval.i2t", "retrieval.t2i", "matching.across_set") for k in RECALL_DEPTHS),
-    "matching.within_image",
-    "matching.within_image.hard",
-    "matching.without_box.auc",
-)
-"""Metrics that can choose the best checkpoint: larger is better."""
+BREAKDOWNS = (".type.", ".size.", ".candidates.")
+"""Parts of the names of figures that are told of some entities alone."""
 
-
-def evaluate(bank: FeatureBank) -> dict[str, float]:
-    """Every metric that the data allows: retrieval always, matching where spans are linked to regions."""
-    return retrieval_metrics(bank) | matching_metrics(bank)
+SCORES = frozenset({"threshold", "object", "elsewhere"})
+"""Last parts of the names of similarities and of differences between them (`reflection`)."""
 
 
-def metric_value(metrics: Mapping[str, float], name: str) -> float:
-    """The metric called `name`.
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and what it was measured on."""
 
-    Raises:
-        ConfigError: there is none; names the nearest one.
+    metrics: dict[str, float]  # NAME, NAME.low, NAME.high, NAME.chance, NAME.baseline, NAME.count
+    outcomes: dict[str, Outcome]  # of the metrics that are means over queries, by NAME
+
+
+def evaluate(
+    bank: FeatureBank,
+    entity_types: Sequence[str | None] | None = None,
+    *,
+    intervals: bool = True,
+    threshold: float | None = None,
+    device: torch.device | str = "cpu",
+    block_elements: int = BLOCK_ELEMENTS,
+) -> Evaluation:
+    """Every metric that the data allow: those of sentences and images always, the others where spans are linked to
+    regions. What cannot be measured is absent, not zero.
+
+    Args:
+        entity_types: (S,) type of each span of the bank, for figures by type; None where it is not known.
+        intervals: whether figures come with their intervals, which takes longer than the figures of a small set.
+        threshold: from which score on to decide that an entity has an object, chosen on other data.
+        device: where spans, sentences and what they are compared with are multiplied; it needs float64.
+        block_elements: similarities that are held at a time.
     """
-    if name in metrics:
-        return metrics[name]
-    known = sorted(metrics)
-    if name.startswith("matching.") and not any(key.startswith("matching.") for key in known):
-        raise ConfigError(
-            f"metric {name!r} needs entities with boxes, and the evaluation data has none. "
-            f"Add boxes, or choose one of: {', '.join(known)}"
-        )
-    nearest = get_close_matches(name, known, n=1)
-    suggestion = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    raise ConfigError(f"unknown metric {name!r}. {suggestion}{_known(known)}")
-
-
-def check_selectable(name: str, key: str) -> None:
-    """Refuse, before anything is trained, a metric that cannot choose a checkpoint.
-
-    Raises:
-        ConfigError: it does not exist, or larger is not better; names the nearest one.
-    """
-    if name not in SELECTABLE:
-        nearest = get_close_matches(name, SELECTABLE, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{key}: {name!r} cannot choose a checkpoint. Did you mean {nearest!r}? {_known(SELECTABLE)}")
+    outcomes = retrieval_outcomes(bank, device=device, block_elements=block_elements)
+    figures: dict[str, Figure] = {}
+    facts: dict[str, float] = {}
+    if len(bank.links):
+        own = score_own_image(bank)
+        outcomes |= within_image_outcomes(own, entity_types)
+        outcomes |= across_set_outcomes(bank, device=device, block_elements=block_elements)
+        outcomes |= grounding_outcomes(own)
+        figures, facts = presence_figures(own, threshold=threshold, intervals=intervals)
+        facts |= within_image_facts(own)
+    outcomes |= alignment_outcomes(bank)
+    figures = figures_of(outcomes, intervals=intervals) | figures | embedding_figures(bank, intervals=intervals)
+    metrics = {key: value for name, figure in figures.items() for key, value in figure.named(name).items()}
+    means = {name: outcome for name, outcome in outcomes.items() if len(outcome) and outcome.summary == "mean"}
+    return Evaluation(metrics | facts, means)
 
 
 def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Table:
-    """The metrics for the terminal: value (rates in percent), what chance would reach, and over how many queries."""
-    table = Table(title=title)
-    table.add_column("metric")
-    for heading in ("value", "chance", "count"):
-        table.add_column(heading, justify="right")
-    for name in metrics:
-        family, _, last = name.rpartition(".")
-        if last not in ANNOTATIONS:
-            value, chance, count = metrics[name], _chance_of(metrics, name), _count_of(metrics, name)
-            table.add_row(name, _shown(name, value), _percent(chance), "" if count is None else f"{count:,.0f}")
-        elif last == "count" and not _is_shown_beside_a_metric(metrics, family):
-            table.add_row(name, f"{metrics[name]:,.0f}", "", "")
+    """The metrics for the terminal, shares in percent: value, interval, what chance and a trivial rule would reach, and
+    over how many queries. Names stand below what they begin with. Breakdowns, which may be long, are left out."""
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    for heading in ("value", "95 %", "chance", "baseline", "count"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shown = [name for name in metrics if _has_a_row(metrics, name)]
+    for family in dict.fromkeys(map(_family, shown)):
+        table.add_row(family, *(_cells(metrics, family) if family in shown else ()))
+        for name in shown:
+            if name.startswith(f"{family}."):
+                table.add_row(f"  {name.removeprefix(family)}", *_cells(metrics, name))
     return table
 
 
-def _known(names: Iterable[str]) -> str:
-    return f"Known: {', '.join(names)}"
+def _has_a_row(metrics: Mapping[str, float], name: str) -> bool:
+    beside, _, last = name.rpartition(".")
+    return (last not in ANNOTATIONS or beside not in metrics) and not any(part in name for part in BREAKDOWNS)
 
 
-def _chance_of(metrics: Mapping[str, float], name: str) -> float | None:
-    family, _, last = name.rpartition(".")
-    return metrics.get(f"{name}.chance", metrics.get(f"{family}.chance_{last}"))
+def _cells(metrics: Mapping[str, float], name: str) -> tuple[str, ...]:
+    low, high, chance, baseline = (metrics.get(f"{name}.{part}") for part in ANNOTATIONS[:-1])
+    count = metrics.get(f"{name}.count")
+    return (
+        _shown(name, metrics[name]),
+        "" if low is None or high is None else f"{_bare(name, low)} to {_bare(name, high)}",
+        "" if chance is None else _shown(name, chance),
+        "" if baseline is None else _shown(name, baseline),
+        "" if count is None else f"{count:,.0f}",
+    )
 
 
-def _count_of(metrics: Mapping[str, float], name: str) -> float | None:
-    family, _, _ = name.rpartition(".")
-    return metrics.get(f"{name}.count", metrics.get(f"{family}.count"))
-
-
-def _is_shown_beside_a_metric(metrics: Mapping[str, float], family: str) -> bool:
-    members = (name.rpartition(".") for name in metrics)
-    return family in metrics or any(parent == family and last not in ANNOTATIONS for parent, _, last in members)
+def _family(name: str) -> str:
+    return ".".join(name.split(".")[:2])
 
 
 def _shown(name: str, value: float) -> str:
-    return _percent(value) if name.rpartition(".")[2] in RATES else f"{value:,.1f}"
+    return f"{_bare(name, value)} %" if _is_rate(name) else _bare(name, value)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+def _bare(name: str, value: float) -> str:
+    if _is_rate(name):
+        return f"{100 * value:.1f}"
+    last = name.rpartition(".")[2]
+    if last == "count":
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if last in NO_RATES else f"{value:.3f}"
+
+
+def _is_rate(name: str) -> bool:
+    if ".type." in name:  # whatever the data call the type
+        return True
+    last = name.rpartition(".")[2]
+    return last not in NO_RATES and last not in SCORES and not name.startswith("embedding.")

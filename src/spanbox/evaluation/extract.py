@@ -6,8 +6,8 @@ with the index of its pair, so that metrics see only what exists.
     N pairs    S spans    M regions    L links, of the whole set    D features
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -29,8 +29,10 @@ class FeatureBank:
     spans: Tensor  # (S, D)
     span_pair: Tensor  # (S,) int64, index of the span's pair
     span_identity: Tensor  # (S,) int64
+    span_entity: Tensor  # (S,) int64, index of the span's entity in the pair's record
     regions: Tensor  # (M, D)
     region_pair: Tensor  # (M,) int64, index of the region's pair
+    region_box: Tensor  # (M, 4) float32, normalised
     links: Tensor  # (L, 2) int64: index of a span, index of a region that shows it
 
     def __len__(self) -> int:
@@ -38,28 +40,23 @@ class FeatureBank:
         return len(self.text)
 
     @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
+    def cat(cls, parts: Iterable["FeatureBank"]) -> Self:
         """Join banks; their indices are shifted to where their pairs, spans and regions end up."""
-        span_pair, region_pair, links = [], [], []
-        pairs = spans = regions = 0
-        for part in parts:
-            span_pair.append(part.span_pair + pairs)
-            region_pair.append(part.region_pair + pairs)
-            links.append(part.links + torch.tensor([spans, regions]))
-            pairs, spans, regions = pairs + len(part), spans + len(part.spans), regions + len(part.regions)
-        return cls(
-            text=torch.cat([part.text for part in parts]),
-            image=torch.cat([part.image for part in parts]),
-            group=torch.cat([part.group for part in parts]),
-            sample=torch.cat([part.sample for part in parts]),
-            wording=torch.cat([part.wording for part in parts]),
-            spans=torch.cat([part.spans for part in parts]),
-            span_pair=torch.cat(span_pair),
-            span_identity=torch.cat([part.span_identity for part in parts]),
-            regions=torch.cat([part.regions for part in parts]),
-            region_pair=torch.cat(region_pair),
-            links=torch.cat(links),
+        placed = list(in_place(parts))
+        return cls(**{entry.name: torch.cat([getattr(part, entry.name) for part in placed]) for entry in fields(cls)})
+
+
+def in_place(parts: Iterable[FeatureBank]) -> Iterator[FeatureBank]:
+    """Parts of a bank with their indices shifted to where their pairs, spans and regions end up in the whole."""
+    pairs = spans = regions = 0
+    for part in parts:
+        yield replace(
+            part,
+            span_pair=part.span_pair + pairs,
+            region_pair=part.region_pair + pairs,
+            links=part.links + torch.tensor([spans, regions]),
         )
+        pairs, spans, regions = pairs + len(part), spans + len(part.spans), regions + len(part.regions)
 
 
 def extract(
@@ -74,14 +71,24 @@ def extract(
     Raises:
         DataError: there is no pair at all.
     """
-    with torch.no_grad():
-        parts = [_without_padding(encode(batch.to(device, non_blocking=True)), batch) for batch in batches]
-    if not any(len(part) for part in parts):
+    return FeatureBank.cat(extract_parts(encode, batches, device))
+
+
+def extract_parts(
+    encode: Callable[[Batch], Features], batches: Iterable[Batch], device: torch.device | str = "cpu"
+) -> Iterator[FeatureBank]:
+    """As `extract`, one bank a batch: for a set whose features do not fit into memory."""
+    empty = True
+    for batch in batches:
+        with torch.no_grad():
+            part = _without_padding(encode(batch.to(device, non_blocking=True)), batch)
+        empty = empty and not len(part)
+        yield part
+    if empty:
         raise DataError(
             "the data set to evaluate has no image-text pairs; expected at least one. "
             "Check the manifest (or the split) that the evaluation reads."
         )
-    return FeatureBank.cat(parts)
 
 
 def _without_padding(features: Features, batch: Batch) -> FeatureBank:
@@ -102,8 +109,10 @@ def _without_padding(features: Features, batch: Batch) -> FeatureBank:
         spans=features.spans[span_valid],
         span_pair=span_valid.nonzero()[:, 0],
         span_identity=batch.span_identity[span_valid],
+        span_entity=batch.span_entity[span_valid],
         regions=features.regions[region_valid],
         region_pair=region_valid.nonzero()[:, 0],
+        region_box=batch.regions[region_valid],
         links=torch.stack([span_index[pair, span], region_index[pair, region]], dim=1),
     )
 

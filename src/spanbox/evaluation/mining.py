@@ -5,7 +5,8 @@ kept as neighbours of each pair (`data/neighbours.py`), and the sampler puts a p
 
 A search asks with the features of one kind for those of its counterpart: sentences for images, images for sentences,
 spans for regions, regions for spans. Its answer is pairs: two pairs are as near as the nearest of their features.
-The search is exact, tile by tile, so that memory grows with the corpus and not with its square.
+The search is exact, tile by tile, so that memory grows with the corpus and not with its square; its time still does
+(`evaluation/approximate.py` is for where that is too long).
 
 Suffixes of shapes:  P pairs    R pairs of a tile's rows    C pairs of its columns    Q queries    N keys    D features
                     E entries of items and identities
@@ -14,16 +15,16 @@ Suffixes of shapes:  P pairs    R pairs of a tile's rows    C pairs of its colum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from spanbox.data.neighbours import By
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.retrieval import blocks, nan_last
+from spanbox.evaluation.ranking import blocks, nan_last
 
 Kind = Literal["sentences", "images", "spans", "regions"]
-By = Literal["sentences", "images", "spans", "regions", "coarse", "fine", "both"]
 
 KINDS: Mapping[By, tuple[Kind, ...]] = {
     "sentences": ("sentences",),
@@ -73,6 +74,20 @@ class MeanSimilarity(NamedTuple):
     negative: float  # of what was found
 
 
+class NearestWrong(Protocol):
+    """Finds the nearest wrong pairs of each pair: `nearest_wrong` says what the arguments mean."""
+
+    def __call__(
+        self,
+        search: Search,
+        pair_ids: Sequence[Tensor],
+        *,
+        count: int,
+        margin: float | None,
+        on_searched: OnSearched | None,
+    ) -> Nearest: ...
+
+
 @dataclass(frozen=True)
 class Mined:
     """Neighbours of all pairs of a bank, and how hard they are."""
@@ -84,47 +99,6 @@ class Mined:
     def short(self) -> float:
         """Share of the pairs that have fewer neighbours than asked for."""
         return float((self.neighbours < 0).any(dim=1).double().mean())
-
-
-def mine_neighbours(
-    bank: FeatureBank,
-    *,
-    count: int,
-    by: By = "both",
-    margin: float | None = None,
-    device: torch.device | str = "cpu",
-    tile_elements: int = TILE_ELEMENTS,
-    on_searched: OnSearched | None = None,
-) -> Mined:
-    """The hard neighbours of every pair. Several kinds take turns: the nearest of each, then the second of each, ...
-
-    Similarities of different kinds are not compared: words are nearer to boxes than sentences to images, or further.
-
-    Args:
-        count: neighbours of a pair, at most.
-        by: what asks; pairs without spans or boxes are asked for by the other kinds alone.
-        margin: as in `nearest_wrong`.
-        device: where the similarities are computed.
-    """
-    bank = _in_order_of_pairs(bank)
-    pair_ids = (bank.group.to(device), bank.wording.to(device))
-    found: list[Tensor] = []
-    similarity: dict[Kind, MeanSimilarity] = {}
-    for turn, kind in enumerate(KINDS[by]):
-        search = make_search(bank, kind).to(device)
-        nearest = nearest_wrong(
-            search,
-            pair_ids,
-            count=count,
-            margin=margin,
-            tile_elements=tile_elements,
-            on_searched=on_searched and partial(_tell, on_searched, turn * len(bank)),
-        )
-        found.append(nearest.pairs.cpu())
-        scores = nearest.scores[nearest.pairs >= 0]
-        if len(scores):
-            similarity[kind] = MeanSimilarity(float(search.positive.mean()), float(scores.mean()))
-    return Mined(take_turns(found), similarity)
 
 
 def nearest_wrong(
@@ -157,6 +131,47 @@ def nearest_wrong(
         if on_searched:
             on_searched(min(rows.stop, pairs))
     return Nearest(torch.cat([part.pairs for part in nearest]), torch.cat([part.scores for part in nearest]))
+
+
+def mine_neighbours(
+    bank: FeatureBank,
+    *,
+    count: int,
+    by: By = "both",
+    margin: float | None = None,
+    device: torch.device | str = "cpu",
+    find: NearestWrong = nearest_wrong,
+    on_searched: OnSearched | None = None,
+) -> Mined:
+    """The hard neighbours of every pair. Several kinds take turns: the nearest of each, then the second of each, ...
+
+    Similarities of different kinds are not compared: words are nearer to boxes than sentences to images, or further.
+
+    Args:
+        count: neighbours of a pair, at most.
+        by: what asks; pairs without spans or boxes are asked for by the other kinds alone.
+        margin: as in `nearest_wrong`.
+        device: where the similarities are computed.
+        find: what finds the nearest wrong pairs of one kind, `nearest_wrong` or another one of its form.
+    """
+    bank = _in_order_of_pairs(bank)
+    pair_ids = (bank.group.to(device), bank.wording.to(device))
+    found: list[Tensor] = []
+    similarity: dict[Kind, MeanSimilarity] = {}
+    for turn, kind in enumerate(KINDS[by]):
+        search = make_search(bank, kind).to(device)
+        nearest = find(
+            search,
+            pair_ids,
+            count=count,
+            margin=margin,
+            on_searched=on_searched and partial(_tell, on_searched, turn * len(bank)),
+        )
+        found.append(nearest.pairs.cpu())
+        scores = nearest.scores[nearest.pairs >= 0]
+        if len(scores):
+            similarity[kind] = MeanSimilarity(float(search.positive.mean()), float(scores.mean()))
+    return Mined(take_turns(found), similarity)
 
 
 def make_search(bank: FeatureBank, kind: Kind) -> Search:
@@ -255,11 +270,11 @@ def _score_pairs(search: Search, rows: slice, columns: slice, pairs: int, margin
     """(R, C): the best similarity of a row's queries to a column's keys; -inf where none counts."""
     queries, queries_of_pair = _items_of(search.query_pair, rows, pairs)
     keys, keys_of_pair = _items_of(search.key_pair, columns, pairs)
-    scores_QN = search.queries[queries] @ search.keys[keys].T
+    scores_QN = nan_last(search.queries[queries] @ search.keys[keys].T)
     scores_QN[_same_identity(search, queries, keys)] = -torch.inf
     if margin is not None:
         scores_QN.masked_fill_(scores_QN > margin * search.positive[queries, None], -torch.inf)
-    return nan_last(_best_of_segments(_best_of_segments(scores_QN.T, keys_of_pair).T, queries_of_pair))
+    return _best_of_segments(_best_of_segments(scores_QN.T, keys_of_pair).T, queries_of_pair)
 
 
 def _items_of(pair: Tensor, wanted: slice, pairs: int) -> tuple[slice, Tensor]:

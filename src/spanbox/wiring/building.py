@@ -108,6 +108,7 @@ def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Ba
             token_ids=torch.randint(vocabulary, (pairs, data.max_tokens)),
             token_mask=torch.ones(pairs, data.max_tokens, dtype=torch.bool),
             span_tokens=torch.ones(pairs, data.max_spans, data.max_tokens, dtype=torch.bool),
+            span_entity=torch.arange(data.max_spans).expand(pairs, -1),
             span_identity=torch.arange(pairs * data.max_spans).reshape(pairs, data.max_spans),
             regions=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(pairs, data.max_regions, 4),
             region_valid=torch.ones(pairs, data.max_regions, dtype=torch.bool),
@@ -124,11 +125,11 @@ def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Ba
     return example
 
 
-def open_manifest(config: RunConfig, path: str | None, key: str) -> Manifest:
-    """The manifest, after a look whether its images can be there at all."""
+def open_manifest(config: RunConfig, path: str | None, key: str, *, subset: int | None = None) -> Manifest:
+    """The manifest, or a subset of it, after a look whether its images can be there at all."""
     if path is None:
         raise ConfigError(f"{key}: is not set; give the path of a manifest, see docs/data.md")
-    manifest = Manifest(path, config.data.inverted_boxes)
+    manifest = Manifest(path, config.data.inverted_boxes, subset=subset)
     folder = manifest.image_path(manifest[0]).parent
     if not folder.is_dir():
         raise DataError(

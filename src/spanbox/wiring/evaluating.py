@@ -1,41 +1,39 @@
-"""Loading a checkpoint, and measuring a model on a manifest."""
+"""Measuring a model on a manifest: its figures alone, as during training, or with all that a report shows of it.
+
+FOLDER/metrics.json                figures under flat, dotted names
+FOLDER/evaluation/outcomes.npz     what they are means of, query by query: NAME/values and NAME/image
+FOLDER/evaluation/features-STEM/   features of the manifest STEM.jsonl, see `evaluation/bank_files.py`
+FOLDER/evaluation/...              examples, heatmaps and the audit, see `artefacts.py`
+"""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanbox.config import RunConfig, parse_config
+import numpy as np
+import torch
+
+from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
-from spanbox.data.loader import evaluation_batches
-from spanbox.data.manifest import Manifest
-from spanbox.data.tokenizer import load_tokenizer
-from spanbox.engine.checkpoint import find_checkpoint, load_weights
-from spanbox.engine.device import choose_device, choose_precision, make_encode
-from spanbox.errors import CheckpointError
-from spanbox.evaluation.evaluate import check_selectable, evaluate, metric_value
-from spanbox.evaluation.extract import FeatureBank, extract
-from spanbox.losses.objective import Objective
+from spanbox.engine.device import choose_precision, make_encode
+from spanbox.errors import ConfigError
+from spanbox.evaluation.bank_files import StoredBank
+from spanbox.evaluation.evaluate import evaluate
+from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.outcomes import Outcome, figures_of
+from spanbox.evaluation.presence import choose_threshold
+from spanbox.evaluation.reflection import Query, draw_linked_spans, measure_falls, reflection_outcomes
+from spanbox.evaluation.selection import check_selectable, selection_value
 from spanbox.models.dual_encoder import DualEncoder
-from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import build_text_tower, build_vision_tower
-from spanbox.progress import Progress
-from spanbox.structures import Batch, Incident
-from spanbox.wiring.building import make_collator, open_manifest, sample_limits
-
-EVALUATION_BATCH = 128
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A trained model with all that it needs to be used."""
-
-    model: DualEncoder  # in evaluation mode
-    objective: Objective
-    tokenizer: Any
-    config: RunConfig
-    checkpoint: Path
+from spanbox.progress import track
+from spanbox.structures import Incident
+from spanbox.wiring.artefacts import Pairs, write_audit, write_examples, write_predictions
+from spanbox.wiring.building import make_collator, open_manifest
+from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset
+from spanbox.wiring.loading import Loaded, load
 
 
 @dataclass(frozen=True)
@@ -54,46 +52,81 @@ class Evaluated:
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def load(path: Path | str, device: str = "cpu") -> Loaded:
-    """The model of a checkpoint folder, or of the best (else last) checkpoint of a run folder.
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What an evaluation does besides its figures.
 
-    Raises:
-        CheckpointError: there is none, or it is damaged.
+    Attributes:
+        threshold_from: manifest on which to choose the score from which an entity counts as shown; None: the config's
+            data.val, where it is there.
+        examples: retrievals of each kind and direction, and half of the wrong and of the right matches; 0: none.
+        reflection: entities whose object is hidden; 0: none.
+        predictions: file for the regions that the model gives the manifest's entities.
     """
-    folder = find_checkpoint(Path(path))
-    config = parse_config(_read(folder / "config.yaml"), str(folder / "config.yaml"))
-    try:
-        architecture = json.loads(_read(folder / "architecture.json"))
-        preprocessing = Preprocessing.model_validate_json(_read(folder / "preprocessing.json"))
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: architecture.json or preprocessing.json is damaged ({error})") from None
-    settings = config.model.model_copy(
-        update={
-            part: getattr(config.model, part).model_copy(update={"path": None, "architecture": architecture[part]})
-            for part in ("text", "vision")
-        }
-    )
-    tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    text = build_text_tower(settings.text, pad_token_id=tokenizer.pad_token_id)
-    model = DualEncoder(text, build_vision_tower(settings.vision), preprocessing, settings)
-    objective = Objective(config.loss, config.model.dim)
-    load_weights(folder, model, objective)
-    return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
 
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); a checkpoint is copied as a whole") from None
+    threshold_from: Path | None = None
+    examples: int = 4
+    reflection: int = 500
+    predictions: Path | None = None
 
 
 def evaluate_checkpoint(path: Path, manifest: Path, device: str = "auto") -> Evaluated:
-    """All metrics of a checkpoint (or the best of a run) on a manifest."""
+    """The figures of a checkpoint (or the best of a run) on a manifest, as validation gives them."""
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
-    metrics, incidents = _evaluate(loaded.model, loaded.config, loaded.tokenizer, opened, show_progress=True)
-    return Evaluated(loaded.checkpoint, manifest, metrics, incidents)
+    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
+    bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset, show_progress=True)
+    return Evaluated(loaded.checkpoint, manifest, _figures_alone(bank, dataset), incidents)
+
+
+def evaluate_to_folder(
+    path: Path,
+    manifest: Path,
+    out: Path | None = None,
+    options: EvaluationOptions | None = None,
+    device: str = "auto",
+) -> tuple[Evaluated, Path]:
+    """Evaluate a checkpoint (or the best of a run) with intervals, and write all that a report shows of it.
+
+    Args:
+        path: a run folder or a checkpoint folder.
+        manifest: the pairs to evaluate on.
+        out: folder for the files; None: the run's, or that of a checkpoint which belongs to no run. A file that ends in
+            `.json` gets the figures, and nothing else is written.
+        options: what else is done.
+        device: where the towers run.
+
+    Returns:
+        What was found, and where the figures are.
+    """
+    options = options or EvaluationOptions()
+    loaded = load(path, device)
+    opened = open_manifest(loaded.config, str(manifest), "the manifest")
+    metrics_path, folder = _destination(path, out)
+    _make_folder(folder or metrics_path.parent)
+    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
+    stored = _features(loaded, dataset, folder)
+    pairs = Pairs(stored.bank, dataset)
+    threshold = _threshold(loaded, stored.bank, options.threshold_from, folder)
+    device_of_model = next(loaded.model.parameters()).device
+    evaluation = evaluate(stored.bank, pairs.entity_types(), threshold=threshold, device=device_of_model)
+    reflected, facts = _reflect(loaded, pairs, options.reflection)
+    outcomes = {**evaluation.outcomes, **reflected}
+    metrics = {**evaluation.metrics, **facts}
+    for name, figure in figures_of(reflected).items():
+        metrics |= figure.named(name)
+    if options.predictions is not None:
+        write_predictions(options.predictions, pairs, threshold)
+    if folder is not None:
+        _remove(folder, ("outcomes.npz", "examples.json", "heatmaps.npz", "audit.json"))
+        _write_outcomes(folder / "outcomes.npz", outcomes)
+        if options.examples:
+            retrievals = _retrievals(stored.bank, outcomes, options.examples, loaded.config.seed)
+            write_examples(folder, pairs, retrievals, loaded, 2 * options.examples)
+        write_audit(folder / "audit.json", _manifests(loaded.config, manifest))
+    evaluated = Evaluated(loaded.checkpoint, manifest, metrics, stored.incidents)
+    evaluated.write(metrics_path)  # last: where it is, the rest is complete
+    return evaluated, metrics_path
 
 
 def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder], tuple[dict[str, float], float]] | None:
@@ -103,42 +136,95 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder], tuple[dic
     manifest = open_manifest(config, config.data.val, "data.val")
 
     def validate(tokenizer: Any, model: DualEncoder) -> tuple[dict[str, float], float]:
-        metrics, _ = _evaluate(model, config, tokenizer, manifest, show_progress=False)
-        return metrics, metric_value(metrics, config.train.best_metric)
+        dataset = evaluation_dataset(config, model, manifest)
+        bank, _ = embed(model, config, tokenizer, dataset, show_progress=False)
+        metrics = _figures_alone(bank, dataset)
+        return metrics, selection_value(metrics, config.train.best_metric)
 
     return validate
 
 
-def _evaluate(
-    model: DualEncoder, config: RunConfig, tokenizer: Any, manifest: Manifest, *, show_progress: bool
-) -> tuple[dict[str, float], list[Incident]]:
-    bank, incidents = embed(model, config, tokenizer, manifest, show_progress=show_progress)
-    return evaluate(bank), incidents
+def _figures_alone(bank: FeatureBank, dataset: PairDataset) -> dict[str, float]:
+    """Every metric that a validation can choose by, without intervals."""
+    return evaluate(bank, Pairs(bank, dataset).entity_types(), intervals=False).metrics
 
 
-def embed(
-    model: DualEncoder, config: RunConfig, tokenizer: Any, manifest: Manifest, *, show_progress: bool
-) -> tuple[FeatureBank, list[Incident]]:
-    """The features of a manifest's pairs, without those whose image is broken, and what was met in the data.
+def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
+    """Where the figures go, and the folder of all else; None: nowhere."""
+    if out is not None and out.suffix == ".json":
+        return out, None
+    belongs_to_a_run = path.parent.name == "checkpoints"
+    folder = out or (path.parent.parent if belongs_to_a_run else path)
+    return folder / "metrics.json", folder / "evaluation"
 
-    Args:
-        model: in evaluation mode.
-    """
-    dataset = PairDataset(manifest, sample_limits(config, model), config.seed, replace_broken=False)
-    incidents: list[Incident] = []
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); name another place with --out") from None
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove what an earlier evaluation left: it may be of another checkpoint."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None) -> StoredBank:
+    if folder is not None:
+        return embed_to_disk(loaded, dataset, folder / f"features-{dataset.manifest.path.stem}")
+    return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset, show_progress=True))
+
+
+def _threshold(loaded: Loaded, bank: FeatureBank, given: Path | None, folder: Path | None) -> float | None:
+    """The score from which an entity counts as shown, chosen on other data; None where there are none, or no scores."""
+    val = loaded.config.data.val
+    if not (len(bank.spans) and len(bank.regions)) or (given is None and (val is None or not Path(val).is_file())):
+        return None
+    opened = open_manifest(loaded.config, str(given or val), "--threshold-from")
+    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
+    return choose_threshold(_features(loaded, dataset, folder).bank)
+
+
+def _reflect(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Outcome], dict[str, float]]:
+    """How far scores fall when objects are hidden, and how many of the entities could not be asked."""
+    config, model = loaded.config, loaded.model
+    spans = draw_linked_spans(pairs.bank, entities, config.seed).tolist()
+    if not spans:
+        return {}, {}
+    pair, entity = pairs.bank.span_pair.tolist(), pairs.bank.span_entity.tolist()
     device = next(model.parameters()).device
-    workers = config.data.worker_count(device)
-    batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
-    encode = make_encode(model, device, choose_precision(config.train.precision, device))
-    if show_progress:
-        batches = _with_progress(batches, len(manifest))
-    return extract(encode, batches, device), incidents
+    collate = make_collator(config, loaded.tokenizer)
+    falls = measure_falls(
+        make_encode(model, device, choose_precision(config.train.precision, device)),
+        lambda samples: collate(samples).batch,
+        (Query(pairs.sample(pair[span]), entity[span]) for span in track(spans, "hiding objects", len(spans))),
+        model.preprocessing.image_size // model.vision.stride,
+        crop_margin=config.model.regions.margin,
+        seed=config.seed,
+    )
+    return reflection_outcomes(falls), {"reflection.too_large.count": falls.too_large}
 
 
-def _with_progress(batches: Iterator[Batch], pairs: int) -> Iterator[Batch]:
-    done = 0
-    with Progress("encoding", pairs) as progress:
-        for batch in batches:
-            yield batch
-            done += len(batch)
-            progress.update(done)
+def _retrievals(
+    bank: FeatureBank, outcomes: Mapping[str, Outcome], count: int, seed: int
+) -> dict[str, list[RetrievalExample]]:
+    """Examples of both directions; all queries have a rank, since each pair's own is right."""
+    ranks = {way: torch.from_numpy(outcomes[f"retrieval.{way}.mean_rank"].values).long() for way in DIRECTIONS}
+    return {way: retrieval_examples(bank, way, ranks[way], count, seed) for way in DIRECTIONS}
+
+
+def _write_outcomes(path: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """What means are made of: intervals and differences between runs are computed from it."""
+    means = {name: outcome for name, outcome in outcomes.items() if outcome.summary == "mean"}
+    arrays = {f"{name}/values": outcome.values for name, outcome in means.items()}
+    images = {f"{name}/image": outcome.image for name, outcome in means.items()}
+    np.savez_compressed(path, **arrays, **images)  # type: ignore[arg-type]  # names are keys of the file
+
+
+def _manifests(config: RunConfig, evaluated: Path) -> dict[str, Path]:
+    """The manifests of a run by part; the one that was evaluated is `test`, whatever else it is."""
+    given = {"train": config.data.train, "val": config.data.val}
+    others = {part: Path(path) for part, path in given.items() if path is not None}
+    return {part: path for part, path in others.items() if path.resolve() != evaluated.resolve()} | {"test": evaluated}

@@ -1,5 +1,6 @@
 """Hard neighbours of a manifest's pairs, by a model: mined once from a checkpoint, or between the epochs of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,20 @@ from typing import Any
 import numpy as np
 
 from spanbox.config import RunConfig
+from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest
-from spanbox.data.neighbours import Neighbours, check_writable, save_neighbours
+from spanbox.data.neighbours import By, Neighbours, SearchName, check_writable, save_neighbours
+from spanbox.evaluation.approximate import import_faiss, nearest_wrong_approximately
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.mining import KINDS, By, Mined, mine_neighbours
+from spanbox.evaluation.mining import KINDS, Mined, NearestWrong, mine_neighbours, nearest_wrong
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
 from spanbox.wiring.building import open_manifest
-from spanbox.wiring.evaluating import embed, load
+from spanbox.wiring.embedding import embed, evaluation_dataset
+from spanbox.wiring.loading import load
+
+SEARCHES: Mapping[SearchName, NearestWrong] = {"exact": nearest_wrong, "approximate": nearest_wrong_approximately}
 
 
 @dataclass(frozen=True)
@@ -31,24 +37,37 @@ def mine(
     model: DualEncoder,
     config: RunConfig,
     tokenizer: Any,
-    manifest: Manifest,
+    dataset: PairDataset,
     *,
     count: int = 15,
     by: By = "both",
     margin: float | None = None,
+    search: SearchName = "exact",
     show_progress: bool = False,
 ) -> MinedManifest:
-    """Encode the pairs of a manifest and find `count` hard neighbours of each.
+    """Encode the pairs of a data set, read as evaluation does, and find `count` hard neighbours of each.
 
     Args:
-        model: in evaluation mode; its device computes the similarities, too.
+        model: in evaluation mode; its device computes the similarities of an exact search, too.
         by, margin: as in `mine_neighbours`.
+
+    Raises:
+        ConfigError: what the search needs is not installed.
     """
-    bank, incidents = embed(model, config, tokenizer, manifest, show_progress=show_progress)
+    check_search(search)
+    bank, incidents = embed(model, config, tokenizer, dataset, show_progress=show_progress)
     device = next(model.parameters()).device
     with Progress("searching", len(KINDS[by]) * len(bank), quiet=not show_progress) as progress:
-        mined = mine_neighbours(bank, count=count, by=by, margin=margin, device=device, on_searched=progress.update)
-    return MinedManifest(_in_manifest(mined, bank, manifest), mined, incidents)
+        mined = mine_neighbours(
+            bank,
+            count=count,
+            by=by,
+            margin=margin,
+            device=device,
+            find=SEARCHES[search],
+            on_searched=progress.update,
+        )
+    return MinedManifest(_in_manifest(mined, bank, dataset.manifest), mined, incidents)
 
 
 def mine_checkpoint(
@@ -59,9 +78,11 @@ def mine_checkpoint(
     count: int = 15,
     by: By = "both",
     margin: float | None = None,
+    search: SearchName = "exact",
     device: str = "auto",
 ) -> MinedManifest:
     """Mine a manifest with a checkpoint (or the best of a run), and write the neighbours to `out`."""
+    check_search(search)
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     check_writable(out)
@@ -69,15 +90,26 @@ def mine_checkpoint(
         loaded.model,
         loaded.config,
         loaded.tokenizer,
-        opened,
+        evaluation_dataset(loaded.config, loaded.model, opened),
         count=count,
         by=by,
         margin=margin,
+        search=search,
         show_progress=True,
     )
-    origin = {"checkpoint": str(loaded.checkpoint), "by": by, "margin": margin}
+    origin = {"checkpoint": str(loaded.checkpoint), "by": by, "margin": margin, "search": search}
     save_neighbours(out, result.neighbours, manifest, origin)
     return result
+
+
+def check_search(search: SearchName) -> None:
+    """Before long work: see that what the search needs is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if search == "approximate":
+        import_faiss()
 
 
 def _in_manifest(mined: Mined, bank: FeatureBank, manifest: Manifest) -> Neighbours:

@@ -1,35 +1,29 @@
 """A training run from its config."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from spanbox.config import RunConfig, dump_config, without_actions
-from spanbox.data.dataset import PairDataset
-from spanbox.data.loader import training_loader
 from spanbox.data.manifest import Manifest
-from spanbox.data.neighbours import load_neighbours
-from spanbox.data.sampler import StepSampler
 from spanbox.data.tokenizer import load_tokenizer
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights, remove_run
 from spanbox.engine.distributed import Ranks
+from spanbox.engine.environment import write_environment
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
+from spanbox.wiring.batches import TrainingBatches
 from spanbox.wiring.building import (
     build_model,
     example_batches,
-    make_collator,
     make_tokenizer,
     open_manifest,
-    sample_limits,
 )
 from spanbox.wiring.evaluating import make_validation
 
@@ -54,7 +48,7 @@ def train(config: RunConfig) -> Trained:
     run_dir = Path(config.run.dir)
     with ranks.main_first():
         resume_from = _checkpoint_to_resume(config, run_dir)
-        manifest = open_manifest(config, config.data.train, "data.train")
+        manifest = open_manifest(config, config.data.train, "data.train", subset=config.data.subset)
         validate = make_validation(config)
     _check_batch_size(config, manifest, ranks.world_size)
     torch.manual_seed(config.seed)
@@ -82,43 +76,17 @@ def train(config: RunConfig) -> Trained:
     )
     if resume_from:
         trainer.restore(load_trainer_state(resume_from))
-    batches = _training_batches(config, manifest, tokenizer, trainer)
+    batches = TrainingBatches(config, manifest, tokenizer, trainer)
     if ranks.is_main:
         if not resume_from:
             remove_run(run_dir)  # only now that everything fits together: a mistake costs no earlier run
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        write_environment(run_dir)
     with _progress(trainer) as progress:
         finished = trainer.fit(batches, progress)
     ranks.close()
     return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics)
-
-
-def _training_batches(config: RunConfig, manifest: Manifest, tokenizer: Any, trainer: Trainer) -> Iterable[Any]:
-    """This rank's share of the batches of the steps that are left."""
-    dataset = PairDataset(
-        manifest,
-        sample_limits(config, trainer.model, training=True),
-        config.seed,
-        replace_broken=True,
-        cache_bytes=round(config.data.cache_gb * 2**30),
-    )
-    neighbours = config.data.neighbours
-    sampler = StepSampler(
-        len(manifest),
-        config.train.batch_size,
-        config.seed,
-        trainer.step,
-        None if config.train.minutes else config.train.steps,
-        rank=trainer.ranks.rank,
-        world_size=trainer.ranks.world_size,
-        neighbours=load_neighbours(Path(neighbours), manifest.path, len(manifest)) if neighbours else None,
-        hard_share=config.data.hard_share,
-    )
-    # Chunks of similar length carry less padding. Where chunks are contrasted with themselves alone they stay mixed.
-    collator = make_collator(config, tokenizer, sort_by_length=config.train.accumulation == "exact")
-    workers = config.data.worker_count(trainer.device)
-    return training_loader(dataset, collator, sampler, workers, pin_memory=trainer.device.type == "cuda")
 
 
 def _progress(trainer: Trainer) -> Progress:

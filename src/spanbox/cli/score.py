@@ -1,0 +1,68 @@
+"""`spanbox score`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+TASKS = {"gmner": "GMNER", "mner": "MNER", "eeg": "EEG"}
+MOST_TYPES = 12  # that the table shows; the file has all
+
+
+def score(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines, one pair a line")],
+    data: Annotated[Path, typer.Option("--data", help="manifest of the pairs that were predicted for")],
+    out: Annotated[Path, typer.Option("--out", help="JSON file for all figures")] = Path("scores.json"),
+) -> None:
+    """Official GMNER, MNER and EEG figures of a file of predictions, of whatever model.
+
+    A line of it holds all that was found in a pair; offsets and pixels are as in the manifest, and a box of null says
+    that the image does not show the entity:
+
+        {"id": "71044", "entities": [{"start": 25, "end": 38, "type": "LOC", "box": [12.0, 30.5, 200.0, 310.0]}]}
+
+    Example:
+
+        spanbox score predictions.jsonl --data data/gmner/test.jsonl
+    """
+    from spanbox.errors import DataError
+    from spanbox.evaluation.gmner import score_file
+
+    scores = score_file(predictions, data)
+    metrics = scores.metrics()
+    console = Console()
+    console.print(_table(metrics, list(scores.counts), f"{predictions} for {data}"))
+    for note in scores.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, emoji=False, soft_wrap=True)
+    content = {"predictions": str(predictions), "data": str(data), **metrics}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
+    print(f"written to {out}")
+
+
+def _table(metrics: Mapping[str, float], rows: list[str], title: str) -> Table:
+    """Each task, and below it its types unless they are many."""
+    table = Table(title=Text(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for heading in ("precision", "recall", "F1", "F1, 95 %", "right", "predicted", "gold"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for task, name in TASKS.items():
+        types = [row for row in rows if row.startswith(f"{task}.type.")]
+        for row in (task, *(types if len(types) <= MOST_TYPES else ())):
+            rates = [f"{100 * metrics[f'{row}.{rate}']:.2f}" for rate in ("precision", "recall", "f1")]
+            ends = [
+                f"{100 * metrics[f'{row}.f1.{end}']:.1f}" for end in ("low", "high") if f"{row}.f1.{end}" in metrics
+            ]
+            counts = [f"{metrics[f'{row}.{count}']:,.0f}" for count in ("correct", "predicted", "gold")]
+            label = Text(name, style="bold") if row == task else Text(f"  {row.partition('.type.')[2]}")
+            table.add_row(label, *rates, " to ".join(ends), *counts)
+    return table

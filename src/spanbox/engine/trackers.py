@@ -1,0 +1,244 @@
+"""Curves in other tools: TensorBoard, Weights & Biases, Trackio, whichever of them the config names.
+
+`log.jsonl` is the log of a run; a tracker shows the same numbers in a tool that somebody has open anyway. All work
+without a network: TensorBoard and Trackio write to the disk, W&B too unless WANDB_MODE says otherwise. What a tracker
+cannot do never ends the training: it is told once, and the tracker is left out from then on.
+
+A resumed run continues its curves. `trackers.json` in the run folder says which lines each tracker has, and under which
+name it knows the run. Lines of the log that it does not have are handed in later, as to a tracker that joins a resumed
+run; lines that it has and cannot take back are not told again.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+from uuid import uuid4
+
+import yaml
+
+from spanbox.errors import ConfigError
+
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+LEDGER = "trackers.json"
+
+CURVES = ("train", "validation")
+"""Kinds of lines of the log that are points of curves."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker knows of the run."""
+
+    folder: Path
+    id: str  # of the run in the tracker, the same when it is resumed
+    resume_step: int  # 0 for a new run
+    config_yaml: str
+
+    @property
+    def project(self) -> str:
+        """Runs of one folder are one project."""
+        return self.folder.resolve().parent.name or "spanbox"
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load(self.config_yaml) or {}
+
+
+class Tracker(Protocol):
+    """One tool. Its methods may raise whatever they like."""
+
+    takes_back: ClassVar[bool]  # whether a resumed run hides the lines after the step that it goes on from
+
+    def __init__(self, run: TrackedRun) -> None: ...
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `tensorboard/` of the run folder."""
+
+    takes_back: ClassVar[bool] = True
+
+    def __init__(self, run: TrackedRun) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = run.resume_step + 1 if run.resume_step else None
+        self._writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge_step)
+        self._writer.add_text("config", f"```yaml\n{run.config_yaml}```", run.resume_step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases, in `wandb/` of the run folder; offline unless WANDB_MODE says otherwise."""
+
+    takes_back: ClassVar[bool] = False
+
+    def __init__(self, run: TrackedRun) -> None:
+        mode: Any = os.environ.get("WANDB_MODE") or "offline"
+        online = mode == "online"
+        if not online:  # it would look for its maker's server all the same, to report errors to
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self._run = wandb.init(
+            project=run.project,
+            name=run.name,
+            id=run.id,
+            dir=str(run.folder),
+            config=run.config,
+            allow_val_change=True,
+            mode=mode,
+            resume="allow" if online else None,
+            reinit="create_new",  # a run of the user's own goes on
+            settings=wandb.Settings(console="off", silent=not online),
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """Trackio, in the folder that it shares among all runs, so that they can be compared: TRACKIO_DIR, or its cache."""
+
+    takes_back: ClassVar[bool] = False
+
+    def __init__(self, run: TrackedRun) -> None:
+        import trackio
+
+        with redirect_stdout(sys.stderr):
+            self._run = trackio.init(
+                project=run.project,
+                name=f"{run.name}-{run.id}",  # it finds a run again by its name alone, and folders may share theirs
+                config=run.config,
+                resume="allow",
+                embed=False,
+            )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        import trackio
+
+        with redirect_stdout(sys.stderr):
+            trackio.finish()
+
+
+TRACKERS: dict[TrackerName, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+
+
+def check_installed(names: Iterable[TrackerName], key: str) -> None:
+    """Refuse trackers whose package is missing, before anything is trained.
+
+    Raises:
+        ConfigError: says what to install.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigError(f"{key}: {name} is not installed; `pip install 'spanbox[{name}]'`, or leave it out")
+
+
+class Trackers:
+    """The trackers of a run, used on its main rank only.
+
+    Args:
+        lines: of the log up to the step that the run goes on from; each tracker gets those that it does not have.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[TrackerName],
+        folder: Path,
+        resume_step: int,
+        config_yaml: str,
+        lines: Iterable[Mapping[str, Any]],
+    ) -> None:
+        self._ledger_path = folder / LEDGER
+        self._ledger = _read_ledger(self._ledger_path) if resume_step else {}
+        self._active: dict[TrackerName, Tracker] = {}
+        for name in dict.fromkeys(names):
+            entry = self._ledger.setdefault(name, {"id": uuid4().hex[:8], "told": {}})
+            if TRACKERS[name].takes_back:
+                entry["told"] = {kind: min(step, resume_step) for kind, step in entry["told"].items()}
+            run = TrackedRun(folder, entry["id"], resume_step, config_yaml)
+            self._attempt(name, partial(self._start, name, run))
+        for line in lines if self._active else ():
+            self.write(line["step"], line["kind"], line)
+
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Tell every tracker the numbers of a line of the log, under `kind/name`, if it belongs to a curve."""
+        if kind not in CURVES:
+            return
+        numbers = _numbers(kind, values)
+        for name, tracker in list(self._active.items()):
+            told = self._ledger[name]["told"]
+            if step > told.get(kind, 0):
+                self._attempt(name, partial(tracker.write, step, numbers))
+                if name in self._active:
+                    told[kind] = step
+        if self._active:
+            _write_ledger(self._ledger_path, self._ledger)
+
+    def close(self) -> None:
+        for name, tracker in list(self._active.items()):
+            self._attempt(name, tracker.close)
+        self._active.clear()
+
+    def _start(self, name: TrackerName, run: TrackedRun) -> None:
+        self._active[name] = TRACKERS[name](run)
+
+    def _attempt(self, name: TrackerName, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # whatever goes wrong in somebody else's tool, the training goes on
+            self._active.pop(name, None)
+            print(
+                f"{name} fails ({type(error).__name__}: {error}): the run goes on without it, log.jsonl has it all",
+                file=sys.stderr,
+            )
+
+
+def _numbers(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            numbers |= _numbers(f"{kind}/{name}", value)
+        elif isinstance(value, int | float) and name != "step":
+            numbers[f"{kind}/{name}"] = value
+    return numbers
+
+
+def _read_ledger(path: Path) -> dict[str, Any]:
+    try:
+        ledger: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # a run that had no trackers
+    return ledger
+
+
+def _write_ledger(path: Path, ledger: dict[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(ledger), encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,130 @@
+"""Telling the entities that have an object in their image from those that are only named.
+
+The score of a span is that of its best region within the image. A span whose image has no region at all has no score:
+it cannot have an object, and is left out of the AUC.
+
+    S spans    T different scores
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.outcomes import Figure
+from spanbox.evaluation.own_image import OwnImage, score_own_image
+from spanbox.evaluation.ranking import nan_last
+from spanbox.intervals import FloatArray, IntArray, bootstrap_ratio, bootstrap_statistic
+
+PREFIX = "matching.without_box"
+
+
+class Presence(NamedTuple):
+    """Spans, whether they have an object, and what the model gives for it."""
+
+    has_box: Tensor  # (S,) bool
+    score: Tensor  # (S,) float32, -inf where it is NaN or there is no region
+    scored: Tensor  # (S,) bool: the image has a region
+    image: Tensor  # (S,) int64
+
+
+def presence_figures(
+    own: OwnImage, *, threshold: float | None = None, intervals: bool = True
+) -> tuple[dict[str, Figure], dict[str, float]]:
+    """How well the scores tell which spans have an object, and what goes with it.
+
+    Figures: `matching.without_box.auc`, where there are spans with and without, and `.f1` of the decision 'has an
+    object', taken where the score reaches the threshold, beside the F1 of deciding so for all. Facts: `.count` (spans
+    without a box) and `.threshold`.
+
+    Args:
+        threshold: chosen on other data, see `choose_threshold`; None: no F1.
+    """
+    presence = _presence(own)
+    figures, facts = {}, {f"{PREFIX}.count": float((~presence.has_box).sum())}
+    scored_without = presence.scored & ~presence.has_box
+    if presence.has_box.any() and scored_without.any():
+        figures[f"{PREFIX}.auc"] = _auc_figure(presence, intervals)
+    if presence.has_box.any() and threshold is not None:
+        figures[f"{PREFIX}.f1"] = _f1_figure(presence, threshold, intervals)
+        facts[f"{PREFIX}.threshold"] = threshold
+    return figures, facts
+
+
+def choose_threshold(bank: FeatureBank) -> float | None:
+    """The score from which on to decide that a span has an object: that with the best F1 on this bank.
+
+    One of the bank's own scores, the highest of those with equal F1. None where no span has a finite score and a box.
+    """
+    if len(bank.links) == 0:
+        return None
+    presence = _presence(score_own_image(bank))
+    descending, order = presence.score.sort(descending=True)
+    found = presence.has_box[order].cumsum(0).double()
+    f1 = 2 * found / (torch.arange(1, len(order) + 1) + presence.has_box.sum())
+    # A decision holds for all equal scores: only the last of them is one.
+    decides = torch.ones(len(order), dtype=torch.bool)
+    decides[:-1] = descending[1:] != descending[:-1]
+    f1 = f1.masked_fill(~decides | descending.isinf(), 0.0)
+    best = int(f1.argmax())
+    return float(descending[best]) if f1[best] > 0 else None
+
+
+class RankedScores:
+    """Scores in the order of their size, for the area under the curve of many draws of the same spans.
+
+    Args:
+        score: (S,) of spans with and without an object.
+        positive: (S,) bool.
+    """
+
+    def __init__(self, score: FloatArray, positive: Tensor) -> None:
+        different, self._place = np.unique(score, return_inverse=True)
+        self._positive = positive.numpy()
+        self._size = len(different)
+
+    def area_under_curve(self, counts: IntArray) -> float:
+        """Probability that a positive score exceeds a negative one, ties half, when each span counts as often as
+        `counts` (S,) says; NaN when either kind is missing.
+
+        The Mann-Whitney statistic by ranks: exact, in O(S).
+        """
+        positive, negative = (
+            np.bincount(self._place, weights=counts * kind, minlength=self._size)
+            for kind in (self._positive, ~self._positive)
+        )
+        pairs = positive.sum() * negative.sum()
+        below = negative.cumsum() - negative / 2
+        return float(positive @ below / pairs) if pairs else float("nan")
+
+
+def _presence(own: OwnImage) -> Presence:
+    best = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
+    return Presence(own.has_box_S, best, own.candidates_SR.any(dim=1), own.image_S)
+
+
+def _auc_figure(presence: Presence, intervals: bool) -> Figure:
+    scored = Presence(*(tensor[presence.scored] for tensor in presence))
+    ranked = RankedScores(scored.score.numpy(), scored.has_box)
+    return Figure(
+        value=ranked.area_under_curve(np.ones(len(scored.score), dtype=np.int64)),
+        count=len(scored.score),
+        interval=bootstrap_statistic(ranked.area_under_curve, scored.image.numpy()) if intervals else None,
+        chance=0.5,
+    )
+
+
+def _f1_figure(presence: Presence, threshold: float, intervals: bool) -> Figure:
+    """F1 = 2 TP / (predicted + positive), a ratio of sums over the spans."""
+    decided = presence.score >= threshold
+    twice_right = 2 * (decided & presence.has_box).double().numpy()
+    either = (decided.double() + presence.has_box.double()).numpy()
+    positives, spans = int(presence.has_box.sum()), len(presence.has_box)
+    return Figure(
+        value=float(twice_right.sum() / either.sum()),
+        count=spans,
+        interval=bootstrap_ratio(twice_right, either, presence.image.numpy()) if intervals else None,
+        baseline=2 * positives / (spans + positives),
+    )

@@ -1,0 +1,93 @@
+"""Which checkpoint is the best: by one metric, or by a weighted sum of several.
+
+`train.best_metric` names what decides. A name that evaluation never produces is refused before anything is trained; one
+that this data does not allow (matching without boxes, a type that no entity has) is found out by the first validation.
+"""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+from spanbox.errors import ConfigError
+from spanbox.evaluation.evaluate import ANNOTATIONS
+from spanbox.evaluation.matching import ACROSS, CANDIDATES, SIZES, WITHIN
+from spanbox.evaluation.ranking import RECALL_DEPTHS
+
+BestMetric = str | dict[str, float]
+"""The name of a metric, or the weights of several."""
+
+_RANKING = {**dict.fromkeys([*(f"r{k}" for k in RECALL_DEPTHS), "map"], 1), "median_rank": -1, "mean_rank": -1}
+_PARTS = ("r5", "hard", *(f"size.{size}" for size in SIZES), *(f"candidates.{number}" for number in CANDIDATES))
+_EMBEDDING = {"coarse": ("sentences", "images"), "fine": ("spans", "regions")}
+_NEED_BOXES = ("matching.", "grounding.", "embedding.fine.")
+
+SELECTABLE: dict[str, int] = {
+    **{f"{family}.{name}": sign for family in ("retrieval.i2t", "retrieval.t2i") for name, sign in _RANKING.items()},
+    WITHIN: 1,
+    **{f"{WITHIN}.{part}": 1 for part in _PARTS},
+    **{f"{ACROSS}.{name}": sign for name, sign in _RANKING.items()},
+    "grounding.accuracy": 1,
+    "grounding.pointing": 1,
+    "matching.without_box.auc": 1,
+    **{f"embedding.{level}.{name}": -1 for level in _EMBEDDING for name in ("alignment", "modality_gap")},
+    **{f"embedding.{level}.uniformity.{kind}": -1 for level, kinds in _EMBEDDING.items() for kind in kinds},
+}
+"""Metrics that can choose the best checkpoint: 1 where larger is better, -1 where smaller is."""
+
+BY_TYPE = f"{WITHIN}.type."
+"""How the names begin that end with a type of entities, which only the data know; larger is better."""
+
+
+def check_selectable(best_metric: BestMetric, key: str) -> None:
+    """Refuse, before anything is trained, what cannot choose a checkpoint.
+
+    Raises:
+        ConfigError: no metric, one that does not exist (names the nearest), or weights that are all 0.
+    """
+    weights = {best_metric: 1.0} if isinstance(best_metric, str) else best_metric
+    if not any(weights.values()):
+        raise ConfigError(f"{key}: nothing has a weight; write NAME, or {{NAME: weight, NAME: weight}}")
+    for name in weights:
+        if _sign(name) is None:
+            nearest = get_close_matches(name, SELECTABLE, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"{key}: {name!r} cannot choose a checkpoint. Did you mean {nearest!r}? {_known(SELECTABLE)}"
+            )
+
+
+def selection_value(metrics: Mapping[str, float], best_metric: BestMetric) -> float:
+    """What chooses the best checkpoint; larger is better. A single metric of which less is better is negated, in a
+    weighted sum the weights carry the sign.
+
+    Raises:
+        ConfigError: a metric is not among those that were measured.
+    """
+    if isinstance(best_metric, str):
+        return (_sign(best_metric) or 1) * metric_value(metrics, best_metric)
+    return sum(weight * metric_value(metrics, name) for name, weight in best_metric.items())
+
+
+def metric_value(metrics: Mapping[str, float], name: str) -> float:
+    """The metric called `name`.
+
+    Raises:
+        ConfigError: there is none; names the nearest one.
+    """
+    if name in metrics:
+        return metrics[name]
+    known = sorted(metric for metric in metrics if metric.rpartition(".")[2] not in ANNOTATIONS)
+    if name.startswith(_NEED_BOXES) and not any(key.startswith(_NEED_BOXES) for key in known):
+        raise ConfigError(
+            f"metric {name!r} needs entities with boxes, and the evaluation data has none. "
+            f"Add boxes, or choose one of: {', '.join(known)}"
+        )
+    nearest = get_close_matches(name, known, n=1)
+    suggestion = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    raise ConfigError(f"unknown metric {name!r}. {suggestion}{_known(known)}")
+
+
+def _sign(name: str) -> int | None:
+    return 1 if name.startswith(BY_TYPE) else SELECTABLE.get(name)
+
+
+def _known(names: Iterable[str]) -> str:
+    return f"Known: {', '.join(names)}"

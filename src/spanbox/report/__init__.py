@@ -1,0 +1,1 @@
+"""What a run has become, as one HTML page: reads the files of run folders, and never a model."""

@@ -1,0 +1,300 @@
+"""Curves, matrices and plots of ablations by matplotlib: inline SVG for the page, PNG and SVG for papers.
+
+Text stays text in the SVG. The page's figures carry no colours of their own but CSS variables, so that they read on a
+light and on a dark page. Lines differ by dash as well as by colour.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; the strongest on white first.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, SOFT, RULE = "#1b1f24", "#5b6470", "#d9dde2"
+
+POINTS = 400  # of a curve: more cannot be seen, and makes the page heavy
+WIDTH = 3.9  # inches
+LEGEND_ROW = 0.14  # inches
+LEGEND_CHARACTERS = 52  # of a row; Chinese ones count twice
+CHINESE_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
+    *("WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Droid Sans Fallback"),
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    style: int  # colour and dash
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure: a name for its files, what it shows in words, and how it is drawn."""
+
+    name: str
+    alt: str
+    draw: Callable[[], "Canvas"]
+
+    def inline(self) -> str:
+        """As an SVG element for a page that defines `--ink`, `--soft`, `--rule` and `--c0` to `--c5`."""
+        return _for_page(self._saved("svg", transparent=True).decode(), self.name, self.alt)
+
+    def write(self, folder: Path) -> list[Path]:
+        """As NAME.png and NAME.svg, on white."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{self.name}.{format}" for format in ("png", "svg")]
+        for path in paths:
+            path.write_bytes(self._saved(path.suffix[1:], facecolor="white"))
+        return paths
+
+    def _saved(self, format: str, **options: Any) -> bytes:
+        from matplotlib import rc_context
+
+        file = io.BytesIO()
+        metadata = {"svg": {"Date": None, "Creator": None, "Format": None, "Type": None}, "png": {"Software": None}}
+        with rc_context(_style(self.name)):
+            self.draw().savefig(file, format=format, dpi=200, metadata=metadata[format], **options)
+        return file.getvalue()
+
+
+def curves(
+    name: str,
+    title: str,
+    series: Sequence[Series],
+    *,
+    step: str,
+    alt: str,
+    log: bool = False,
+    from_zero: bool = False,
+    share: bool = False,
+) -> Figure:
+    """Values over the steps of a run.
+
+    Args:
+        step: label of the horizontal axis.
+        log: logarithmic values, where all are above zero.
+        from_zero: show the values from zero, and so how much they change.
+        share: values are shares of one, shown in percent.
+    """
+
+    def draw() -> "Canvas":
+        labels = [one.label for one in series] if len(series) > 1 else []
+        canvas, axes = _canvas(WIDTH, 2.5 + LEGEND_ROW * max(0, _legend_rows(labels) - 1))
+        for one in series:
+            steps, heights = _thinned(one.steps, one.values)
+            colour, dash = COLOURS[one.style % len(COLOURS)], DASHES[one.style % len(DASHES)]
+            marker = MARKERS[one.style % len(MARKERS)] if len(steps) <= 12 else ""
+            axes.plot(steps, heights, color=colour, linestyle=dash, linewidth=1.5, marker=marker, ms=4, label=one.label)
+        values = [value for one in series for value in one.values]
+        if log and min(values) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
+        elif from_zero or min(values) == max(values):
+            axes.set_ylim(0, 1.1 * max(values) or 1)
+        if share:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel(step)
+        _title(axes, title, labels)
+        return canvas
+
+    return Figure(name, alt, draw)
+
+
+def matrix(
+    name: str,
+    title: str,
+    values: Sequence[Sequence[float]],
+    right: NDArray[np.bool_],
+    *,
+    rows: str,
+    columns: str,
+    alt: str,
+) -> Figure:
+    """Similarities as a grid of colours, with a small square on each pair that belongs together. Rows and columns are
+    numbered from 1."""
+    grid = np.asarray(values, dtype=np.float64)
+
+    def draw() -> "Canvas":
+        canvas, axes = _canvas(WIDTH, WIDTH * min(1.3, 0.35 + 0.72 * grid.shape[0] / grid.shape[1]))
+        image = axes.imshow(grid, cmap="cividis", interpolation="nearest")
+        size = 130 / max(grid.shape)
+        for colour, scale in (("black", 1.0), ("white", 0.6)):
+            y, x = right.nonzero()
+            axes.scatter(x, y, s=(scale * size * 0.55) ** 2, marker="s", facecolor="none", edgecolor=colour, lw=1)
+        for axis, count, label in ((axes.xaxis, grid.shape[1], columns), (axes.yaxis, grid.shape[0], rows)):
+            every = math.ceil(count / 16)
+            axis.set_ticks(range(0, count, every), [str(index + 1) for index in range(0, count, every)])
+            axis.set_label_text(label)
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        bar = canvas.colorbar(image, ax=axes, fraction=0.045, pad=0.02)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelcolor=SOFT)
+        _title(axes, title)
+        return canvas
+
+    return Figure(name, alt, draw)
+
+
+def dots(name: str, title: str, variants: Sequence[tuple[str, Sequence[float]]], *, alt: str, share: bool) -> Figure:
+    """A row for each variant: a small dot for each seed, a large one for their mean, a line for the standard
+    deviation."""
+
+    def draw() -> "Canvas":
+        canvas, axes = _canvas(WIDTH, 0.85 + 0.34 * len(variants))
+        for row, (_, values) in enumerate(variants):
+            colour, mean = COLOURS[row % len(COLOURS)], float(np.mean(values))
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+            axes.plot([mean - spread, mean + spread], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot([mean], [row], MARKERS[row % len(MARKERS)], color=colour, ms=8)
+            axes.plot(values, [row - 0.26] * len(values), ".", color=SOFT, ms=5)
+        axes.set_yticks(range(len(variants)), [label for label, _ in variants])
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_ylim(len(variants) - 0.5, -0.6)
+        axes.grid(visible=False, axis="y")
+        if share:
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+        axes.locator_params(axis="x", nbins=5)
+        _title(axes, title)
+        return canvas
+
+    return Figure(name, alt, draw)
+
+
+@cache
+def fonts() -> tuple[str, ...]:
+    """Families to draw text with: matplotlib's own, and the first installed one that has Chinese."""
+    from matplotlib import font_manager
+
+    installed = {entry.name for entry in font_manager.fontManager.ttflist}
+    return ("DejaVu Sans", *[family for family in CHINESE_FONTS if family in installed][:1])
+
+
+def can_draw(text: str) -> bool:
+    """Whether the installed fonts have every character of `text`."""
+    return all(any(ord(character) in characters for characters in _characters()) for character in text)
+
+
+@cache
+def _characters() -> tuple[frozenset[int], ...]:
+    from matplotlib import font_manager
+
+    paths = (font_manager.findfont(family) for family in fonts())
+    return tuple(frozenset(font_manager.get_font(path).get_charmap()) for path in paths)
+
+
+def _canvas(width: float, height: float) -> "tuple[Canvas, Axes]":
+    """A figure in inches."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    return canvas, canvas.subplots()
+
+
+def _style(name: str) -> dict[Any, Any]:
+    """Quiet axes; ids in the SVG that are the same in two drawings of a figure, and others in another figure."""
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": list(fonts()),
+        "font.size": 8,
+        "text.color": INK,
+        "text.parse_math": False,
+        "axes.edgecolor": RULE,
+        "axes.labelcolor": SOFT,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.formatter.useoffset": False,
+        "grid.color": RULE,
+        "grid.linewidth": 0.6,
+        "xtick.color": RULE,
+        "ytick.color": RULE,
+        "xtick.labelcolor": SOFT,
+        "ytick.labelcolor": SOFT,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "ytick.minor.size": 0,
+    }
+
+
+def _title(axes: "Axes", title: str, legend: Sequence[str] = ()) -> None:
+    """The title, and below it a legend of these labels, as many in a row as there is room for."""
+    rows = _legend_rows(legend)
+    axes.set_title(title, loc="left", fontsize=9, fontweight="bold", pad=8 + 72 * LEGEND_ROW * rows)
+    if legend:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.985),
+            ncols=math.ceil(len(legend) / rows),
+            frameon=False,
+            borderpad=0.1,
+            columnspacing=1.2,
+            fontsize=8,
+        )
+
+
+def _legend_rows(labels: Sequence[str]) -> int:
+    """How many rows a legend needs; each label takes the room of the longest one."""
+    widths = [sum(1 + (east_asian_width(character) == "W") for character in label) for label in labels]
+    wide = 6 + max(widths, default=0)  # with its line
+    return math.ceil(len(labels) / max(1, LEGEND_CHARACTERS // wide))
+
+
+def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most `POINTS` of the points; of neighbours the mean, so that noise is not picked from."""
+    x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if len(x) <= POINTS:
+        return x, y
+    edges = np.linspace(0, len(x), POINTS + 1).astype(int)
+    width = np.diff(edges)
+    return np.add.reduceat(x, edges[:-1]) / width, np.add.reduceat(y, edges[:-1]) / width
+
+
+_VARIABLES = {
+    INK: "var(--ink)",
+    SOFT: "var(--soft)",
+    RULE: "var(--rule)",
+    **{colour: f"var(--c{index})" for index, colour in enumerate(COLOURS)},
+}
+
+
+def _for_page(svg: str, name: str, alt: str) -> str:
+    """What matplotlib wrote as an element of a page: no prologue, no rules that reach beyond it, ids of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    salt = blake2b(name.encode(), digest_size=4).hexdigest()
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>f{salt}-", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(f": {colour}", f": {variable}")
+    svg = re.sub(r"font: [^;\"]*?([\d.]+px)[^;\"]*", r"font-size: \1", svg)
+    _, _, rest = svg.partition(">")
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    head = f'<svg class="plot" role="img" aria-label="{escape(alt)}" viewBox="0 0 {width} {height}"'
+    return f'{head} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{rest}'

@@ -1,0 +1,286 @@
+"""The report as one HTML page that needs nothing else: no network, no other file.
+
+What comes from data is escaped by Jinja2, and the page's policy lets nothing be fetched and no script run but its own.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
+
+from spanbox.report import plots, scores
+from spanbox.report.examples import HeatmapExample, Match, Retrieval
+from spanbox.report.figures import COLOURS, Figure
+from spanbox.report.pictures import Album, Picture, heat_inside, heat_source
+from spanbox.report.reading import Ablation, Run, read_folders
+from spanbox.report.scores import Difference, Score, parse_scores
+from spanbox.report.text import Language, Texts, number, percent, points, signed, texts
+
+SHOWN = {"retrieval": 18, "matching": 24, "heatmaps": 8}
+"""How many examples of each sort a page holds; several runs share them."""
+
+GROUPS_SHOWN = 8  # of a breakdown, the weakest; the others are a click away
+WEAK_COUNT = 20  # queries that a group needs before it is called the weakest
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run with all that the page shows of it."""
+
+    run: Run
+    first: Run
+    index: int  # of its colour, dash and mark
+    share: int  # of how many runs it is one
+    t: Texts
+    figure_t: Texts
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        return parse_scores(self.run.metrics)
+
+    @cached_property
+    def album(self) -> Album | None:
+        return Album(self.run.examples) if self.run.examples else None
+
+    @property
+    def is_first(self) -> bool:
+        return self.run is self.first
+
+    @property
+    def training_data(self) -> str:
+        """The manifest that the config names."""
+        data = self.run.config.get("data")
+        return str(data.get("train", "TRAIN.jsonl")) if isinstance(data, dict) else "TRAIN.jsonl"
+
+    @property
+    def unfinished(self) -> str:
+        """How far a run is that has not reached its end, or why it ended before; empty for one that has reached it."""
+        if self.run.stopped_early:
+            return self.t("stopped_early", step=number(self.run.step))
+        if self.run.is_finished:
+            return ""
+        settings = self.run.config["train"]
+        if minutes := settings.get("minutes"):
+            return self.t("unfinished_minutes", done=f"{self.run.seconds / 60:.1f}", minutes=minutes)
+        return self.t("unfinished", step=number(self.run.step), steps=number(settings["steps"]))
+
+    def headline(self, level: str) -> list[Score]:
+        return scores.headline(self.scores, level)
+
+    def difference(self, name: str) -> Difference | None:
+        """To the first run; None for that one."""
+        return None if self.is_first else scores.difference(self.run, self.first, name)
+
+    def breakdowns(self) -> dict[str, list[tuple[str, Score]]]:
+        found = {kind: scores.breakdown(self.scores, kind) for kind in scores.BREAKDOWNS}
+        return {kind: groups for kind, groups in found.items() if groups}
+
+    def weakest(self) -> tuple[str, Score] | None:
+        """The weakest group of entities that is large enough to speak of."""
+        groups = [
+            (f"{self.t.measures[kind]}: {self.t.group(kind, group)}", score)
+            for kind, members in self.breakdowns().items()
+            for group, score in members
+            if (score.count or 0) >= WEAK_COUNT
+        ]
+        return min(groups, key=lambda pair: pair[1].value, default=None)
+
+    @cached_property
+    def matrices(self) -> dict[str, Figure]:
+        similarity = self.run.examples.similarity if self.run.examples else None
+        figures = {}
+        if similarity and similarity.coarse and similarity.coarse.matrix:
+            figures["coarse"] = plots.coarse_matrix(self.run, similarity.coarse, self.figure_t)
+        if similarity and similarity.fine and similarity.fine.matrix:
+            figures["fine"] = plots.fine_matrix(self.run, similarity.fine, self.figure_t)
+        return figures
+
+    def retrievals(self) -> dict[str, list[Retrieval]]:
+        """By direction; of each kind as many, so that a page of several runs shows all kinds."""
+        found = self.run.examples.retrieval if self.run.examples else {}
+        return {direction: _some_of_each(found[direction], self._shown("retrieval") // 2) for direction in found}
+
+    def matches(self) -> list[Match]:
+        """The wrong ones first: there is more to see."""
+        found = self.run.examples.matching if self.run.examples else []
+        half = -(-self._shown("matching") // 2)
+        right, wrong = [m for m in found if m.right][:half], [m for m in found if not m.right][:half]
+        return [match for match in (*wrong, *right) if match.candidates]
+
+    def heatmaps(self) -> list[tuple[HeatmapExample, dict[str, NDArray[np.float32]]]]:
+        """Examples with their maps that are there; spread over all, which stand in the order of the matches."""
+        found = self.run.examples.heatmaps if self.run.examples else []
+        with_maps = [(one, {way: self.run.heatmaps.get(key) for way, key in one.maps.items()}) for one in found]
+        kept = [(one, {way: heat for way, heat in maps.items() if heat is not None}) for one, maps in with_maps]
+        there = [(one, maps) for one, maps in kept if maps]
+        return there[:: -(-len(there) // self._shown("heatmaps")) or 1]
+
+    def incidents(self) -> dict[str, int]:
+        """What was worked around in the data, as the log says last."""
+        last = self.run.training[-1].get("incidents") if self.run.training else None
+        return dict(last) if isinstance(last, dict) else {}
+
+    def picture_figures(self) -> list[Figure]:
+        """The matches and heatmaps as figures for files."""
+        if self.album is None:
+            return []
+        figures = []
+        for index, match in enumerate(self.matches()):
+            name = plots.slug(f"match-{index + 1:02d}-{'right' if match.right else 'wrong'}-{self.run.name}")
+            figures.append((self.album[match.id], plots.match_figure(name, self.album[match.id], match)))
+        for index, (example, maps) in enumerate(self.heatmaps()):
+            name, picture = plots.slug(f"heatmap-{index + 1:02d}-{self.run.name}"), self.album[example.id]
+            figures.append((picture, plots.heatmap_figure(name, picture, example, maps, self.figure_t)))
+        return [figure for picture, figure in figures if picture.image]
+
+    def _shown(self, sort: str) -> int:
+        return max(1, SHOWN[sort] // self.share)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page and the figures on it."""
+
+    html: str
+    figures: list[Figure]
+
+
+def make_report(folders: Sequence[Path], language: Language) -> Report:
+    """The report of runs, and of ablations, side by side.
+
+    Raises:
+        CheckpointError: a folder is neither a run nor an ablation.
+    """
+    t = texts(language)
+    runs, ablations = read_folders(folders)
+    figure_t = plots.figure_texts(t)
+    views = [RunView(run, runs[0], index, len(runs), t, figure_t) for index, run in enumerate(runs)]
+    training, validation = plots.training_curves(runs, figure_t), plots.validation_curves(runs, figure_t)
+    dots = {ablation.name: plots.ablation_dots(ablation, figure_t) for ablation in ablations}
+    script = (files("spanbox.report") / "templates" / "page.js").read_text(encoding="utf-8").strip()
+    html = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            t=t,
+            views=views,
+            ablations=ablations,
+            names=t("list_joint").join([run.name for run in runs] + [ablation.name for ablation in ablations]),
+            training=training,
+            validation=validation,
+            dots=dots,
+            metric_names=[name for name in _union(view.scores for view in views) if not scores.is_part(name)],
+            config_differences=_differing([run.config for run in runs]),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            today=date.today().isoformat(),
+            version=version("spanbox"),
+        )
+    )
+    figures = [*training, *validation, *(figure for found in dots.values() for figure in found)]
+    for view in views:
+        figures += [*view.matrices.values(), *view.picture_figures()]
+    return Report(html, figures)
+
+
+def shown(name: str, value: float | None) -> str:
+    """A metric's value as people read it."""
+    return percent(value) if scores.is_rate(name) else number(value)
+
+
+def shown_difference(name: str, value: float) -> str:
+    """A difference of a metric as people read it; of rates in percentage points."""
+    return points(value) if scores.is_rate(name) else signed(value)
+
+
+def ablation_cell(ablation: Ablation, variant: str, metric: str) -> dict[str, Any] | None:
+    """A variant's mean and spread, its paired difference with its standard error, and the seeds it leads in."""
+    row = ablation.row(variant, metric)
+    if row is None:
+        return None
+    seeds = len(row.values)
+    several = seeds > 1
+    return {
+        "mean": float(np.mean(row.values)),
+        "spread": float(np.std(row.values, ddof=1)) if several else None,
+        "difference": float(np.mean(row.differences)),
+        "error": float(np.std(row.differences, ddof=1) / seeds**0.5) if several else None,
+        "ahead": sum(value > 0 for value in row.differences),
+        "seeds": seeds,
+        "is_first": variant == ablation.variants[0],
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("spanbox.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "ablation_cell": ablation_cell,
+        "candidate_style": plots.candidate_style,
+        "drawing_order": plots.drawing_order,
+        "colours": len(COLOURS),
+        "heat_inside": heat_inside,
+        "heat_source": heat_source,
+        "is_rate": scores.is_rate,
+        "map_label": plots.map_label,
+        "marked": marked,
+        "shown": shown,
+        "weakest_shown": GROUPS_SHOWN,
+        "shown_difference": shown_difference,
+    }
+    environment.filters |= {"percent": percent, "number": number, "yaml": _as_yaml}
+    return environment
+
+
+def marked(picture: Picture, entity: int) -> tuple[str, str, str]:
+    """The sentence before, in and after an entity."""
+    start, end = picture.span_of(entity)
+    return picture.text[:start], picture.text[start:end], picture.text[end:]
+
+
+def _as_yaml(tree: Mapping[str, Any]) -> str:
+    text: str = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _union(mappings: Any) -> list[str]:
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _some_of_each(found: Sequence[Retrieval], count: int) -> list[Retrieval]:
+    kinds = list(dict.fromkeys(one.kind for one in found))
+    each = max(1, count // max(1, len(kinds)))
+    return [one for kind in kinds for one in [one for one in found if one.kind == kind][:each]]
+
+
+def _differing(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """The dotted keys in which configs differ, with the value of each."""
+    flat = [_flat(config) for config in configs]
+    rows = [(key, [one.get(key, "–") for one in flat]) for key in _union(flat)]
+    return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

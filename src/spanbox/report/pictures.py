@@ -1,0 +1,176 @@
+"""Pictures of the manifest's pairs, small enough for a page: data URIs of JPEG thumbnails and of heatmaps.
+
+Only files that the manifest names are opened. One that is missing or broken becomes a picture without pixels that says
+why, because a report of a thousand pairs must not fail for one.
+"""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+from spanbox.data.images import load_reduced
+from spanbox.data.manifest import Manifest, Record
+from spanbox.errors import DataError
+from spanbox.report.examples import Box, Examples
+
+THUMBNAIL = 224  # longer side in pixels
+QUALITY = 78
+HEAT_ALPHA = 0.78  # opacity where a heatmap is highest
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A pair with its image as a thumbnail; without pixels where the pair or its image cannot be shown."""
+
+    id: str
+    record: Record | None
+    image: Image.Image | None
+    full_size: tuple[int, int]  # width and height of the file as shown
+    fault: str = ""
+
+    @cached_property
+    def source(self) -> str:
+        """The thumbnail as a data URI."""
+        assert self.image is not None
+        return _data_uri(self.image, "JPEG", quality=QUALITY, optimize=True)
+
+    def boxes_of(self, entity: int) -> list[Box]:
+        """The boxes of an entity, as fractions of the image; none where it is not known."""
+        width, height = self.full_size
+        if self.record is None or not 0 <= entity < len(self.record.entities) or not width:
+            return []
+        boxes = self.record.entities[entity].boxes
+        return [(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes]
+
+    def span_of(self, entity: int) -> tuple[int, int]:
+        """Where an entity stands in the text; (0, 0) where it is not known."""
+        if self.record is None or not 0 <= entity < len(self.record.entities):
+            return 0, 0
+        return self.record.entities[entity].start, self.record.entities[entity].end
+
+    def words_of(self, entity: int) -> str:
+        """The words of an entity; the pair's id where they are not known."""
+        start, end = self.span_of(entity)
+        return self.record.text[start:end] if self.record and end else self.id
+
+    @property
+    def text(self) -> str:
+        """The sentence; the pair's id where it is not known."""
+        return self.record.text if self.record else self.id
+
+
+class Album:
+    """The pairs that the examples of a run speak of.
+
+    A manifest that is not there any more leaves pictures without pixels.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self.fault = ""
+        self._manifest: Manifest | None = None
+        self._records: dict[str, Record] = {}
+        self._pictures: dict[str, Picture] = {}
+        try:
+            self._manifest = Manifest(Path(examples.manifest), "drop")
+            self._records = _find(self._manifest, set(_ids(examples)))
+        except DataError as error:
+            self.fault = str(error)
+
+    def __getitem__(self, id: str) -> Picture:
+        if id not in self._pictures:
+            self._pictures[id] = self._open(id)
+        return self._pictures[id]
+
+    def _open(self, id: str) -> Picture:
+        record = self._records.get(id)
+        if record is None or self._manifest is None:
+            return Picture(id, None, None, (0, 0), self.fault or "no such pair in the manifest")
+        try:
+            image, full_size = load_reduced(self._manifest.image_path(record), THUMBNAIL)
+        except (DataError, OSError, ValueError) as error:  # the latter two: a path that the system refuses
+            return Picture(id, record, None, (0, 0), str(error))
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        return Picture(id, record, image, full_size)
+
+
+def heat_source(heat: NDArray[np.float32]) -> str:
+    """A heatmap (g, g) in [0, 1] as a data URI of g x g pixels: the hotter, the brighter and the less transparent."""
+    return _data_uri(heat_image(heat), "PNG")
+
+
+def heat_image(heat: NDArray[np.float32]) -> Image.Image:
+    """A heatmap (g, g) in [0, 1] as an RGBA image of g x g pixels."""
+    values = np.nan_to_num(heat).clip(0, 1)
+    rgba = _heat_colours()[np.rint(values * 255).astype(np.intp)]
+    rgba[..., 3] = np.rint(255 * HEAT_ALPHA * values)
+    return Image.fromarray(rgba)
+
+
+def dimmed(image: Image.Image) -> Image.Image:
+    """An image with less colour and light, for a heatmap to lie on; the page's style does the same."""
+    grey = ImageOps.grayscale(image).convert("RGB")
+    return ImageEnhance.Brightness(Image.blend(image, grey, 0.7)).enhance(0.75)
+
+
+def heat_inside(heat: NDArray[np.float32], boxes: Iterable[Box]) -> tuple[float, bool] | None:
+    """Share of a heatmap's sum in cells whose centre lies in one of the boxes, and whether its peak does.
+
+    None without boxes, or where the map is empty.
+    """
+    values = np.nan_to_num(heat).clip(0, None).astype(np.float64)
+    rows, columns = np.meshgrid(*((np.arange(size) + 0.5) / size for size in values.shape), indexing="ij")
+    inside = np.zeros(values.shape, dtype=bool)
+    for x0, y0, x1, y1 in boxes:
+        inside |= (columns >= x0) & (columns <= x1) & (rows >= y0) & (rows <= y1)
+    if not inside.any() or not values.sum():
+        return None
+    return float(values[inside].sum() / values.sum()), bool(inside.flat[int(values.argmax())])
+
+
+@cache
+def _heat_colours() -> NDArray[np.uint8]:
+    """(256, 4): matplotlib's `inferno`, whose lightness grows evenly, so that it reads without colour too."""
+    from matplotlib import colormaps
+
+    colours: NDArray[np.uint8] = colormaps["inferno"](np.arange(256), bytes=True)
+    return colours
+
+
+def _data_uri(image: Image.Image, format: str, **options: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _find(manifest: Manifest, ids: set[str]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in manifest:
+        if record.id in ids:
+            found.setdefault(record.id, record)
+            if len(found) == len(ids):
+                break
+    return found
+
+
+def _ids(examples: Examples) -> Iterable[str]:
+    for retrievals in examples.retrieval.values():
+        for retrieval in retrievals:
+            yield retrieval.query
+            yield from (scored.id for scored in retrieval.found)
+            if retrieval.right:
+                yield retrieval.right.id
+    yield from (match.id for match in examples.matching)
+    yield from (example.id for example in examples.heatmaps)
+    if examples.similarity and examples.similarity.coarse:
+        yield from examples.similarity.coarse.ids
+    if examples.similarity and examples.similarity.fine:
+        yield from (span.id for span in examples.similarity.fine.spans)
+        yield from (region.id for region in examples.similarity.fine.regions)

@@ -1,0 +1,254 @@
+"""Which figures a report has, and what they show: from runs to curves, matrices, dots and pictures with boxes."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spanbox.report.examples import Box, CoarseSimilarity, FineSimilarity, HeatmapExample, Match
+from spanbox.report.figures import COLOURS, Figure, Series, can_draw, curves, dots, matrix
+from spanbox.report.pictures import Picture, dimmed, heat_image
+from spanbox.report.reading import Ablation, Run
+from spanbox.report.scores import HEADLINE, is_rate
+from spanbox.report.text import Texts, number, percent, texts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+GROUPS = ("loss", "temperature", "weight")  # quantities of the log that have a value for each level
+SINGLES = ("lr", "pairs_per_second", "data_wait")
+SHARES = frozenset({"data_wait"})
+FROM_ZERO = frozenset({"pairs_per_second", "data_wait"})
+VALIDATED = {"retrieval": HEADLINE["coarse"], "matching": HEADLINE["fine"]}
+
+Lines = Sequence[dict[str, Any]]
+
+
+def figure_texts(wanted: Texts) -> Texts:
+    """The texts to draw with: English where no installed font has the characters of the wanted ones."""
+    sample = "".join(wanted.sentences.values()) + "".join(wanted.families.values())
+    return wanted if can_draw(sample) else texts("en")
+
+
+def drawable(text: str, otherwise: str) -> str:
+    return text if can_draw(text) else otherwise
+
+
+def training_curves(runs: Sequence[Run], t: Texts) -> list[Figure]:
+    """One run: each quantity with all its levels. Several runs: each quantity of each level, with all runs."""
+    keys = list(dict.fromkeys(key for run in runs for line in run.training for key in line))
+    quantities = [
+        (group, [key for key in keys if key == group or key.startswith(f"{group}.")]) for group in (*GROUPS, *SINGLES)
+    ]
+    figures = []
+    for quantity, found in quantities:
+        title = t(f"curve_{quantity}")
+        if len(runs) > 1:
+            for key in found:
+                lines = [_series(_run(run, index), run.training, key, index) for index, run in enumerate(runs)]
+                figures += _curves(key, _title(title, key, quantity, t), lines, quantity, t)
+        elif found:
+            parts = [(key.removeprefix(quantity).lstrip(".") or "total", key) for key in found]
+            parts.sort(key=lambda part: part[0] == "total")  # last, so that a level has one style in every figure
+            lines = [_series(_part(part, t), runs[0].training, key, style) for style, (part, key) in enumerate(parts)]
+            figures += _curves(quantity, title, lines, quantity, t)
+    return figures
+
+
+def validation_curves(runs: Sequence[Run], t: Texts) -> list[Figure]:
+    """The headline metrics over the steps."""
+    figures = []
+    for family, names in VALIDATED.items():
+        found = [name for name in names if any(name in line for run in runs for line in run.validation)]
+        if len(runs) > 1:
+            for name in found:
+                lines = [_series(_run(run, i), run.validation, name, i) for i, run in enumerate(runs)]
+                title = t("curve_validation", metric=t.metric(name))
+                figures += _curves(f"validation.{name}", title, lines, name, t, share=True)
+        elif found:
+            lines = [_series(t.metric(name), runs[0].validation, name, i) for i, name in enumerate(found)]
+            title = t(f"curve_{family}")
+            figures += _curves(f"validation.{family}", title, lines, family, t, share=True)
+    return figures
+
+
+def coarse_matrix(run: Run, similarity: CoarseSimilarity, t: Texts) -> Figure:
+    right = np.eye(len(similarity.ids), dtype=bool)
+    axes = t("axis_sentence"), t("axis_image")
+    return _matrix(run, "coarse", similarity.matrix, right, axes, t)
+
+
+def fine_matrix(run: Run, similarity: FineSimilarity, t: Texts) -> Figure:
+    right = np.asarray(similarity.linked, dtype=bool).reshape(len(similarity.spans), len(similarity.regions))
+    axes = t("axis_span"), t("axis_region")
+    return _matrix(run, "fine", similarity.matrix, right, axes, t)
+
+
+def ablation_dots(ablation: Ablation, t: Texts) -> list[Figure]:
+    """A figure for each metric."""
+    figures: list[Figure] = []
+    for metric in ablation.metrics:
+        rows = [row for row in ablation.rows if row.metric == metric]
+        shown = percent if is_rate(metric) else number
+        means = t("list_joint").join(f"{row.variant} {shown(float(np.mean(row.values)))}" for row in rows)
+        variants = [(drawable(row.variant, str(i + 1)), row.values) for i, row in enumerate(rows)]
+        alt = t("dots_alt", metric=t.metric(metric), values=means)
+        name = slug(f"ablation-{ablation.name}-{metric}")
+        title = drawable(t.metric(metric), str(len(figures) + 1))
+        figures.append(dots(name, title, variants, alt=alt, share=is_rate(metric)))
+    return figures
+
+
+def match_figure(name: str, picture: Picture, match: Match) -> Figure:
+    """An image with its regions: solid what shows the entity, dashed what was chosen instead, dotted the others."""
+
+    def draw() -> "Canvas":
+        canvas, (axes,) = _pictures([picture], [drawable(picture.words_of(match.entity), picture.id)])
+        for index in drawing_order(match):
+            candidate = match.candidates[index]
+            style = candidate_style(match, index)
+            _frame(axes, picture, candidate.box, style, f"{candidate.score:.2f}")
+        return canvas
+
+    return Figure(name, picture.id, draw)
+
+
+def heatmap_figure(name: str, picture: Picture, example: HeatmapExample, maps: dict[str, Any], t: Texts) -> Figure:
+    """An image with the entity's box, beside it each of its heatmaps."""
+
+    def draw() -> "Canvas":
+        labels = [drawable(picture.words_of(example.entity), picture.id)]
+        labels += [drawable(map_label(way, t), way) for way in maps]
+        canvas, axes = _pictures([picture] * (1 + len(maps)), labels)
+        assert picture.image is not None
+        extent = (-0.5, picture.image.width - 0.5, picture.image.height - 0.5, -0.5)
+        for one, heat in zip(axes[1:], maps.values(), strict=True):
+            one.imshow(dimmed(picture.image))
+            one.imshow(heat_image(heat), extent=extent, interpolation="bilinear")
+        for one in axes:
+            for box in picture.boxes_of(example.entity):
+                _frame(one, picture, box, "linked", "")
+        return canvas
+
+    return Figure(name, picture.id, draw)
+
+
+def map_label(way: str, t: Texts) -> str:
+    """What a way of making heatmaps is called."""
+    return t.sentences.get(f"map_{way}", way)
+
+
+def candidate_style(match: Match, index: int) -> str:
+    """`linked`: it shows the entity; `chosen`: it scored highest and does not; `other`."""
+    if match.candidates[index].linked:
+        return "linked"
+    chosen = max(range(len(match.candidates)), key=lambda i: match.candidates[i].score)
+    return "chosen" if index == chosen else "other"
+
+
+def drawing_order(match: Match) -> list[int]:
+    """What matters is drawn last, above the others."""
+    return sorted(
+        range(len(match.candidates)), key=lambda i: ("other", "chosen", "linked").index(candidate_style(match, i))
+    )
+
+
+def slug(text: str) -> str:
+    """`text` as a file name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "figure"
+
+
+FRAMES = {"linked": (COLOURS[2], "-", 2.0), "chosen": (COLOURS[1], "--", 2.0), "other": ("#ffffff", ":", 1.2)}
+
+
+def _frame(axes: "Axes", picture: Picture, box: Box, style: str, label: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    assert picture.image is not None
+    width, height = picture.image.size
+    colour, dash, line = FRAMES[style]
+    x, y = box[0] * width - 0.5, box[1] * height - 0.5
+    sides = (box[2] - box[0]) * width, (box[3] - box[1]) * height
+    axes.add_patch(Rectangle((x, y), *sides, fill=False, edgecolor="#222222", linewidth=line + 1.2, alpha=0.6))
+    axes.add_patch(Rectangle((x, y), *sides, fill=False, edgecolor=colour, linewidth=line, linestyle=dash))
+    if label:
+        plate = {"facecolor": "#222222", "edgecolor": "none", "alpha": 0.8, "pad": 1.2}
+        axes.text(x + 3, y + 3, label, color="white", fontsize=7, va="top", bbox=plate, clip_on=True)
+
+
+def _pictures(pictures: Sequence[Picture], labels: Sequence[str]) -> "tuple[Canvas, list[Axes]]":
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(2.4 * len(pictures), 2.7), layout="constrained")
+    row = canvas.subplots(1, len(pictures), squeeze=False)[0]
+    for axes, picture, label in zip(row, pictures, labels, strict=True):
+        assert picture.image is not None
+        axes.imshow(picture.image)
+        axes.set_axis_off()
+        axes.set_title(label, fontsize=8, loc="left", wrap=True)
+    return canvas, list(row)
+
+
+def _matrix(run: Run, level: str, values: Any, right: Any, axes: tuple[str, str], t: Texts) -> Figure:
+    asked = right.any(axis=1)
+    brightest = right[np.arange(len(right)), np.nan_to_num(np.asarray(values), nan=-np.inf).argmax(axis=1)]
+    alt = t(
+        "similarity_alt",
+        rows=right.shape[0],
+        columns=right.shape[1],
+        right=int(brightest[asked].sum()),
+        asked=int(asked.sum()),
+    )
+    title = t(f"similarity_{level}")
+    return matrix(slug(f"similarity-{level}-{run.name}"), title, values, right, rows=axes[0], columns=axes[1], alt=alt)
+
+
+def _curves(
+    name: str, title: str, lines: Iterable[Series], quantity: str, t: Texts, *, share: bool = False
+) -> list[Figure]:
+    """The figure of some lines; none where nothing finite was logged."""
+    drawn = [line for line in lines if line.steps]
+    if not drawn:
+        return []
+    shown = percent if share or quantity in SHARES else number
+    described = t("list_joint").join(
+        t("curve_alt_series", label=line.label, start=shown(line.values[0]), end=shown(line.values[-1]))
+        for line in drawn
+    )
+    first = min(line.steps[0] for line in drawn)
+    last = max(line.steps[-1] for line in drawn)
+    alt = t("curve_alt", title=title, first=number(first), last=number(last), series=described)
+    figure = curves(
+        slug(f"curve-{name}"),
+        title,
+        drawn,
+        step=t("step"),
+        alt=alt,
+        log=quantity == "loss",
+        from_zero=quantity in FROM_ZERO,
+        share=share or quantity in SHARES,
+    )
+    return [figure]
+
+
+def _series(label: str, lines: Lines, key: str, style: int) -> Series:
+    """The finite values of a key of the log."""
+    found = [
+        (line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float) and np.isfinite(line[key])
+    ]
+    return Series(label, [step for step, _ in found], [value for _, value in found], style)
+
+
+def _run(run: Run, index: int) -> str:
+    return drawable(run.name, str(index + 1))
+
+
+def _title(title: str, key: str, quantity: str, t: Texts) -> str:
+    part = key.removeprefix(quantity).lstrip(".")
+    return t("curve_of", quantity=title, part=_part(part, t)) if part else title
+
+
+def _part(part: str, t: Texts) -> str:
+    return t.sentences.get(f"part_{part}", part)

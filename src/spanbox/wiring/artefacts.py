@@ -1,0 +1,239 @@
+"""What an evaluation leaves beside its figures: examples to look at, heatmaps, predictions, the audit of the data.
+
+    evaluation/examples.json    retrievals, matches, similarity matrices and heatmaps, by the ids of records
+    evaluation/heatmaps.npz     maps over the grid of patches, in [0, 1], by the keys that examples.json names
+    evaluation/audit.json       what is in the manifests of the run, and what is wrong with them, in numbers
+
+The report is made of these files alone: it never opens a model.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spanbox.data.audit import Counts, audit
+from spanbox.data.dataset import PairDataset
+from spanbox.data.images import image_size
+from spanbox.data.manifest import Record
+from spanbox.errors import DataError
+from spanbox.evaluation.examples import (
+    MatchingExample,
+    RetrievalExample,
+    Scored,
+    SimilarityExample,
+    matching_examples,
+    similarity_example,
+)
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.gmner import PredictedEntity, Prediction
+from spanbox.evaluation.own_image import score_own_image
+from spanbox.evaluation.ranking import nan_last
+from spanbox.geometry import denormalise_boxes
+from spanbox.models.heatmaps import span_heatmaps, to_unit_range
+from spanbox.progress import progress_of, track
+from spanbox.structures import Sample
+from spanbox.wiring.embedding import places_in_manifest
+from spanbox.wiring.loading import Loaded
+
+
+class Pairs:
+    """The records and samples of a bank's pairs, spans and regions."""
+
+    def __init__(self, bank: FeatureBank, dataset: PairDataset) -> None:
+        self.bank = bank
+        self.manifest = dataset.manifest
+        self._dataset = dataset
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        return places_in_manifest(self.bank, self.manifest)
+
+    def record(self, pair: int) -> Record:
+        return self.manifest[int(self._places[pair])]
+
+    def sample(self, pair: int) -> Sample:
+        """The pair, decoded as it was when its features were extracted.
+
+        Raises:
+            DataError: its image cannot be read any more.
+        """
+        item = self._dataset[0, int(self._places[pair])]
+        if not isinstance(item, Sample):
+            raise DataError(f"{item.detail} (its features were extracted before; put the image back)")
+        return item
+
+    def entity_types(self) -> list[str | None]:
+        """Type of each span's entity, as the manifest gives it; None where it gives none."""
+        types: list[str | None] = []
+        by_pair = groupby(zip(self.bank.span_pair.tolist(), self.bank.span_entity.tolist(), strict=True), itemgetter(0))
+        for pair, spans in by_pair:  # a record is read once for all of its spans
+            entities = self.record(pair).entities
+            types += [entities[entity].type or None for _, entity in spans]
+        return types
+
+    def names_of(self, span: int) -> dict[str, Any]:
+        """A span by the id of its record and its entity."""
+        pair, entity = int(self.bank.span_pair[span]), int(self.bank.span_entity[span])
+        return {"id": self.record(pair).id, "entity": entity}
+
+
+def write_examples(
+    folder: Path, pairs: Pairs, retrievals: Mapping[str, Iterable[RetrievalExample]], loaded: Loaded, count: int
+) -> None:
+    """Write `examples.json` and `heatmaps.npz`. What the data does not allow is absent.
+
+    Args:
+        folder: is there.
+        pairs: what was evaluated.
+        retrievals: examples by direction, `i2t` and `t2i`.
+        loaded: the model, for the heatmaps.
+        count: of matches, wrong ones and right ones each, and of the entities with heatmaps where there are no matches.
+    """
+    bank, seed = pairs.bank, loaded.config.seed
+    matches = matching_examples(bank, count, seed)
+    content: dict[str, Any] = {
+        "manifest": str(pairs.manifest.path),
+        "retrieval": {name: [_retrieval(pairs, one) for one in examples] for name, examples in retrievals.items()},
+        "similarity": _similarity(pairs, similarity_example(bank, seed)),
+    }
+    if matches:
+        content["matching"] = [_match(pairs, match) for match in matches]
+    spans = [match.span for match in matches] or _some_spans(bank, count, seed)
+    described, maps = _heatmaps(pairs, spans, loaded)
+    if described:
+        content["heatmaps"] = described
+    np.savez_compressed(folder / "heatmaps.npz", **maps)  # type: ignore[arg-type]  # names are keys of the file
+    write_json(folder / "examples.json", content)
+
+
+def write_predictions(path: Path, pairs: Pairs, threshold: float | None) -> None:
+    """Write, for every entity of the manifest, the region that the model gives it, as `spanbox score` reads it.
+
+    A box is in pixels of the image as shown. It is null where the best score is below the threshold, where the image
+    offers no region, and where the model did not get to see the entity (a broken image, a span beyond the limits).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        predicted = _predicted_boxes(pairs, threshold)
+        for record in track(pairs.manifest, "writing predictions", len(pairs.manifest)):
+            boxes = predicted.get(record.id, {})
+            pixels = image_size(pairs.manifest.image_path(record)) if boxes else (1, 1)
+            entities = tuple(
+                PredictedEntity(entity.start, entity.end, entity.type, _in_pixels(boxes.get(index), pixels))
+                for index, entity in enumerate(record.entities)
+            )
+            file.write(msgspec.json.encode(Prediction(record.id, entities)) + b"\n")
+
+
+def write_audit(path: Path, manifests: Mapping[str, Path]) -> None:
+    """Write what the audit of a run's manifests counts, for each part by itself, and what it finds in all of them.
+
+    Headers of the images are read, not the images: `spanbox data check` looks further.
+
+    Args:
+        path: JSON file.
+        manifests: by part: train, val, test. Those that do not exist are left out.
+    """
+    there = {part: manifest for part, manifest in manifests.items() if manifest.is_file()}
+    with progress_of("checking data") as on_progress:
+        report = audit(list(there.values()), decode=False, on_progress=on_progress)
+    content = {part: _numbers(report.manifests[str(manifest)]) for part, manifest in there.items()}
+    found = {finding.kind: finding.count for finding in (*report.problems, *report.notes)}
+    write_json(path, content | {"all": _numbers(report.total) | found})
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _retrieval(pairs: Pairs, example: RetrievalExample) -> dict[str, Any]:
+    def named(scored: Scored) -> dict[str, Any]:
+        return {"id": pairs.record(scored.candidate).id, "score": scored.score, "right": scored.right}
+
+    return {
+        "kind": example.kind,
+        "query": pairs.record(example.query).id,
+        "rank": example.rank,
+        "right": named(example.right),
+        "found": [named(scored) for scored in example.found],
+    }
+
+
+def _match(pairs: Pairs, match: MatchingExample) -> dict[str, Any]:
+    candidates = [
+        {"box": pairs.bank.region_box[scored.candidate].tolist(), "score": scored.score, "linked": scored.right}
+        for scored in match.candidates
+    ]
+    return {**pairs.names_of(match.span), "right": match.right, "candidates": candidates}
+
+
+def _similarity(pairs: Pairs, example: SimilarityExample) -> dict[str, Any]:
+    ids = [pairs.record(pair).id for pair in example.pairs.tolist()]
+    levels: dict[str, Any] = {"coarse": {"ids": ids, "matrix": example.coarse.tolist()}}
+    if len(example.spans):
+        bank = pairs.bank
+        region_ids = [pairs.record(pair).id for pair in bank.region_pair[example.regions].tolist()]
+        boxes = bank.region_box[example.regions].tolist()
+        levels["fine"] = {
+            "spans": [pairs.names_of(span) for span in example.spans.tolist()],
+            "regions": [{"id": id, "box": box} for id, box in zip(region_ids, boxes, strict=True)],
+            "matrix": example.fine.tolist(),
+            "linked": example.linked.tolist(),
+        }
+    return levels
+
+
+def _some_spans(bank: FeatureBank, count: int, seed: int) -> list[int]:
+    order: list[int] = np.random.default_rng(seed).permutation(len(bank.spans)).tolist()
+    return order[:count]
+
+
+def _heatmaps(
+    pairs: Pairs, spans: Iterable[int], loaded: Loaded
+) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
+    """The heatmaps of some spans as examples.json names them, and the maps by their keys."""
+    described, arrays = [], {}
+    for span in spans:
+        sample = pairs.sample(int(pairs.bank.span_pair[span]))
+        keys = {}
+        for kind, maps in span_heatmaps(loaded.model, sample.pixels, pairs.bank.spans[span][None]).items():
+            keys[kind] = f"{span}/{kind}"
+            arrays[keys[kind]] = to_unit_range(maps)[0].numpy()
+        if keys:
+            described.append({**pairs.names_of(span), "maps": keys})
+    return described, arrays
+
+
+def _predicted_boxes(pairs: Pairs, threshold: float | None) -> dict[str, dict[int, Tensor]]:
+    """The best region's box, normalised, of each entity that has one, by id of the record and index of the entity."""
+    predicted: dict[str, dict[int, Tensor]] = {}
+    if not len(pairs.bank.regions):
+        return predicted
+    own = score_own_image(pairs.bank)
+    best_S, slot_S = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).max(dim=1)
+    shown_S = best_S > -torch.inf if threshold is None else best_S >= threshold
+    for span in shown_S.nonzero()[:, 0].tolist():
+        name = pairs.names_of(span)
+        predicted.setdefault(name["id"], {})[name["entity"]] = own.boxes_SR4[span, slot_S[span]]
+    return predicted
+
+
+def _in_pixels(box: Tensor | None, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    if box is None:
+        return None
+    x0, y0, x1, y1 = denormalise_boxes(box[None], *size)[0].tolist()
+    return x0, y0, x1, y1
+
+
+def _numbers(counts: Counts) -> dict[str, int]:
+    return {name: value for name, value in vars(counts).items() if isinstance(value, int)}

@@ -1,0 +1,123 @@
+"""The batches of a run, in the order of its sampler.
+
+Where hard neighbours are mined while the run goes on, that order is another one from each mining to the next. What was
+mined is kept in the run folder, so that a resumed run goes on with the same batches.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from spanbox.config import RunConfig
+from spanbox.data.dataset import PairDataset
+from spanbox.data.loader import training_loader
+from spanbox.data.manifest import Manifest
+from spanbox.data.neighbours import Neighbours, load_neighbours, remove_neighbours, save_neighbours
+from spanbox.data.sampler import StepSampler
+from spanbox.engine.trainer import Trainer
+from spanbox.wiring.building import make_collator, sample_limits
+from spanbox.wiring.mining import check_search, mine
+
+MINED = "neighbours"  # folder of a run
+
+
+class TrainingBatches:
+    """This rank's share of the batches of the steps that are left, for one pass.
+
+    Raises:
+        ConfigError: what mining needs is not installed.
+        DataError: the neighbours that `config` names are missing, damaged, or another manifest's; while iterating,
+            those that a resumed run goes on with.
+    """
+
+    def __init__(self, config: RunConfig, manifest: Manifest, tokenizer: Any, trainer: Trainer) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.trainer = trainer
+        self.dataset = PairDataset(
+            manifest,
+            sample_limits(config, trainer.model, training=True),
+            config.seed,
+            replace_broken=True,
+            cache_bytes=round(config.data.cache_gb * 2**30),
+        )
+        if config.data.mining.every:
+            check_search(config.data.mining.search)
+        given = config.data.neighbours
+        self.given = load_neighbours(Path(given), manifest.path, len(manifest)) if given else None
+
+    def __iter__(self) -> Iterator[Any]:
+        train, step = self.config.train, self.trainer.step
+        end = None if train.minutes else train.steps
+        mined_every = self.config.data.mining.steps(len(self.dataset) // train.batch_size)
+        if mined_every is None:
+            yield from self._of_steps(step, end, self.given)
+            return
+        while end is None or step < end:
+            mined_at = step - step % mined_every
+            neighbours = self._mined(mined_at) if mined_at else self.given
+            stop = mined_at + mined_every if end is None else min(mined_at + mined_every, end)
+            yield from self._of_steps(step, stop, neighbours)
+            step = stop
+
+    def _of_steps(self, start: int, stop: int | None, neighbours: Neighbours | None) -> Iterable[Any]:
+        config, ranks = self.config, self.trainer.ranks
+        sampler = StepSampler(
+            len(self.dataset),
+            config.train.batch_size,
+            config.seed,
+            start,
+            stop,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            neighbours=neighbours,
+            hard_share=config.data.hard_share,
+        )
+        # Chunks of similar length carry less padding. Where a chunk is contrasted with itself alone they stay mixed.
+        collator = make_collator(config, self.tokenizer, sort_by_length=config.train.accumulation == "exact")
+        device = self.trainer.device
+        workers = config.data.worker_count(device)
+        return training_loader(self.dataset, collator, sampler, workers, pin_memory=device.type == "cuda")
+
+    def _mined(self, mined_at: int) -> Neighbours:
+        """What was mined at that step; mined now when the run stands there."""
+        manifest, ranks = self.dataset.manifest.path, self.trainer.ranks
+        path = self.trainer.run_dir / MINED / f"step-{mined_at:06d}.npy"
+        if self.trainer.step == mined_at:
+            if ranks.is_main or ranks.is_sharded:
+                neighbours = self._mine()
+            if ranks.is_main:
+                _remove_unneeded(path.parent, self.trainer.run_dir / "checkpoints" / "last")
+                origin = {"step": mined_at, **self.config.data.mining.model_dump()}
+                save_neighbours(path, neighbours, manifest, origin)
+            ranks.wait_for_all()
+        return load_neighbours(path, manifest, len(self.dataset))
+
+    def _mine(self) -> Neighbours:
+        model, settings = self.trainer.model, self.config.data.mining
+        model.eval()
+        mined = mine(
+            model,
+            self.config,
+            self.tokenizer,
+            self.dataset.for_evaluation(),
+            count=settings.count,
+            by=settings.by,
+            margin=settings.margin,
+            search=settings.search,
+        )
+        model.train()
+        return mined.neighbours
+
+
+def _remove_unneeded(folder: Path, last_checkpoint: Path) -> None:
+    """Remove what no run that resumes from the last checkpoint would draw from."""
+    resumes_at = _step(last_checkpoint.resolve()) if last_checkpoint.exists() else 0
+    for old, newer in pairwise(sorted(folder.glob("step-*.npy"))):
+        if _step(newer) <= resumes_at:
+            remove_neighbours(old)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

@@ -1,0 +1,60 @@
+"""`spanbox score`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from spanbox.data.manifest import Entity, Record, write_manifest
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    records = [
+        Record(
+            id=str(i),
+            image=f"{i}.jpg",
+            text="姚明在北京",
+            entities=(Entity(0, 2, type="人物"), Entity(3, 5, type="[LOC]")),
+        )
+        for i in range(4)
+    ]
+    write_manifest(tmp_path / "gold.jsonl", records)
+    return tmp_path / "gold.jsonl"
+
+
+def write_predictions(path: Path, *ids: str) -> Path:
+    entities = [{"start": 0, "end": 2, "type": "人物", "box": None}]
+    path.write_text("".join(json.dumps({"id": name, "entities": entities}) + "\n" for name in ids))
+    return path
+
+
+def test_the_table_and_the_file(spanbox: Command, data: Path, tmp_path: Path) -> None:
+    outcome = spanbox("score", write_predictions(tmp_path / "found.jsonl", "0", "1", "2"), "--data", data)
+    assert outcome.code == 0, outcome.err
+    rows = [line.split() for line in outcome.out.rpartition("──")[2].splitlines()[1:8]]
+    assert [row[0] for row in rows] == ["GMNER", "[LOC]", "人物", "MNER", "[LOC]", "人物", "EEG"]
+    assert rows[0][1:4] == ["100.00", "37.50", "54.55"]
+    assert rows[0][-3:] == ["3", "3", "8"]
+    assert rows[4][1:4] == ["0.00", "0.00", "0.00"]
+    assert "note: 1 of 4 pairs have no line of predictions: nothing is found in them" in outcome.out
+    written = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert written["predictions"] == str(tmp_path / "found.jsonl")
+    assert written["gmner.recall"] == 0.375
+    assert written["gmner.recall.low"] <= 0.375 <= written["gmner.recall.high"]
+    assert written["mner.type.人物.correct"] == 3
+
+
+def test_another_file(spanbox: Command, data: Path, tmp_path: Path) -> None:
+    found = write_predictions(tmp_path / "found.jsonl", "0")
+    assert spanbox("score", found, "--data", data, "--out", tmp_path / "new" / "all.json").code == 0
+    assert (tmp_path / "new" / "all.json").is_file()
+    outcome = spanbox("score", found, "--data", data, "--out", found / "all.json")
+    assert (outcome.code, outcome.err.count("cannot be written")) == (2, 1)
+
+
+def test_a_wrong_line_is_named(spanbox: Command, data: Path, tmp_path: Path) -> None:
+    outcome = spanbox("score", write_predictions(tmp_path / "found.jsonl", "0", "9"), "--data", data)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"spanbox: {tmp_path}/found.jsonl, line 2: id: '9' is no pair of the data")

@@ -1,0 +1,173 @@
+"""A bank on disk: what was written comes back, mapped, and anything else is made anew."""
+
+import json
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from banks import make_bank, random_bank
+from spanbox.evaluation.bank_files import FIELDS, open_bank, write_bank
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.structures import Incident
+
+FINGERPRINT = {"checkpoint": "step-000005", "manifest": [10, 20], "limits": {"max_spans": 16, "margin": 0.1}}
+INCIDENTS = [Incident("broken image", "图-1", "cannot be read"), Incident("clipped box", "b", "[0.0, 1.0]")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "evaluation" / "features-test"
+
+
+def parts() -> list[FeatureBank]:
+    """More rows than the header of an empty array shows digits for."""
+    return [random_bank(0), make_bank(text=torch.ones(2, 3)), random_bank(1, pairs=120)]
+
+
+def assert_equal_banks(first: FeatureBank, second: FeatureBank) -> None:
+    for name in FIELDS:
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+class TestWriting:
+    def test_gives_the_parts_joined(self, folder: Path) -> None:
+        assert_equal_banks(write_bank(folder, FINGERPRINT, iter(parts()), []).bank, FeatureBank.cat(parts()))
+
+    def test_one_part_is_held_at_a_time(self, folder: Path) -> None:
+        made: list[weakref.ref[FeatureBank]] = []
+
+        def counted() -> Iterator[FeatureBank]:
+            for seed in range(4):
+                assert all(bank() is None for bank in made[:-1])
+                bank = random_bank(seed)
+                made.append(weakref.ref(bank))
+                yield bank
+
+        write_bank(folder, FINGERPRINT, counted(), [])
+
+    def test_incidents_met_on_the_way(self, folder: Path) -> None:
+        met: list[Incident] = []
+
+        def meeting() -> Iterator[FeatureBank]:
+            met.append(INCIDENTS[0])
+            yield random_bank(0)
+            met.append(INCIDENTS[1])
+
+        assert write_bank(folder, FINGERPRINT, meeting(), met).incidents == INCIDENTS
+        stored = open_bank(folder, FINGERPRINT)
+        assert stored is not None
+        assert stored.incidents == INCIDENTS
+
+    def test_without_spans_and_regions(self, folder: Path) -> None:
+        bank = make_bank(pairs=2)
+        assert_equal_banks(write_bank(folder, FINGERPRINT, [bank], []).bank, bank)
+
+    def test_replaces_what_was_there(self, folder: Path) -> None:
+        first = write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        (folder / "old_field.npy").write_bytes(b"")
+        write_bank(folder, FINGERPRINT, [random_bank(1, pairs=2)], [])
+        assert not (folder / "old_field.npy").exists()
+        assert_equal_banks(first.bank, random_bank(0))  # which still is what it was for who has it open
+
+    def test_plain_arrays_that_numpy_reads(self, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, parts(), [])
+        expected = FeatureBank.cat(parts())
+        assert {path.name for path in folder.iterdir()} == {"bank.json", *(f"{name}.npy" for name in FIELDS)}
+        for name in FIELDS:
+            array = np.load(folder / f"{name}.npy", allow_pickle=False)
+            assert np.array_equal(array, getattr(expected, name).numpy()), name
+
+
+class TestOpening:
+    def test_is_mapped_and_not_read(self, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, parts(), [])
+        stored = open_bank(folder, FINGERPRINT)
+        assert stored is not None
+        changed = np.memmap(folder / "text.npy", mode="r+", dtype=np.uint8)
+        changed[-4:] = 0  # the last feature of the last text
+        assert stored.bank.text[-1, -1] == 0
+
+    def test_writing_to_it_changes_no_file(self, folder: Path) -> None:
+        stored = write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        stored.bank.text.zero_()
+        again = open_bank(folder, FINGERPRINT)
+        assert again is not None
+        assert_equal_banks(again.bank, random_bank(0))
+
+    def test_tuples_in_a_fingerprint_are_lists_in_a_file(self, folder: Path) -> None:
+        write_bank(folder, {"ratio": (0.1, 0.5)}, [random_bank(0)], [])
+        assert open_bank(folder, {"ratio": (0.1, 0.5)}) is not None
+
+    def test_nothing_there(self, folder: Path) -> None:
+        assert open_bank(folder, FINGERPRINT) is None
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {**FINGERPRINT, "checkpoint": "step-000006"},
+            {**FINGERPRINT, "manifest": [10, 21]},
+            {**FINGERPRINT, "limits": {"max_spans": 8, "margin": 0.1}},
+            {},
+        ],
+    )
+    def test_made_of_something_else(self, other: dict[str, object], folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        assert open_bank(folder, other) is None
+
+    def test_half_written(self, folder: Path) -> None:
+        def stopped() -> Iterator[FeatureBank]:
+            yield random_bank(0)
+            raise KeyboardInterrupt
+
+        write_bank(folder, FINGERPRINT, [random_bank(1)], [])
+        with pytest.raises(KeyboardInterrupt):
+            write_bank(folder, FINGERPRINT, stopped(), [])
+        assert (folder / "text.npy").exists()
+        assert open_bank(folder, FINGERPRINT) is None
+        assert_equal_banks(write_bank(folder, FINGERPRINT, [random_bank(2)], []).bank, random_bank(2))
+
+    @pytest.mark.parametrize("name", ["text.npy", "links.npy", "bank.json"])
+    @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "rubbish"])
+    def test_damaged(self, name: str, damage: str, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        path = folder / name
+        content = path.read_bytes()
+        path.unlink()
+        if damage != "missing":
+            path.write_bytes({"empty": b"", "cut off": content[:-5], "rubbish": b"\x80" * 200}[damage])
+        assert open_bank(folder, FINGERPRINT) is None
+
+    def test_a_field_of_another_bank(self, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        np.save(folder / "text.npy", np.zeros((3, 3), dtype=np.float32))
+        assert open_bank(folder, FINGERPRINT) is None
+
+    def test_pickles_are_refused(self, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        np.save(folder / "text.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        assert open_bank(folder, FINGERPRINT) is None
+
+    @pytest.mark.parametrize(
+        "change", [{"version": 0}, {"shapes": {}}, {"incidents": [["too", "few"]]}, {"incidents": None}]
+    )
+    def test_a_description_that_says_something_else(self, change: dict[str, object], folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        description = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+        (folder / "bank.json").write_text(json.dumps(description | change), encoding="utf-8")
+        assert open_bank(folder, FINGERPRINT) is None
+
+    def test_a_list_for_a_description(self, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        (folder / "bank.json").write_text("[]", encoding="utf-8")
+        assert open_bank(folder, FINGERPRINT) is None
+
+
+def test_parts_of_different_banks_are_no_parts(tmp_path: Path) -> None:
+    other = replace(random_bank(1), text=torch.rand(7, 5))
+    with pytest.raises(AssertionError):
+        write_bank(tmp_path / "bank", FINGERPRINT, [random_bank(0), other], [])

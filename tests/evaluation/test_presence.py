@@ -1,0 +1,164 @@
+"""Entities with an object against entities without: tables worked out by hand and plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reference
+from banks import make_bank, random_bank
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.own_image import score_own_image
+from spanbox.evaluation.presence import RankedScores, choose_threshold, presence_figures
+
+
+def presence_metrics(bank: FeatureBank, threshold: float | None = None) -> dict[str, float]:
+    figures, facts = presence_figures(score_own_image(bank), threshold=threshold, intervals=False)
+    return facts | {key: value for name, figure in figures.items() for key, value in figure.named(name).items()}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_presence_equals_the_plain_loop(seed: int) -> None:
+    bank = random_bank(seed)
+    expected = reference.matching_metrics(bank, threshold=0.5)
+    expected = {name: value for name, value in expected.items() if name.startswith("matching.without_box.")}
+    assert presence_metrics(bank, threshold=0.5) == pytest.approx(expected)
+
+
+def test_entities_without_a_box_worked_out_by_hand() -> None:
+    # With a box: best scores 3 and 1. Without: 1 and -1, and one in an image without any region.
+    metrics = presence_metrics(
+        make_bank(
+            pairs=3,
+            spans=torch.tensor([[3.0], [1.0], [1.0], [-1.0], [9.0]]),
+            span_pair=(0, 1, 0, 1, 2),
+            span_identity=(1, 2, 3, 4, 5),
+            regions=torch.ones(2, 1),
+            region_pair=(0, 1),
+            links=((0, 0), (1, 1)),
+        )
+    )
+    assert metrics["matching.without_box.count"] == 3
+    assert metrics["matching.without_box.auc"] == (1 + 1 + 0.5 + 1) / 4
+
+
+def test_entities_without_a_box_only_in_images_without_regions_have_no_auc() -> None:
+    metrics = presence_metrics(
+        make_bank(
+            pairs=2,
+            spans=torch.ones(2, 1),
+            span_pair=(0, 1),
+            span_identity=(1, 2),
+            regions=torch.ones(1, 1),
+            region_pair=(0,),
+            links=((0, 0),),
+        )
+    )
+    assert metrics["matching.without_box.count"] == 1
+    assert "matching.without_box.auc" not in metrics
+
+
+SCORES = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 2.0, -math.inf, math.inf]), min_size=1, max_size=12)
+
+
+@given(SCORES, SCORES, st.data())
+@settings(max_examples=100, deadline=None)
+def test_area_under_curve_equals_the_plain_loop(
+    positive: list[float], negative: list[float], data: st.DataObject
+) -> None:
+    scores = np.array(positive + negative)
+    ranked = RankedScores(scores, torch.arange(len(scores)) < len(positive))
+    assert ranked.area_under_curve(np.ones(len(scores), dtype=np.int64)) == pytest.approx(
+        reference.auc(positive, negative)
+    )
+    counts = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(scores), max_size=len(scores))))
+    drawn = [
+        np.repeat(part, times).tolist()
+        for part, times in zip((positive, negative), np.split(counts, [len(positive)]), strict=True)
+    ]
+    expected = reference.auc(*drawn) if all(drawn) else math.nan
+    assert ranked.area_under_curve(counts) == pytest.approx(expected, nan_ok=True)
+
+
+def scored(scores: list[float], has_box: list[bool]) -> FeatureBank:
+    """A span an image with these best scores."""
+    pairs = len(scores)
+    return make_bank(
+        pairs=pairs,
+        spans=torch.tensor(scores)[:, None],
+        span_pair=tuple(range(pairs)),
+        span_identity=tuple(range(pairs)),
+        regions=torch.ones(pairs, 1),
+        region_pair=tuple(range(pairs)),
+        links=tuple((span, span) for span in range(pairs) if has_box[span]),
+    )
+
+
+def test_the_decision_worked_out_by_hand() -> None:
+    # Decided to have an object: 3, 2 and 1, of which 3 and 1 do; 0 does, too.
+    bank = scored([3.0, 2.0, 1.0, 0.0, -1.0], [True, False, True, True, False])
+    metrics = presence_metrics(bank, threshold=1.0)
+    assert metrics["matching.without_box.f1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert metrics["matching.without_box.f1.baseline"] == pytest.approx(2 * 3 / (5 + 3))
+    assert metrics["matching.without_box.f1.count"] == 5
+    assert metrics["matching.without_box.threshold"] == 1.0
+
+
+def test_no_threshold_no_decision() -> None:
+    assert not any(".f1" in name or "threshold" in name for name in presence_metrics(scored([1.0], [True])))
+
+
+def test_the_threshold_of_a_table_worked_out_by_hand() -> None:
+    # From 3 on: 2/4. From 2: 2/5. From 1: 4/6. From 0: 6/7. From -1: 6/8.
+    assert choose_threshold(scored([3.0, 2.0, 1.0, 0.0, -1.0], [True, False, True, True, False])) == 0.0
+
+
+def test_equal_scores_are_decided_alike() -> None:
+    # Between the two of score 1 there is no threshold; from 1 on: 4/4.
+    assert choose_threshold(scored([2.0, 1.0, 1.0], [True, False, True])) == 1.0
+    assert choose_threshold(scored([2.0, 1.0, 1.0, 1.0], [True, False, False, True])) == 2.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_threshold_is_better(seed: int) -> None:
+    bank = random_bank(seed)
+    chosen = choose_threshold(bank)
+    assert chosen is not None
+    best = presence_metrics(bank, threshold=chosen)["matching.without_box.f1"]
+    for other in torch.arange(-10, 40) / 4:
+        assert presence_metrics(bank, threshold=float(other))["matching.without_box.f1"] <= best
+
+
+def test_one_class_only() -> None:
+    """All have an object: the decision for all of them is right, and there is nothing to tell apart."""
+    bank = scored([3.0, 1.0], [True, True])
+    assert choose_threshold(bank) == 1.0
+    metrics = presence_metrics(bank, threshold=1.0)
+    assert metrics["matching.without_box.f1"] == metrics["matching.without_box.f1.baseline"] == 1.0
+    assert "matching.without_box.auc" not in metrics
+    assert choose_threshold(scored([3.0, 1.0], [False, False])) is None
+
+
+def test_scores_that_are_nan_decide_nothing() -> None:
+    assert choose_threshold(scored([math.nan, 1.0], [True, False])) is None
+    assert choose_threshold(scored([math.nan, 1.0], [True, True])) == 1.0
+    metrics = presence_metrics(scored([math.nan, 1.0], [True, False]), threshold=0.0)
+    assert metrics["matching.without_box.f1"] == 0.0
+    assert metrics["matching.without_box.auc"] == 0.0
+
+
+def test_nothing_decided_and_an_interval() -> None:
+    figures, _ = presence_figures(score_own_image(scored([1.0, 0.0], [True, False])), threshold=9.0)
+    assert figures["matching.without_box.f1"].value == 0.0
+    assert figures["matching.without_box.f1"].interval == (0.0, 0.0)
+
+
+def test_intervals_of_both_figures() -> None:
+    figures, _ = presence_figures(score_own_image(random_bank(3, pairs=60)), threshold=0.5)
+    for name in ("auc", "f1"):
+        figure = figures[f"matching.without_box.{name}"]
+        assert figure.interval is not None
+        assert figure.interval.low < figure.value < figure.interval.high

@@ -1,0 +1,86 @@
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spanbox.report import figures
+from spanbox.report.figures import Figure, Series, can_draw, curves, dots, matrix
+
+
+def a_curve(**options: bool) -> Figure:
+    series = [Series("coarse", [10, 20, 30], [3.0, 2.0, 1.0], 0), Series("fine", [10, 20, 30], [3.0, 1.0, 0.5], 1)]
+    return curves("curve-loss", "Loss", series, step="step", alt='Loss, "quoted" <b>', **options)
+
+
+def a_matrix() -> Figure:
+    values = np.arange(12, dtype=float).reshape(3, 4)
+    return matrix("m", "Matrix", values.tolist(), np.eye(3, 4, dtype=bool), rows="rows", columns="columns", alt="m")
+
+
+def some_dots() -> Figure:
+    return dots("d", "Dots", [("plain", [0.5, 0.6]), ("other", [0.7])], alt="d", share=True)
+
+
+FIGURES = [a_curve(), a_curve(log=True), a_curve(from_zero=True, share=True), a_matrix(), some_dots()]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_inline_figures_are_elements_that_take_the_colours_of_the_page(figure: Figure) -> None:
+    svg = figure.inline()
+    root = ElementTree.fromstring(svg)  # well-formed  # noqa: S314
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.get("aria-label") == figure.alt
+    assert "var(--soft)" in svg
+    assert not re.search(r"<style|<metadata|<\?xml|<!DOCTYPE", svg)
+    assert not any(colour in svg for colour in (*figures.COLOURS, figures.INK, figures.SOFT, figures.RULE))
+    assert "<text" in svg
+    assert "mathdefault" not in svg
+
+
+def test_ids_of_two_figures_of_a_page_differ() -> None:
+    first, second = (set(re.findall(r' id="([^"]+)"', figure.inline())) for figure in (a_matrix(), some_dots()))
+    assert first
+    assert second
+    assert not first & second
+
+
+def test_a_figure_is_drawn_the_same_twice() -> None:
+    assert a_curve().inline() == a_curve().inline()
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_files_for_papers(figure: Figure, tmp_path: Path) -> None:
+    png, svg = figure.write(tmp_path / "figures")
+    assert (png.name, svg.name) == (f"{figure.name}.png", f"{figure.name}.svg")
+    with Image.open(png) as image:
+        assert image.width > 500
+    assert "var(--" not in svg.read_text(encoding="utf-8")
+
+
+def test_a_line_of_one_point_and_one_that_never_changes() -> None:
+    for values in ([1.0], [0.0, 0.0, 0.0]):
+        one = Series("x", list(range(len(values))), values, 0)
+        assert "<svg" in curves("c", "C", [one], step="step", alt="c").inline()
+
+
+def test_losses_that_reach_zero_have_no_logarithmic_scale() -> None:
+    assert "<svg" in curves("c", "C", [Series("x", [1, 2], [1.0, 0.0], 0)], step="s", alt="c", log=True).inline()
+
+
+def test_a_long_curve_is_thinned_by_means() -> None:
+    steps, values = figures._thinned(range(1000), [float(step % 2) for step in range(1000)])
+    assert len(steps) == len(values) == figures.POINTS
+    assert values.min() >= 0.3
+    assert values.max() <= 0.7
+
+
+def test_dollars_in_names_are_no_formulas() -> None:
+    assert "cost $5$" in curves("c", "cost $5$", [Series("x", [1], [1.0], 0)], step="s", alt="c").inline()
+
+
+def test_text_without_a_font_is_known_beforehand() -> None:
+    assert can_draw("plain text, 0.5 %")
+    assert not can_draw("\U0001fae8\U00016800")
