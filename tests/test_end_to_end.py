@@ -175,7 +175,7 @@ class TestMiningWhileTraining:
         ]
 
     @pytest.mark.parametrize("moment", ["in step 6", "in step 7", "while saving step 6", "before pointing at step 8"])
-    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     def test_killed_and_resumed(
         self, moment: str, workers: int, mining_run: Path, scenes: Path, tmp_path: Path
     ) -> None:

@@ -33,8 +33,8 @@ LEAST_POINTS, MOST_POINTS = 39, 64
 """Keys of a cell that its centroid is learned from: faiss warns below 39, its guidelines ask for 30 to 256."""
 
 PROBES_PER_ROOT = 2
-"""Cells that a query meets, for each unit of the root of the number of cells: chosen by `benchmarks/mining.py`, so that
-a query meets a smaller share of a larger corpus, and 50,000 pairs lose little."""
+"""Cells that a query meets, for each unit of the root of the number of cells, so that it meets a smaller share of a
+larger corpus. Chosen on the features of `benchmarks/mining.py`, which shows what is lost."""
 
 DEPTH = 64
 """Candidates of a query, at least; four for each neighbour that is wanted, where that is more."""
