@@ -95,3 +95,4 @@ def _process(rank: int, world_size: int, port: int, work: Callable[..., None], a
     ranks = Ranks()
     work(ranks, *arguments)
     ranks.close()
+    os._exit(0)  # all is saved; PyTorch's own threads, torn down with the interpreter, abort now and then
