@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 import miniature
-from spanbox.ablation import AblationPlan, Row, collect, load_plan, markdown, run_plan, write_csv
+from spanbox.ablation import AblationPlan, collect, load_plan, markdown, run_plan, write_csv
 from spanbox.errors import ConfigError, TrainingError
+from spanbox.report.reading import AblationRow
 
 METRICS = ("retrieval.i2t.r1", "matching.within_image")
 PLANS = Path(__file__).parents[1] / "benchmarks" / "plans"
@@ -52,7 +53,7 @@ class TestTable:
 
     def test_one_seed_has_no_spread(self) -> None:
         plan = AblationPlan.model_validate(plan_of(seeds=[3], metrics=["m"]))
-        rows = [Row("base", "m", (0.25,), (0.0,)), Row("cold", "m", (0.5,), (0.25,))]
+        rows = [AblationRow("base", "m", (0.25,), (0.0,)), AblationRow("cold", "m", (0.5,), (0.25,))]
         assert markdown(plan, rows).splitlines()[2:] == ["| base | 0.250 |", "| cold | 0.500 (+0.250) |"]
 
     def test_csv_has_a_line_for_each_value(self, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModel
 import miniature
 from spanbox.config import RunConfig, load_config, recipe_names
 from spanbox.data.manifest import Manifest
+from spanbox.data.neighbours import MiningSettings
 from spanbox.engine.checkpoint import CheckpointStore
 from spanbox.engine.tracking import JsonLog
 from spanbox.engine.trainer import Trainer
@@ -164,7 +165,8 @@ class TestMiningWhileTraining:
     ) -> None:
         at_step_8 = np.load(mining_run / "neighbours" / "step-000008.npy")
         checkpoint = mining_run / "checkpoints" / "step-000008"
-        result = mine_checkpoint(checkpoint, scenes / "train.jsonl", tmp_path / "mined.npy", count=3, device="cpu")
+        out, settings = tmp_path / "mined.npy", MiningSettings(count=3)
+        result = mine_checkpoint(checkpoint, scenes / "train.jsonl", out, settings, device="cpu")
         assert np.array_equal(result.neighbours, at_step_8)
 
     def test_what_no_resumed_run_needs_is_removed(self, mining_run: Path) -> None:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -22,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from spanbox.config import load_config
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.progress import Progress
+from spanbox.report.reading import AblationRow
 from spanbox.settings import Settings
 
 
@@ -58,16 +58,6 @@ class AblationPlan(Settings):
         return variants
 
 
-@dataclass(frozen=True)
-class Row:
-    """A variant's figures of one metric, a value for each seed, and the differences to the first variant's."""
-
-    variant: str
-    metric: str
-    values: tuple[float, ...]
-    differences: tuple[float, ...]  # paired by seed
-
-
 def load_plan(path: Path) -> AblationPlan:
     """Read a plan, and every variant's config with it, so that a mistake costs no run.
 
@@ -88,7 +78,7 @@ def load_plan(path: Path) -> AblationPlan:
     return plan
 
 
-def run_plan(plan: AblationPlan, out: Path) -> list[Row]:
+def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
     """Train and evaluate what is not there yet, `plan.jobs` at a time. Returns the table's rows.
 
     Raises:
@@ -106,7 +96,7 @@ def run_plan(plan: AblationPlan, out: Path) -> list[Row]:
     return collect(plan, out)
 
 
-def collect(plan: AblationPlan, out: Path) -> list[Row]:
+def collect(plan: AblationPlan, out: Path) -> list[AblationRow]:
     """The figures of all runs of a plan."""
     found = {
         (variant, seed): json.loads(_metrics_file(out, variant, seed).read_text(encoding="utf-8"))
@@ -120,11 +110,11 @@ def collect(plan: AblationPlan, out: Path) -> list[Row]:
             values = [_value(found[variant, seed], metric) for seed in plan.seeds]
             base = [_value(found[first, seed], metric) for seed in plan.seeds]
             differences = tuple(value - other for value, other in zip(values, base, strict=True))
-            rows.append(Row(variant, metric, tuple(values), differences))
+            rows.append(AblationRow(variant, metric, tuple(values), differences))
     return rows
 
 
-def markdown(plan: AblationPlan, rows: list[Row]) -> str:
+def markdown(plan: AblationPlan, rows: list[AblationRow]) -> str:
     """A table: mean and standard deviation over the seeds, and the mean paired difference with its standard error."""
     lines = ["| variant | " + " | ".join(plan.metrics) + " |", "|---|" + "---:|" * len(plan.metrics)]
     for variant in plan.variants:
@@ -133,7 +123,7 @@ def markdown(plan: AblationPlan, rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_csv(rows: list[Row], plan: AblationPlan, path: Path) -> None:
+def write_csv(rows: list[AblationRow], plan: AblationPlan, path: Path) -> None:
     """A line for each variant, metric and seed."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -143,7 +133,7 @@ def write_csv(rows: list[Row], plan: AblationPlan, path: Path) -> None:
                 writer.writerow([row.variant, row.metric, seed, value, difference])
 
 
-def _cell(row: Row, *, is_first: bool) -> str:
+def _cell(row: AblationRow, *, is_first: bool) -> str:
     shown = _mean_and_spread(row.values, signed=False, error=False)
     return shown if is_first else f"{shown} ({_mean_and_spread(row.differences, signed=True, error=True)})"
 

@@ -13,7 +13,7 @@ import torch
 import miniature
 from command import Command
 from spanbox.data.manifest import Manifest, write_manifest
-from spanbox.data.neighbours import load_neighbours
+from spanbox.data.neighbours import MiningSettings, load_neighbours
 from spanbox.errors import ConfigError, DataError
 from spanbox.structures import stable_id
 from spanbox.wiring import Trained, load, train
@@ -147,8 +147,8 @@ def test_between_epochs_the_model_of_the_run_mines(run: Trained, scenes: Path) -
     manifest = Manifest(scenes / "train.jsonl")
     dataset = evaluation_dataset(loaded.config, loaded.model, manifest)
     state = torch.random.get_rng_state()
-    first = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, count=4)
-    again = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, count=4)
+    first = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, MiningSettings(count=4))
+    again = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, MiningSettings(count=4))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first.neighbours.dtype == np.int32
     assert np.array_equal(first.neighbours, again.neighbours)

@@ -4,8 +4,9 @@ import pytest
 
 from banks import make_bank, random_bank
 from spanbox.errors import ConfigError
-from spanbox.evaluation.evaluate import ANNOTATIONS, evaluate
+from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.selection import SELECTABLE, check_selectable, metric_value, selection_value
+from spanbox.metric_names import ANNOTATIONS
 
 
 class TestWhatCanChoose:

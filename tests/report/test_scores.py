@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spanbox.metric_names import is_part, is_rate
 from spanbox.report.reading import Outcomes, Run
-from spanbox.report.scores import breakdown, difference, headline, is_part, is_rate, parse_scores
+from spanbox.report.scores import breakdown, difference, headline, parse_scores
 
 WITHIN = "matching.within_image"
 

@@ -56,18 +56,11 @@ def mine(
 
         spanbox train gmner data.train=train.jsonl data.neighbours=neighbours.npy
     """
+    from spanbox.data.neighbours import MiningSettings
     from spanbox.wiring.mining import mine_checkpoint
 
-    result = mine_checkpoint(
-        model,
-        manifest,
-        out,
-        count=k,
-        by=_parse_by(by),
-        margin=margin,
-        search=_parse_search(search),
-        device=device,
-    )
+    settings = MiningSettings(count=k, by=_parse_by(by), margin=margin, search=_parse_search(search))
+    result = mine_checkpoint(model, manifest, out, settings, device)
     _print_similarity(result.mined)
     print_incidents(result.incidents)
     print(f"{result.mined.short:.1%} of the pairs have fewer than {k} neighbours")

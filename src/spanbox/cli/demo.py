@@ -55,7 +55,7 @@ def demo(
         print_metrics(both, "on held-out scenes, combinations of objects never seen in training")
     print(f"data: {data}   run: {folder / 'demo'}   metrics: {folder / 'demo' / 'metrics.json'}")
     print(f"a model to use: spanbox.load({str(folder / 'demo')!r})")
-    runs = [folder / "demo", folder / "demo-coarse"][: 1 + compare]
+    runs = [folder / "demo", folder / "demo-coarse"] if compare else [folder / "demo"]
     report(runs, "zh" if lang == "zh" else "en", folder / "demo" / "report.html")
 
 

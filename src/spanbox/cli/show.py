@@ -12,10 +12,11 @@ if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
 
 def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     """The metrics as a table: value, interval, chance, trivial rule, number of queries."""
-    from spanbox.evaluation.evaluate import BREAKDOWNS, metrics_table
+    from spanbox.evaluation.evaluate import metrics_table
+    from spanbox.metric_names import is_part
 
     Console().print(metrics_table(metrics, title))
-    if any(part in name for name in metrics for part in BREAKDOWNS):
+    if any(map(is_part, metrics)):
         print("by entity type, box size and number of candidates: metrics.json, or the report")
 
 

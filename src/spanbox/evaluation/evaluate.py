@@ -20,18 +20,7 @@ from spanbox.evaluation.own_image import score_own_image
 from spanbox.evaluation.presence import presence_figures
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS
 from spanbox.evaluation.retrieval import retrieval_outcomes
-
-ANNOTATIONS = ("low", "high", "chance", "baseline", "count")
-"""Last parts of the names that belong beside another metric, not in a row of their own."""
-
-NO_RATES = frozenset({"median_rank", "mean_rank", "mean_candidates", "count"})
-"""Last parts of the names of metrics that are counted; the others, but for `embedding` and `SCORES`, are shares."""
-
-BREAKDOWNS = (".type.", ".size.", ".candidates.")
-"""Parts of the names of figures that are told of some entities alone."""
-
-SCORES = frozenset({"threshold", "object", "elsewhere"})
-"""Last parts of the names of similarities and of differences between them (`reflection`)."""
+from spanbox.metric_names import ANNOTATIONS, COUNTED, is_part, is_rate
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Tab
 
 def _has_a_row(metrics: Mapping[str, float], name: str) -> bool:
     beside, _, last = name.rpartition(".")
-    return (last not in ANNOTATIONS or beside not in metrics) and not any(part in name for part in BREAKDOWNS)
+    return (last not in ANNOTATIONS or beside not in metrics) and not is_part(name)
 
 
 def _cells(metrics: Mapping[str, float], name: str) -> tuple[str, ...]:
@@ -116,20 +105,13 @@ def _family(name: str) -> str:
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{_bare(name, value)} %" if _is_rate(name) else _bare(name, value)
+    return f"{_bare(name, value)} %" if is_rate(name) else _bare(name, value)
 
 
 def _bare(name: str, value: float) -> str:
-    if _is_rate(name):
+    if is_rate(name):
         return f"{100 * value:.1f}"
     last = name.rpartition(".")[2]
     if last == "count":
         return f"{value:,.0f}"
-    return f"{value:,.1f}" if last in NO_RATES else f"{value:.3f}"
-
-
-def _is_rate(name: str) -> bool:
-    if ".type." in name:  # whatever the data call the type
-        return True
-    last = name.rpartition(".")[2]
-    return last not in NO_RATES and last not in SCORES and not name.startswith("embedding.")
+    return f"{value:,.1f}" if last in COUNTED else f"{value:.3f}"

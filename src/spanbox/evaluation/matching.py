@@ -16,8 +16,8 @@ from spanbox.evaluation.outcomes import Outcome, ranking_outcomes
 from spanbox.evaluation.own_image import OwnImage, found_within
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS, Index, Places, Relevance, rank_in_blocks
 from spanbox.geometry import box_area
+from spanbox.metric_names import WITHIN
 
-WITHIN = "matching.within_image"
 ACROSS = "matching.across_set"
 
 SIZES = {"small": (0.0, 1 / 300), "medium": (1 / 300, 3 / 100), "large": (3 / 100, 2.0)}

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from spanbox.errors import ConfigError
-from spanbox.evaluation.evaluate import ANNOTATIONS
-from spanbox.evaluation.matching import ACROSS, CANDIDATES, SIZES, WITHIN
+from spanbox.evaluation.matching import ACROSS, CANDIDATES, SIZES
 from spanbox.evaluation.ranking import RECALL_DEPTHS
+from spanbox.metric_names import ANNOTATIONS, WITHIN
 
 BestMetric = str | dict[str, float]
 """The name of a metric, or the weights of several."""

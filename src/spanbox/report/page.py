@@ -19,6 +19,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from spanbox.metric_names import BREAKDOWNS, is_part, is_rate
 from spanbox.report import plots, scores
 from spanbox.report.examples import HeatmapExample, Match, Retrieval
 from spanbox.report.figures import COLOURS, Figure
@@ -83,7 +84,7 @@ class RunView:
         return None if self.is_first else scores.difference(self.run, self.first, name)
 
     def breakdowns(self) -> dict[str, list[tuple[str, Score]]]:
-        found = {kind: scores.breakdown(self.scores, kind) for kind in scores.BREAKDOWNS}
+        found = {kind: scores.breakdown(self.scores, kind) for kind in BREAKDOWNS}
         return {kind: groups for kind, groups in found.items() if groups}
 
     def weakest(self) -> tuple[str, Score] | None:
@@ -180,7 +181,7 @@ def make_report(folders: Sequence[Path], language: Language) -> Report:
             training=training,
             validation=validation,
             dots=dots,
-            metric_names=[name for name in _union(view.scores for view in views) if not scores.is_part(name)],
+            metric_names=[name for name in _union(view.scores for view in views) if not is_part(name)],
             config_differences=_differing([run.config for run in runs]),
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -196,12 +197,12 @@ def make_report(folders: Sequence[Path], language: Language) -> Report:
 
 def shown(name: str, value: float | None) -> str:
     """A metric's value as people read it."""
-    return percent(value) if scores.is_rate(name) else number(value)
+    return percent(value) if is_rate(name) else number(value)
 
 
 def shown_difference(name: str, value: float) -> str:
     """A difference of a metric as people read it; of rates in percentage points."""
-    return points(value) if scores.is_rate(name) else signed(value)
+    return points(value) if is_rate(name) else signed(value)
 
 
 def ablation_cell(ablation: Ablation, variant: str, metric: str) -> dict[str, Any] | None:
@@ -237,7 +238,7 @@ def _environment() -> Environment:
         "colours": len(COLOURS),
         "heat_inside": heat_inside,
         "heat_source": heat_source,
-        "is_rate": scores.is_rate,
+        "is_rate": is_rate,
         "map_label": plots.map_label,
         "marked": marked,
         "shown": shown,

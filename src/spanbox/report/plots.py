@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spanbox.metric_names import is_rate
 from spanbox.report.examples import Box, CoarseSimilarity, FineSimilarity, HeatmapExample, Match
 from spanbox.report.figures import COLOURS, Figure, Series, can_draw, curves, dots, matrix
 from spanbox.report.pictures import Picture, dimmed, heat_image
 from spanbox.report.reading import Ablation, Run
-from spanbox.report.scores import HEADLINE, is_rate
+from spanbox.report.scores import HEADLINE
 from spanbox.report.text import Texts, number, percent, texts
 
 if TYPE_CHECKING:

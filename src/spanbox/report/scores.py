@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from spanbox.intervals import Interval, paired_difference
+from spanbox.metric_names import ANNOTATIONS, WITHIN, is_part
 from spanbox.report.reading import Run
-
-ANNOTATIONS = ("low", "high", "chance", "baseline", "count")
 
 HEADLINE = {
     "coarse": ("retrieval.i2t.r1", "retrieval.t2i.r1"),
@@ -19,12 +18,6 @@ HEADLINE = {
 }
 """What tells most of each level."""
 
-BREAKDOWNS = ("type", "size", "candidates")
-"""Parts `matching.within_image.KIND.GROUP` of the queries, each with its own score."""
-
-BROKEN_DOWN = "matching.within_image"
-_COUNTED = frozenset({"median_rank", "mean_rank", "mean_candidates", "candidates", "count", "threshold"})
-_FALLS = frozenset({"object", "elsewhere"})  # of similarities, when a part of the image is hidden
 _SMALLER_IS_BETTER = ("median_rank", "mean_rank", "alignment", "uniformity")
 _NO_DIRECTION = ("mean_candidates", "candidates", "count", "threshold", "trivial", "elsewhere", "modality_gap")
 
@@ -78,13 +71,6 @@ def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
     }
 
 
-def is_rate(name: str) -> bool:
-    """Whether a metric lies in [0, 1] and reads best in percent."""
-    if is_part(name):
-        return True  # whatever the group is called
-    return not name.startswith("embedding.") and name.rpartition(".")[2] not in _COUNTED | _FALLS
-
-
 def headline(scores: Mapping[str, Score], level: str) -> list[Score]:
     """The scores that tell most of a level; none where the data has no boxes."""
     return [scores[name] for name in HEADLINE[level] if name in scores]
@@ -92,14 +78,9 @@ def headline(scores: Mapping[str, Score], level: str) -> list[Score]:
 
 def breakdown(scores: Mapping[str, Score], kind: str) -> list[tuple[str, Score]]:
     """Groups of entities with their score, weakest first."""
-    prefix = f"{BROKEN_DOWN}.{kind}."
+    prefix = f"{WITHIN}.{kind}."
     groups = [(name.removeprefix(prefix), score) for name, score in scores.items() if name.startswith(prefix)]
     return sorted(groups, key=lambda pair: pair[1].value)
-
-
-def is_part(name: str) -> bool:
-    """Whether a metric is of a group of queries, and so has its place in a breakdown."""
-    return any(name.startswith(f"{BROKEN_DOWN}.{kind}.") for kind in BREAKDOWNS)
 
 
 def difference(run: Run, first: Run, name: str) -> Difference | None:

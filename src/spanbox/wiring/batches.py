@@ -95,18 +95,9 @@ class TrainingBatches:
         return load_neighbours(path, manifest, len(self.dataset))
 
     def _mine(self) -> Neighbours:
-        model, settings = self.trainer.model, self.config.data.mining
+        model = self.trainer.model
         model.eval()
-        mined = mine(
-            model,
-            self.config,
-            self.tokenizer,
-            self.dataset.for_evaluation(),
-            count=settings.count,
-            by=settings.by,
-            margin=settings.margin,
-            search=settings.search,
-        )
+        mined = mine(model, self.config, self.tokenizer, self.dataset.for_evaluation(), self.config.data.mining)
         model.train()
         return mined.neighbours
 

@@ -10,15 +10,15 @@ import numpy as np
 from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest
-from spanbox.data.neighbours import By, Neighbours, SearchName, check_writable, save_neighbours
+from spanbox.data.neighbours import MiningSettings, Neighbours, SearchName, check_writable, save_neighbours
 from spanbox.evaluation.approximate import import_faiss, nearest_wrong_approximately
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.mining import KINDS, Mined, NearestWrong, mine_neighbours, nearest_wrong
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
-from spanbox.structures import Incident, stable_id
+from spanbox.structures import Incident
 from spanbox.wiring.building import open_manifest
-from spanbox.wiring.embedding import embed, evaluation_dataset
+from spanbox.wiring.embedding import embed, evaluation_dataset, places_in_manifest
 from spanbox.wiring.loading import load
 
 SEARCHES: Mapping[SearchName, NearestWrong] = {"exact": nearest_wrong, "approximate": nearest_wrong_approximately}
@@ -38,66 +38,45 @@ def mine(
     config: RunConfig,
     tokenizer: Any,
     dataset: PairDataset,
+    settings: MiningSettings,
     *,
-    count: int = 15,
-    by: By = "both",
-    margin: float | None = None,
-    search: SearchName = "exact",
     show_progress: bool = False,
 ) -> MinedManifest:
-    """Encode the pairs of a data set, read as evaluation does, and find `count` hard neighbours of each.
+    """Encode the pairs of a data set, read as evaluation does, and find hard neighbours of each.
 
     Args:
         model: in evaluation mode; its device computes the similarities of an exact search, too.
-        by, margin: as in `mine_neighbours`.
 
     Raises:
         ConfigError: what the search needs is not installed.
     """
-    check_search(search)
+    check_search(settings.search)
     bank, incidents = embed(model, config, tokenizer, dataset, show_progress=show_progress)
     device = next(model.parameters()).device
-    with Progress("searching", len(KINDS[by]) * len(bank), quiet=not show_progress) as progress:
+    with Progress("searching", len(KINDS[settings.by]) * len(bank), quiet=not show_progress) as progress:
         mined = mine_neighbours(
             bank,
-            count=count,
-            by=by,
-            margin=margin,
+            count=settings.count,
+            by=settings.by,
+            margin=settings.margin,
             device=device,
-            find=SEARCHES[search],
+            find=SEARCHES[settings.search],
             on_searched=progress.update,
         )
     return MinedManifest(_in_manifest(mined, bank, dataset.manifest), mined, incidents)
 
 
 def mine_checkpoint(
-    path: Path,
-    manifest: Path,
-    out: Path,
-    *,
-    count: int = 15,
-    by: By = "both",
-    margin: float | None = None,
-    search: SearchName = "exact",
-    device: str = "auto",
+    path: Path, manifest: Path, out: Path, settings: MiningSettings, device: str = "auto"
 ) -> MinedManifest:
     """Mine a manifest with a checkpoint (or the best of a run), and write the neighbours to `out`."""
-    check_search(search)
+    check_search(settings.search)  # before anything is opened
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     check_writable(out)
-    result = mine(
-        loaded.model,
-        loaded.config,
-        loaded.tokenizer,
-        evaluation_dataset(loaded.config, loaded.model, opened),
-        count=count,
-        by=by,
-        margin=margin,
-        search=search,
-        show_progress=True,
-    )
-    origin = {"checkpoint": str(loaded.checkpoint), "by": by, "margin": margin, "search": search}
+    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
+    result = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, settings, show_progress=True)
+    origin = {"checkpoint": str(loaded.checkpoint), **settings.model_dump(exclude={"every", "count"})}
     save_neighbours(out, result.neighbours, manifest, origin)
     return result
 
@@ -114,8 +93,7 @@ def check_search(search: SearchName) -> None:
 
 def _in_manifest(mined: Mined, bank: FeatureBank, manifest: Manifest) -> Neighbours:
     """Neighbours by the pairs' places in the bank as neighbours by their places in the manifest."""
-    place = {stable_id(record.id): index for index, record in enumerate(manifest)}
-    places = np.array([place[sample] for sample in bank.sample.tolist()], dtype=np.int32)
+    places = places_in_manifest(bank, manifest)
     found = mined.neighbours.numpy()
     neighbours = np.full((len(manifest), found.shape[1]), -1, dtype=np.int32)
     neighbours[places] = np.where(found < 0, -1, places[found])
