@@ -226,7 +226,7 @@ class TestEvaluation:
 
     def test_all_images_are_broken(self, run: Trained, copied_scenes: Path) -> None:
         break_images(copied_scenes / "test.jsonl", 12)
-        with pytest.raises(DataError, match="has no image-text pairs"):
+        with pytest.raises(DataError, match="nothing to evaluate"):
             evaluate_checkpoint(run.run_dir, copied_scenes / "test.jsonl")
 
 

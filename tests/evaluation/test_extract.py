@@ -154,7 +154,7 @@ def test_a_batch_without_spans_among_others_shifts_no_index() -> None:
 
 
 def test_an_empty_data_set_is_an_error() -> None:
-    with pytest.raises(DataError, match="no image-text pairs"):
+    with pytest.raises(DataError, match="nothing to evaluate"):
         extract(encode, [])
 
 

@@ -303,7 +303,7 @@ class TestFeatures:
                 ("broken image", broken.id)
             ]
 
-    @pytest.mark.parametrize("change", ["manifest", "checkpoint", "settings", "damage", "half"])
+    @pytest.mark.parametrize("change", ["manifest", "image", "checkpoint", "settings", "damage", "half"])
     def test_are_made_anew(self, change: str, copied: Path, copied_scenes: Path) -> None:
         manifest = copied_scenes / "test.jsonl"
         checkpoint = (copied / "checkpoints" / "best").resolve()
@@ -316,6 +316,7 @@ class TestFeatures:
         before = times(folder)
         changes: dict[str, Callable[[], object]] = {
             "manifest": lambda: write_manifest(manifest, Manifest(manifest)[:11]),
+            "image": lambda: (copied_scenes / Manifest(manifest)[3].image).touch(),
             "checkpoint": lambda: (checkpoint / "model.safetensors").touch(),
             "settings": lambda: self.replace(checkpoint / "config.yaml", "proposals: 2", "proposals: 1"),
             "damage": lambda: (folder / "regions.npy").write_bytes((folder / "regions.npy").read_bytes()[:-4]),
@@ -334,12 +335,11 @@ class TestFeatures:
         assert old in text
         path.write_text(text.replace(old, new), encoding="utf-8")
 
-    def test_an_image_that_is_gone_since(self, copied: Path, copied_scenes: Path) -> None:
-        """Features are there, but what is to be shown of it is not."""
+    def test_are_no_use_without_the_images(self, copied: Path, copied_scenes: Path) -> None:
         evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")
         for record in Manifest(copied_scenes / "test.jsonl"):
             (copied_scenes / record.image).unlink()
-        with pytest.raises(DataError, match="features were extracted before; put the image back"):
+        with pytest.raises(DataError, match="none of its images can be read"):
             evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")
 
 
@@ -455,7 +455,7 @@ class TestData:
     def test_all_images_are_broken(self, run: Path, copied_scenes: Path, tmp_path: Path) -> None:
         for record in Manifest(copied_scenes / "test.jsonl"):
             (copied_scenes / record.image).write_bytes(b"")
-        with pytest.raises(DataError, match="has no image-text pairs"):
+        with pytest.raises(DataError, match="nothing to evaluate"):
             evaluate_to_folder(run, copied_scenes / "test.jsonl", tmp_path, LIGHT, "cpu")
         assert not (tmp_path / "metrics.json").exists()
 

@@ -86,8 +86,8 @@ def extract_parts(
         yield part
     if empty:
         raise DataError(
-            "the data set to evaluate has no image-text pairs; expected at least one. "
-            "Check the manifest (or the split) that the evaluation reads."
+            "nothing to evaluate: the manifest has no pairs, or none of its images can be read; "
+            "`spanbox data check MANIFEST` tells which"
         )
 
 

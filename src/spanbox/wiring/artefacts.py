@@ -65,11 +65,11 @@ class Pairs:
         """The pair, decoded as it was when its features were extracted.
 
         Raises:
-            DataError: its image cannot be read any more.
+            DataError: its image is gone since.
         """
         item = self._dataset[0, int(self._places[pair])]
         if not isinstance(item, Sample):
-            raise DataError(f"{item.detail} (its features were extracted before; put the image back)")
+            raise DataError(item.detail)
         return item
 
     def entity_types(self) -> list[str | None]:

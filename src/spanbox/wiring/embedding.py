@@ -1,5 +1,6 @@
 """The features of a manifest's pairs by a model: in memory during training, on disk for an evaluation."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -93,12 +94,13 @@ def _with_progress(batches: Iterator[Batch], pairs: int) -> Iterator[Batch]:
 
 
 def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
-    """What the features depend on: the weights, the pairs, and what enters of each. Images count as unchanged."""
+    """What the features depend on: the weights, the pairs with their images, and what enters of each."""
     config, device = loaded.config, next(loaded.model.parameters()).device
     return {
         "checkpoint": loaded.checkpoint.name,
         "weights": _size_and_time(loaded.checkpoint / "model.safetensors"),
         "manifest": _size_and_time(dataset.manifest.path),
+        "images": _digest_of_images(dataset.manifest),
         "model": config.model.model_dump(mode="json"),
         "limits": asdict(dataset.limits),
         "max_tokens": config.data.max_tokens,
@@ -107,6 +109,18 @@ def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
     }
 
 
-def _size_and_time(path: Path) -> list[int]:
-    stat = path.stat()
+def _digest_of_images(manifest: Manifest) -> str:
+    """A digest of the size and time of every image, which no image is read for."""
+    digest = hashlib.blake2b(digest_size=16)
+    for record in manifest:
+        digest.update(repr(_size_and_time(manifest.image_path(record))).encode())
+    return digest.hexdigest()
+
+
+def _size_and_time(path: Path) -> list[int] | None:
+    """None: there is no such file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
     return [stat.st_size, stat.st_mtime_ns]
