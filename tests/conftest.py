@@ -1,4 +1,4 @@
-"""Every test runs offline, on one thread, from the same seed."""
+"""Every test runs offline, on one thread, from the same seed, and reads output without colours."""
 
 import os
 
@@ -7,6 +7,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or tokenizers warns when a tes
 
 import pytest
 import torch
+
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # rich would take a captured stream for a terminal
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session", autouse=True)
