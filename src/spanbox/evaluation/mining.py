@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spanbox.data.neighbours import By
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.ranking import blocks, nan_last
+from spanbox.evaluation.ranking import Index, blocks
 
 Kind = Literal["sentences", "images", "spans", "regions"]
 
@@ -270,11 +270,13 @@ def _score_pairs(search: Search, rows: slice, columns: slice, pairs: int, margin
     """(R, C): the best similarity of a row's queries to a column's keys; -inf where none counts."""
     queries, queries_of_pair = _items_of(search.query_pair, rows, pairs)
     keys, keys_of_pair = _items_of(search.key_pair, columns, pairs)
-    scores_QN = nan_last(search.queries[queries] @ search.keys[keys].T)
+    scores_QN = search.queries[queries] @ search.keys[keys].T
+    torch.nan_to_num_(scores_QN, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     scores_QN[_same_identity(search, queries, keys)] = -torch.inf
     if margin is not None:
         scores_QN.masked_fill_(scores_QN > margin * search.positive[queries, None], -torch.inf)
-    return _best_of_segments(_best_of_segments(scores_QN.T, keys_of_pair).T, queries_of_pair)
+    scores_RN = _best_of_segments(scores_QN, queries_of_pair)
+    return _best_of_segments(scores_RN.T, keys_of_pair).T.contiguous()
 
 
 def _items_of(pair: Tensor, wanted: slice, pairs: int) -> tuple[slice, Tensor]:
@@ -287,8 +289,8 @@ def _items_of(pair: Tensor, wanted: slice, pairs: int) -> tuple[slice, Tensor]:
 def _same_identity(search: Search, queries: slice, keys: slice) -> tuple[Tensor, Tensor]:
     """Rows and columns, within the tile, where the query names what the key shows."""
     queries_named, keys_shown = _within(search.query_identity, queries), _within(search.key_identity, keys)
-    first, second = (queries_named[1, :, None] == keys_shown[1]).nonzero(as_tuple=True)
-    return queries_named[0, first] - queries.start, keys_shown[0, second] - keys.start
+    entry, key = Index(keys_shown[1], keys_shown[0]).places(queries_named[1])
+    return queries_named[0, entry] - queries.start, key - keys.start
 
 
 def _within(entries: Tensor, items: slice) -> Tensor:
