@@ -85,3 +85,40 @@ def test_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_of("checking"):
         pass
     assert capsys.readouterr().err == ""
+
+
+class TestPart:
+    def test_says_something_only_if_it_lasts(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        with Progress("training", 100) as whole:
+            with whole.part("encoding", 2) as quick:
+                quick.update(2)
+            with whole.part("encoding", 30) as slow:
+                for done in (15, 30):
+                    clock[0] += 10.0
+                    slow.update(done, "images")
+            whole.update(100)
+        assert capsys.readouterr().err.splitlines() == [
+            "encoding 15/30  images  10 s left",
+            "encoding 30/30  images",
+            "training 100/100",
+        ]
+
+    def test_of_what_is_not_shown(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+        with Progress("training", 100, quiet=True) as whole, whole.part("encoding", 30) as part:
+            clock[0] += 60.0
+            part.update(30)
+        assert capsys.readouterr().err == ""
+
+    def test_is_a_second_bar_while_it_lasts(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        with Progress("training", 4) as whole:
+            with whole.part("encoding", 7) as part:
+                part.update(7)
+            whole.update(4)
+        err = capsys.readouterr().err
+        assert "0/7" in err
+        assert "encoding" not in err.rpartition("training")[2]
+        assert "4/4" in err.rpartition("training")[2]

@@ -24,30 +24,38 @@ class Progress:
         total: how many steps it takes.
         start: steps that were done before.
         quiet: show nothing, as on all but one of several processes.
+        within: what this is a part of; see `part`.
     """
 
-    def __init__(self, label: str, total: int, start: int = 0, *, quiet: bool = False) -> None:
+    def __init__(
+        self, label: str, total: int, start: int = 0, *, quiet: bool = False, within: "Progress | None" = None
+    ) -> None:
         self.label = label
         self.total = total
         self.start = start
         self._detail = ""
-        self._console = Console(file=sys.stderr, quiet=quiet)
-        self._bar: RichProgress | None = None
+        self._within = within
+        self._console: Console = within._console if within else Console(file=sys.stderr, quiet=quiet)
+        self._bar: RichProgress | None = within._bar if within else _make_bar(self._console)
         self._began = self._last_line = time.monotonic()
-        if self._console.is_terminal and not quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = RichProgress(*columns, TextColumn("{task.fields[detail]}"), console=self._console)
-            self._task = self._bar.add_task(label, total=total, completed=start, detail="")
+
+    def part(self, label: str, total: int) -> "Progress":
+        """Work that this one waits for: a second bar while it lasts, or plain lines if it lasts."""
+        return Progress(label, total, within=self)
 
     def __enter__(self) -> Self:
         if self._bar:
-            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.start, detail="")
+            if not self._within:
+                self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
+        if self._bar and self._within:
+            self._bar.remove_task(self._task)
+        elif self._bar:
             self._bar.stop()
 
     def update(self, done: int, detail: str = "") -> None:
@@ -55,7 +63,7 @@ class Progress:
         self._detail = detail or self._detail
         if self._bar:
             self._bar.update(self._task, completed=done, detail=self._detail)
-        elif done == self.total or time.monotonic() - self._last_line >= LINE_EVERY:
+        elif time.monotonic() - self._last_line >= LINE_EVERY or (done == self.total and not self._within):
             self._plain_line(done)
 
     def note(self, text: str) -> None:
@@ -67,6 +75,15 @@ class Progress:
         remaining = (self._last_line - self._began) / max(1, done - self.start) * (self.total - done)
         parts = (f"{self.label} {done}/{self.total}", self._detail, f"{remaining:.0f} s left" if remaining else "")
         self.note("  ".join(part for part in parts if part))
+
+
+StartProgress = Callable[[str, int], Progress]
+"""What shows some work, of a label and a total: `Progress`, the `part` of another one, or `hidden`."""
+
+
+def hidden(label: str, total: int) -> Progress:
+    """The progress of work that nobody waits for."""
+    return Progress(label, total, quiet=True)
 
 
 @contextmanager
@@ -90,3 +107,11 @@ def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         for done, item in enumerate(items, start=1):
             yield item
             progress.update(done)
+
+
+def _make_bar(console: Console) -> RichProgress | None:
+    """None where there is no terminal."""
+    if not console.is_terminal or console.quiet:
+        return None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return RichProgress(*columns, TextColumn("{task.fields[detail]}"), console=console)

@@ -275,7 +275,7 @@ class TestLog:
             clock[0] += 0.5
             return clock[0]
 
-        def validate(model: DualEncoder) -> tuple[dict[str, float], float]:
+        def validate(model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
             clock[0] += 1000.0
             return {}, 0.0
 
@@ -405,7 +405,7 @@ class TestResuming:
 
     def test_the_best_so_far_is_remembered(self, tmp_path: Path) -> None:
         values = iter([0.5, 0.4, 0.45])
-        options: dict[str, Any] = {"validate": lambda model: ({"m": 1.0}, next(values)), "save_every": 2}
+        options: dict[str, Any] = {"validate": lambda model, progress: ({"m": 1.0}, next(values)), "save_every": 2}
         fit(make_trainer(tmp_path, steps=2, **options))
         trainer = resumed(tmp_path, **options)
         assert (trainer.best, trainer.best_metrics) == (0.5, {"m": 1.0})
@@ -418,7 +418,7 @@ class TestValidation:
         """A validation that gives these values in turn, and whether the model was training when it was asked."""
         training: list[bool] = []
 
-        def validate(model: DualEncoder) -> tuple[dict[str, float], float]:
+        def validate(model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
             training.append(model.training)
             value = values[len(training) - 1]
             return {"metric": value}, value
@@ -462,7 +462,7 @@ class TestPatience:
     def validation(self, values: list[float]) -> Validate:
         left = iter(values)
 
-        def validate(model: DualEncoder) -> tuple[dict[str, float], float]:
+        def validate(model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
             value = next(left)
             return {"retrieval.t2i.r1": value}, value
 
@@ -544,7 +544,7 @@ class TestBestName:
     def test_of_one_metric_and_of_several(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         rank = "retrieval.t2i.median_rank"
 
-        def validation(model: DualEncoder) -> tuple[dict[str, float], float]:
+        def validation(model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
             return {rank: 3.0}, -3.0
 
         fit(make_trainer(tmp_path / "one", validate=validation, best_metric=rank))

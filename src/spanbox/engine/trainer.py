@@ -36,7 +36,8 @@ from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.structures import Batch, Features, Incident, Losses, Targets, stable_id
 
-Validate = Callable[[DualEncoder], tuple[dict[str, float], float]]  # metrics, and the one that chooses the best
+Validate = Callable[[DualEncoder, Progress], tuple[dict[str, float], float]]
+"""Gives the metrics of a model, and the one that chooses the best; shown as a part of the progress."""
 
 
 @dataclass
@@ -272,7 +273,7 @@ class Trainer:
         improved = 0.0
         if log or self.ranks.is_sharded:
             self.model.eval()
-            metrics, value = validate(self.model)
+            metrics, value = validate(self.model, progress)
             self.model.train()
             if self.best is None or value > self.best:
                 improved, self.best, self.best_metrics = 1.0, value, metrics

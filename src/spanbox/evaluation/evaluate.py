@@ -21,6 +21,7 @@ from spanbox.evaluation.presence import presence_figures
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS
 from spanbox.evaluation.retrieval import retrieval_outcomes
 from spanbox.metric_names import ANNOTATIONS, COUNTED, is_part, is_rate
+from spanbox.progress import StartProgress, hidden
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def evaluate(
     threshold: float | None = None,
     device: torch.device | str = "cpu",
     block_elements: int = BLOCK_ELEMENTS,
+    progress: StartProgress = hidden,
 ) -> Evaluation:
     """Every metric that the data allow: those of sentences and images always, the others where spans are linked to
     regions. What cannot be measured is absent, not zero.
@@ -49,14 +51,15 @@ def evaluate(
         threshold: from which score on to decide that an entity has an object, chosen on other data.
         device: where spans, sentences and what they are compared with are multiplied; it needs float64.
         block_elements: similarities that are held at a time.
+        progress: shows what is ranked.
     """
-    outcomes = retrieval_outcomes(bank, device=device, block_elements=block_elements)
+    outcomes = retrieval_outcomes(bank, device=device, block_elements=block_elements, progress=progress)
     figures: dict[str, Figure] = {}
     facts: dict[str, float] = {}
     if len(bank.links):
         own = score_own_image(bank)
         outcomes |= within_image_outcomes(own, entity_types)
-        outcomes |= across_set_outcomes(bank, device=device, block_elements=block_elements)
+        outcomes |= across_set_outcomes(bank, device=device, block_elements=block_elements, progress=progress)
         outcomes |= grounding_outcomes(own)
         figures, facts = presence_figures(own, threshold=threshold, intervals=intervals)
         facts |= within_image_facts(own)

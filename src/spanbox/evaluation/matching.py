@@ -17,6 +17,7 @@ from spanbox.evaluation.own_image import OwnImage, found_within
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS, Index, Places, Relevance, rank_in_blocks
 from spanbox.geometry import box_area
 from spanbox.metric_names import WITHIN
+from spanbox.progress import StartProgress, hidden
 
 ACROSS = "matching.across_set"
 
@@ -58,7 +59,11 @@ def within_image_facts(own: OwnImage) -> dict[str, float]:
 
 
 def across_set_outcomes(
-    bank: FeatureBank, *, device: torch.device | str = "cpu", block_elements: int = BLOCK_ELEMENTS
+    bank: FeatureBank,
+    *,
+    device: torch.device | str = "cpu",
+    block_elements: int = BLOCK_ELEMENTS,
+    progress: StartProgress = hidden,
 ) -> dict[str, Outcome]:
     """Where the right regions stand among all regions of the set, for each linked span.
 
@@ -71,7 +76,15 @@ def across_set_outcomes(
     asks_Q = bank.links[:, 0].bincount().nonzero()[:, 0]
     shown = torch.unique(torch.stack([bank.span_identity[bank.links[:, 0]], bank.links[:, 1]]), dim=1).contiguous()
     relevance = _same_identity(bank, asks_Q, shown, device)
-    ranking = rank_in_blocks(bank.spans[asks_Q], bank.regions, relevance, device=device, block_elements=block_elements)
+    ranking = rank_in_blocks(
+        bank.spans[asks_Q],
+        bank.regions,
+        relevance,
+        device=device,
+        block_elements=block_elements,
+        progress=progress,
+        label="entity to object",
+    )
     image_Q = bank.group[bank.span_pair[asks_Q]]
     return ranking_outcomes(ACROSS, ranking, image_Q, {1: _most_frequent(bank.span_identity[asks_Q], shown)})
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spanbox.progress import StartProgress, hidden
+
 BLOCK_ELEMENTS = 2**25
 """Entries of the similarity matrix that are held at a time, 4 bytes each; counting takes up to 8 more of each."""
 
@@ -127,18 +129,22 @@ def rank_in_blocks(
     *,
     device: torch.device | str = "cpu",
     block_elements: int = BLOCK_ELEMENTS,
+    progress: StartProgress = hidden,
+    label: str = "ranking",
 ) -> Ranking:
     """Rank all candidates for each query, holding at most `block_elements` scores (at least one query's) at a time.
 
     Args:
         relevance: gives places on `device`.
         device: where similarities are computed and counted. Candidates are held there; it needs float64.
+        progress, label: how it is shown.
     """
     candidates_ND = candidates_ND.to(device)
-    parts = [
-        rank_right(similarity(queries_QD[rows].to(device), candidates_ND), *relevance(rows))
-        for rows in blocks(len(queries_QD), len(candidates_ND), block_elements)
-    ]
+    parts = []
+    with progress(label, len(queries_QD)) as shown:
+        for rows in blocks(len(queries_QD), len(candidates_ND), block_elements):
+            parts.append(rank_right(similarity(queries_QD[rows].to(device), candidates_ND), *relevance(rows)))
+            shown.update(min(rows.stop, len(queries_QD)))
     return Ranking(*(torch.cat(column).cpu() for column in zip(_no_queries(device), *parts, strict=True)))
 
 

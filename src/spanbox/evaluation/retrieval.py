@@ -6,16 +6,23 @@ a sentence when its image is. Rules of ranking, ties among them: `ranking`.
 Suffixes of names:  N pairs    G images, one a group    D features
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import Outcome, ranking_outcomes
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS, RECALL_DEPTHS, rank_in_blocks, same_id
+from spanbox.progress import StartProgress, hidden
 
 
 def retrieval_outcomes(
-    bank: FeatureBank, *, device: torch.device | str = "cpu", block_elements: int = BLOCK_ELEMENTS
+    bank: FeatureBank,
+    *,
+    device: torch.device | str = "cpu",
+    block_elements: int = BLOCK_ELEMENTS,
+    progress: StartProgress = hidden,
 ) -> dict[str, Outcome]:
     """Outcomes from images to sentences (`retrieval.i2t`) and from sentences to images (`retrieval.t2i`).
 
@@ -25,20 +32,10 @@ def retrieval_outcomes(
     first_G = first_of_each_group(bank.group)
     images_GD, group_G = bank.image[first_G], bank.group[first_G]
     group_on_device_N, group_on_device_G = bank.group.to(device), group_G.to(device)
-    to_text = rank_in_blocks(
-        images_GD,
-        bank.text,
-        same_id(group_on_device_G, group_on_device_N),
-        device=device,
-        block_elements=block_elements,
-    )
-    to_image = rank_in_blocks(
-        bank.text,
-        images_GD,
-        same_id(group_on_device_N, group_on_device_G),
-        device=device,
-        block_elements=block_elements,
-    )
+    rank = partial(rank_in_blocks, device=device, block_elements=block_elements, progress=progress)
+    own_text, own_image = same_id(group_on_device_G, group_on_device_N), same_id(group_on_device_N, group_on_device_G)
+    to_text = rank(images_GD, bank.text, own_text, label="image to sentence")
+    to_image = rank(bank.text, images_GD, own_image, label="sentence to image")
     return ranking_outcomes("retrieval.i2t", to_text, group_G) | ranking_outcomes(
         "retrieval.t2i", to_image, bank.group, _most_sentences_first(bank.group)
     )

@@ -16,6 +16,7 @@ from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import Neighbours, load_neighbours, remove_neighbours, save_neighbours
 from spanbox.data.sampler import StepSampler
 from spanbox.engine.trainer import Trainer
+from spanbox.progress import Progress
 from spanbox.wiring.building import make_collator, sample_limits
 from spanbox.wiring.mining import check_search, mine
 
@@ -25,16 +26,21 @@ MINED = "neighbours"  # folder of a run
 class TrainingBatches:
     """This rank's share of the batches of the steps that are left, for one pass.
 
+    Mining is shown as a part of `progress`.
+
     Raises:
         ConfigError: what mining needs is not installed.
         DataError: the neighbours that `config` names are missing, damaged, or another manifest's; while iterating,
             those that a resumed run goes on with.
     """
 
-    def __init__(self, config: RunConfig, manifest: Manifest, tokenizer: Any, trainer: Trainer) -> None:
+    def __init__(
+        self, config: RunConfig, manifest: Manifest, tokenizer: Any, trainer: Trainer, progress: Progress
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.trainer = trainer
+        self.progress = progress
         self.dataset = PairDataset(
             manifest,
             sample_limits(config, trainer.model, training=True),
@@ -97,7 +103,8 @@ class TrainingBatches:
     def _mine(self) -> Neighbours:
         model = self.trainer.model
         model.eval()
-        mined = mine(model, self.config, self.tokenizer, self.dataset.for_evaluation(), self.config.data.mining)
+        dataset = self.dataset.for_evaluation()
+        mined = mine(model, self.config, self.tokenizer, dataset, self.config.data.mining, self.progress.part)
         model.train()
         return mined.neighbours
 

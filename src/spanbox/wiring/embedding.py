@@ -17,7 +17,7 @@ from spanbox.engine.device import choose_precision, make_encode
 from spanbox.evaluation.bank_files import Fingerprint, StoredBank, open_bank, write_bank
 from spanbox.evaluation.extract import FeatureBank, extract_parts
 from spanbox.models.dual_encoder import DualEncoder
-from spanbox.progress import Progress
+from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Batch, Incident, stable_id
 from spanbox.wiring.building import make_collator, sample_limits
 from spanbox.wiring.loading import Loaded
@@ -30,7 +30,7 @@ def evaluation_dataset(config: RunConfig, model: DualEncoder, manifest: Manifest
 
 
 def embed(
-    model: DualEncoder, config: RunConfig, tokenizer: Any, dataset: PairDataset, *, show_progress: bool
+    model: DualEncoder, config: RunConfig, tokenizer: Any, dataset: PairDataset, progress: StartProgress = Progress
 ) -> tuple[FeatureBank, list[Incident]]:
     """The features of a data set's pairs, without those whose image is broken, and what was met in the data.
 
@@ -38,8 +38,7 @@ def embed(
         model: in evaluation mode.
     """
     incidents: list[Incident] = []
-    parts = _parts(model, config, tokenizer, dataset, incidents, show_progress=show_progress)
-    return FeatureBank.cat(parts), incidents
+    return FeatureBank.cat(_parts(model, config, tokenizer, dataset, incidents, progress)), incidents
 
 
 def embed_to_disk(loaded: Loaded, dataset: PairDataset, folder: Path) -> StoredBank:
@@ -49,7 +48,7 @@ def embed_to_disk(loaded: Loaded, dataset: PairDataset, folder: Path) -> StoredB
     if stored is not None:
         return stored
     incidents: list[Incident] = []
-    parts = _parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents, show_progress=True)
+    parts = _parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents, Progress)
     return write_bank(folder, fingerprint, parts, incidents)
 
 
@@ -72,21 +71,18 @@ def _parts(
     tokenizer: Any,
     dataset: PairDataset,
     incidents: list[Incident],
-    *,
-    show_progress: bool,
+    progress: StartProgress,
 ) -> Iterator[FeatureBank]:
     device = next(model.parameters()).device
     workers = config.data.worker_count(device)
     batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
     encode = make_encode(model, device, choose_precision(config.train.precision, device))
-    if show_progress:
-        batches = _with_progress(batches, len(dataset))
-    return extract_parts(encode, batches, device)
+    return extract_parts(encode, _shown(batches, progress("encoding", len(dataset))), device)
 
 
-def _with_progress(batches: Iterator[Batch], pairs: int) -> Iterator[Batch]:
+def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
     done = 0
-    with Progress("encoding", pairs) as progress:
+    with progress:
         for batch in batches:
             yield batch
             done += len(batch)

@@ -28,7 +28,7 @@ from spanbox.evaluation.presence import choose_threshold
 from spanbox.evaluation.reflection import Query, draw_linked_spans, measure_falls, reflection_outcomes
 from spanbox.evaluation.selection import check_selectable, selection_value
 from spanbox.models.dual_encoder import DualEncoder
-from spanbox.progress import track
+from spanbox.progress import Progress, StartProgress, track
 from spanbox.structures import Incident
 from spanbox.wiring.artefacts import Pairs, write_audit, write_examples, write_predictions
 from spanbox.wiring.building import make_collator, open_manifest
@@ -75,8 +75,8 @@ def evaluate_checkpoint(path: Path, manifest: Path, device: str = "auto") -> Eva
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
-    bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset, show_progress=True)
-    return Evaluated(loaded.checkpoint, manifest, _figures_alone(bank, dataset), incidents)
+    bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
+    return Evaluated(loaded.checkpoint, manifest, _figures_alone(bank, dataset, Progress), incidents)
 
 
 def evaluate_to_folder(
@@ -109,7 +109,9 @@ def evaluate_to_folder(
     pairs = Pairs(stored.bank, dataset)
     threshold = _threshold(loaded, stored.bank, options.threshold_from, folder)
     device_of_model = next(loaded.model.parameters()).device
-    evaluation = evaluate(stored.bank, pairs.entity_types(), threshold=threshold, device=device_of_model)
+    evaluation = evaluate(
+        stored.bank, pairs.entity_types(), threshold=threshold, device=device_of_model, progress=Progress
+    )
     reflected, facts = _reflect(loaded, pairs, options.reflection)
     outcomes = {**evaluation.outcomes, **reflected}
     metrics = {**evaluation.metrics, **facts}
@@ -129,24 +131,24 @@ def evaluate_to_folder(
     return evaluated, metrics_path
 
 
-def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder], tuple[dict[str, float], float]] | None:
+def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress], tuple[dict[str, float], float]] | None:
     if config.data.val is None:
         return None
     check_selectable(config.train.best_metric, "train.best_metric")
     manifest = open_manifest(config, config.data.val, "data.val")
 
-    def validate(tokenizer: Any, model: DualEncoder) -> tuple[dict[str, float], float]:
+    def validate(tokenizer: Any, model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
         dataset = evaluation_dataset(config, model, manifest)
-        bank, _ = embed(model, config, tokenizer, dataset, show_progress=False)
-        metrics = _figures_alone(bank, dataset)
+        bank, _ = embed(model, config, tokenizer, dataset, progress.part)
+        metrics = _figures_alone(bank, dataset, progress.part)
         return metrics, selection_value(metrics, config.train.best_metric)
 
     return validate
 
 
-def _figures_alone(bank: FeatureBank, dataset: PairDataset) -> dict[str, float]:
+def _figures_alone(bank: FeatureBank, dataset: PairDataset, progress: StartProgress) -> dict[str, float]:
     """Every metric that a validation can choose by, without intervals."""
-    return evaluate(bank, Pairs(bank, dataset).entity_types(), intervals=False).metrics
+    return evaluate(bank, Pairs(bank, dataset).entity_types(), intervals=False, progress=progress).metrics
 
 
 def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
@@ -174,7 +176,7 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
 def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None) -> StoredBank:
     if folder is not None:
         return embed_to_disk(loaded, dataset, folder / f"features-{dataset.manifest.path.stem}")
-    return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset, show_progress=True))
+    return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset))
 
 
 def _threshold(loaded: Loaded, bank: FeatureBank, given: Path | None, folder: Path | None) -> float | None:

@@ -15,7 +15,7 @@ from spanbox.evaluation.approximate import import_faiss, nearest_wrong_approxima
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.mining import KINDS, Mined, NearestWrong, mine_neighbours, nearest_wrong
 from spanbox.models.dual_encoder import DualEncoder
-from spanbox.progress import Progress
+from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Incident
 from spanbox.wiring.building import open_manifest
 from spanbox.wiring.embedding import embed, evaluation_dataset, places_in_manifest
@@ -39,8 +39,7 @@ def mine(
     tokenizer: Any,
     dataset: PairDataset,
     settings: MiningSettings,
-    *,
-    show_progress: bool = False,
+    progress: StartProgress = Progress,
 ) -> MinedManifest:
     """Encode the pairs of a data set, read as evaluation does, and find hard neighbours of each.
 
@@ -51,9 +50,9 @@ def mine(
         ConfigError: what the search needs is not installed.
     """
     check_search(settings.search)
-    bank, incidents = embed(model, config, tokenizer, dataset, show_progress=show_progress)
+    bank, incidents = embed(model, config, tokenizer, dataset, progress)
     device = next(model.parameters()).device
-    with Progress("searching", len(KINDS[settings.by]) * len(bank), quiet=not show_progress) as progress:
+    with progress("searching", len(KINDS[settings.by]) * len(bank)) as searching:
         mined = mine_neighbours(
             bank,
             count=settings.count,
@@ -61,7 +60,7 @@ def mine(
             margin=settings.margin,
             device=device,
             find=SEARCHES[settings.search],
-            on_searched=progress.update,
+            on_searched=searching.update,
         )
     return MinedManifest(_in_manifest(mined, bank, dataset.manifest), mined, incidents)
 
@@ -75,7 +74,7 @@ def mine_checkpoint(
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     check_writable(out)
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
-    result = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, settings, show_progress=True)
+    result = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, settings)
     origin = {"checkpoint": str(loaded.checkpoint), **settings.model_dump(exclude={"every", "count"})}
     save_neighbours(out, result.neighbours, manifest, origin)
     return result

@@ -76,14 +76,15 @@ def train(config: RunConfig) -> Trained:
     )
     if resume_from:
         trainer.restore(load_trainer_state(resume_from))
-    batches = TrainingBatches(config, manifest, tokenizer, trainer)
+    progress = _progress(trainer)
+    batches = TrainingBatches(config, manifest, tokenizer, trainer, progress)
     if ranks.is_main:
         if not resume_from:
             remove_run(run_dir)  # only now that everything fits together: a mistake costs no earlier run
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(config_yaml, encoding="utf-8")
         write_environment(run_dir)
-    with _progress(trainer) as progress:
+    with progress:
         finished = trainer.fit(batches, progress)
     ranks.close()
     return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics)
