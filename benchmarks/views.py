@@ -2,11 +2,14 @@
 
     python benchmarks/views.py                  small towers, for a CPU
     python benchmarks/views.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
+    python benchmarks/views.py --size base --pairs 2 --operations [--tokens 64]
+                                                counts operations instead, which any machine can
 
 Every step runs in turn on the same batch; the median of each is compared with the step without views. On a CPU one
 thread runs, and its processor time is counted, which other work on the machine hardly changes. The last rows are the
 published setting: 15 views with a hidden object, and every object as a crop; there from full images that are painted,
-decoded and encoded, here from the patches that stay visible.
+decoded and encoded, here from the patches that stay visible. Operations are those of matrix products and convolutions,
+which is nearly all; decoding is none.
 """
 
 import argparse
@@ -20,14 +23,18 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from hardware import describe
 from spanbox.structures import Batch
-from workload import SIZES, make_batch, make_model, make_trainer
+from workload import SIZES, TOKENS, make_batch, make_model, make_trainer
 
 RATIO = 0.75
 COUNTS = (1, 3, 7, 15)
 PUBLISHED = 15
+
+Steps = dict[str, Callable[[], object]]
 
 
 def with_views(batch: Batch, count: int, grid: int, *, filled: bool) -> Batch:
@@ -68,49 +75,71 @@ def painted_from_disk(batch: Batch, count: int, folder: Path) -> Callable[[], Ba
     return load
 
 
+def seconds_of(steps: Steps, rounds: int, *, on_cpu: bool) -> dict[str, float]:
+    """The median of each step, in turn; the first round is not counted."""
+    clock = time.process_time if on_cpu else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            if not on_cpu:
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def operations_of(steps: Steps) -> dict[str, float]:
+    """Floating point operations of each step, in units of 10^9."""
+    counts = {}
+    for name, step in steps.items():
+        # The fused attention of a CPU is not counted, its matrix products are.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            step()
+        counts[name] = counter.get_total_flops() / 1e9
+    return counts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a sentence")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--operations", action="store_true", help="count operations and not seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
     if on_cpu:
         torch.set_num_threads(1)
     model = make_model(arguments.size)
     side, grid = model.vision.image_size, model.vision.image_size // model.vision.stride
-    batch = make_batch(arguments.pairs, side)
+    batch = make_batch(arguments.pairs, side, tokens=arguments.tokens)
     settings = {"device": arguments.device, "batch_size": arguments.pairs, "chunk_size": arguments.pairs}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trainer = make_trainer(model, folder, **settings)
         cropping = make_trainer(make_model(arguments.size, "crop"), folder, **settings)
-        cropped = make_batch(arguments.pairs, side, crops=True)
+        cropped = make_batch(arguments.pairs, side, tokens=arguments.tokens, crops=True)
         read = painted_from_disk(cropped, PUBLISHED, folder)
         left_out = {count: with_views(batch, count, grid, filled=False) for count in COUNTS}
         filled = {count: with_views(batch, count, grid, filled=True) for count in COUNTS}
-        steps: dict[str, Callable[[], object]] = {"no views": lambda: trainer.train_step(batch, [])}
+        steps: Steps = {"no views": lambda: trainer.train_step(batch, [])}
         for count in COUNTS:
             steps[f"{count} left out"] = lambda count=count: trainer.train_step(left_out[count], [])
             steps[f"{count} filled"] = lambda count=count: trainer.train_step(filled[count], [])
         steps["published setting, as published"] = lambda: cropping.train_step(read(), [])
         steps["published setting, here"] = steps.pop(f"{PUBLISHED} left out")
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for number in range(arguments.rounds + 1):
-            for name, step in steps.items():
-                start = clock()
-                step()
-                if not on_cpu:
-                    torch.cuda.synchronize()
-                if number:
-                    seconds[name].append(clock() - start)
-    none = statistics.median(seconds["no views"])
-    print(f"{describe()}; {arguments.size} towers, {arguments.pairs} pairs, median of {arguments.rounds} rounds\n")
-    print("| step | seconds | against no views |\n|---|---:|---:|")
-    for name, values in seconds.items():
-        print(f"| {name} | {statistics.median(values):.2f} | {statistics.median(values) / none:.2f}x |")
+        if arguments.operations:
+            costs, unit = operations_of(steps), "10^9 operations"
+        else:
+            costs, unit = seconds_of(steps, arguments.rounds, on_cpu=on_cpu), "seconds"
+    how = "counted" if arguments.operations else f"median of {arguments.rounds} rounds"
+    print(f"{describe()}; {arguments.size} towers, {arguments.pairs} pairs of {arguments.tokens} tokens, {how}\n")
+    print(f"| step | {unit} | against no views |\n|---|---:|---:|")
+    for name, cost in costs.items():
+        print(f"| {name} | {cost:.2f} | {cost / costs['no views']:.2f}x |")
 
 
 if __name__ == "__main__":

@@ -32,18 +32,18 @@ SPANS = REGIONS = 8
 TOKENS = 32
 
 
-def make_batch(pairs: int, image_size: int, *, crops: bool = False) -> Batch:
+def make_batch(pairs: int, image_size: int, *, tokens: int = TOKENS, crops: bool = False) -> Batch:
     """Pairs with 8 spans of 2 tokens and 8 regions each, every span linked to one region."""
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(pairs, REGIONS, 2, generator=generator) * 0.6
-    span_tokens = torch.zeros(pairs, SPANS, TOKENS, dtype=torch.bool)
+    span_tokens = torch.zeros(pairs, SPANS, tokens, dtype=torch.bool)
     for span in range(SPANS):
         span_tokens[:, span, 1 + 3 * span : 3 + 3 * span] = True
     shape = (pairs, REGIONS, 3, image_size, image_size)
     return Batch(
         pixels=torch.randint(256, (pairs, 3, image_size, image_size), generator=generator, dtype=torch.uint8),
-        token_ids=torch.randint(5, 1000, (pairs, TOKENS), generator=generator),
-        token_mask=torch.ones(pairs, TOKENS, dtype=torch.bool),
+        token_ids=torch.randint(5, 1000, (pairs, tokens), generator=generator),
+        token_mask=torch.ones(pairs, tokens, dtype=torch.bool),
         span_tokens=span_tokens,
         span_entity=torch.arange(SPANS).repeat(pairs, 1),
         span_identity=torch.arange(pairs * SPANS).reshape(pairs, SPANS),
