@@ -17,7 +17,11 @@ class LevelSettings(Settings):
 
     loss: LossName = Field("info_nce", description="which loss; `spanbox losses` lists them")
     margin: float | None = Field(
-        None, ge=0, le=1.5, description="arc_face alone: radians that a positive has to be nearer; there 0.5"
+        None,
+        ge=0,
+        le=1.5,
+        description="arc_face alone: radians that a positive has to be nearer; there 0.5, as published; from random "
+        "weights try 0.1",
     )
     beta: float | None = Field(
         None, ge=0, description="hardness_weighted alone: how much more hard negatives weigh, 0 not at all; there 1.0"
