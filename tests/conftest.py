@@ -8,7 +8,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or tokenizers warns when a tes
 import pytest
 import torch
 
-for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # rich would take a captured stream for a terminal
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # or rich takes a captured stream for a terminal
     os.environ.pop(name, None)
 
 
