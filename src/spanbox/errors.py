@@ -13,6 +13,10 @@ class ConfigError(SpanboxError):
     """A config file, an override or a combination of settings is wrong."""
 
 
+class OutputError(SpanboxError):
+    """A file or folder cannot be written: a full disk, no rights, a path that is a folder."""
+
+
 class DataError(SpanboxError):
     """A manifest, an image or a data set that is read or imported is wrong."""
 

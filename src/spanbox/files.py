@@ -1,0 +1,93 @@
+"""Output files: each one is written whole or not at all, and a failure is one plain error.
+
+A file is written under another name in the same folder and renamed into place, so that a crash, a full disk or a second
+process never leaves half a file, and an older file stays until the new one is complete.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from spanbox.errors import OutputError
+
+PUBLIC_FILE = 0o666  # the mode of a new file, before the umask
+PARTIAL = ".partial"  # ending of files and folders that are not complete yet
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that replaces `path` when the block succeeds, and is removed when it fails.
+
+    Missing parent folders are made.
+
+    Raises:
+        OutputError: the file cannot be written (full disk, no rights, `path` is a folder, ...).
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=PARTIAL, delete=False) as file:
+            aside = Path(file.name)
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # network file systems report a full disk only here
+                file.close()
+                aside.chmod(PUBLIC_FILE & ~_umask())
+                aside.replace(path)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all. Raises OutputError.
+
+    Lone surrogates, which UTF-8 cannot hold, become question marks.
+    """
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors="replace"))
+
+
+def check_writable_file(path: Path) -> None:
+    """Check that `path` can be written, before long work whose result it will hold. Raises OutputError.
+
+    Missing parent folders are made; an existing file is left as it is.
+    """
+    with explained(path):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(f"no right to write {path}")
+    check_writable_folder(path.parent)
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Make a folder where it is missing and check that files can be written into it. Raises OutputError."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
+            file.flush()
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Context that turns an OSError into an OutputError which names `path`, the reason and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"{path}: cannot be written ({reason}); free space, check the rights, or name another place"
+        ) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
