@@ -176,7 +176,7 @@ def presence(bank: FeatureBank, best: dict[int, float], has_box: set[int], thres
     pairs_with_regions = set(bank.region_pair.tolist())
     scored = [span for span, pair in enumerate(bank.span_pair.tolist()) if pair in pairs_with_regions]
     positive, negative = ([best[i] for i in scored if (i in has_box) == kind] for kind in (True, False))
-    name = "matching.without_box"
+    name = "matching.presence"
     metrics: dict[str, float] = {f"{name}.count": len(best) - len(has_box)}
     if negative:
         metrics |= {f"{name}.auc": auc(positive, negative), f"{name}.auc.chance": 0.5, f"{name}.auc.count": len(scored)}

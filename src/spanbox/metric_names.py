@@ -16,7 +16,7 @@ COUNTED = frozenset({"median_rank", "mean_rank", "mean_candidates", "candidates"
 """Last parts of the names of metrics that are counts and ranks; `candidates` alone is of older versions."""
 
 SCORES = frozenset({"threshold", "object", "elsewhere"})
-"""Last parts of the names of similarities and of differences between them (`reflection`)."""
+"""Last parts of the names of similarities and of differences between them (`occlusion.*`)."""
 
 
 def is_part(name: str) -> bool:

@@ -159,12 +159,12 @@ class TestTrainAndEvaluate:
         self, spanbox: Command, trained: Path, scenes: Path, tmp_path: Path
     ) -> None:
         run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
-        options = ["--examples", 1, "--reflection", 3, "--predictions", "regions.jsonl", "--device", "cpu"]
+        options = ["--examples", 1, "--occlusion", 3, "--predictions", "regions.jsonl", "--device", "cpu"]
         code, out, _ = spanbox(
             "evaluate", run, "--data", scenes / "test.jsonl", "--threshold-from", scenes / "val.jsonl", *options
         )
         assert (code, f"written to {run}/metrics.json" in out) == (0, True)
-        assert "reflection.coarse" in out
+        assert "occlusion.coarse" in out
         written = {path.name for path in (run / "evaluation").iterdir()}
         assert written >= {"outcomes.npz", "examples.json", "heatmaps.npz", "audit.json", "features-test"}
         assert len(Path("regions.jsonl").read_text(encoding="utf-8").splitlines()) == 12

@@ -27,16 +27,16 @@ def test_every_metric_has_its_name() -> None:
     means = {f"{family}.{key}" for family in FAMILIES for key in RANKED if key != "median_rank"}
     means |= {f"matching.within_image{key}" for key in (*WITHIN, ".type.PER", ".type.LOC")}
     means |= {"grounding.accuracy", "grounding.pointing", "embedding.coarse.alignment", "embedding.fine.alignment"}
-    others = {f"{family}.median_rank" for family in FAMILIES} | {"matching.without_box.auc", "matching.without_box.f1"}
+    others = {f"{family}.median_rank" for family in FAMILIES} | {"matching.presence.auc", "matching.presence.f1"}
     others |= {f"embedding.coarse.uniformity.{kind}" for kind in ("sentences", "images")}
     others |= {f"embedding.fine.uniformity.{kind}" for kind in ("spans", "regions")}
     others |= {"embedding.coarse.modality_gap", "embedding.fine.modality_gap"}
-    facts = {"matching.without_box.count", "matching.without_box.threshold"}
+    facts = {"matching.presence.count", "matching.presence.threshold"}
     facts |= {"matching.within_image.mean_candidates", "matching.within_image.trivial"}
     parts = {f"{name}.{part}" for name in means | others for part in ("low", "high", "count")}
     parts |= {f"{name}.chance" for name in means} | {
-        "matching.without_box.auc.chance",
-        "matching.without_box.f1.baseline",
+        "matching.presence.auc.chance",
+        "matching.presence.f1.baseline",
     }
     parts |= {f"{name}.baseline" for name in means if name.startswith(("matching.within", "grounding"))}
     parts |= {f"retrieval.t2i.r{k}.baseline" for k in (1, 5, 10)} | {"matching.across_set.r1.baseline"}
@@ -103,10 +103,8 @@ def test_features_that_are_all_nan_rank_last_and_lie_nowhere() -> None:
     names = ("text", "image", "spans", "regions")
     bank = replace(BANK, **{name: torch.full_like(getattr(BANK, name), math.nan) for name in names})
     metrics = evaluate(bank, threshold=0.5).metrics
-    assert (
-        metrics["retrieval.i2t.r1"] == metrics["matching.within_image.hard"] == metrics["matching.without_box.f1"] == 0
-    )
-    assert metrics["matching.without_box.auc"] == 0.5
+    assert metrics["retrieval.i2t.r1"] == metrics["matching.within_image.hard"] == metrics["matching.presence.f1"] == 0
+    assert metrics["matching.presence.auc"] == 0.5
     assert not any(name.startswith("embedding.") for name in metrics)
     assert json.dumps(metrics, allow_nan=False)
 
@@ -140,12 +138,12 @@ def test_table_shows_what_stands_beside_each_metric() -> None:
             "matching.within_image.type.low": 0.5,  # a breakdown, left out
             "matching.within_image.type.low.count": 8,
             "retrieval.i2t.map": 0.61,
-            "matching.without_box.count": 60,
-            "matching.without_box.threshold": 0.125,
+            "matching.presence.count": 60,
+            "matching.presence.threshold": 0.125,
             "matching.within_image.mean_candidates": 4.04,
             "matching.within_image.type.object": 1.0,
-            "reflection.fine.object": 0.21,
-            "reflection.fine.share_larger": 0.8,
+            "occlusion.fine.object": 0.21,
+            "occlusion.fine.share_larger": 0.8,
         }
     )
     assert rows == [
@@ -157,10 +155,10 @@ def test_table_shows_what_stands_beside_each_metric() -> None:
         ["  .modality_gap", "0.250", "", "", "", ""],
         ["matching.within_image", "75.0 %", "", "", "25.0 %", "40"],
         ["  .mean_candidates", "4.0", "", "", "", ""],
-        ["matching.without_box", "", "", "", "", ""],
+        ["matching.presence", "", "", "", "", ""],
         ["  .count", "60", "", "", "", ""],
         ["  .threshold", "0.125", "", "", "", ""],
-        ["reflection.fine", "", "", "", "", ""],
+        ["occlusion.fine", "", "", "", "", ""],
         ["  .object", "0.210", "", "", "", ""],
         ["  .share_larger", "80.0 %", "", "", "", ""],
     ]

@@ -64,8 +64,8 @@ def test_within_image_worked_out_by_hand() -> None:
     assert metrics["matching.within_image.candidates.2"] == 0.5
     assert metrics["matching.within_image.candidates.2.count"] == 2
     assert metrics["matching.within_image.r5"] == metrics["matching.within_image.r5.chance"] == 1.0
-    assert metrics["matching.without_box.count"] == 0
-    assert "matching.without_box.auc" not in metrics
+    assert metrics["matching.presence.count"] == 0
+    assert "matching.presence.auc" not in metrics
 
 
 def test_only_trivial_queries_have_no_hard_metrics() -> None:
@@ -153,7 +153,7 @@ def test_collapsed_features_rank_last() -> None:
     )
     assert metrics["matching.within_image"] == 0.0
     assert metrics["matching.across_set.median_rank"] == 6.0
-    assert metrics["matching.without_box.auc"] == 0.5
+    assert metrics["matching.presence.auc"] == 0.5
 
 
 def test_scores_that_are_nan_rank_last() -> None:

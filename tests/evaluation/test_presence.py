@@ -24,7 +24,7 @@ def presence_metrics(bank: FeatureBank, threshold: float | None = None) -> dict[
 def test_presence_equals_the_plain_loop(seed: int) -> None:
     bank = random_bank(seed)
     expected = reference.matching_metrics(bank, threshold=0.5)
-    expected = {name: value for name, value in expected.items() if name.startswith("matching.without_box.")}
+    expected = {name: value for name, value in expected.items() if name.startswith("matching.presence.")}
     assert presence_metrics(bank, threshold=0.5) == pytest.approx(expected)
 
 
@@ -41,8 +41,8 @@ def test_entities_without_a_box_worked_out_by_hand() -> None:
             links=((0, 0), (1, 1)),
         )
     )
-    assert metrics["matching.without_box.count"] == 3
-    assert metrics["matching.without_box.auc"] == (1 + 1 + 0.5 + 1) / 4
+    assert metrics["matching.presence.count"] == 3
+    assert metrics["matching.presence.auc"] == (1 + 1 + 0.5 + 1) / 4
 
 
 def test_entities_without_a_box_only_in_images_without_regions_have_no_auc() -> None:
@@ -57,8 +57,8 @@ def test_entities_without_a_box_only_in_images_without_regions_have_no_auc() -> 
             links=((0, 0),),
         )
     )
-    assert metrics["matching.without_box.count"] == 1
-    assert "matching.without_box.auc" not in metrics
+    assert metrics["matching.presence.count"] == 1
+    assert "matching.presence.auc" not in metrics
 
 
 SCORES = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 2.0, -math.inf, math.inf]), min_size=1, max_size=12)
@@ -101,10 +101,10 @@ def test_the_decision_worked_out_by_hand() -> None:
     # Decided to have an object: 3, 2 and 1, of which 3 and 1 do; 0 does, too.
     bank = scored([3.0, 2.0, 1.0, 0.0, -1.0], [True, False, True, True, False])
     metrics = presence_metrics(bank, threshold=1.0)
-    assert metrics["matching.without_box.f1"] == pytest.approx(2 * 2 / (3 + 3))
-    assert metrics["matching.without_box.f1.baseline"] == pytest.approx(2 * 3 / (5 + 3))
-    assert metrics["matching.without_box.f1.count"] == 5
-    assert metrics["matching.without_box.threshold"] == 1.0
+    assert metrics["matching.presence.f1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert metrics["matching.presence.f1.baseline"] == pytest.approx(2 * 3 / (5 + 3))
+    assert metrics["matching.presence.f1.count"] == 5
+    assert metrics["matching.presence.threshold"] == 1.0
 
 
 def test_no_threshold_no_decision() -> None:
@@ -127,9 +127,9 @@ def test_no_other_threshold_is_better(seed: int) -> None:
     bank = random_bank(seed)
     chosen = choose_threshold(bank)
     assert chosen is not None
-    best = presence_metrics(bank, threshold=chosen)["matching.without_box.f1"]
+    best = presence_metrics(bank, threshold=chosen)["matching.presence.f1"]
     for other in torch.arange(-10, 40) / 4:
-        assert presence_metrics(bank, threshold=float(other))["matching.without_box.f1"] <= best
+        assert presence_metrics(bank, threshold=float(other))["matching.presence.f1"] <= best
 
 
 def test_one_class_only() -> None:
@@ -137,8 +137,8 @@ def test_one_class_only() -> None:
     bank = scored([3.0, 1.0], [True, True])
     assert choose_threshold(bank) == 1.0
     metrics = presence_metrics(bank, threshold=1.0)
-    assert metrics["matching.without_box.f1"] == metrics["matching.without_box.f1.baseline"] == 1.0
-    assert "matching.without_box.auc" not in metrics
+    assert metrics["matching.presence.f1"] == metrics["matching.presence.f1.baseline"] == 1.0
+    assert "matching.presence.auc" not in metrics
     assert choose_threshold(scored([3.0, 1.0], [False, False])) is None
 
 
@@ -146,19 +146,19 @@ def test_scores_that_are_nan_decide_nothing() -> None:
     assert choose_threshold(scored([math.nan, 1.0], [True, False])) is None
     assert choose_threshold(scored([math.nan, 1.0], [True, True])) == 1.0
     metrics = presence_metrics(scored([math.nan, 1.0], [True, False]), threshold=0.0)
-    assert metrics["matching.without_box.f1"] == 0.0
-    assert metrics["matching.without_box.auc"] == 0.0
+    assert metrics["matching.presence.f1"] == 0.0
+    assert metrics["matching.presence.auc"] == 0.0
 
 
 def test_nothing_decided_and_an_interval() -> None:
     figures, _ = presence_figures(score_own_image(scored([1.0, 0.0], [True, False])), threshold=9.0)
-    assert figures["matching.without_box.f1"].value == 0.0
-    assert figures["matching.without_box.f1"].interval == (0.0, 0.0)
+    assert figures["matching.presence.f1"].value == 0.0
+    assert figures["matching.presence.f1"].interval == (0.0, 0.0)
 
 
 def test_intervals_of_both_figures() -> None:
     figures, _ = presence_figures(score_own_image(random_bank(3, pairs=60)), threshold=0.5)
     for name in ("auc", "f1"):
-        figure = figures[f"matching.without_box.{name}"]
+        figure = figures[f"matching.presence.{name}"]
         assert figure.interval is not None
         assert figure.interval.low < figure.value < figure.interval.high

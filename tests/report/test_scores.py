@@ -29,7 +29,7 @@ def test_the_older_form_names_chance_and_count_beside_a_family() -> None:
 
 
 def test_a_count_by_itself_is_a_figure() -> None:
-    assert list(parse_scores({"matching.without_box.count": 3.0})) == ["matching.without_box.count"]
+    assert list(parse_scores({"matching.presence.count": 3.0})) == ["matching.presence.count"]
 
 
 def test_an_interval_that_reaches_chance_is_not_above_it() -> None:
@@ -59,10 +59,10 @@ def test_groups_stand_weakest_first_whatever_they_are_called() -> None:
         ("retrieval.i2t.median_rank", False),
         ("embedding.coarse.alignment", False),
         ("embedding.fine.uniformity.spans", False),
-        ("reflection.fine.object", False),
-        ("reflection.fine.share_larger", True),
+        ("occlusion.fine.object", False),
+        ("occlusion.fine.share_larger", True),
         (f"{WITHIN}.type.object", True),
-        ("matching.without_box.threshold", False),
+        ("matching.presence.threshold", False),
     ],
 )
 def test_which_metrics_are_read_in_percent(name: str, rate: bool) -> None:

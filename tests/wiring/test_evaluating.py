@@ -20,7 +20,7 @@ from spanbox.structures import stable_id
 from spanbox.wiring import Evaluated, EvaluationOptions, evaluate_checkpoint, evaluate_to_folder, train
 
 FILES = {"metrics.json", "evaluation"}
-LIGHT = EvaluationOptions(examples=1, reflection=4)
+LIGHT = EvaluationOptions(examples=1, occlusion=4)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def copied_scenes(scenes: Path, tmp_path: Path) -> Path:
 def evaluated(run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that an evaluation on the test scenes writes."""
     out = tmp_path_factory.mktemp("evaluated")
-    options = EvaluationOptions(examples=2, reflection=10, predictions=out / "predictions.jsonl")
+    options = EvaluationOptions(examples=2, occlusion=10, predictions=out / "predictions.jsonl")
     evaluate_to_folder(run, scenes / "test.jsonl", out, options, "cpu")
     return out
 
@@ -104,29 +104,29 @@ class TestFigures:
 
     def test_have_intervals_types_and_a_threshold_of_the_validation_data(self, evaluated: Path, scenes: Path) -> None:
         metrics = read(evaluated / "metrics.json")
-        for name in ("retrieval.i2t.r1", "matching.within_image", "reflection.fine.object"):
+        for name in ("retrieval.i2t.r1", "matching.within_image", "occlusion.fine.object"):
             assert metrics[f"{name}.low"] <= metrics[name] <= metrics[f"{name}.high"]
         types = {
             entity.type for record in Manifest(scenes / "test.jsonl") for entity in record.entities if entity.boxes
         }
         assert {name.split(".")[3] for name in metrics if name.startswith("matching.within_image.type.")} == types
-        assert "matching.without_box.f1" in metrics
-        assert -1.0 <= metrics["matching.without_box.threshold"] <= 1.0
+        assert "matching.presence.f1" in metrics
+        assert -1.0 <= metrics["matching.presence.threshold"] <= 1.0
 
     def test_say_what_hiding_the_object_does(self, evaluated: Path) -> None:
         metrics = read(evaluated / "metrics.json")
         for level in ("coarse", "fine"):
-            assert metrics[f"reflection.{level}.share_larger.chance"] == 0.5
-            count = metrics[f"reflection.{level}.object.count"]
-            assert count + metrics["reflection.too_large.count"] == 10
-            assert 0.0 <= metrics[f"reflection.{level}.share_larger"] <= 1.0
+            assert metrics[f"occlusion.{level}.share_larger.chance"] == 0.5
+            count = metrics[f"occlusion.{level}.object.count"]
+            assert count + metrics["occlusion.too_large.count"] == 10
+            assert 0.0 <= metrics[f"occlusion.{level}.share_larger"] <= 1.0
 
     def test_are_means_of_the_outcomes(self, evaluated: Path, scenes: Path) -> None:
         metrics = read(evaluated / "metrics.json")
         groups = {stable_id(record.group_key) for record in Manifest(scenes / "test.jsonl")}
         with np.load(evaluated / "evaluation" / "outcomes.npz", allow_pickle=False) as outcomes:
             names = [key.removesuffix("/values") for key in outcomes.files if key.endswith("/values")]
-            assert {"retrieval.t2i.r1", "matching.within_image", "reflection.coarse.share_larger"} <= set(names)
+            assert {"retrieval.t2i.r1", "matching.within_image", "occlusion.coarse.share_larger"} <= set(names)
             assert len(outcomes.files) == 2 * len(names)
             for name in names:
                 values, image = outcomes[f"{name}/values"], outcomes[f"{name}/image"]
@@ -140,17 +140,17 @@ class TestFigures:
     def test_a_threshold_of_other_data(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         thresholds = []
         for given in (None, scenes / "val.jsonl", scenes / "train.jsonl"):
-            options = EvaluationOptions(threshold_from=given, examples=0, reflection=0)
+            options = EvaluationOptions(threshold_from=given, examples=0, occlusion=0)
             figures, _ = evaluate_to_folder(run, scenes / "test.jsonl", tmp_path / "m.json", options, "cpu")
-            thresholds.append(figures.metrics["matching.without_box.threshold"])
+            thresholds.append(figures.metrics["matching.presence.threshold"])
         assert thresholds[0] == thresholds[1] != thresholds[2]
 
     def test_no_validation_data_no_threshold(self, copied: Path, copied_scenes: Path, scenes: Path) -> None:
         best = copied / "checkpoints" / "best" / "config.yaml"
         best.write_text(best.read_text(encoding="utf-8").replace(str(scenes / "val.jsonl"), "nothing.jsonl"), "utf-8")
         metrics = evaluate_to_folder(copied, scenes / "test.jsonl", options=LIGHT, device="cpu")[0].metrics
-        assert "matching.without_box.f1" not in metrics
-        assert "matching.without_box.auc" in metrics
+        assert "matching.presence.f1" not in metrics
+        assert "matching.presence.auc" in metrics
 
 
 class TestExamples:
@@ -207,20 +207,20 @@ class TestExamples:
         assert examples["manifest"] == str(scenes / "test.jsonl")
 
     def test_none(self, run: Path, scenes: Path, tmp_path: Path) -> None:
-        options = EvaluationOptions(examples=0, reflection=0)
+        options = EvaluationOptions(examples=0, occlusion=0)
         evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")
         assert not {"examples.json", "heatmaps.npz"} & {path.name for path in (tmp_path / "evaluation").iterdir()}
-        assert not any(name.startswith("reflection") for name in read(tmp_path / "metrics.json"))
+        assert not any(name.startswith("occlusion") for name in read(tmp_path / "metrics.json"))
 
     def test_those_of_an_earlier_evaluation_are_removed(self, copied: Path, scenes: Path) -> None:
         evaluate_to_folder(copied, scenes / "test.jsonl", options=LIGHT, device="cpu")
         assert (copied / "evaluation" / "examples.json").exists()
-        nothing = EvaluationOptions(examples=0, reflection=0)
+        nothing = EvaluationOptions(examples=0, occlusion=0)
         evaluate_to_folder(copied, scenes / "val.jsonl", options=nothing, device="cpu")
         assert not (copied / "evaluation" / "examples.json").exists()
 
     def test_two_evaluations_show_the_same(self, evaluated: Path, run: Path, scenes: Path, tmp_path: Path) -> None:
-        options = EvaluationOptions(examples=2, reflection=10)
+        options = EvaluationOptions(examples=2, occlusion=10)
         evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")
         for name in ("metrics.json", "evaluation/examples.json", "evaluation/audit.json"):
             assert read(tmp_path / name) == read(evaluated / name)
@@ -243,7 +243,7 @@ class TestPredictions:
     def test_take_the_best_region_in_pixels(self, evaluated: Path, scenes: Path) -> None:
         predictions = self.predictions(evaluated / "predictions.jsonl")
         records = {record.id: record for record in Manifest(scenes / "test.jsonl")}
-        threshold = read(evaluated / "metrics.json")["matching.without_box.threshold"]
+        threshold = read(evaluated / "metrics.json")["matching.presence.threshold"]
         for match in read(evaluated / "evaluation" / "examples.json")["matching"]:
             predicted = predictions[match["id"]].entities[match["entity"]].box
             best = match["candidates"][0]
@@ -258,7 +258,7 @@ class TestPredictions:
         copied = shutil.copytree(run / "checkpoints" / "last", tmp_path / "alone")
         config = copied / "config.yaml"
         config.write_text(config.read_text(encoding="utf-8").replace(str(scenes / "val.jsonl"), "no.jsonl"), "utf-8")
-        options = EvaluationOptions(examples=0, reflection=0, predictions=tmp_path / "deep" / "p.jsonl")
+        options = EvaluationOptions(examples=0, occlusion=0, predictions=tmp_path / "deep" / "p.jsonl")
         evaluate_to_folder(copied, scenes / "test.jsonl", options=options, device="cpu")
         for prediction in self.predictions(tmp_path / "deep" / "p.jsonl").values():
             assert all(entity.box is not None for entity in prediction.entities)
@@ -266,7 +266,7 @@ class TestPredictions:
     def test_what_the_model_did_not_see_has_none(self, run: Path, copied_scenes: Path, tmp_path: Path) -> None:
         broken = Manifest(copied_scenes / "test.jsonl")[2]
         (copied_scenes / broken.image).write_bytes(b"")
-        options = EvaluationOptions(examples=0, reflection=0, predictions=tmp_path / "p.jsonl")
+        options = EvaluationOptions(examples=0, occlusion=0, predictions=tmp_path / "p.jsonl")
         evaluate_to_folder(run, copied_scenes / "test.jsonl", tmp_path / "m.json", options, "cpu")
         entities = self.predictions(tmp_path / "p.jsonl")[broken.id].entities
         assert len(entities) == len(broken.entities)
@@ -274,7 +274,7 @@ class TestPredictions:
 
     def test_without_regions(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         manifest = without_boxes(scenes, spans=True)
-        options = EvaluationOptions(examples=0, reflection=0, predictions=tmp_path / "p.jsonl")
+        options = EvaluationOptions(examples=0, occlusion=0, predictions=tmp_path / "p.jsonl")
         evaluate_to_folder(run, manifest, tmp_path / "m.json", options, "cpu")
         predictions = self.predictions(tmp_path / "p.jsonl").values()
         assert all(entity.box is None for prediction in predictions for entity in prediction.entities)
@@ -411,7 +411,7 @@ class TestPlaces:
     def test_the_figures_alone(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         _, path = evaluate_to_folder(run, scenes / "test.jsonl", tmp_path / "deep" / "m.json", LIGHT, "cpu")
         assert [path.name for path in path.parent.iterdir()] == ["m.json"]
-        assert "matching.without_box.f1" in read(path)
+        assert "matching.presence.f1" in read(path)
         assert not FILES & {path.name for path in run.iterdir()}
 
     def test_where_nothing_can_be_written(self, run: Path, scenes: Path, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ class TestData:
         manifest = without_boxes(scenes, spans=spans)
         evaluate_to_folder(run, manifest, tmp_path, LIGHT, "cpu")
         metrics = read(tmp_path / "metrics.json")
-        assert not [name for name in metrics if name.startswith(("matching", "reflection", "grounding"))]
+        assert not [name for name in metrics if name.startswith(("matching", "occlusion", "grounding"))]
         assert "retrieval.i2t.r1.low" in metrics
         examples = read(tmp_path / "evaluation" / "examples.json")
         assert examples["similarity"].keys() == {"coarse"}
@@ -448,7 +448,7 @@ class TestData:
         assert not (tmp_path / "out").exists()
 
     def test_no_such_manifest_for_the_threshold(self, run: Path, scenes: Path, tmp_path: Path) -> None:
-        options = EvaluationOptions(threshold_from=tmp_path / "no.jsonl", examples=0, reflection=0)
+        options = EvaluationOptions(threshold_from=tmp_path / "no.jsonl", examples=0, occlusion=0)
         with pytest.raises(DataError, match=r"no\.jsonl: no such manifest"):
             evaluate_to_folder(run, scenes / "test.jsonl", tmp_path / "m.json", options, "cpu")
 
@@ -484,7 +484,7 @@ class TestRuns:
         sources = ["model.spans.source=own", "model.regions.source=crop", "model.text.architecture.vocab_size=512"]
         train(miniature.demo_config(scenes, tmp_path / "run", *sources, "train.steps=2"))
         evaluate_to_folder(tmp_path / "run", scenes / "test.jsonl", options=LIGHT, device="cpu")
-        assert "reflection.fine.object" in read(tmp_path / "run" / "metrics.json")
+        assert "occlusion.fine.object" in read(tmp_path / "run" / "metrics.json")
 
     def test_the_random_state_of_its_user_stays(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         torch.manual_seed(3)

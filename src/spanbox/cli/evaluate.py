@@ -29,9 +29,7 @@ def evaluate(
     examples: Annotated[
         int, typer.Option(min=0, help="retrievals of each kind (best, median, worst) to keep for the report; 0: none")
     ] = 4,
-    reflection: Annotated[
-        int, typer.Option(min=0, help="entities whose object is hidden to see whether scores fall; 0: none")
-    ] = 500,
+    occlusion: Annotated[int, typer.Option(min=0, help="entities in the occlusion test; 0: no test")] = 500,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -51,7 +49,7 @@ def evaluate(
     """
     from spanbox.wiring import EvaluationOptions, evaluate_to_folder
 
-    options = EvaluationOptions(threshold_from, examples, reflection, predictions)
+    options = EvaluationOptions(threshold_from, examples, occlusion, predictions)
     result, path = evaluate_to_folder(model, data, out, options, device)
     print_metrics(result.metrics, f"{result.checkpoint} on {data}")
     print_incidents(result.incidents)

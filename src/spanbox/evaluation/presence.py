@@ -18,7 +18,7 @@ from spanbox.evaluation.own_image import OwnImage, score_own_image
 from spanbox.evaluation.ranking import nan_last
 from spanbox.intervals import FloatArray, IntArray, bootstrap_ratio, bootstrap_statistic
 
-PREFIX = "matching.without_box"
+PREFIX = "matching.presence"
 
 
 class Presence(NamedTuple):
@@ -35,7 +35,7 @@ def presence_figures(
 ) -> tuple[dict[str, Figure], dict[str, float]]:
     """How well the scores tell which spans have an object, and what goes with it.
 
-    Figures: `matching.without_box.auc`, where there are spans with and without, and `.f1` of the decision 'has an
+    Figures: `matching.presence.auc`, where there are spans with and without, and `.f1` of the decision 'has an
     object', taken where the score reaches the threshold, beside the F1 of deciding so for all. Facts: `.count` (spans
     without a box) and `.threshold`.
 

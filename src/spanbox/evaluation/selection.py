@@ -27,7 +27,7 @@ SELECTABLE: dict[str, int] = {
     **{f"{ACROSS}.{name}": sign for name, sign in _RANKING.items()},
     "grounding.accuracy": 1,
     "grounding.pointing": 1,
-    "matching.without_box.auc": 1,
+    "matching.presence.auc": 1,
     **{f"embedding.{level}.{name}": -1 for level in _EMBEDDING for name in ("alignment", "modality_gap")},
     **{f"embedding.{level}.uniformity.{kind}": -1 for level, kinds in _EMBEDDING.items() for kind in kinds},
 }

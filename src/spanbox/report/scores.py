@@ -14,7 +14,7 @@ from spanbox.report.reading import Run
 
 HEADLINE = {
     "coarse": ("retrieval.i2t.r1", "retrieval.t2i.r1"),
-    "fine": ("matching.within_image", "matching.across_set.r1", "matching.without_box.auc"),
+    "fine": ("matching.within_image", "matching.across_set.r1", "matching.presence.auc"),
 }
 """What tells most of each level."""
 

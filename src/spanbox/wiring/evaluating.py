@@ -25,7 +25,7 @@ from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import choose_threshold
-from spanbox.evaluation.reflection import Query, draw_linked_spans, measure_falls, reflection_outcomes
+from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls, occlusion_outcomes
 from spanbox.evaluation.selection import check_selectable, selection_value
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
@@ -60,13 +60,13 @@ class EvaluationOptions:
         threshold_from: manifest on which to choose the score from which an entity counts as shown; None: the config's
             data.val, where it is there.
         examples: retrievals of each kind and direction, and half of the wrong and of the right matches; 0: none.
-        reflection: entities whose object is hidden; 0: none.
+        occlusion: entities whose object is hidden; 0: none.
         predictions: file for the regions that the model gives the manifest's entities.
     """
 
     threshold_from: Path | None = None
     examples: int = 4
-    reflection: int = 500
+    occlusion: int = 500
     predictions: Path | None = None
 
 
@@ -112,10 +112,10 @@ def evaluate_to_folder(
     evaluation = evaluate(
         stored.bank, pairs.entity_types(), threshold=threshold, device=device_of_model, progress=Progress
     )
-    reflected, facts = _reflect(loaded, pairs, options.reflection)
-    outcomes = {**evaluation.outcomes, **reflected}
+    occluded, facts = _occlude(loaded, pairs, options.occlusion)
+    outcomes = {**evaluation.outcomes, **occluded}
     metrics = {**evaluation.metrics, **facts}
-    for name, figure in figures_of(reflected).items():
+    for name, figure in figures_of(occluded).items():
         metrics |= figure.named(name)
     if options.predictions is not None:
         write_predictions(options.predictions, pairs, threshold)
@@ -189,7 +189,7 @@ def _threshold(loaded: Loaded, bank: FeatureBank, given: Path | None, folder: Pa
     return choose_threshold(_features(loaded, dataset, folder).bank)
 
 
-def _reflect(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Outcome], dict[str, float]]:
+def _occlude(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Outcome], dict[str, float]]:
     """How far scores fall when objects are hidden, and how many of the entities could not be asked."""
     config, model = loaded.config, loaded.model
     spans = draw_linked_spans(pairs.bank, entities, config.seed).tolist()
@@ -206,7 +206,7 @@ def _reflect(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Out
         crop_margin=config.model.regions.margin,
         seed=config.seed,
     )
-    return reflection_outcomes(falls), {"reflection.too_large.count": falls.too_large}
+    return occlusion_outcomes(falls), {"occlusion.too_large.count": falls.too_large}
 
 
 def _retrievals(

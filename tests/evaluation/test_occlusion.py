@@ -10,7 +10,7 @@ from torch import Tensor
 import tiny
 from banks import make_bank
 from encoders import collate, make_model, make_sample
-from spanbox.evaluation.reflection import (
+from spanbox.evaluation.occlusion import (
     Query,
     cells_elsewhere,
     draw_linked_spans,
@@ -204,7 +204,7 @@ class TestFalls:
         model = make_model().eval()
         queries = [Query(small_boxes(number), 0) for number in range(5)]
         expected = measure_falls(model, batch_of, queries, GRID)
-        monkeypatch.setattr("spanbox.evaluation.reflection.ENTITIES_AT_ONCE", 2)
+        monkeypatch.setattr("spanbox.evaluation.occlusion.ENTITIES_AT_ONCE", 2)
         found = measure_falls(model, batch_of, iter(queries), GRID)
         torch.testing.assert_close(found.coarse, expected.coarse, rtol=0, atol=1e-5)
         torch.testing.assert_close(found.fine, expected.fine, rtol=0, atol=1e-5)

@@ -96,8 +96,8 @@ def measure_falls(
     )
 
 
-def reflection_outcomes(falls: Falls) -> dict[str, Outcome]:
-    """Falls as metrics: for `reflection.coarse` and `reflection.fine` the mean fall with the object hidden (`.object`)
+def occlusion_outcomes(falls: Falls) -> dict[str, Outcome]:
+    """Falls as metrics: for `occlusion.coarse` and `occlusion.fine` the mean fall with the object hidden (`.object`)
     and with as much hidden elsewhere (`.elsewhere`), and the share of entities whose object counts more
     (`.share_larger`); that both count the same counts against the model.
     """
@@ -106,9 +106,9 @@ def reflection_outcomes(falls: Falls) -> dict[str, Outcome]:
         larger_Q = falls_Q2[:, 0] > falls_Q2[:, 1]
         half_Q = torch.full((len(larger_Q),), 0.5)
         outcomes |= {
-            f"reflection.{level}.object": Outcome.of(falls_Q2[:, 0], falls.image),
-            f"reflection.{level}.elsewhere": Outcome.of(falls_Q2[:, 1], falls.image),
-            f"reflection.{level}.share_larger": Outcome.of(larger_Q, falls.image, chance=half_Q),
+            f"occlusion.{level}.object": Outcome.of(falls_Q2[:, 0], falls.image),
+            f"occlusion.{level}.elsewhere": Outcome.of(falls_Q2[:, 1], falls.image),
+            f"occlusion.{level}.share_larger": Outcome.of(larger_Q, falls.image, chance=half_Q),
         }
     return outcomes
 
