@@ -23,9 +23,9 @@ from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
 from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls, occlusion_outcomes
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import choose_threshold
-from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls, occlusion_outcomes
 from spanbox.evaluation.selection import check_selectable, selection_value
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
