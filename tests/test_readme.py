@@ -1,5 +1,6 @@
-"""The commands of both READMEs are run, in their order, on miniature data and towers, so that they cannot rot."""
+"""Both READMEs: their commands run in order on miniature data and towers, and their source tree lists every file."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -11,16 +12,16 @@ from spanbox.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.zh-CN.md")
-MINIATURE = {  # what makes a command small; everything else is run as it stands
+MINIATURE = {  # overrides that make a command small
     "train gmner": [*miniature.SCHEDULE, "model.dim=16"],
     "demo": ["--n", "32", *miniature.TOWERS, *miniature.SCHEDULE],
 }
-NOT_RUN = ("pip install", "hf download", "make ", "torchrun")  # they need the network, or are what runs these tests;
-# test_torchrun.py starts runs with torchrun
+NOT_RUN = ("pip install", "hf download", "make ", "torchrun")  # need the network, or run these tests themselves;
+# test_torchrun.py covers torchrun
 
 
 def readme_blocks(readme: str, language: str) -> list[str]:
-    """The fenced blocks of a language, without the indentation of the list they stand in."""
+    """The fenced blocks of a language, without the indentation of the list around them."""
     text = (ROOT / readme).read_text(encoding="utf-8")
     blocks = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, flags=re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in blocks]
@@ -32,9 +33,38 @@ def readme_commands(readme: str) -> list[list[str]]:
     return [words for line in script.splitlines() if (words := shlex.split(line, comments=True))]
 
 
+def readme_code(readme: str) -> list[str]:
+    """The Python blocks without their comments, which are translated."""
+    return [ast.dump(ast.parse(block)) for block in readme_blocks(readme, "python")]
+
+
+def source_tree(readme: str) -> set[str]:
+    """Paths listed in the README's source tree; folders end with a slash."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```\n(src/spanbox/\n.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    paths, parents = set(), [""]
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        paths.add(path := parents[depth] + line.split()[0])
+        parents[depth + 1 :] = [path]
+    return paths
+
+
+def test_both_source_trees_list_the_same_files() -> None:
+    assert source_tree(READMES[0]) == source_tree(READMES[1])
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_links_resolve(readme: str) -> None:
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)", text)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]
+
+
 def test_both_readmes_have_the_same_commands() -> None:
     assert readme_commands(READMES[0]) == readme_commands(READMES[1])
-    assert readme_blocks(READMES[0], "python") == readme_blocks(READMES[1], "python")
+    assert readme_code(READMES[0]) == readme_code(READMES[1])
     assert readme_blocks(READMES[0], "json") == readme_blocks(READMES[1], "json")
 
 
