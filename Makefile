@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast check lint format clean
+.PHONY: demo test test-fast fuzz check lint format clean
 
 demo: .venv/installed
 	$(BIN)/spanbox demo
@@ -13,6 +13,9 @@ test: .venv/installed lint
 
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"
+
+fuzz: .venv/installed
+	$(BIN)/python tests/fuzz/fuzz_run.py --count 10000
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
