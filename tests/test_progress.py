@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: few lines, whole ones, on stderr."""
+"""Progress: plain lines on stderr without a terminal, bars on one."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_line_now_and_then_and_at_the_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_every_ten_seconds_and_at_the_end(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("training", 30) as shown:
         for done in range(1, 31):
             clock[0] += 1.0
@@ -43,7 +43,7 @@ def test_the_last_detail_stays(clock: list[float], capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "training 2/2  loss 0.5\n"
 
 
-def test_a_note_is_one_line_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_note_is_one_unchanged_line(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[red]not a colour[/red] :smile: " + 30 * "words "
     with Progress("training", 1) as shown:
         shown.note(text)
@@ -68,21 +68,21 @@ def test_items_pass_through(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "reading 3/3\n"
 
 
-def test_the_total_is_learned_on_the_way(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_of("checking") as tell:
-        tell(1, 3)
-        tell(3, 3)
+def test_the_total_is_known_only_during_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_of("checking") as show:
+        show(1, 3)
+        show(3, 3)
     assert capsys.readouterr().err == "checking 3/3\n"
 
 
-def test_nothing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_shown_without_a_call(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_of("checking"):
         pass
     assert capsys.readouterr().err == ""
 
 
 class TestPart:
-    def test_says_something_only_if_it_lasts(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_is_shown_only_if_it_takes_long(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
         with Progress("training", 100) as whole:
             with whole.part("encoding", 2) as quick:
                 quick.update(2)
@@ -97,13 +97,13 @@ class TestPart:
             "training 100/100",
         ]
 
-    def test_of_what_is_not_shown(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_of_a_quiet_progress_is_quiet(self, clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
         with Progress("training", 100, quiet=True) as whole, whole.part("encoding", 30) as part:
             clock[0] += 60.0
             part.update(30)
         assert capsys.readouterr().err == ""
 
-    def test_is_a_second_bar_while_it_lasts(
+    def test_is_a_second_bar_until_it_ends(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setenv("FORCE_COLOR", "1")

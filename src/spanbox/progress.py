@@ -17,14 +17,14 @@ LINE_EVERY = 10.0  # seconds between two plain lines
 
 
 class Progress:
-    """Shows how far some work is and when it will be done. Use as a context.
+    """A context that shows the steps done and the time left.
 
     Args:
-        label: what is being done.
-        total: how many steps it takes.
-        start: steps that were done before.
-        quiet: show nothing, as on all but one of several processes.
-        within: what this is a part of; see `part`.
+        label: name of the work.
+        total: number of steps.
+        start: number of steps done earlier.
+        quiet: show nothing, as on all ranks but the main one.
+        within: the progress that this one is a part of; see `part`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Progress:
         self._began = self._last_line = time.monotonic()
 
     def part(self, label: str, total: int) -> "Progress":
-        """Work that this one waits for: a second bar while it lasts, or plain lines if it lasts."""
+        """Progress of a part of this work: a second bar, removed at the end, or plain lines if it takes long."""
         return Progress(label, total, within=self)
 
     def __enter__(self) -> Self:
@@ -59,7 +59,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, detail: str = "") -> None:
-        """Say that `done` steps are done. `detail`, when given, replaces the text at the end of the line."""
+        """Set the number of steps done. A non-empty `detail` replaces the text at the end of the line."""
         self._detail = detail or self._detail
         if self._bar:
             self._bar.update(self._task, completed=done, detail=self._detail)
@@ -67,7 +67,7 @@ class Progress:
             self._plain_line(done)
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _plain_line(self, done: int) -> None:
@@ -78,31 +78,31 @@ class Progress:
 
 
 StartProgress = Callable[[str, int], Progress]
-"""What shows some work, of a label and a total: `Progress`, the `part` of another one, or `hidden`."""
+"""Makes a progress from a label and a total: `Progress`, the `part` of another progress, or `hidden`."""
 
 
 def hidden(label: str, total: int) -> Progress:
-    """The progress of work that nobody waits for."""
+    """A progress that is not shown."""
     return Progress(label, total, quiet=True)
 
 
 @contextmanager
 def progress_of(label: str) -> Iterator[Callable[[int, int], None]]:
-    """What long work calls with how much is done and how much there is, which it knows only when it has begun."""
+    """A callback `(done, total)` that shows progress, for work whose total is not known before it starts."""
     with ExitStack() as stack:
         shown: Progress | None = None
 
-        def tell(done: int, total: int) -> None:
+        def show(done: int, total: int) -> None:
             nonlocal shown
             if shown is None:
                 shown = stack.enter_context(Progress(label, total))
             shown.update(done)
 
-        yield tell
+        yield show
 
 
 def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
-    """The items, with their progress shown."""
+    """Yield the items and show the progress."""
     with Progress(label, total) as progress:
         for done, item in enumerate(items, start=1):
             yield item
@@ -110,7 +110,7 @@ def track(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
 
 
 def _make_bar(console: Console) -> RichProgress | None:
-    """None where there is no terminal."""
+    """The bar; None without a terminal."""
     if not console.is_terminal or console.quiet:
         return None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

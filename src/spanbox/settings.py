@@ -1,4 +1,4 @@
-"""The base of every config section: frozen, and no key that it does not know."""
+"""Base class of the config sections: frozen, unknown keys refused."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,9 +1,9 @@
-"""The tensors that flow from the data through the towers to the losses.
+"""The records and tensors passed from the data to the towers and the losses.
 
 Padded, not ragged: slicing is `batch[i:j]`, gathers have equal shapes, compilers see static shapes.
 
-    B pairs    K spans a sentence    R regions an image    T tokens    D features
-    S pixels of an image's side    s of a crop's side    U tokens of a span read by itself
+    B pairs    K spans per sentence    R regions per image    T tokens    D features    V masked views per image
+    S, s side of an image and of a crop in pixels    g side of the grid of cells    U tokens of a span encoded alone
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +18,12 @@ PADDING_ID = -1
 
 
 def stable_id(text: str) -> int:
-    """A 63-bit hash of `text` that is the same in every process, so that workers and ranks agree without talking."""
+    """A 63-bit hash of `text` that is the same in every process, so that workers and ranks need not exchange ids."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class Incident(NamedTuple):
-    """Something in the data that was worked around: counted and shown, never dropped in silence."""
+    """A fault in the data that was worked around. Incidents are counted and reported."""
 
     kind: str  # "broken image", "truncated span", "clipped box", "degenerate box", "span over limit", ...
     sample: str  # id of the pair
@@ -31,17 +31,17 @@ class Incident(NamedTuple):
 
 
 class SampleViews(NamedTuple):
-    """Masked views of a sample's image: what they hide, and what that means. 1 keeps what is named, -1 hides it."""
+    """Masked views of a sample's image, with the visibility of its entities: 1 visible, -1 hidden, 0 in between."""
 
     hidden: Tensor  # (V, g, g) bool
-    sentence: Tensor  # (V,) int8
-    spans: Tensor  # (V, K) int8
-    pixels: Tensor | None  # (V, 3, S, S) uint8, when hidden cells are filled and not left out
+    sentence: Tensor  # (V,) int8: 1 if all entities are visible, -1 if one is hidden
+    spans: Tensor  # (V, K) int8: the entity of each span
+    pixels: Tensor | None  # (V, 3, S, S) uint8, if hidden cells are filled instead of dropped
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image-text pair, decoded: what augmentation works on and what is collated. K spans, R regions."""
+    """One decoded image-text pair, before collation. K spans, R regions."""
 
     id: str
     pixels: Tensor  # (3, S, S) uint8
@@ -61,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TensorBundle:
-    """A frozen dataclass of tensors that share their first dimension; absent ones are `None`."""
+    """A frozen dataclass of tensors with the same first dimension; optional tensors may be `None`."""
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for entry in fields(self):
@@ -73,7 +73,7 @@ class TensorBundle:
         return [tensor for _, tensor in self.named_tensors()]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """A bundle of what `function` makes of each tensor."""
+        """Apply `function` to each tensor."""
         return replace(self, **{name: function(tensor) for name, tensor in self.named_tensors()})
 
     def __getitem__(self, rows: slice) -> Self:
@@ -105,18 +105,20 @@ class TensorBundle:
 
 @dataclass(frozen=True)
 class Targets(TensorBundle):
-    """What the losses know of a batch: ids, links and boxes, never pixels or tokens."""
+    """The inputs of the losses besides the features: ids, links and boxes."""
 
-    group: Tensor  # (B,) int64: pairs that show the same image share it
-    sample: Tensor  # (B,) int64: hash of the pair's id, to name it in reports
-    wording: Tensor  # (B,) int64: pairs with the same text share it
+    group: Tensor  # (B,) int64: the same for pairs of the same image
+    sample: Tensor  # (B,) int64: hash of the pair's id
+    wording: Tensor  # (B,) int64: the same for pairs of the same text
     span_identity: Tensor  # (B, K) int64, PADDING_ID where there is no usable span
     regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the pixels
     region_valid: Tensor  # (B, R) bool
     links: Tensor  # (B, K, R) bool: this span is shown by this region
-    # V masked views of the image, if there are any: 1 keeps what is named, -1 hides it, 0 neither.
-    view_sentence: Tensor | None = field(default=None, kw_only=True)  # (B, V) int8: what the sentence names
-    view_spans: Tensor | None = field(default=None, kw_only=True)  # (B, V, K) int8: what each span names
+    # Masked views, if any: 1 visible, -1 hidden, 0 in between.
+    view_sentence: Tensor | None = field(
+        default=None, kw_only=True
+    )  # (B, V) int8: 1 if all entities are visible, -1 if one is hidden
+    view_spans: Tensor | None = field(default=None, kw_only=True)  # (B, V, K) int8: the entity of each span
 
     @property
     def span_valid(self) -> Tensor:
@@ -133,14 +135,14 @@ class Batch(Targets):
     token_mask: Tensor  # (B, T) bool, False on padding
     span_tokens: Tensor  # (B, K, T) bool: this token belongs to this span
     span_entity: Tensor  # (B, K) int64: index of the span's entity in its record, PADDING_ID as in `span_identity`
-    own_token_ids: Tensor | None = None  # (B, K, U) int64: each span's text read by itself (published form)
+    own_token_ids: Tensor | None = None  # (B, K, U) int64: each span encoded without its sentence (published form)
     own_token_mask: Tensor | None = None  # (B, K, U) bool
     crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized
-    view_hidden: Tensor | None = None  # (B, V, g, g) bool: the cells of the image that a masked view hides
-    view_pixels: Tensor | None = None  # (B, V, 3, S, S) uint8: masked views whose hidden cells are filled, not left out
+    view_hidden: Tensor | None = None  # (B, V, g, g) bool: the hidden cells of each view
+    view_pixels: Tensor | None = None  # (B, V, 3, S, S) uint8: masked views whose hidden cells are filled, not dropped
 
     def trimmed(self) -> Self:
-        """Without the columns of tokens that are padding in every row. Asks for values: cheap on the processor."""
+        """Remove trailing token columns that are padding in every row. Reads tensor values, so call it on the CPU."""
         tokens = _used_columns(self.token_mask)
         own = None if self.own_token_mask is None else _used_columns(self.own_token_mask)
         return replace(
@@ -154,24 +156,24 @@ class Batch(Targets):
 
     @property
     def targets(self) -> Targets:
-        """The part that the losses see."""
+        """The part that the losses use."""
         return Targets(**{entry.name: getattr(self, entry.name) for entry in fields(Targets)})
 
 
 @dataclass(frozen=True)
 class Features(TensorBundle):
-    """What the towers make of a batch: unit length, float32 or wider. The boundary between towers and losses."""
+    """The output of the towers for a batch: unit vectors, float32 or wider. The boundary between towers and losses."""
 
     text: Tensor  # (B, D)
     image: Tensor  # (B, D)
-    spans: Tensor  # (B, K, D), meaningless where the span is padding
-    regions: Tensor  # (B, R, D), meaningless where the region is padding
-    views: Tensor | None = None  # (B, V, D): masked views of the image, meaningless where a view is not used
+    spans: Tensor  # (B, K, D), undefined where the span is padding
+    regions: Tensor  # (B, R, D), undefined where the region is padding
+    views: Tensor | None = None  # (B, V, D): masked views, undefined where a view is not used
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The total that is minimised and the terms that it is made of (scalars, for the log)."""
+    """The total loss, and its terms as scalars for the log."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -182,6 +184,6 @@ class Losses:
 
 
 def _used_columns(mask: Tensor) -> int:
-    """How many of the last dimension's columns are needed to hold all that is set; at least one."""
+    """Index of the last column with a True value, plus one; at least 1."""
     used = mask.flatten(0, -2).any(dim=0).nonzero()
     return int(used[-1]) + 1 if len(used) else 1

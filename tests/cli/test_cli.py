@@ -318,6 +318,6 @@ class TestStopping:
         assert process.returncode == 130
         assert "Traceback" not in err
         step = len([line for line in log.read_text().splitlines() if '"train"' in line])
-        assert f"stopped after step {step}; everything is saved. Go on with:" in err
+        assert f"stopped after step {step}; a checkpoint is saved. Continue with:" in err
         assert f"spanbox train {tmp_path}/run/config.yaml --resume" in err
         assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == f"step-{step:06d}"

@@ -1,4 +1,4 @@
-"""Trackers: the real packages where they are installed, and a pretended one for what goes wrong."""
+"""Trackers: the real packages where they are installed, and a fake one for failures."""
 
 import json
 import os
@@ -35,10 +35,10 @@ def run_in_two_parts(folder: Path, track: tuple[TrackerName, ...]) -> None:
 
 
 class Pretended:
-    """A tracker that keeps what it is told, and fails on demand."""
+    """A tracker that records what is written, and fails on demand."""
 
     takes_back: ClassVar[bool] = False
-    told: ClassVar[list[tuple[str, int, dict[str, float]]]]
+    written: ClassVar[list[tuple[str, int, dict[str, float]]]]
     fails_at: ClassVar[int | None]
 
     def __init__(self, run: TrackedRun) -> None:
@@ -49,7 +49,7 @@ class Pretended:
     def write(self, step: int, values: dict[str, float]) -> None:
         if step == self.fails_at:
             raise ValueError("connection reset")
-        self.told.append((self.run.id, step, values))
+        self.written.append((self.run.id, step, values))
 
     def close(self) -> None:
         if self.fails_at == -1:
@@ -59,56 +59,55 @@ class Pretended:
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretended]:
     """Takes the place of wandb."""
-    Pretended.told, Pretended.fails_at = [], None
+    Pretended.written, Pretended.fails_at = [], None
     monkeypatch.setitem(TRACKERS, "wandb", Pretended)
     return Pretended
 
 
-class TestWhatIsTold:
+class TestWrittenLines:
     def test_numbers_by_kind_and_nothing_else(self, pretended: type[Pretended], tmp_path: Path) -> None:
         with RunLog(tmp_path, 0, ("wandb",)) as log:
-            values = {"loss": 0.5, "incidents": {"clipped box": 2}, "note": "words", "absent": None}
-            log.write(20, "train", values)
+            log.write(20, "train", {"loss": 0.5, "incidents": {"clipped box": 2}, "note": "words", "absent": None})
             log.write(20, "early stop", {"since_best": 3})
-        ((_, step, told),) = pretended.told
-        assert (step, told) == (20, {"train/loss": 0.5, "train/incidents/clipped box": 2})
+        ((_, step, values),) = pretended.written
+        assert (step, values) == (20, {"train/loss": 0.5, "train/incidents/clipped box": 2})
         assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
-    def test_a_resumed_run_is_the_same_run_and_no_line_is_told_twice(
+    def test_a_resumed_run_is_the_same_run_and_no_line_is_written_twice(
         self, pretended: type[Pretended], tmp_path: Path
     ) -> None:
         run_in_two_parts(tmp_path / "run", ("wandb",))
         log_steps(tmp_path / "run", ("wandb",), 5, 6)
-        lines = [(step, name) for _, step, values in pretended.told for name in values]
+        lines = [(step, name) for _, step, values in pretended.written for name in values]
         assert [step for step, name in lines if name == "train/loss"] == [1, 2, 3, 4, 5, 6]
         assert [step for step, name in lines if name.startswith("validation")] == [4, 6]
-        assert len({run for run, _, _ in pretended.told}) == 1
+        assert len({run for run, _, _ in pretended.written}) == 1
 
     def test_a_new_run_in_the_same_folder_is_another_one(self, pretended: type[Pretended], tmp_path: Path) -> None:
         log_steps(tmp_path, ("wandb",), 1, 2)
         log_steps(tmp_path, ("wandb",), 1, 2)
-        assert [step for _, step, _ in pretended.told] == [1, 2, 1, 2]
-        assert len({run for run, _, _ in pretended.told}) == 2
+        assert [step for _, step, _ in pretended.written] == [1, 2, 1, 2]
+        assert len({run for run, _, _ in pretended.written}) == 2
 
-    def test_one_that_joins_a_resumed_run_gets_what_was_before(
+    def test_a_tracker_added_to_a_resumed_run_gets_the_earlier_lines(
         self, pretended: type[Pretended], tmp_path: Path
     ) -> None:
         log_steps(tmp_path, (), 1, 4)
         log_steps(tmp_path, ("wandb",), 3, 4)
-        assert [(step, *values)[:2] for _, step, values in pretended.told] == [
+        assert [(step, *values)[:2] for _, step, values in pretended.written] == [
             *((step, "train/loss") for step in (1, 2, 3, 4)),
             (4, "validation/retrieval.t2i.r1"),
         ]
 
     def test_named_twice(self, pretended: type[Pretended], tmp_path: Path) -> None:
         log_steps(tmp_path, ("wandb", "wandb"), 1, 1)
-        assert len(pretended.told) == 1
+        assert len(pretended.written) == 1
 
-    def test_a_damaged_ledger_is_none(self, pretended: type[Pretended], tmp_path: Path) -> None:
+    def test_a_damaged_ledger_is_ignored(self, pretended: type[Pretended], tmp_path: Path) -> None:
         log_steps(tmp_path, ("wandb",), 1, 2)
         (tmp_path / "trackers.json").write_text('{"wandb": {"id')
         log_steps(tmp_path, ("wandb",), 3, 3)
-        assert [step for _, step, _ in pretended.told] == [1, 2, 1, 2, 3]
+        assert [step for _, step, _ in pretended.written] == [1, 2, 1, 2, 3]
 
     def test_without_trackers_there_is_no_ledger(self, tmp_path: Path) -> None:
         log_steps(tmp_path, (), 1, 2)
@@ -131,7 +130,7 @@ class TestFailures:
             (-1, "RuntimeError: too late"),
         ],
     )
-    def test_they_end_no_run_and_are_told_once(
+    def test_they_end_no_run_and_are_printed_once(
         self,
         fails_at: int,
         reason: str,
@@ -141,16 +140,16 @@ class TestFailures:
     ) -> None:
         pretended.fails_at = fails_at
         log_steps(tmp_path, ("wandb",), 1, 4)
-        told = capsys.readouterr().err
-        assert told == f"wandb fails ({reason}): the run goes on without it, log.jsonl has it all\n"
+        printed = capsys.readouterr().err
+        assert printed == f"wandb failed ({reason}); training continues without it, log.jsonl is complete\n"
         assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
 
-    def test_a_resumed_run_tells_what_was_missed(self, pretended: type[Pretended], tmp_path: Path) -> None:
+    def test_a_resumed_run_writes_the_missed_lines(self, pretended: type[Pretended], tmp_path: Path) -> None:
         pretended.fails_at = 2
         log_steps(tmp_path, ("wandb",), 1, 4)
         pretended.fails_at = None
         log_steps(tmp_path, ("wandb",), 5, 6)
-        steps = [step for _, step, values in pretended.told if "train/loss" in values]
+        steps = [step for _, step, values in pretended.written if "train/loss" in values]
         assert steps == [1, 2, 3, 4, 5, 6]
 
     def test_another_tracker_goes_on(self, pretended: type[Pretended], tmp_path: Path) -> None:
@@ -162,7 +161,8 @@ class TestFailures:
     def test_a_package_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trackers_module, "find_spec", lambda name: None)
         with pytest.raises(
-            ConfigError, match=r"^train\.track: trackio is not installed; `pip install 'spanbox\[trackio\]'`, or leave"
+            ConfigError,
+            match=r"^train\.track: trackio is not installed; run `pip install 'spanbox\[trackio\]'`, or remove",
         ):
             check_installed(("trackio",), "train.track")
 

@@ -7,29 +7,31 @@ import typer
 
 from spanbox.cli.show import print_metrics
 
-STOPPED = 130  # exit code after Ctrl-C
+STOPPED = 130  # exit code of an interrupted run
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs) or a YAML file")],
+    config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs, published) or a YAML file")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example train.batch_size=256")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="config values, for example train.batch_size=256"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of run.dir")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint in run.dir")] = False,
 ) -> None:
-    """Train both encoders as a config says.
+    """Train both encoders with a recipe or a config file.
 
-    Ctrl-C finishes the step, saves and stops; `--resume` goes on from there as if nothing had happened:
+    Ctrl-C finishes the current step, saves a checkpoint and stops. `--resume` continues with the same result as an
+    uninterrupted run:
 
         spanbox train gmner data.train=train.jsonl data.val=val.jsonl run.dir=runs/first
 
         spanbox train runs/first/config.yaml --resume
 
-    On several cards, or several machines (docs/large_batches.md):
+    On several GPUs or machines (docs/large_batches.md):
 
         torchrun --nproc-per-node 8 -m spanbox train gmner ...
     """
-    # Imported here, since PyTorch takes seconds to load and `--help` should not wait for it.
+    # Imported here because PyTorch takes seconds to load, which `--help` does not need.
     from spanbox.config import load_config
     from spanbox.wiring import train as train_run
 
@@ -39,7 +41,7 @@ def train(
         raise typer.Exit(0 if trained.finished else STOPPED)
     if not trained.finished:
         again = f"spanbox train {trained.run_dir / 'config.yaml'} --resume"
-        print(f"stopped after step {trained.step}; everything is saved. Go on with:\n  {again}", file=sys.stderr)
+        print(f"stopped after step {trained.step}; a checkpoint is saved. Continue with:\n  {again}", file=sys.stderr)
         raise typer.Exit(STOPPED)
     if trained.best:
         print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}")

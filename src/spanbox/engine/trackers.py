@@ -1,12 +1,11 @@
-"""Curves in other tools: TensorBoard, Weights & Biases, Trackio, whichever of them the config names.
+"""Trackers: TensorBoard, Weights & Biases and Trackio plot the numbers of `log.jsonl`.
 
-`log.jsonl` is the log of a run; a tracker shows the same numbers in a tool that somebody has open anyway. All work
-without a network: TensorBoard and Trackio write to the disk, W&B too unless WANDB_MODE says otherwise. What a tracker
-cannot do never ends the training: it is told once, and the tracker is left out from then on.
+All work without a network: TensorBoard and Trackio write to the disk, and so does W&B unless WANDB_MODE is "online".
+Tracker errors are printed once and disable the tracker; they never end the training.
 
-A resumed run continues its curves. `trackers.json` in the run folder says which lines each tracker has, and under which
-name it knows the run. Lines of the log that it does not have are handed in later, as to a tracker that joins a resumed
-run; lines that it has and cannot take back are not told again.
+A resumed run continues its curves. `trackers.json` in the run folder holds, for each tracker, the id of the run and the
+last step written of each curve. Missing lines are written later, also to a tracker that is added to a resumed run.
+Lines that cannot be removed from a tracker are not written again.
 """
 
 import json
@@ -30,12 +29,12 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 LEDGER = "trackers.json"
 
 CURVES = ("train", "validation")
-"""Kinds of lines of the log that are points of curves."""
+"""Kinds of log lines that are plotted."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker knows of the run."""
+    """The properties of a run that a tracker needs."""
 
     folder: Path
     id: str  # of the run in the tracker, the same when it is resumed
@@ -44,7 +43,7 @@ class TrackedRun:
 
     @property
     def project(self) -> str:
-        """Runs of one folder are one project."""
+        """The name of the parent folder: runs in one folder are one project."""
         return self.folder.resolve().parent.name or "spanbox"
 
     @property
@@ -57,9 +56,9 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One tool. Its methods may raise whatever they like."""
+    """Interface of a tracker. Its methods may raise any exception."""
 
-    takes_back: ClassVar[bool]  # whether a resumed run hides the lines after the step that it goes on from
+    takes_back: ClassVar[bool]  # whether a resumed run can hide the lines after its first step
 
     def __init__(self, run: TrackedRun) -> None: ...
     def write(self, step: int, values: dict[str, float]) -> None: ...
@@ -67,7 +66,7 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run folder."""
+    """TensorBoard event files, in `tensorboard/` of the run folder."""
 
     takes_back: ClassVar[bool] = True
 
@@ -88,14 +87,14 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases, in `wandb/` of the run folder; offline unless WANDB_MODE says otherwise."""
+    """Weights & Biases, in `wandb/` of the run folder; offline unless WANDB_MODE is "online"."""
 
     takes_back: ClassVar[bool] = False
 
     def __init__(self, run: TrackedRun) -> None:
         mode: Any = os.environ.get("WANDB_MODE") or "offline"
         online = mode == "online"
-        if not online:  # it would look for its maker's server all the same, to report errors to
+        if not online:  # its error reports would use the network even offline
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -108,7 +107,7 @@ class WandB:
             allow_val_change=True,
             mode=mode,
             resume="allow" if online else None,
-            reinit="create_new",  # a run of the user's own goes on
+            reinit="create_new",  # keep a run that the user has started
             settings=wandb.Settings(console="off", silent=not online),
         )
 
@@ -120,7 +119,7 @@ class WandB:
 
 
 class Trackio:
-    """Trackio, in the folder that it shares among all runs, so that they can be compared: TRACKIO_DIR, or its cache."""
+    """Trackio, with one database for all runs: in TRACKIO_DIR, or in its cache folder."""
 
     takes_back: ClassVar[bool] = False
 
@@ -130,7 +129,7 @@ class Trackio:
         with redirect_stdout(sys.stderr):
             self._run = trackio.init(
                 project=run.project,
-                name=f"{run.name}-{run.id}",  # it finds a run again by its name alone, and folders may share theirs
+                name=f"{run.name}-{run.id}",  # trackio identifies runs by name, and folder names repeat
                 config=run.config,
                 resume="allow",
                 embed=False,
@@ -150,21 +149,21 @@ TRACKERS: dict[TrackerName, type[Tracker]] = {"tensorboard": TensorBoard, "wandb
 
 
 def check_installed(names: Iterable[TrackerName], key: str) -> None:
-    """Refuse trackers whose package is missing, before anything is trained.
+    """Check before training that the packages of the trackers are installed.
 
     Raises:
-        ConfigError: says what to install.
+        ConfigError: a package is missing.
     """
     for name in names:
         if find_spec(name) is None:
-            raise ConfigError(f"{key}: {name} is not installed; `pip install 'spanbox[{name}]'`, or leave it out")
+            raise ConfigError(f"{key}: {name} is not installed; run `pip install 'spanbox[{name}]'`, or remove it")
 
 
 class Trackers:
     """The trackers of a run, used on its main rank only.
 
     Args:
-        lines: of the log up to the step that the run goes on from; each tracker gets those that it does not have.
+        lines: log lines up to the resume step; each tracker gets those that it lacks.
     """
 
     def __init__(
@@ -188,7 +187,7 @@ class Trackers:
             self.write(line["step"], line["kind"], line)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Tell every tracker the numbers of a line of the log, under `kind/name`, if it belongs to a curve."""
+        """Send the numbers of a log line to every tracker, as `kind/name`, if the line belongs to a curve."""
         if kind not in CURVES:
             return
         numbers = _numbers(kind, values)
@@ -212,10 +211,11 @@ class Trackers:
     def _attempt(self, name: TrackerName, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:  # whatever goes wrong in somebody else's tool, the training goes on
+        except Exception as error:  # an error of a tracker must not end the training
             self._active.pop(name, None)
             print(
-                f"{name} fails ({type(error).__name__}: {error}): the run goes on without it, log.jsonl has it all",
+                f"{name} failed ({type(error).__name__}: {error}); training continues without it, "
+                "log.jsonl is complete",
                 file=sys.stderr,
             )
 
