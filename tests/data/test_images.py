@@ -1,5 +1,6 @@
 """Every kind of file that a data set holds comes out as upright RGB, or as an error that names it."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spanbox.data.images import image_size, load_image, load_reduced
+from spanbox.data.images import image_facts, image_size, load_image, load_reduced
 from spanbox.errors import DataError
 
 READERS = [load_image, partial(load_reduced, at_least=16), image_size]
@@ -59,6 +60,78 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
 
     assert np.array_equal(np.asarray(load_image(path)), upright)
     assert image_size(path) == (4, 2)
+
+
+FORMATS = {
+    "png": {},
+    "jpg": {"quality": 95},
+    "mpo": {"quality": 95},
+    "webp": {},
+    "avif": {},
+    "tiff": {},
+    "tiff-lzw": {"compression": "tiff_lzw"},
+    "tiff-jpeg": {"compression": "jpeg"},
+    "gif": None,  # these hold no orientation
+    "bmp": None,
+    "jp2": None,
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_reader_agrees_on_the_size_as_shown(tmp_path: Path, name: str, orientation: int) -> None:
+    options = FORMATS[name]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (640, 320), "black")
+    image.paste("white", (0, 0, 160, 320))  # a white bar at the left as stored
+    path = saved(
+        image, tmp_path / f"a.{name.partition('-')[0]}", **({} if options is None else {"exif": exif, **options})
+    )
+
+    turned = options is not None and orientation >= 5
+    shown = (320, 640) if turned else (640, 320)
+    reduced, full_size = load_reduced(path, at_least=80)
+    facts = image_facts(path, decode=True)
+    assert image_size(path) == load_image(path).size == full_size == facts.size == shown
+    assert facts.stored == (640, 320)
+    assert (reduced.width > reduced.height) == (shown[0] > shown[1])
+
+    # The bar is where the orientation puts it, in both images, so that fractions of the full size find it.
+    applied = orientation if options is not None else 1
+    side = {1: "left", 2: "right", 3: "right", 4: "left", 5: "top", 6: "top", 7: "bottom", 8: "bottom"}[applied]
+    place = {"left": (0.1, 0.5), "right": (0.9, 0.5), "top": (0.5, 0.1), "bottom": (0.5, 0.9)}
+    for decoded in (reduced, load_image(path)):
+        bright = {
+            side: decoded.getpixel((int(x * decoded.width), int(y * decoded.height)))[0] > 128
+            for side, (x, y) in place.items()
+        }
+        assert bright == {name: name == side for name in place}
+
+
+def test_the_hash_of_an_image_is_that_of_its_pixels(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8))
+    jpeg = saved(noise, tmp_path / "a.jpg", quality=80)
+    pixels = load_image(jpeg)
+    same = [
+        jpeg,
+        saved(noise, tmp_path / "comment.jpg", quality=80, comment=b"edited"),
+        saved(pixels, tmp_path / "a.png"),
+        saved(pixels, tmp_path / "a.webp", lossless=True),
+        saved(pixels, tmp_path / "a.tiff", compression="tiff_lzw"),
+    ]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    same.append(saved(pixels.transpose(Image.Transpose.ROTATE_90), tmp_path / "turned.png", exif=exif))
+    assert len({image_facts(path, decode=True).content for path in same}) == 1
+    other = [
+        saved(noise, tmp_path / "b.jpg", quality=70),
+        saved(pixels.transpose(Image.Transpose.ROTATE_180), tmp_path / "b.png"),
+        saved(Image.frombytes("RGB", (32, 48), pixels.tobytes()), tmp_path / "c.png"),  # the same bytes, other sides
+        jpeg,
+    ]
+    assert len({image_facts(path, decode=True).content for path in other}) == 4
+    assert image_facts(jpeg, decode=False).content is None
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
@@ -166,6 +239,8 @@ def test_the_image_does_not_hold_its_file_open(tmp_path: Path) -> None:
     [
         (b"", "empty file"),
         (b"<html>404</html>", "no image that Pillow can read"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer, not the file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "PostScript is not drawn"),
         (png_header(20_000, 20_000), "too large: "),  # beyond twice the limit of Pillow, an error there
         (png_header(10_000, 10_000), "too large: "),  # beyond the limit, only a warning there
     ],
@@ -183,6 +258,13 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, read: Callable[[P
         read(tmp_path / "none.png")
     with pytest.raises(DataError, match="broken image: Is a directory"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_pipe_is_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: broken image: is not a regular file"):
+        read(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp"])

@@ -1,12 +1,16 @@
-"""Image files as the towers and the eye want them: RGB, upright, 8 bit.
+"""Image files as RGB images: upright, 8 bit per channel.
 
-Photographs come with an EXIF orientation, logos with an alpha channel, scans with 16 bits, and some files are broken.
-This is the one place that knows. A file that cannot be shown whole raises `DataError`; whether that ends the run, is
-counted and skipped, or becomes a line in the audit is decided by the caller.
+Handles the EXIF orientation of photographs, transparency, 16-bit and float scans, palettes and damaged files. A file
+that cannot be decoded whole raises `DataError`; the caller decides whether to stop, to skip and count, or to report it.
 """
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -28,90 +32,124 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_ROWS_AT_ONCE = 256
+
+
+class ImageFacts(NamedTuple):
+    """Properties of an image file."""
+
+    size: tuple[int, int]  # width and height as shown
+    stored: tuple[int, int]  # width and height before the orientation is applied
+    content: int | None  # 64-bit hash of the decoded pixels as shown; None: not decoded
 
 
 def load_image(path: Path) -> Image.Image:
     """Decode the whole file as an RGB image, upright, transparent parts on white.
 
     16-bit values are divided by 257. Wider integers and floats have no fixed white: see `_to_8_bit`. Of an animation
-    the first frame is taken.
+    the first frame is used.
 
     Raises:
-        DataError: the file is missing, no image, damaged, cut off, or larger than Pillow's limit of pixels.
+        DataError: the file is missing, not an image, damaged, cut off, or larger than Pillow's limit of pixels.
     """
     return _decode(path, at_least=None)[0]
 
 
 def load_reduced(path: Path, at_least: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Like `load_image`, but the codec may leave out detail: a JPEG is decoded at a half, a quarter or an eighth of its
-    size, which is several times faster, as long as both sides keep `at_least` pixels.
+    """Like `load_image`, but a JPEG may be decoded at a half, a quarter or an eighth of its size.
+
+    That is several times faster. Both sides keep at least `at_least` pixels.
 
     Returns:
-        The image, and the width and height that it has at full size, as shown.
+        The image, and its width and height at full size, as shown.
     """
     return _decode(path, at_least)
 
 
-def _decode(path: Path, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    try:
-        with Image.open(path) as image:
-            _refuse_bomb(image)
-            full = _stored_size(image)
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            orientation = _orientation(image)
-            rgb = _to_rgb(image)
-    except _TOO_LARGE as error:
-        raise _broken(path, f"too large: {error}") from None
-    except _DAMAGED as error:
-        raise _broken(path, _reason(path, error)) from error
-    if orientation in _SWAPS_SIDES:
-        full = full[::-1]
-    return (rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb), full
-
-
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of the image as shown, from the header of the file alone: the pixels may yet be damaged.
+    """Width and height of the image as shown, from the header of the file alone: the pixels may be damaged.
 
     Raises:
-        DataError: the file is missing, no image, or larger than Pillow's limit of pixels.
+        DataError: the file is missing, not an image, or larger than Pillow's limit of pixels.
     """
+    return _header(path).size
+
+
+def image_facts(path: Path, *, decode: bool) -> ImageFacts:
+    """The sizes of an image and, if `decode`, a hash of its pixels. Raises DataError like `load_image`.
+
+    Equal hashes mean equal pixels as shown, whatever the format, the compression or the comments of the files.
+    """
+    facts = _header(path)
+    if not decode:
+        return facts
+    image = load_image(path)
+    digest = blake2b(repr(image.size).encode(), digest_size=8)
+    digest.update(np.asarray(image))
+    return facts._replace(content=int.from_bytes(digest.digest(), "big"))
+
+
+def _header(path: Path) -> ImageFacts:
+    with _opened(path) as image:
+        # Pillow's TIFF reader swaps the sides itself; its tags hold the stored ones.
+        tags = getattr(image, "tag_v2", None)
+        if image.format == "TIFF" and tags is not None:
+            width, height = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
+        else:
+            width, height = image.size
+        turned = _orientation(image) in _SWAPS_SIDES
+    return ImageFacts((height, width) if turned else (width, height), (width, height), None)
+
+
+def _decode(path: Path, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The image, upright, and its width and height at full size, as shown."""
+    with _opened(path) as image:
+        stored = image.size
+        reduced = at_least is not None and image.draft(None, (at_least, at_least)) is not None
+        image.load()
+        # Only now: Pillow's TIFF reader turns the image while loading and removes the tag.
+        orientation = _orientation(image)
+        rgb = _to_rgb(image)
+    upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    if not reduced:
+        return upright, upright.size
+    return upright, stored[::-1] if orientation in _SWAPS_SIDES else stored
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file whose header was read. Errors in the block that come from the file are raised as DataError."""
     try:
+        mode = path.stat().st_mode
+        if not S_ISREG(mode) and not S_ISDIR(mode):  # opening a pipe would wait for its writer
+            raise OSError("is not a regular file")
         with Image.open(path) as image:
-            _refuse_bomb(image)
-            width, height = _stored_size(image)
-            swapped = _orientation(image) in _SWAPS_SIDES
+            _check_format(image)
+            yield image
     except _TOO_LARGE as error:
         raise _broken(path, f"too large: {error}") from None
     except _DAMAGED as error:
         raise _broken(path, _reason(path, error)) from error
-    return (height, width) if swapped else (width, height)
 
 
-def _refuse_bomb(image: Image.Image) -> None:
+def _check_format(image: Image.Image) -> None:
     # Pillow only warns between one and two times its limit. Turning the warning into an error around the call would
     # change the filters of every thread, so the size is compared here.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
+    if image.format == "EPS":
+        raise ValueError("PostScript is not drawn, since that runs another program; convert it to PNG")
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where the EXIF block is damaged or holds nonsense, which viewers ignore too."""
+    """The EXIF orientation, 1 to 8; 1 where the EXIF block is damaged or invalid, which viewers ignore too."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _DAMAGED:
         return 1
     return orientation if orientation in _UPRIGHT else 1
-
-
-def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height before the orientation is applied; some versions of Pillow's TIFF reader have swapped them."""
-    tags = getattr(image, "tag_v2", None)
-    if image.format == "TIFF" and tags is not None:
-        return int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
-    return image.size
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -132,21 +170,31 @@ def _to_8_bit(image: Image.Image) -> np.ndarray[tuple[int, int], np.dtype[np.uin
     Integers within 0..65535 are read as 16 bit, floats within 0..1 as fractions. Others have no fixed white, so their
     own smallest and largest values become black and white.
     """
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):  # a NaN is the smallest and the largest value
         raise ValueError("some pixels are not finite numbers")
-    low, high = values.min(), values.max()
     white = 1.0 if image.mode == "F" else 65535.0
     if low < 0 or high > white:
-        values, white = values - low, high - low
-    return np.rint(values * (255.0 / white)).astype(np.uint8)
+        white = high - low
+    else:
+        low = 0.0
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), _ROWS_AT_ONCE):  # 8 bytes per pixel of the whole image could be too much
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        grey[rows] = np.rint((values[rows].astype(np.float64) - low) * (255.0 / white))
+    return grey
 
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
-        return "empty file" if path.stat().st_size == 0 else "no image that Pillow can read"
+        with path.open("rb") as file:
+            start = file.read(len(_GIT_LFS_POINTER))
+        if start == _GIT_LFS_POINTER:
+            return "a Git LFS pointer, not the file itself; run git lfs pull"
+        return "no image that Pillow can read" if start else "empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
