@@ -13,6 +13,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from spanbox.errors import DataError
@@ -86,7 +87,7 @@ def image_facts(path: Path, *, decode: bool) -> ImageFacts:
         return facts
     image = load_image(path)
     digest = blake2b(repr(image.size).encode(), digest_size=8)
-    digest.update(np.asarray(image))
+    digest.update(image.tobytes())
     return facts._replace(content=int.from_bytes(digest.digest(), "big"))
 
 
@@ -164,7 +165,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
     """Grey values (H, W) of a 16-bit, 32-bit or float image, 0 black and 255 white.
 
     Integers within 0..65535 are read as 16 bit, floats within 0..1 as fractions. Others have no fixed white, so their
