@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -190,6 +191,19 @@ class TestMemory:
         trainer = make_trainer(tmp_path, chunk_size="auto", batch_size=256, memory_gb=0.01)
         assert 1 < trainer.chunk_size < 256
         assert f"train.chunk_size=auto: {trainer.chunk_size} of 256 pairs at a time" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("chunk_size", ["auto", SIZE])
+    def test_towers_are_compiled_after_measuring(
+        self, chunk_size: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A tower that dynamo first meets under the dispatch mode of the measurement is never compiled."""
+        monkeypatch.setattr(DualEncoder, "compile_towers", partialmethod(DualEncoder.compile_towers, "aot_eager"))
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trainer = make_trainer(tmp_path, chunk_size=chunk_size, compile=True)
+        trainer.train_step(*load(0)[:2])
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # one per tower
+        torch._dynamo.reset()
 
     def test_auto_where_nothing_fits(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"^train\.memory_gb: a step needs .* even with one pair in a chunk"):

@@ -17,7 +17,7 @@ from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models import dual_encoder
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import VisiblePatches
+from spanbox.models.visible import VisiblePatches
 from spanbox.structures import Batch, Features, Sample
 
 SPANS = {

@@ -14,12 +14,12 @@ from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES
 from spanbox.models.towers import (
     TextTower,
     TowerSettings,
-    VisiblePatches,
     VisionTower,
     VisionTowerSettings,
     build_text_tower,
     build_vision_tower,
 )
+from spanbox.models.visible import VisiblePatches
 
 
 def cases(architectures: list[tiny.Architecture], families: dict[str, Any]) -> list[Any]:

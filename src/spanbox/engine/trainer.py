@@ -91,11 +91,11 @@ class Trainer:
         self.tally = tally
         self.validate = validate
         self.encode = make_encode(model, self.device, self.dtype)
-        if settings.compile:
-            model.compile_towers()
         if settings.parallel == "ddp" or self.ranks.world_size == 1:
             model.to(self.device)  # fsdp moves each layer when it is cut up
         self.chunk_size = self._measured_chunk(example) if settings.chunk_size == "auto" else settings.chunk_size
+        if settings.compile:  # after measuring, whose dispatch mode would make dynamo skip the towers for good
+            model.compile_towers()
         self.encode = make_encode(self.ranks.parallelise(model, settings.parallel), self.device, self.dtype)
         heads = [child for name, child in model.named_children() if name not in ("text", "vision")]
         self.optimiser = make_optimiser([model.text, model.vision], heads, objective, settings.optimiser)

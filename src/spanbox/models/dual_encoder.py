@@ -14,7 +14,8 @@ from spanbox.errors import ConfigError
 from spanbox.geometry import by_kept_count, kept_indices, roi_align
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TextStates, TextTower, TowerSettings, VisiblePatches, VisionTower, VisionTowerSettings
+from spanbox.models.towers import TextStates, TextTower, TowerSettings, VisionTower, VisionTowerSettings
+from spanbox.models.visible import VisiblePatches
 from spanbox.settings import Settings
 from spanbox.structures import PADDING_ID, Batch, Features
 
@@ -85,14 +86,14 @@ class DualEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).reshape(3, 1, 1), persistent=False)
 
-    def compile_towers(self) -> None:
-        """Have `torch.compile` replace the towers' forward passes, in place: the names of the weights stay.
+    def compile_towers(self, backend: str = "inductor") -> None:
+        """Compile the forward pass of each tower with `torch.compile`, in place: the names of the weights stay.
 
-        A whole tower is one graph, in every family. What lies between the towers and the features depends on the data
-        (which texts repeat, which spans are padding) and is left alone.
+        A whole tower is one graph, in every family. The steps between towers and features depend on the data
+        (repeated texts, padded spans) and stay eager.
         """
-        self.text.compile(dynamic=True)  # the number of texts and of their tokens differs from batch to batch
-        self.vision.compile()
+        self.text.compile(backend=backend, dynamic=True)  # the numbers of texts and tokens differ between batches
+        self.vision.compile(backend=backend)
 
     def forward(self, batch: Batch) -> Features:
         rows, copies = _distinct(batch.token_ids, batch.token_mask)

@@ -7,8 +7,6 @@ families of encoders stands in `families`, how they are opened in `pretrained`, 
     N rows    T tokens    S image size in pixels    h, w patches down and across    H width
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -30,6 +28,7 @@ from spanbox.models.pretrained import (
     refuse_family,
 )
 from spanbox.models.trainable import Freeze, LoraSettings, add_lora, checkpoint_gradients, freeze_layers
+from spanbox.models.visible import VisiblePatches, make_selective
 from spanbox.settings import Settings
 
 
@@ -108,13 +107,6 @@ class TextStates(NamedTuple):
 
     tokens: Tensor  # (N, T, H), meaningless on padding
     pooled: Tensor  # (N, P), P = H but for the rare pooler of another width
-
-
-class VisiblePatches(NamedTuple):
-    """M masked views of images, each with n patches to be seen."""
-
-    image: Tensor  # (M,) int64: which image each is a view of
-    kept: Tensor  # (M, n) int64: the visible patches, counted row by row
 
 
 class VisionStates(NamedTuple):
@@ -238,6 +230,8 @@ class VisionTower(Tower):
         self.width: int = model.config.hidden_sizes[-1] if family.convolutional else model.config.hidden_size
         self.pooled_width = pooled_width(model.config, self.width, pool)
         self._family = family
+        if family.drops_patches:
+            make_selective(model.embeddings, stride)
 
     @property
     def drops_patches(self) -> bool:
@@ -254,8 +248,14 @@ class VisionTower(Tower):
         """
         if len(pixels) == 0:
             return VisionStates(*(states[:0] for states in self.forward(_one_row(pixels)[0])))
-        with self._seeing(views):
+        if views is not None:
+            assert self._family.drops_patches
+            self.model.embeddings.views = views
+        try:
             outputs = self.model(pixel_values=pixels, **self._position_arguments(pixels))
+        finally:
+            if views is not None:
+                self.model.embeddings.views = None
         states = outputs.last_hidden_state
         if self._family.convolutional:
             states = states.permute(0, 2, 3, 1)
@@ -270,28 +270,6 @@ class VisionTower(Tower):
         if self._pool == "mean":
             return VisionStates(grid, grid.mean(dim=(1, 2)))
         return VisionStates(grid, outputs.pooler_output)
-
-    @contextmanager
-    def _seeing(self, views: VisiblePatches | None) -> Iterator[None]:
-        """Context in which the embeddings give the encoder, for each view, the prefix and the visible patches alone."""
-        if views is None:
-            yield
-            return
-        assert self._family.drops_patches
-
-        def gather(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
-            prefix = embedded.shape[1] - self._patches(inputs[0])
-            always = torch.arange(prefix, device=embedded.device).expand(len(views.kept), -1)
-            return embedded[views.image[:, None], torch.cat([always, views.kept + prefix], dim=1)]
-
-        hook = self.model.embeddings.register_forward_hook(gather)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def _patches(self, pixels: Tensor) -> int:
-        return (pixels.shape[-2] // self.stride) * (pixels.shape[-1] // self.stride)
 
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
         """Ask for interpolated position embeddings, where a family has to be asked, for a size it was not made for."""

@@ -1,0 +1,48 @@
+"""Masked views in the time of their visible patches: embeddings that pass on chosen patches only.
+
+The embeddings of a transformers encoder become a subclass of their own class, so that all names of weights stay. The
+chosen patches reach them as data, an attribute that the tower sets around its call. `torch.compile` traces both cases
+and guards them; a forward hook it would not guard.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class VisiblePatches(NamedTuple):
+    """M masked views of images, each with n visible patches."""
+
+    image: Tensor  # (M,) int64: the image of each view
+    kept: Tensor  # (M, n) int64: the visible patches, counted row by row
+
+
+class _SelectiveEmbeddings(nn.Module):
+    """Mixin before a family's embeddings: pixels (N, 3, S, S) -> tokens (N, T, H); (M, prefix + n, H) with views."""
+
+    stride: int
+    views: VisiblePatches | None
+
+    def forward(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        embedded: Tensor = super().forward(pixel_values, *args, **kwargs)
+        if self.views is None:
+            return embedded
+        image, kept = self.views
+        patches = (pixel_values.shape[-2] // self.stride) * (pixel_values.shape[-1] // self.stride)
+        prefix = embedded.shape[1] - patches  # class token and registers, always kept
+        always = torch.arange(prefix, device=embedded.device).expand(len(kept), -1)
+        return embedded[image[:, None], torch.cat([always, kept + prefix], dim=1)]
+
+
+def make_selective(embeddings: nn.Module, stride: int) -> None:
+    """Let `embeddings` select patches of `stride` pixels, in place. Names and values of the weights stay."""
+    embeddings.__class__ = _selective_class(type(embeddings))
+    embeddings.stride = stride  # type: ignore[assignment]
+    embeddings.views = None  # type: ignore[assignment]
+
+
+@cache
+def _selective_class(embeddings_class: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Selective{embeddings_class.__name__}", (_SelectiveEmbeddings, embeddings_class), {})
