@@ -305,7 +305,7 @@ def test_rows_that_are_all_the_same_still_have_as_many_negatives(choice: str) ->
     [
         ({"per_anchor": 0}, "greater than or equal to 1"),
         ({"choice": "hardest"}, "needs per_anchor"),
-        ({"start": 0.5}, "means nothing without"),
+        ({"start": 0.5}, "has no effect without"),
         ({"false_negative_margin": 0.0}, "greater than 0"),
         ({"false_negative_margin": 1.5}, "less than or equal to 1"),
         ({"per_anchor": 3, "choice": "softest"}, "'random' or 'hardest'"),

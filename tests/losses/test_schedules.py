@@ -161,13 +161,13 @@ def test_an_objective_without_extras_has_the_two_temperatures_alone() -> None:
     ("level", "told"),
     [
         ({"temperature_schedule": "linear"}, "temperature_schedule=linear needs temperature_end"),
-        ({"temperature_end": 0.05}, "temperature_end means nothing with temperature_schedule=learnable"),
+        ({"temperature_end": 0.05}, "temperature_end has no effect with temperature_schedule=learnable"),
         ({"temperature_schedule": "linear", "temperature_end": 0.001}, r"greater than or equal to 0\.01"),
         ({"temperature_schedule": "step"}, "'learnable', 'fixed', 'linear' or 'cosine'"),
         ({"weight_schedule": "cosine"}, "weight_schedule=cosine needs weight_end"),
-        ({"weight_end": 0.3}, "weight_end means nothing with weight_schedule=fixed"),
-        ({"weight_schedule": "uncertainty", "weight_end": 0.3}, "means nothing with weight_schedule=uncertainty"),
-        ({"weight_schedule": "uncertainty", "weight": 0.0}, "has to be above 0"),
+        ({"weight_end": 0.3}, "weight_end has no effect with weight_schedule=fixed"),
+        ({"weight_schedule": "uncertainty", "weight_end": 0.3}, "has no effect with weight_schedule=uncertainty"),
+        ({"weight_schedule": "uncertainty", "weight": 0.0}, "needs an initial weight above 0"),
         ({"learnable": False}, "Extra inputs are not permitted"),
     ],
 )

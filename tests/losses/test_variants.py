@@ -361,8 +361,8 @@ def test_settings_survive_being_written_and_read(name: str) -> None:
     [
         ({"loss": "triplet"}, "Input should be 'info_nce'"),
         ({"loss": 3}, "Input should be 'info_nce'"),
-        ({"margin": 0.2}, "margin means nothing to the loss info_nce"),
-        ({"loss": "arc_face", "beta": 1.0}, "beta means nothing to the loss arc_face"),
+        ({"margin": 0.2}, "margin is not an option of the loss info_nce"),
+        ({"loss": "arc_face", "beta": 1.0}, "beta is not an option of the loss arc_face"),
         ({"loss": "arc_face", "margin": 2.0}, "less than or equal to 1.5"),
         ({"loss": "hardness_weighted", "beta": -1.0}, "greater than or equal to 0"),
         ({"loss": "decoupled", "weight_schedule": "uncertainty"}, "never negative"),

@@ -458,7 +458,7 @@ def test_the_hidden_view_is_the_only_negative_of_one_pair() -> None:
 
 @pytest.mark.parametrize("views", [{"gate": True}, {"form": "none", "gate": True}])
 def test_a_gate_without_a_ranking_is_refused(views: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="gate weighs the terms of form=margin"):
+    with pytest.raises(ValidationError, match="gate applies to form=margin only"):
         ViewLossSettings.model_validate(views)
 
 

@@ -1,1 +1,1 @@
-"""Losses that see only tensors: one kernel, and what builds masks and weights for it."""
+"""Contrastive losses on features: one kernel, and the masks and weights for it."""

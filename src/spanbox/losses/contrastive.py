@@ -1,7 +1,7 @@
-"""The loss kernel: a few statistics of each row of logits, and the losses, which are formulas on them.
+"""The loss kernel: statistics of each row of logits, and InfoNCE as a formula on them.
 
-Every kind of negative and every pairing of features only builds the masks that it takes. The statistics are taken from
-a whole matrix here, or tile by tile in `tiled.py` where a matrix would be too large; the formulas do not know which.
+Other modules build the masks of positives and candidates. The statistics come from the whole matrix here, or from tiles
+(`tiled.py`) when the matrix is too large; the formulas are the same.
 
     Q queries (rows)    N candidates (columns)
 """
@@ -16,20 +16,20 @@ from torch.autograd.function import once_differentiable
 
 
 class Statistics(NamedTuple):
-    """What the losses need to know of each row (Q,).
+    """Statistics of each row (Q,) that the losses are computed from.
 
-    A mass is the log of a sum of exponentials. Of no logits at all it is the lowest number of its type, not -inf, so
-    that differences of masses, and their gradients, are never nan.
+    A mass is a log-sum-exp. An empty row has the mass finfo.min, not -inf, so that differences of masses and their
+    gradients are never NaN.
     """
 
-    positive_mass: Tensor  # of the logits of the positives
-    negative_mass: Tensor  # of the logits of the negatives: the candidates that are not positives
-    positive_sum: Tensor  # of the logits of the positives, without exponential
+    positive_mass: Tensor  # of the positives
+    negative_mass: Tensor  # of the negatives: candidates that are not positives
+    positive_sum: Tensor  # sum of the logits of the positives
     positive_count: Tensor  # int64
 
 
 def row_statistics(logits: Tensor, positives: Tensor, candidates: Tensor) -> Statistics:
-    """Statistics of each row, from what `info_nce` takes. Those of the columns come from the transposed matrices."""
+    """Statistics of each row; arguments as for `info_nce`. Pass transposed matrices for the columns."""
     logits = at_least_float32(logits)
     return Statistics(
         log_mass(logits, positives),
@@ -42,16 +42,16 @@ def row_statistics(logits: Tensor, positives: Tensor, candidates: Tensor) -> Sta
 def info_nce(logits: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """InfoNCE of each row over its own set of positives and candidates.
 
-    `-log( sum over positives of exp(logit) / sum over positives and candidates of exp(logit) )`: with one positive the
-    usual cross-entropy, with several the row asks that they hold the mass together.
+    `-log( sum over positives of exp(logit) / sum over positives and candidates of exp(logit) )`. With one positive this
+    is the cross-entropy; several positives share the probability.
 
     Args:
-        logits: (Q, N), similarity over temperature. Half precision is raised to float32.
+        logits: (Q, N), similarity divided by temperature. Half precision is converted to float32.
         positives: (Q, N) bool.
-        candidates: (Q, N) bool, what the positives are contrasted with. Positives take part whether set here or not.
+        candidates: (Q, N) bool, entries of the denominator. Positives are always included.
 
     Returns:
-        Loss of each row (Q,), 0 where a row has no positive, and which rows count (Q,) bool.
+        Loss of each row (Q,), 0 for a row without a positive, and the rows that count (Q,) bool.
 
     Source: van den Oord et al., 2018, eq. 4; several positives as in Miech et al., MIL-NCE, 2020, eq. 1.
     """
@@ -59,37 +59,37 @@ def info_nce(logits: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Ten
 
 
 def info_nce_of(rows: Statistics) -> tuple[Tensor, Tensor]:
-    """`info_nce` from the statistics of the rows: `log(exp(P) + exp(N)) - P`, P and N the masses of a row."""
+    """`info_nce` from row statistics: `log(exp(P) + exp(N)) - P`, with the masses P of positives, N of negatives."""
     counted = rows.positive_count > 0
     return torch.where(counted, -F.logsigmoid(rows.positive_mass - rows.negative_mass), 0.0), counted
 
 
 def mean_over_counted(row_loss: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the rows that count; 0, with a gradient of 0, when there are none."""
+    """Mean over the rows that count; 0 with zero gradient if there are none."""
     return row_loss.sum() / counted.sum().clamp(min=1)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision raised to float32."""
+    """Convert half precision to float32."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def log_mass(logits: Tensor, mask: Tensor) -> Tensor:
-    """Log of the sum of the exponentials of what `mask` allows of each row (Q,), with first derivatives."""
+    """Log-sum-exp of each row (Q,) over the entries in `mask`, with first derivatives."""
     mass: Tensor = _LogMass.apply(logits, mask)  # type: ignore[no-untyped-call]
     return mass
 
 
-def log_mass_gradient(logits: Tensor, mask: Tensor, mass: Tensor, of_mass: Tensor) -> Tensor:
-    """Gradient at the logits (Q, N) from the gradient at the mass of each row (Q,).
+def log_mass_gradient(logits: Tensor, mask: Tensor, mass: Tensor, grad_mass: Tensor) -> Tensor:
+    """Gradient of the logits (Q, N) from the gradient of the mass of each row (Q,).
 
-    The mass may be that of a longer row, of which these logits are a part.
+    The logits may be a part of the rows that the mass belongs to.
     """
-    return torch.where(mask, _exp_(logits - mass[:, None]).mul_(of_mass[:, None]), 0.0)
+    return torch.where(mask, _exp_(logits - mass[:, None]).mul_(grad_mass[:, None]), 0.0)
 
 
 class _LogMass(torch.autograd.Function):
-    """`logsumexp` over a mask: holds no more than its input, and rows without anything do not make nan."""
+    """Masked `logsumexp` that saves only its inputs for the backward pass; empty rows give finfo.min, not NaN."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, mask: Tensor) -> Tensor:
@@ -105,11 +105,11 @@ class _LogMass(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mass: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_mass: Tensor) -> tuple[Tensor, None]:
         logits, mask, mass = ctx.saved_tensors
-        return log_mass_gradient(logits, mask, mass, of_mass), None
+        return log_mass_gradient(logits, mask, mass, grad_mass), None
 
 
 def _exp_(values: Tensor) -> Tensor:
-    """`exp` in place, by base 2: on a processor `torch.exp` is ten times slower where it underflows, as masks do."""
+    """In-place `exp` by base 2: on the CPU `torch.exp` is ten times slower on underflow, as at masked entries."""
     return values.mul_(1 / math.log(2)).exp2_()

@@ -1,6 +1,6 @@
-"""What each level contrasts: which features are its rows and its columns, and by which masks.
+"""Rows, columns and masks of each level.
 
-B pairs    K queries a pair    R keys a pair    V masked views an image    D features
+B pairs    K queries per pair    R keys per pair    V masked views per image    D features
 """
 
 from functools import partial
@@ -16,16 +16,16 @@ from spanbox.structures import Features, Targets
 
 
 class Contrast(NamedTuple):
-    """Queries, which are the rows of a matrix, and keys, which are its columns."""
+    """The queries (rows) and keys (columns) of a similarity matrix, with its masks."""
 
     queries: Tensor  # (B, K, D)
     keys: Tensor  # (B, R, D)
     masks: BlockMasks
-    column_masks: BlockMasks | None = None  # the same positives, and candidates of the columns where these differ
+    column_masks: BlockMasks | None = None  # for the columns as queries, if their candidates differ
 
 
 def coarse_contrast(features: Features, targets: Targets, settings: ViewLossSettings) -> Contrast:
-    """Sentences with images, and with the masked views of these if there are any and they are wanted."""
+    """Sentences against images and, if used, their masked views."""
     text, image = features.text[:, None], features.image[:, None]
     if not (has_views(features) and settings.join_images):
         return Contrast(text, image, partial(sentence_image_masks, targets))
@@ -34,7 +34,7 @@ def coarse_contrast(features: Features, targets: Targets, settings: ViewLossSett
 
 
 def fine_contrast(features: Features, targets: Targets, settings: ViewLossSettings) -> Contrast:
-    """Spans with regions, and with the masked views of the whole image if there are any and they are wanted."""
+    """Spans against regions and, if used, the masked views of the whole image."""
     if not (has_views(features) and settings.negatives):
         return Contrast(features.spans, features.regions, partial(span_region_masks, targets))
     return Contrast(features.spans, _with_views(features.regions, features), partial(span_view_masks, targets))

@@ -1,6 +1,6 @@
-"""The loss of a level, the mean of its two directions: from the whole matrix, in tiles or in strips.
+"""The loss of a level: the mean of its two directions, computed on the whole matrix, in tiles or in strips.
 
-Which way is a matter of memory and of what the loss needs of a row; value and gradient are the same.
+The choice depends on the size of the matrix and on the loss; value and gradient are the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ from spanbox.losses.strips import RowMasks, row_losses, transposed, whole_rows
 from spanbox.losses.tiled import BlockMasks, tiled_statistics
 from spanbox.losses.variants import RowLoss, Rows, StatisticsLoss
 
-MOST_LOGITS = 2**21  # of a matrix held whole, 8 MiB in float32; tiles are as fast from 2**22 on, and smaller
-TILE_SIDE = 1024  # logits; from 256 to 1536 equally fast on a processor, slower above
-STRIP_LOGITS = 2**20  # fastest on a processor; strips of 2**23 take twice as long
+MOST_LOGITS = 2**21  # of a matrix in memory, 8 MiB in float32; from 2**22 on, tiles are as fast
+TILE_SIDE = 1024  # logits; from 256 to 1536 equally fast on a CPU, slower above
+STRIP_LOGITS = 2**20  # fastest on a CPU; strips of 2**23 take twice as long
 
 Selection = Callable[[BlockMasks, Tensor, Tensor], RowMasks]
-"""From masks, queries and keys to masks with fewer candidates, which look at the similarities of whole rows."""
+"""Maps masks, queries and keys to masks with fewer candidates, chosen by the similarities of whole rows."""
 
 
 def both_directions(
@@ -30,12 +30,12 @@ def both_directions(
     options: Mapping[str, Any],
     selection: Selection | None = None,
 ) -> Tensor:
-    """Mean of the losses of the queries among the keys and of the keys among the queries, over the rows that count.
+    """Mean of the loss of the queries against the keys and that of the keys against the queries.
 
     Args:
-        scale: scalar, one over the temperature.
-        options: what the loss takes besides.
-        selection: of negatives, if not all are used.
+        scale: scalar, 1 / temperature.
+        options: further arguments of the loss.
+        selection: choice of negatives, if not all are used.
     """
     if isinstance(loss, StatisticsLoss) and selection is None:
         forward, backward = (loss.formula(statistics) for statistics in _statistics(contrast, scale))
@@ -45,7 +45,7 @@ def both_directions(
 
 
 def _statistics(contrast: Contrast, scale: Tensor) -> tuple[Statistics, Statistics]:
-    """Of the rows and of the columns, from the whole matrix or tile by tile."""
+    """Statistics of the rows and of the columns, from the whole matrix or from tiles."""
     queries, keys, masks, column_masks = contrast
     if queries.shape[:2].numel() * keys.shape[:2].numel() > MOST_LOGITS:
         tile_pairs = max(1, TILE_SIDE // max(queries.shape[1], keys.shape[1]))
@@ -63,7 +63,7 @@ def _in_strips(
     options: Mapping[str, Any],
     selection: Selection | None,
 ) -> list[Rows]:
-    """Losses of the rows and of the columns, from whole rows."""
+    """Losses of the rows and of the columns, computed on whole rows."""
 
     def of_rows(cosines: Tensor, positives: Tensor, candidates: Tensor) -> Rows:
         return loss.function(cosines, scale, positives, candidates, **options)

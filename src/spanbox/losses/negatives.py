@@ -1,9 +1,9 @@
-"""Which negatives a row is contrasted with: all of them, some drawn anew in each step, or those that are most similar.
+"""Choice of the negatives of a row: all, a random sample in each step, or the most similar ones.
 
-Selection narrows the candidates that `positives.py` allows, once the similarities of whole rows are known, so it stands
-between the masks and the losses of `strips.py`. It has no gradient. Rows and columns select for themselves.
+The choice removes candidates from the masks of `positives.py` by the similarities of whole rows, before the losses of
+`strips.py`. It has no gradient. Rows and columns choose separately.
 
-    B pairs    K queries a pair, Q = B*K rows    R keys a pair, M = B*R columns    q rows of some pairs
+    B pairs    K queries per pair, Q = B*K rows    R keys per pair, M = B*R columns    q rows of a block of pairs
 """
 
 from collections.abc import Callable
@@ -21,18 +21,20 @@ from spanbox.settings import Settings
 
 
 class NegativeSettings(Settings):
-    """Which negatives of a level are used. docs/mathematics.md has the rules."""
+    """The negatives of a level. docs/mathematics.md has the rules."""
 
-    per_anchor: int | None = Field(None, ge=1, description="most negatives a row is contrasted with; null for all")
+    per_anchor: int | None = Field(None, ge=1, description="maximum number of negatives per row; null: all")
     choice: Literal["random", "hardest"] = Field(
-        "random", description="which ones: drawn anew in each step, or those with the highest similarity"
+        "random", description="random: a new sample in each step; hardest: those with the highest similarity"
     )
-    start: float = Field(0.0, ge=0, le=1, description="share of the run before which all negatives are used")
+    start: float = Field(
+        0.0, ge=0, le=1, description="share of the run after which the choice starts; until then all negatives are used"
+    )
     false_negative_margin: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="leave out negatives more similar than this share of the best positive's; published 0.95",
+        description="skip negatives above this fraction of the best positive's similarity; published value 0.95",
     )
 
     @property
@@ -41,7 +43,7 @@ class NegativeSettings(Settings):
         return self.per_anchor is not None or self.false_negative_margin is not None
 
     def used_at(self, done: float) -> bool:
-        """Whether negatives are selected when the share `done` of the run is done."""
+        """Whether negatives are selected after the share `done` of the run."""
         return self.used and done >= self.start
 
     @model_validator(mode="after")
@@ -50,7 +52,7 @@ class NegativeSettings(Settings):
             raise ValueError("choice=hardest needs per_anchor, the number of negatives to choose")
         if self.start and not self.used:
             raise ValueError(
-                "start means nothing without per_anchor or false_negative_margin: set one, or leave it out"
+                "start has no effect without per_anchor or false_negative_margin: set one of them, or remove start"
             )
         return self
 
@@ -58,10 +60,10 @@ class NegativeSettings(Settings):
 def selected(
     settings: NegativeSettings, generator: torch.Generator, masks: BlockMasks, queries: Tensor, keys: Tensor
 ) -> RowMasks:
-    """`masks` with no more than the selected negatives among the candidates.
+    """`masks` with only the selected negatives among the candidates.
 
     Args:
-        generator: of the processor, and in the same state on every rank; advanced by a random choice.
+        generator: on the CPU, in the same state on every rank; advanced by a random choice.
         masks: positives and candidates of any block.
         queries: (B, K, D) and
         keys: (B, R, D), for their shapes and device.
@@ -83,24 +85,26 @@ def selected(
 def likely_positives(cosines: Tensor, positives: Tensor, margin: float) -> Tensor:
     """Columns (q, M) bool that are more similar to a row than `margin` times its most similar positive.
 
-    Where that positive's similarity is not above 0, or there is none, there are no such columns: what has not been
-    learned yet is no measure.
+    Rows whose best positive is not above 0, or that have none, give no such columns: an untrained positive is no usable
+    reference.
 
     Source: Moreira et al., NV-Retriever, 2024, TopK-PercPos.
     """
-    best = F.pad(torch.where(positives, cosines, 0.0), (0, 1)).amax(dim=1, keepdim=True)  # never of no column
+    best = F.pad(torch.where(positives, cosines, 0.0), (0, 1)).amax(
+        dim=1, keepdim=True
+    )  # padded, so that amax has a column
     return (best > 0) & (cosines > margin * best)
 
 
 def highest(order: Tensor, allowed: Tensor, most: int) -> Tensor:
-    """The `most` columns (q, M) bool of each row that stand highest in `order`, or all that are allowed if fewer."""
+    """The `most` allowed columns (q, M) bool of each row with the highest `order`, or all if there are fewer."""
     limits = torch.finfo(order.dtype) if order.is_floating_point() else torch.iinfo(order.dtype)
     columns = torch.where(allowed, order, limits.min).topk(min(most, order.shape[1]), dim=1).indices
     return torch.zeros_like(allowed).scatter_(1, columns, True) & allowed
 
 
 Order = Callable[[slice, Tensor], Tensor]
-"""What the columns (q, M) of the rows of some pairs are chosen by, from their similarities (q, M)."""
+"""Maps a block of pairs and its similarities (q, M) to the values (q, M) that columns are ranked by."""
 
 
 def _by_similarity(rows: slice, cosines: Tensor) -> Tensor:
@@ -108,12 +112,13 @@ def _by_similarity(rows: slice, cosines: Tensor) -> Tensor:
 
 
 def _random_order(generator: torch.Generator, queries: Tensor, keys: Tensor) -> Order:
-    """Every row and every column has a random number, and their products, which overflow, order a row's columns.
+    """Rank columns by the product, modulo 2^64, of a random number per row and one per column.
 
-    So strips of any size, their backward passes and devices of any kind choose alike, and no matrix is held for it.
+    The choice is the same for strips of any size, in the backward pass and on any device, and needs no matrix of random
+    numbers.
     """
-    of_rows, of_columns = (
+    row_numbers, column_numbers = (
         torch.randint(-(2**63), 2**63 - 1, features.shape[:2], generator=generator).to(features.device)
         for features in (queries, keys)
     )
-    return lambda rows, _: of_rows[rows].flatten()[:, None] * of_columns.flatten()
+    return lambda rows, _: row_numbers[rows].flatten()[:, None] * column_numbers.flatten()

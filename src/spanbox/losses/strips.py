@@ -1,9 +1,9 @@
-"""Losses that need whole rows of a matrix that is too large to be held: strip by strip, forwards and backwards.
+"""Losses on whole rows of a similarity matrix, computed in strips of rows to save memory.
 
-A strip of rows is computed, reduced to the losses of its rows, and computed once more for its gradient. So memory is
-that of one strip, as with the tiles of `tiled.py`; unlike there, rows and columns need a pass each.
+The forward pass reduces each strip to the losses of its rows; the backward pass computes the strip again for the
+gradient. Only one strip is in memory at a time. Unlike the tiles of `tiled.py`, rows and columns need a pass each.
 
-    B pairs    K queries a pair, Q = B*K rows    R keys a pair, M = B*R columns    D features
+    B pairs    K queries per pair, Q = B*K rows    R keys per pair, M = B*R columns    D features
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,23 +18,23 @@ from spanbox.losses.positives import WHOLE
 from spanbox.losses.tiled import BlockMasks
 
 RowMasks = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
-"""Positives and candidates, both (q, M) bool, of the rows of some pairs, from their similarities (q, M), detached."""
+"""Maps a block of pairs and its detached similarities (q, M) to positives and candidates (q, M) bool."""
 
 LossOfRows = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From similarities, positives and candidates of some rows, to their losses and which of them count."""
+"""Maps similarities, positives and candidates of some rows to their losses and the rows that count."""
 
 
 def row_losses(
     queries: Tensor, keys: Tensor, masks: RowMasks, loss: LossOfRows, learned: Sequence[Tensor], strip_pairs: int
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each row (Q,) of `queries @ keys.T`, and which rows count (Q,) bool, with first derivatives.
+    """Loss of each row (Q,) of `queries @ keys.T` and the rows that count (Q,) bool, with first derivatives.
 
     Args:
-        queries: (B, K, D). Half precision is raised to float32.
+        queries: (B, K, D). Half precision is converted to float32.
         keys: (B, R, D) of the same type.
-        masks: positives and candidates of any rows; asked again in the backward pass, and to answer the same.
-        learned: what else `loss` computes with and may have a gradient.
-        strip_pairs: how many pairs of queries a strip has; the last one may have fewer.
+        masks: positives and candidates of a block of rows; called again in the backward pass, so must be deterministic.
+        learned: other inputs of `loss` that may need a gradient.
+        strip_pairs: pairs of queries per strip; the last strip may have fewer.
     """
     queries, keys = at_least_float32(queries), at_least_float32(keys)
     if strip_pairs >= len(queries):
@@ -46,12 +46,12 @@ def row_losses(
 
 
 def whole_rows(masks: BlockMasks) -> RowMasks:
-    """The masks of whole rows, whatever the similarities."""
+    """Masks of whole rows that do not depend on the similarities."""
     return lambda rows, _: masks(rows, WHOLE)
 
 
 def transposed(masks: BlockMasks) -> BlockMasks:
-    """The masks of the same matrix with rows and columns exchanged."""
+    """Masks of the transposed matrix."""
 
     def exchanged(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         positives, candidates = masks(columns, rows)
@@ -81,21 +81,21 @@ class _RowLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, *learned = ctx.saved_tensors
         flat_keys = keys.flatten(0, 1)
-        of_losses = of_losses.reshape(queries.shape[:2])
-        of_queries, of_keys = torch.zeros_like(queries), torch.zeros_like(flat_keys)
-        of_learned = [torch.zeros_like(value) for value in learned]
+        grad_losses = grad_losses.reshape(queries.shape[:2])
+        grad_queries, grad_keys = torch.zeros_like(queries), torch.zeros_like(flat_keys)
+        grad_learned = [torch.zeros_like(value) for value in learned]
         for rows in _strips(len(queries), ctx.strip_pairs):
             own = queries[rows].flatten(0, 1)
             cosines = own @ flat_keys.T
             row_masks = ctx.masks(rows, cosines)
             with torch.enable_grad():
                 losses, _ = ctx.loss(cosines.requires_grad_(), *row_masks)
-            of_cosines, *shares = torch.autograd.grad(losses, [cosines, *learned], of_losses[rows].flatten())
-            of_queries[rows] = (of_cosines @ flat_keys).unflatten(0, queries[rows].shape[:2])
-            of_keys.addmm_(of_cosines.T, own)
-            for value, share in zip(of_learned, shares, strict=True):
-                value += share
-        return of_queries, of_keys.reshape(keys.shape), None, None, None, *of_learned
+            grad_cosines, *gradients = torch.autograd.grad(losses, [cosines, *learned], grad_losses[rows].flatten())
+            grad_queries[rows] = (grad_cosines @ flat_keys).unflatten(0, queries[rows].shape[:2])
+            grad_keys.addmm_(grad_cosines.T, own)
+            for value, gradient in zip(grad_learned, gradients, strict=True):
+                value += gradient
+        return grad_queries, grad_keys.reshape(keys.shape), None, None, None, *grad_learned

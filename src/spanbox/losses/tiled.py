@@ -1,10 +1,10 @@
-"""The statistics of a matrix of logits that is too large to be held: tile by tile, forwards and backwards.
+"""Row and column statistics of a matrix of logits, computed in tiles without the full matrix.
 
-A running sum for each row and each column takes the place of the matrix, and the gradient computes each tile once more,
-so memory grows with the batch and not with its square. A tile serves its rows and its columns, so both directions of a
-contrastive loss cost one pass. The losses themselves are the formulas of `contrastive.py`, as for a whole matrix.
+The forward pass keeps a running log-sum-exp per row and column; the backward pass computes each tile again. Memory
+grows linearly with the batch. Each tile serves its rows and its columns, so both directions take one pass. The losses
+are the formulas of `contrastive.py`.
 
-    B pairs    K queries a pair, Q = B*K rows    R keys a pair, M = B*R columns    D features
+    B pairs    K queries per pair, Q = B*K rows    R keys per pair, M = B*R columns    D features
 
 Source: the tiles and the running log-sum-exp of Cheng et al., Breaking the Memory Barrier (Inf-CL), 2024, section 3.1.
 """
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from spanbox.losses.contrastive import Statistics, at_least_float32, log_mass, log_mass_gradient
 
 BlockMasks = Callable[[slice, slice], tuple[Tensor, Tensor]]
-"""Positives and candidates, both (b*K, c*R) bool, between the queries of a slice of b pairs and the keys of c pairs."""
+"""Maps b pairs of queries and c pairs of keys (slices) to positives and candidates, both (b*K, c*R) bool."""
 
 
 def tiled_statistics(
@@ -34,12 +34,12 @@ def tiled_statistics(
     """Statistics of the rows (Q,) and of the columns (M,) of `scale * queries @ keys.T`, with first derivatives.
 
     Args:
-        queries: (B, K, D). Half precision is raised to float32.
+        queries: (B, K, D). Half precision is converted to float32.
         keys: (B, R, D) of the same type.
-        scale: scalar, one over the temperature.
+        scale: scalar, 1 / temperature.
         masks: positives and candidates of any block.
-        tile_pairs: how many pairs a tile has on either side; the last ones may be smaller.
-        column_masks: the same positives, and the candidates of the columns, where these differ from those of the rows.
+        tile_pairs: pairs per side of a tile; the last ones may have fewer.
+        column_masks: the masks for the columns, if their candidates differ from those of the rows.
     """
     scaled = scale * at_least_float32(queries)
     values = _TiledStatistics.apply(scaled, at_least_float32(keys), masks, column_masks, tile_pairs)  # type: ignore[no-untyped-call]
@@ -52,9 +52,9 @@ class _Tile(NamedTuple):
     rows: slice  # of the Q
     columns: slice  # of the M
     logits: Tensor  # (q, m)
-    positives: Tensor | None  # (q, m) bool; most tiles of a large batch have none and are spared the work
-    negatives: Tensor  # (q, m) bool, of the rows
-    column_negatives: Tensor  # (q, m) bool
+    positives: Tensor | None  # (q, m) bool; None if the tile has none, as most tiles of a large batch
+    negatives: Tensor  # (q, m) bool, for the rows
+    column_negatives: Tensor  # (q, m) bool, for the columns
 
     def transposed(self) -> "_Tile":
         positives = None if self.positives is None else self.positives.T
@@ -81,7 +81,7 @@ def _tiles(
 
 
 class _TiledStatistics(torch.autograd.Function):
-    """From queries, which hold the scale, and keys to the fields of both `Statistics`, rows first."""
+    """Maps scaled queries and keys to the fields of both `Statistics`, rows first."""
 
     @staticmethod
     def forward(
@@ -92,7 +92,7 @@ class _TiledStatistics(torch.autograd.Function):
         column_masks: BlockMasks | None,
         tile_pairs: int,
     ) -> tuple[Tensor, ...]:
-        rows, columns = _of_nothing(queries), _of_nothing(keys)
+        rows, columns = _empty_statistics(queries), _empty_statistics(keys)
         for tile in _tiles(queries, keys, masks, column_masks, tile_pairs):
             _add(rows, tile)
             _add(columns, tile.transposed())
@@ -106,17 +106,17 @@ class _TiledStatistics(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, *masses = ctx.saved_tensors
         flat_queries, flat_keys = queries.flatten(0, 1), keys.flatten(0, 1)
-        of_queries, of_keys = torch.zeros_like(flat_queries), torch.zeros_like(flat_keys)
+        grad_queries, grad_keys = torch.zeros_like(flat_queries), torch.zeros_like(flat_keys)
         for tile in _tiles(queries, keys, *ctx.tiling):
-            of_logits = _gradient(tile, masses[:2], gradients[:3])
-            of_logits += _gradient(tile.transposed(), masses[2:], gradients[4:7]).T
-            of_queries[tile.rows] += of_logits @ flat_keys[tile.columns]
-            of_keys[tile.columns] += of_logits.T @ flat_queries[tile.rows]
-        return of_queries.reshape(queries.shape), of_keys.reshape(keys.shape), None, None, None
+            grad_logits = _gradient(tile, masses[:2], gradients[:3])
+            grad_logits += _gradient(tile.transposed(), masses[2:], gradients[4:7]).T
+            grad_queries[tile.rows] += grad_logits @ flat_keys[tile.columns]
+            grad_keys[tile.columns] += grad_logits.T @ flat_queries[tile.rows]
+        return grad_queries.reshape(queries.shape), grad_keys.reshape(keys.shape), None, None, None
 
 
-def _of_nothing(features: Tensor) -> Statistics:
-    """Statistics of rows or columns before the first tile."""
+def _empty_statistics(features: Tensor) -> Statistics:
+    """Statistics of empty rows or columns, before the first tile."""
     number = features.shape[:2].numel()
     lowest = torch.finfo(features.dtype).min
     return Statistics(
@@ -128,7 +128,7 @@ def _of_nothing(features: Tensor) -> Statistics:
 
 
 def _add(total: Statistics, tile: _Tile) -> None:
-    """Take the rows of a tile into the running statistics, in place."""
+    """Add the rows of a tile to the running statistics, in place."""
     here = Statistics(*(values[tile.rows] for values in total))
     torch.logaddexp(here.negative_mass, log_mass(tile.logits, tile.negatives), out=here.negative_mass)
     if tile.positives is not None:
@@ -137,13 +137,13 @@ def _add(total: Statistics, tile: _Tile) -> None:
         here.positive_count.add_(tile.positives.sum(dim=1))
 
 
-def _gradient(tile: _Tile, masses: Sequence[Tensor], of: Sequence[Tensor]) -> Tensor:
-    """Gradient at the logits of a tile, from those at the masses of positives and negatives and at the sums of rows."""
-    (positive_mass, negative_mass), (of_positive, of_negative, of_sum) = (
-        [values[tile.rows] for values in group] for group in (masses, of)
+def _gradient(tile: _Tile, masses: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    """Gradient of the logits of a tile from the gradients of the masses and sums of its rows."""
+    (positive_mass, negative_mass), (grad_positive, grad_negative, grad_sum) = (
+        [values[tile.rows] for values in group] for group in (masses, grads)
     )
-    gradient = log_mass_gradient(tile.logits, tile.negatives, negative_mass, of_negative)
+    gradient = log_mass_gradient(tile.logits, tile.negatives, negative_mass, grad_negative)
     if tile.positives is not None:
-        gradient += log_mass_gradient(tile.logits, tile.positives, positive_mass, of_positive)
-        gradient += torch.where(tile.positives, of_sum[:, None], 0.0)
+        gradient += log_mass_gradient(tile.logits, tile.positives, positive_mass, grad_positive)
+        gradient += torch.where(tile.positives, grad_sum[:, None], 0.0)
     return gradient

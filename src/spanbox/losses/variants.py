@@ -1,7 +1,7 @@
-"""The losses that a level can have, by name: formulas on the kernel's statistics, or on whole rows of similarities.
+"""The losses by name: formulas on row statistics, or functions of whole rows of similarities.
 
-Every loss takes the same positives and candidates and gives a loss for each row, 0 where the row does not count, and
-which rows count. docs/mathematics.md writes them in one notation.
+Each takes positives and candidates and returns the loss of each row, 0 for rows that do not count, and the rows that
+count. docs/mathematics.md gives all formulas in one notation.
 
     Q queries (rows)    N candidates (columns)
 """
@@ -19,14 +19,13 @@ from spanbox.losses.contrastive import Statistics, info_nce, info_nce_of, log_ma
 
 LossName = Literal["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"]
 Rows = tuple[Tensor, Tensor]
-"""Loss of each row (Q,), 0 where it does not count, and which rows count (Q,) bool."""
+"""Loss of each row (Q,), 0 for rows that do not count, and the rows that count (Q,) bool."""
 
 
 def sup_con_of(rows: Statistics) -> Rows:
-    """Supervised contrastive loss: `log(exp(P) + exp(N)) - S / n`, S the sum of the logits of n positives.
+    """Supervised contrastive loss: `log(exp(P) + exp(N)) - S / n`, with the sum S of the logits of n positives.
 
-    Each positive has a cross-entropy of its own and their mean is taken: all of them are pulled, where InfoNCE is
-    content with the nearest.
+    The mean of one cross-entropy per positive, so all positives are pulled; InfoNCE is satisfied with the nearest.
 
     Source: Khosla et al., 2020, eq. 2 (the mean over positives outside of the logarithm).
     """
@@ -36,9 +35,9 @@ def sup_con_of(rows: Statistics) -> Rows:
 
 
 def decoupled_of(rows: Statistics) -> Rows:
-    """Decoupled contrastive loss: `N - S / n`, the denominator without the positives. It may be negative.
+    """Decoupled contrastive loss: `N - S / n`, without positives in the denominator. It can be negative.
 
-    A row that is right already is not pushed less for it. One without negatives does not count.
+    The gradient does not shrink for rows that are already right. Rows without negatives do not count.
 
     Source: Yeh et al., Decoupled Contrastive Learning, 2022, the loss L_DC of section 3; the mean over several
     positives as in `sup_con_of`.
@@ -53,14 +52,14 @@ def _mean_positive(rows: Statistics) -> Tensor:
 
 
 def sigmoid(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, bias: Tensor) -> Rows:
-    """Sigmoid loss: every pair is a question of its own, answered yes or no from `scale * cosine + bias`.
+    """Sigmoid loss: a binary classification of every entry by `scale * cosine + bias`.
 
-    The sum over the row, as the source divides by the number of rows and not of pairs. A row counts when it has a
-    positive.
+    Summed over the row, since the source divides by the number of rows, not of entries. Rows without a positive do not
+    count.
 
     Args:
         cosines: (Q, N) float32 or wider.
-        scale: scalar, one over the temperature.
+        scale: scalar, 1 / temperature.
         positives, candidates: (Q, N) bool, as for `info_nce`.
         bias: scalar.
 
@@ -73,7 +72,7 @@ def sigmoid(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tenso
 
 
 def arc_face(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, margin: float) -> Rows:
-    """InfoNCE whose positives stand `margin` radians further from the query than they do.
+    """InfoNCE with `margin` radians added to the angle of each positive.
 
     Args: as for `sigmoid`.
 
@@ -84,19 +83,19 @@ def arc_face(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tens
 
 
 def with_margin(cosines: Tensor, margin: float) -> Tensor:
-    """`cos(angle + margin)`; where the sum passes 180 degrees, and its cosine would rise again,
-    `cos(angle) - margin * sin(margin)`, as in the authors' code."""
-    sines = (1 - cosines**2).clamp(min=torch.finfo(cosines.dtype).eps).sqrt()  # at 0 the root has no derivative
+    """`cos(angle + margin)`, or `cos(angle) - margin * sin(margin)` where the sum exceeds 180 degrees, as in the
+    authors' code."""
+    sines = (1 - cosines**2).clamp(min=torch.finfo(cosines.dtype).eps).sqrt()  # the root has no derivative at 0
     moved = cosines * math.cos(margin) - sines * math.sin(margin)
     return torch.where(cosines > -math.cos(margin), moved, cosines - margin * math.sin(margin))
 
 
 def hardness_weighted(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, beta: float) -> Rows:
-    """InfoNCE whose negatives weigh more the more similar they are: by `exp(beta * logit)`, with a mean of 1 in a row.
+    """InfoNCE with negatives weighted by `exp(beta * logit)`, normalised to a mean of 1 per row.
 
     With weights w of n negatives the sum of `w * exp(logit)` is `n * sum(exp((1 + beta) * logit)) / sum(exp(beta *
     logit))`, so its logarithm is a difference of masses. The gradient passes through the weights, as in the authors'
-    code. Their correction for negatives that are positives in truth is left out: ids tell them here.
+    code. Their correction for false negatives is omitted, because ids identify them here.
 
     Args: as for `sigmoid`.
 
@@ -112,12 +111,12 @@ def hardness_weighted(cosines: Tensor, scale: Tensor, positives: Tensor, candida
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """A row of the table of losses.
+    """An entry of the table of losses.
 
     Attributes:
-        summary, source: in words.
-        temperature: where it starts unless the config says otherwise.
-        options: the settings that this loss has besides, with their published values.
+        summary, source: text for `spanbox losses`.
+        temperature: initial temperature if the config gives none.
+        options: further settings of this loss with their published values.
     """
 
     summary: str
@@ -128,18 +127,18 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsLoss(Loss):
-    """A loss that needs no more of a row than its statistics, which tiles can give too."""
+    """A loss that depends only on row statistics, so it can be computed in tiles."""
 
     formula: Callable[[Statistics], Rows]
 
     def function(self, cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor) -> Rows:
-        """From the similarities of whole rows, as a `RowLoss` takes them."""
+        """The loss on similarities of whole rows, with the signature of `RowLoss.function`."""
         return self.formula(row_statistics(scale * cosines, positives, candidates))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowLoss(Loss):
-    """A loss that needs the similarities of a row: `function(cosines, scale, positives, candidates, **options)`."""
+    """A loss on the similarities of whole rows: `function(cosines, scale, positives, candidates, **options)`."""
 
     function: Callable[..., Rows]
 
@@ -147,35 +146,35 @@ class RowLoss(Loss):
 LOSSES: dict[str, StatisticsLoss | RowLoss] = {
     "info_nce": StatisticsLoss(
         formula=info_nce_of,
-        summary="the positives together hold the mass of all candidates",
+        summary="softmax over candidates; several positives share the probability",
         source="van den Oord et al., 2018, eq. 4; Miech et al., 2020, eq. 1",
     ),
     "sup_con": StatisticsLoss(
         formula=sup_con_of,
-        summary="every positive by itself holds the mass, and the mean is taken",
+        summary="supervised contrastive: mean of one cross-entropy per positive",
         source="Khosla et al., 2020, eq. 2",
     ),
     "decoupled": StatisticsLoss(
         formula=decoupled_of,
-        summary="like sup_con, with only the negatives in the denominator",
+        summary="sup_con without positives in the denominator",
         source="Yeh et al., 2022, section 3",
     ),
     "sigmoid": RowLoss(
         function=sigmoid,
-        summary="every pair by itself is told to be a positive or not",
+        summary="binary classification of every entry as positive or negative",
         source="Zhai et al., 2023, section 3.2",
         temperature=0.1,
         options={"bias": -10.0},
     ),
     "arc_face": RowLoss(
         function=arc_face,
-        summary="info_nce whose positives have to be nearer by an angle",
+        summary="info_nce with an additive angular margin for positives",
         source="Deng et al., 2019, eq. 3",
         options={"margin": 0.5},
     ),
     "hardness_weighted": RowLoss(
         function=hardness_weighted,
-        summary="info_nce whose negatives weigh more the more similar they are",
+        summary="info_nce with negatives weighted by similarity",
         source="Robinson et al., 2021, section 3",
         options={"beta": 1.0},
     ),

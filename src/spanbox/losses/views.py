@@ -1,11 +1,11 @@
-"""What masked views of the images are for: the view that hides what is named is the hardest negative that there is.
+"""Masked views in the losses: a view that hides an entity is a hard negative of the text that names it.
 
-A view says of a sentence, and of each of its spans, that it keeps (1) or hides (-1) what is named, or neither (0). Such
-views join the keys of a level (`sentence_view_masks`, `span_view_masks`), or are ranked below the image that they were
-made from (`ranking_loss`). A view meets the texts of its own pair alone: being masked shall give nothing away.
+For the sentence and for each span, a view keeps (1) or hides (-1) the named entities, or neither (0). Views are further
+keys of a level (`sentence_view_masks`, `span_view_masks`), or are ranked below their image (`ranking_loss`). A view is
+contrasted only with the texts of its own pair, so that masking is not a cue.
 
-    B pairs    K spans a sentence    R regions an image    V views an image    D features
-    b pairs of the rows    c pairs of the columns
+    B pairs    K spans per sentence    R regions per image    V views per image    D features
+    b pairs in the rows    c pairs in the columns
 """
 
 from typing import Literal
@@ -22,37 +22,41 @@ from spanbox.structures import Features, Targets
 
 
 class ViewLossSettings(Settings):
-    """What masked views are used for, when the data has any. docs/mathematics.md has the formulas."""
+    """Use of the masked views, if the data has any. docs/mathematics.md has the formulas."""
 
     form: Literal["candidate", "margin", "none"] = Field(
         "candidate",
-        description="views that hide what is named are: further negatives of it in the level's loss (candidate), "
-        "ranked below the whole image by a term of their own (margin), or not used, nor any other view (none)",
+        description="views that hide an entity are: candidate: negatives in the loss of the level; margin: ranked "
+        "below the whole image by a separate loss term; none: no view is used",
     )
-    positives: bool = Field(True, description="views that keep all that a sentence names are positives of it")
-    margin: float = Field(0.2, ge=0, le=2, description="margin alone: by how much, as a cosine, the image has to lead")
-    weight: float = Field(1.0, ge=0, description="margin alone: weight of the term in the total")
-    gate: bool = Field(False, description="margin alone: learn which views to rely on")
+    positives: bool = Field(True, description="views that keep all entities of a sentence are its positives")
+    margin: float = Field(
+        0.2, ge=0, le=2, description="form=margin only: required lead of the image, as a difference of cosines"
+    )
+    weight: float = Field(1.0, ge=0, description="form=margin only: weight of the term in the total loss")
+    gate: bool = Field(False, description="form=margin only: learn a weight for each view")
 
     @property
     def negatives(self) -> bool:
-        """Whether views that hide what is named are negatives in the losses of the levels."""
+        """Whether views that hide an entity are negatives in the losses of the levels."""
         return self.form == "candidate"
 
     @property
     def join_images(self) -> bool:
-        """Whether the coarse level has use for views."""
+        """Whether the coarse level uses views."""
         return self.form == "candidate" or (self.form == "margin" and self.positives)
 
     @property
     def ranked(self) -> bool:
-        """Whether views have a term of their own."""
+        """Whether there is a separate loss term for views."""
         return self.form == "margin" and self.weight > 0
 
     @model_validator(mode="after")
     def _meaningful(self) -> "ViewLossSettings":
         if self.gate and not self.ranked:
-            raise ValueError("gate weighs the terms of form=margin: take that form with a weight, or set gate to false")
+            raise ValueError(
+                "gate applies to form=margin only: use that form with a weight above 0, or set gate to false"
+            )
         return self
 
 
@@ -67,13 +71,13 @@ def sentence_view_masks(
     """Positives and candidates (b, c*(1+V)) bool between the sentences of some pairs and the images of others, each
     followed by its views. Images as in `sentence_image_masks`.
 
-    - A sentence's own views are positives if they keep what it names, negatives if they hide it, else nothing.
-    - Views of other pairs are not contrasted with a sentence.
+    - Own views of a sentence are positives if they keep its entities, negatives if they hide one, else left out.
+    - Views of other pairs are left out.
 
     Args:
         rows, columns: as in `sentence_image_masks`.
-        of_columns: the candidates of the columns instead. There a view that keeps what is named is a query among the
-            sentences, contrasted with those that its image is contrasted with. One that hides it has no positive.
+        of_columns: return the candidates for the columns as queries. There a view that keeps the entities has the same
+            candidates as its image; a view that hides one has no positive.
     """
     positives, candidates = sentence_image_masks(targets, rows, columns)
     keeps, hides = _sentence_meaning(targets, settings, columns)
@@ -92,7 +96,7 @@ def span_view_masks(targets: Targets, rows: slice = WHOLE, columns: slice = WHOL
     """Positives and candidates (b*K, c*(R+V)) bool between the spans of some pairs and the regions of others, each
     image's followed by its views. Regions as in `span_region_masks`.
 
-    A span that has a region is contrasted with the views of its own image that hide what it names. No view is a
+    Views of the own image that hide a span's entity are negatives of the span, if it has a region. No view is a
     positive of a span.
     """
     hides = hidden_from_spans(targets[rows])[:, :, None, :]  # (b, K, 1, V)
@@ -106,17 +110,17 @@ def span_view_masks(targets: Targets, rows: slice = WHOLE, columns: slice = WHOL
 
 
 def hidden_from_spans(targets: Targets) -> Tensor:
-    """(B, K, V) bool: the views that hide what a span names, of spans that have a region."""
-    assert targets.view_spans is not None, "features of views come with what they mean"
+    """(B, K, V) bool: views that hide the entity of a span, for spans with a region."""
+    assert targets.view_spans is not None, "features of views need view_spans"
     has_region = linked_regions(targets).any(dim=2)
     return (targets.view_spans == -1).transpose(1, 2) & has_region[:, :, None]
 
 
 class Gate(nn.Module):
-    """How much to rely on each view for each text: `sigmoid(w . [view; text] + b)`, over its mean.
+    """Learned weight of each view for each text: `sigmoid(w . [view; text] + b)`, divided by its mean.
 
-    The weights have a mean of 1, so closing all gates gains nothing. Features get no gradient from them. At the start
-    all weights are 1.
+    The mean of the weights is 1, so closing all gates does not lower the loss. Features get no gradient from the gate.
+    All weights are 1 at the start.
     """
 
     def __init__(self, dim: int) -> None:
@@ -126,9 +130,9 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, views: Tensor, texts: Tensor, used: Tensor) -> Tensor:
-        """Weights (B, K, V) of views (B, V, D) for texts (B, K, D), with a mean of 1 over those that are used."""
+        """Weights (B, K, V) of views (B, V, D) for texts (B, K, D), with a mean of 1 over the used ones."""
         logits = (views.detach() @ self.of_view)[:, None, :] + (texts.detach() @ self.of_text)[:, :, None] + self.bias
-        # As a softmax of logarithms, because gates that close together would leave nothing to divide by.
+        # A softmax of logarithms, because the mean of the gates may underflow.
         log_gates = torch.where(used, F.logsigmoid(logits), torch.finfo(logits.dtype).min)
         return used.sum() * log_gates.flatten().softmax(dim=0).reshape(log_gates.shape)
 
@@ -136,15 +140,15 @@ class Gate(nn.Module):
 def ranking_loss(
     queries: Tensor, best: Tensor, views: Tensor, hides: Tensor, margin: float, gate: Gate | None
 ) -> Tensor:
-    """Mean of `relu(margin - best + similarity to the view)` over the views that hide what a text names; 0 of none.
+    """Mean of `relu(margin - best + similarity to the view)` over the views that hide an entity; 0 if there are none.
 
     Args:
         queries: texts (B, K, D).
-        best: similarity (B, K) of each text to what shows it.
+        best: similarity (B, K) of each text with its image or its best region.
         views: (B, V, D).
         hides: (B, K, V) bool.
-        margin: by how much `best` has to be ahead.
-        gate: weights of the terms, if they are learned.
+        margin: required lead of `best`.
+        gate: learned weights of the terms, if used.
     """
     terms = (margin - best[:, :, None] + queries @ views.transpose(1, 2)).relu()
     if gate:
@@ -153,7 +157,7 @@ def ranking_loss(
 
 
 def sentence_ranking(features: Features, targets: Targets, settings: ViewLossSettings, gate: Gate | None) -> Tensor:
-    """`ranking_loss` of the sentences: the whole image ahead of its views that hide something that is named."""
+    """`ranking_loss` of the sentences: the whole image above its views that hide an entity."""
     assert features.views is not None
     best = (features.text * features.image).sum(dim=1, keepdim=True)
     hides = (_view_sentence(targets) == -1)[:, None, :]
@@ -161,21 +165,21 @@ def sentence_ranking(features: Features, targets: Targets, settings: ViewLossSet
 
 
 def span_ranking(features: Features, targets: Targets, settings: ViewLossSettings, gate: Gate | None) -> Tensor:
-    """`ranking_loss` of the spans: the best of a span's own regions ahead of the views that hide what it names."""
+    """`ranking_loss` of the spans: the best region of a span above the views that hide its entity."""
     assert features.views is not None
     cosines = features.spans @ features.regions.transpose(1, 2)
     linked = torch.where(linked_regions(targets), cosines, -1.0)
-    best = F.pad(linked, (0, 1), value=-1.0).amax(dim=2)  # never of no region
+    best = F.pad(linked, (0, 1), value=-1.0).amax(dim=2)  # padded, so that amax has a region
     return ranking_loss(features.spans, best, features.views, hidden_from_spans(targets), settings.margin, gate)
 
 
 def _sentence_meaning(targets: Targets, settings: ViewLossSettings, columns: slice) -> tuple[Tensor, Tensor]:
-    """Views (c, V) bool that keep what their sentence names, and that hide some of it, as far as they are used."""
+    """Views (c, V) bool that keep all entities of their sentence, and views that hide one; all False if not used."""
     meaning = _view_sentence(targets)[columns]
     nothing = torch.zeros_like(meaning, dtype=torch.bool)
     return meaning == 1 if settings.positives else nothing, meaning == -1 if settings.negatives else nothing
 
 
 def _view_sentence(targets: Targets) -> Tensor:
-    assert targets.view_sentence is not None, "features of views come with what they mean"
+    assert targets.view_sentence is not None, "features of views need view_sentence"
     return targets.view_sentence
