@@ -1,8 +1,7 @@
-"""Boxes and what is cut out of feature maps by them.
+"""Box arithmetic, RoIAlign, and the coverage of boxes by masks.
 
-Inside the program a box is `[x0, y0, x1, y1]`, float32, normalised to [0, 1] of the image as shown; x to the right,
-y down, (x1, y1) exclusive. Pixels appear where data enters (`normalise_boxes`) and where pictures are drawn
-(`denormalise_boxes`), nowhere else.
+Inside the program a box is `[x0, y0, x1, y1]`, float32, normalised to [0, 1] of the image as displayed; x to the right,
+y down, (x1, y1) exclusive. Boxes are in pixels only in files (`normalise_boxes`) and in drawings (`denormalise_boxes`).
 """
 
 import torch
@@ -20,17 +19,17 @@ def denormalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor) -> Tensor:
-    """Boxes (..., 4) cut at the border of the image; one that lies outside it gets no area."""
+    """Boxes (..., 4) clipped to the image; a box outside it gets zero area."""
     return boxes.clamp(0.0, 1.0)
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Area (...) of boxes (..., 4) as a fraction of the image; 0 for inverted ones."""
+    """Area (...) of boxes (..., 4) as a fraction of the image; 0 for inverted boxes."""
     return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(min=0)
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union (..., N, M) of boxes (..., N, 4) and (..., M, 4); 0 where neither has an area."""
+    """Intersection over union (..., N, M) of boxes (..., N, 4) and (..., M, 4); 0 if both areas are 0."""
     low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
     high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
     intersection = box_area(torch.cat([low, high], dim=-1))
@@ -39,7 +38,7 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def expand_boxes(boxes: Tensor, margin: float) -> Tensor:
-    """Boxes (..., 4) grown on each side by `margin` of their own width and height, clipped to the image."""
+    """Boxes (..., 4) expanded on each side by `margin` times their width and height, clipped to the image."""
     size = boxes[..., 2:] - boxes[..., :2]
     return clip_boxes(torch.cat([boxes[..., :2] - margin * size, boxes[..., 2:] + margin * size], dim=-1))
 
@@ -47,8 +46,8 @@ def expand_boxes(boxes: Tensor, margin: float) -> Tensor:
 def cell_shares(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     """Shares (..., grid) of each box's height in the rows, and of its width in the columns, of a square grid.
 
-    Boxes (..., 4) are normalised and clipped; one without height (width) has no share of any row (column). The share of
-    a box's area in the cell at (y, x) is the product of its shares of row y and of column x.
+    Boxes (..., 4) are normalised and clipped; the shares of a box without height (width) are 0. The share of a box's
+    area in the cell at (y, x) is the product of its shares of row y and of column x.
     """
     edges = torch.arange(grid + 1, device=boxes.device, dtype=boxes.dtype) / grid
     low, high = boxes[..., :2, None], boxes[..., 2:, None]
@@ -58,16 +57,16 @@ def cell_shares(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 def box_coverage(boxes: Tensor, hidden: Tensor) -> Tensor:
-    """Share (V, R) of the area of each box (R, 4) that lies under hidden cells (V, g, g) bool; 0 for one without area.
+    """Share (V, R) of the area of each box (R, 4) under hidden cells (V, g, g) bool; 0 for a box without area.
 
-    Exact, and like `roi_align` a product of one small weight matrix for each axis.
+    Exact; computed as a product with one small weight matrix per axis, like `roi_align`.
     """
     rows, columns = cell_shares(boxes, hidden.shape[-1])
     return ((rows @ hidden.to(boxes.dtype)) * columns).sum(dim=-1)
 
 
 def kept_indices(hidden: Tensor) -> Tensor:
-    """Cells (V, n) int64 that each mask (V, g, g) bool leaves visible, row by row; all masks leave the same number."""
+    """Indices (V, n) int64 of the visible cells of each mask (V, g, g) bool; all masks have the same number of them."""
     visible = ~hidden.flatten(1)
     views, cells = visible.nonzero(as_tuple=True)
     count = len(cells) // max(len(hidden), 1)
@@ -76,7 +75,7 @@ def kept_indices(hidden: Tensor) -> Tensor:
 
 
 def by_kept_count(hidden: Tensor) -> dict[int, Tensor]:
-    """Rows (n,) int64 of the masks (V, g, g) bool that leave the same number of cells visible, fewest cells first."""
+    """Indices (n,) int64 of the masks (V, g, g) bool, grouped by their number of visible cells, in ascending order."""
     counts = (~hidden).flatten(1).sum(dim=1)
     return {count: (counts == count).nonzero().flatten() for count in sorted(set(counts.tolist()))}
 
@@ -84,9 +83,9 @@ def by_kept_count(hidden: Tensor) -> dict[int, Tensor]:
 def roi_align(features: Tensor, boxes: Tensor, output_size: int, sampling_ratio: int = 2) -> Tensor:
     """Average feature of each bin of each box, by bilinear sampling: RoIAlign, `aligned` form.
 
-    A bin's value is the mean over sampling_ratio^2 bilinear samples. Bilinear interpolation is a product of one weight
-    along x and one along y, so that mean is `Wy @ F @ Wx.T` with one small weight matrix for each box and axis, and all
-    boxes of a batch are two batched matrix products.
+    A bin's value is the mean over sampling_ratio^2 bilinear samples. Bilinear interpolation is separable, so this mean
+    is `Wy @ F @ Wx.T` with one small weight matrix per box and axis, and all boxes of a batch take two batched matrix
+    products.
 
     Args:
         features: (B, H, W, C) map, row 0 at the top.
@@ -98,11 +97,13 @@ def roi_align(features: Tensor, boxes: Tensor, output_size: int, sampling_ratio:
         (B, R, output_size, output_size, C), differentiable with respect to `features`.
 
     Source: He et al., Mask R-CNN, 2017, section 3; border rule as in the reference implementations: samples up to one
-    cell outside the map are clamped to its border, those beyond count as zero.
+    cell outside the map are clamped to its border; samples further out are 0.
     """
     batch, height, width, channels = features.shape
     count = boxes.shape[1]
-    boxes = boxes.to(torch.promote_types(boxes.dtype, features.dtype))  # half precision is too coarse for positions
+    boxes = boxes.to(
+        torch.promote_types(boxes.dtype, features.dtype)
+    )  # half precision is not exact enough for positions
     weights_x = _axis_weights(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio).to(features.dtype)
     weights_y = _axis_weights(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio).to(features.dtype)
     rows = weights_y.reshape(batch, count * output_size, height) @ features.reshape(batch, height, width * channels)
@@ -111,7 +112,7 @@ def roi_align(features: Tensor, boxes: Tensor, output_size: int, sampling_ratio:
 
 
 def _axis_weights(low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: int) -> Tensor:
-    """Weights (..., bins, cells) with which the cells of one axis enter each bin between `low` and `high` (...)."""
+    """Weights (..., bins, cells) of the cells of one axis in each bin between `low` and `high` (...)."""
     samples = bins * sampling_ratio
     fractions = (torch.arange(samples, device=low.device, dtype=low.dtype) + 0.5) / samples
     # In units of cells; the centre of cell i lies at i, hence the half ("aligned").

@@ -1,4 +1,4 @@
-"""From characters to tokens: which tokens of a sentence make up a span.
+"""Character spans to token masks.
 
 Characters are Unicode code points, intervals are half-open, as in the manifest and in the offsets of fast tokenizers.
 """
@@ -9,7 +9,7 @@ CharSpan = tuple[int, int]
 
 
 def trim_span(text: str, span: CharSpan) -> CharSpan:
-    """The span without white space at its ends. A span of nothing but white space becomes empty."""
+    """The span without leading and trailing white space; empty if the span is only white space."""
     start, end = span
     while start < end and text[start].isspace():
         start += 1
@@ -19,12 +19,11 @@ def trim_span(text: str, span: CharSpan) -> CharSpan:
 
 
 def span_token_mask(spans: Tensor, offsets: Tensor) -> Tensor:
-    """Which tokens overlap which spans, by interval overlap of their characters.
+    """Mask of the tokens whose characters overlap each span.
 
-    Overlap, not equality: a WordPiece piece lies inside a word, a byte-level BPE offset may include the space before
-    it, a SentencePiece token may cross the edge of a span. Special tokens and padding sit at (0, 0) and overlap
-    nothing, nor does an empty span. Spans should be trimmed (`trim_span`), or a space at their end would draw in the
-    next token.
+    Overlap, not equality: a WordPiece token lies inside a word, a byte-level BPE offset may include the space before it,
+    a SentencePiece token may cross the edge of a span. Special tokens and padding have the offsets (0, 0) and overlap
+    nothing; neither does an empty span. Trim spans first (`trim_span`), or a space at the end may add the next token.
 
     Args:
         spans: (..., K, 2) int64 intervals of characters.

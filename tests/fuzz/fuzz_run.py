@@ -27,7 +27,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-import matplotlib.pyplot  # noqa: E402, F401  # imported once, before the forks
+import matplotlib.pyplot  # noqa: E402  # imported once, before the forks
 import torch  # noqa: E402
 from fuzz_isolated import FAILURES, OUTCOMES, TIME_LIMIT, Case, Result, run_isolated  # noqa: E402
 from fuzz_kinds import KINDS  # noqa: E402
