@@ -21,7 +21,7 @@ def trim_span(text: str, span: CharSpan) -> CharSpan:
 def span_token_mask(spans: Tensor, offsets: Tensor) -> Tensor:
     """Mask of the tokens whose characters overlap each span.
 
-    Overlap, not equality: a WordPiece token lies inside a word, a byte-level BPE offset may include the space before it,
+    Overlap, not equality: WordPiece tokens lie inside words, a byte-level BPE offset may include the space before it,
     a SentencePiece token may cross the edge of a span. Special tokens and padding have the offsets (0, 0) and overlap
     nothing; neither does an empty span. Trim spans first (`trim_span`), or a space at the end may add the next token.
 
