@@ -225,7 +225,7 @@ class TestMistakes:
     def test_line_that_is_no_json(self, spanbox: Command, faulty: Path) -> None:
         with (faulty / "train.jsonl").open("a") as file:
             file.write('{"id": "x", "image"\n')
-        self.told(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl, line 33: the line: is no JSON")
+        self.told(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl, line 33: the line: is not JSON")
 
     def test_offset_past_the_text(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 5, lambda record: record["entities"][1].update(end=999))

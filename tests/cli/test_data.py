@@ -50,7 +50,7 @@ def test_a_bad_one_exits_with_1_and_names_the_places(good: Path) -> None:
     code, output = run("data", "check", good)
     assert code == 1
     assert "  wrong line: 1 (training stops here; mend or remove the line)" in output
-    assert f"    {good}:3: the line: is no JSON" in output
+    assert f"    {good}:3: the line: is not JSON" in output
     assert f"    {good}:2: none.png: no such file" in output
     assert f"    {good}:2: as in line 1" in output
     assert "3 problems." in output

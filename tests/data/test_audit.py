@@ -77,7 +77,7 @@ def test_every_wrong_line_is_listed_and_the_rest_is_read(tmp_path: Path) -> None
     assert report.manifests[str(path)].pairs == 3
     details = found(report)["wrong line"]
     assert [line for line, _ in details] == [3, 5, 6, 6]
-    assert details[0][1].startswith("the line: is no JSON")
+    assert details[0][1].startswith("the line: is not JSON")
     assert details[1][1] == "the line: Object missing required field `text`; see docs/data.md"
     assert [detail for _, detail in details[2:]] == [
         "id: is empty; give it a value",
@@ -91,7 +91,7 @@ def test_an_empty_manifest_is_a_problem(tmp_path: Path, content: str) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(content)
     report = audit([path])
-    assert found(report) == {"wrong line": [(1, "the manifest is empty; expected one JSON object a line")]}
+    assert found(report) == {"wrong line": [(1, "the manifest is empty; expected one JSON object per line")]}
     assert report.total.images == report.total.pairs == 0
 
 

@@ -1,8 +1,9 @@
 """The manifest: what it accepts, what it refuses and in which words, and its index."""
 
+import errno
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from spanbox.data import manifest as manifest_module
-from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record, encode_record, write_manifest
+from spanbox.data.line_index import HEADER
+from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record, encode_record, manifest_lines, write_manifest
 from spanbox.errors import DataError
 
 LINE = '{"id":"1","image":"a.jpg","text":"a red cat"}'
@@ -92,9 +94,9 @@ def test_an_escaped_surrogate_pair_is_one_code_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", "the line: is no JSON"),
-        (LINE[:-1], "the line: is no JSON (Input data was truncated)"),
-        (f"{LINE} {LINE}", "the line: is no JSON (JSON is malformed: trailing characters"),
+        ("not json", "the line: is not JSON"),
+        (LINE[:-1], "the line: is not JSON (Input data was truncated)"),
+        (f"{LINE} {LINE}", "the line: is not JSON (JSON is malformed: trailing characters"),
         ("[]", "the line: Expected `object`, got `array`; see docs/data.md"),
         ('{"id":"1","image":"a.jpg"}', "the line: Object missing required field `text`; see docs/data.md"),
         ('{"id":7,"image":"a.jpg","text":""}', "id: Expected `str`, got `int`; see docs/data.md"),
@@ -120,7 +122,7 @@ def test_an_escaped_surrogate_pair_is_one_code_point(tmp_path: Path) -> None:
             "entities[0].boxes[0][3]: Expected `float`, got `str`",
         ),
         (with_entity('"start":0,"end":1,"boxes":[[1,2,3,1e999]]'), "entities[0].boxes[0][3]: Number out of range"),
-        (with_entity('"start":0,"end":1,"boxes":[[1,2,3,NaN]]'), "the line: is no JSON"),
+        (with_entity('"start":0,"end":1,"boxes":[[1,2,3,NaN]]'), "the line: is not JSON"),
         (
             f'{LINE[:-1]},"objects":[{{"score":1}}]}}',
             "objects[0]: Object missing required field `box`; see docs/data.md",
@@ -137,14 +139,14 @@ def test_a_wrong_line_is_named_with_file_line_and_field(tmp_path: Path, line: st
 def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_bytes(LINE.replace("red", "rot für").encode("latin-1"))
-    with pytest.raises(DataError, match=r"line 1: the line: is no JSON \('utf-8' codec can't decode"):
+    with pytest.raises(DataError, match=r"line 1: the line: is not JSON \('utf-8' codec can't decode"):
         Manifest(path)
 
 
 def test_no_manifest_and_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such manifest; expected a JSON Lines file"):
         Manifest(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match=r"m\.jsonl: the manifest is empty; expected one JSON object a line"):
+    with pytest.raises(DataError, match=r"m\.jsonl: the manifest is empty; expected one JSON object per line"):
         Manifest(written(tmp_path, "", "  "))
 
 
@@ -196,7 +198,7 @@ def test_a_subset_is_spread_evenly(tmp_path: Path, subset: int) -> None:
 
 
 def test_a_subset_larger_than_the_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"m\.jsonl: has 2 pairs, not 3; ask for fewer"):
+    with pytest.raises(DataError, match=r"m\.jsonl: has 2 pairs, not 3; set a smaller subset"):
         Manifest(written(tmp_path, LINE, LINE), subset=3)
 
 
@@ -217,7 +219,8 @@ def test_an_inverted_box_refuses_the_manifest(tmp_path: Path, box: tuple[float, 
             Manifest(path)
         assert str(raised.value) == (
             f"{path}, line 1: entities[1].boxes[1]: {list(box)} has no area; a box is [x0, y0, x1, y1] with x0 < x1 "
-            "and y0 < y1. Mend it, or set data.inverted_boxes=drop to leave such boxes out"
+            "and y0 < y1. Fix it, or set data.inverted_boxes=drop to leave such boxes out; if all boxes are x y width "
+            "height, convert them (spanbox data check tests for that)"
         )
 
 
@@ -270,27 +273,189 @@ def test_a_changed_manifest_is_read_again(tmp_path: Path) -> None:
     assert Manifest(path)[1].text == "a red dog"
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PK\x03\x04", b"nonsense" * 100, b"\x80\x04K\x01."])
-def test_a_damaged_index_is_made_anew(tmp_path: Path, content: bytes) -> None:
-    path = written(tmp_path, LINE)
+LINES = [f'{{"id":"{i}","image":"a.jpg","text":"{"t" * i}"}}' for i in range(50)]
+
+
+def array_of(path: Path) -> np.ndarray:
+    return np.load(index_of(path))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"\x93NUMPY",
+        lambda content: b"PK\x03\x04",
+        lambda content: b"nonsense" * 100,
+        lambda content: b"\x80\x04K\x01.",
+        lambda content: content[:-80],
+        lambda content: content[:-3],
+        lambda content: content + bytes(8),
+        lambda content: content.replace(b",", b"(", 1),  # the tokenizer of Python fails on it
+        lambda content: content.replace(b"'shape': (", b"'shape': (9999999999999999999,", 1),
+        lambda content: content.replace(b"<i8", b"|O ", 1),
+        lambda content: content.replace(b"<i8", b"<f8", 1),
+        lambda content: content.replace(b"False", b"True ", 1),
+        *(lambda content, at=at: content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in range(130, 240)),
+    ],
+)
+def test_a_damaged_index_is_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = written(tmp_path, *LINES)
     Manifest(path)
-    index_of(path).write_bytes(content)
-    assert Manifest(path)[0].text == "a red cat"
-    assert np.load(index_of(path)).tolist()[-2:] == [0, 0]
+    whole = index_of(path).read_bytes()
+    index_of(path).write_bytes(damage(whole))
+    assert [record.id for record in Manifest(path)] == [str(i) for i in range(50)]
+    assert index_of(path).read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda offsets: offsets[::-1],
+        lambda offsets: offsets + 1,  # not where lines begin
+        lambda offsets: offsets * 1000,  # beyond the file
+        lambda offsets: -offsets,
+        lambda offsets: np.sort(np.append(offsets[:-1], offsets[1] + 2)),
+        lambda offsets: offsets[[0, 1, 1, *range(3, len(offsets))]],
+        lambda offsets: np.delete(offsets, 3),
+        lambda offsets: offsets[:0],
+    ],
+)
+def test_an_index_of_other_lines_is_made_again(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    path = written(tmp_path, *LINES)
+    Manifest(path)
+    array = array_of(path)
+    np.save(index_of(path), np.concatenate([array[:HEADER], change(array[HEADER:])]))
+    assert [record.id for record in Manifest(path)] == [str(i) for i in range(50)]
 
 
 @pytest.mark.parametrize("array", [np.zeros(0, dtype=np.int64), np.zeros((3, 3), dtype=np.int64), np.zeros(9)])
-def test_an_index_of_another_kind_is_made_anew(tmp_path: Path, array: np.ndarray) -> None:
+def test_an_index_of_another_kind_is_made_again(tmp_path: Path, array: np.ndarray) -> None:
     path = written(tmp_path, LINE)
     np.save(index_of(path), array)
     assert Manifest(path)[0].text == "a red cat"
 
 
-def test_an_index_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
-    path = written(tmp_path, *[LINE] * 50)
-    Manifest(path)
-    index_of(path).write_bytes(index_of(path).read_bytes()[:-80])
-    assert len(Manifest(path)) == 50
+def test_the_index_of_another_version_is_made_again(tmp_path: Path) -> None:
+    path = written(tmp_path, LINE, LINE)
+    stat = path.stat()
+    np.save(index_of(path), np.array([1, stat.st_size, stat.st_mtime_ns, 0, 7, 9]))
+    assert [record.text for record in Manifest(path)] == ["a red cat"] * 2
+    assert array_of(path)[0] == 2
+
+
+def test_a_folder_in_place_of_the_index(tmp_path: Path) -> None:
+    path = written(tmp_path, LINE)
+    index_of(path).mkdir()
+    assert len(Manifest(path)) == 1
+
+
+def test_an_index_that_cannot_be_written_is_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, *LINES)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    assert [record.id for record in Manifest(path)] == [str(i) for i in range(50)]
+    assert [file.name for file in tmp_path.iterdir()] == ["m.jsonl"]
+
+
+def test_a_manifest_that_shrinks_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    path = written(tmp_path, *[LINE] * 2000)
+    manifest = Manifest(path)
+    reopened = Manifest(path)  # its index is read from the file
+    os.truncate(path, len(LINE) + 1)
+    for each in (manifest, reopened):
+        assert each[0].text == "a red cat"
+        with pytest.raises(DataError, match=r"m\.jsonl: was cut off while it was in use; start again"):
+            each[1999]
+    os.truncate(index_of(path), 0)
+    with pytest.raises(DataError, match=r"m\.jsonl: its index was changed while it was in use; start again"):
+        reopened[0]
+
+
+def test_a_manifest_that_vanishes_is_read_on(tmp_path: Path) -> None:
+    path = written(tmp_path, *LINES)
+    manifest = Manifest(path)
+    path.unlink()
+    index_of(path).unlink()
+    assert manifest[49].id == "49"
+    with pytest.raises(DataError, match="no such manifest"):
+        pickle.loads(pickle.dumps(manifest))  # noqa: S301 - as a worker does
+
+
+def test_a_manifest_that_grows_while_it_is_checked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, *LINES)
+
+    def appending(path: Path) -> Iterator[tuple[int, int, bytes]]:
+        yield from manifest_lines(path)
+        with path.open("a") as file:
+            file.write(f"{LINE}\n")
+
+    monkeypatch.setattr(manifest_module, "manifest_lines", appending)
+    with pytest.raises(DataError, match="was changed while it was read; start again when it is complete"):
+        Manifest(path)
+    assert not index_of(path).exists()
+
+
+@pytest.mark.parametrize("prepare", [Path.mkdir, os.mkfifo])
+def test_a_manifest_that_is_no_file_is_named(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
+    path = tmp_path / "m.jsonl"
+    prepare(path)
+    with pytest.raises(DataError, match=r"m\.jsonl: is a (folder|pipe or a device).*; expected a JSON Lines file"):
+        Manifest(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_path_that_no_file_has_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError):
+        Manifest(tmp_path / name)
+
+
+def test_a_line_that_is_too_long_is_refused_and_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_module, "MAX_LINE_BYTES", 100)
+    path = written(tmp_path, LINE, LINE.replace("red", "red" * 500), LINE)
+    lines = list(manifest_lines(path))
+    assert [(number, len(line)) for number, _, line in lines] == [(1, len(LINE)), (2, 101), (3, len(LINE))]
+    assert path.read_bytes()[lines[2][1] :] == f"{LINE}\n".encode()
+    with pytest.raises(DataError, match="line 2: the line: is longer than"):
+        Manifest(path)
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"\udc00 \ud800", r"\ud83d\ud83d", "\\ud83d\\udc08"])
+def test_half_a_surrogate_pair_is_refused(tmp_path: Path, text: str) -> None:
+    """It could be neither printed nor hashed."""
+    path = written(tmp_path, LINE, LINE.replace("red", text))
+    if text == "\\ud83d\\udc08":
+        assert Manifest(path)[1].text == "a 🐈 cat"
+    else:
+        with pytest.raises(DataError, match="line 2: the line: is not JSON"):
+            Manifest(path)
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    for field in ("entities", "x", "text"):
+        path = written(tmp_path, f'{LINE[:-1]},"{field}":{"[" * 200_000}{"]" * 200_000}}}')
+        with pytest.raises(DataError, match="line 1: "):
+            Manifest(path)
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["images/a.png", "./images/a.png", "images//a.png", "images/./a.png", "images/../images/a.png", ".//images/a.png"],
+)
+def test_one_image_in_several_spellings_is_one_group(image: str) -> None:
+    assert Record("1", image, "t").group_key == "images/a.png"
+    assert Record("1", image, "t", group="./g").group_key == "./g"  # a name, not a path
+
+
+def test_other_images_are_other_groups() -> None:
+    others = ["images/a.png", "images/A.png", "images/b.png", "../images/a.png", "/images/a.png", "images\\a.png"]
+    assert len({Record("1", image, "t").group_key for image in others}) == len(others)
+    assert Record("1", "//images/a.png", "t").group_key == "/images/a.png"
 
 
 def test_a_folder_that_cannot_be_written_needs_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

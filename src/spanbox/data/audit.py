@@ -222,7 +222,7 @@ class _Audit:
             empty = False
             yield len(batch)
         if empty:
-            self._add("wrong line", index, 1, "the manifest is empty; expected one JSON object a line")
+            self._add("wrong line", index, 1, "the manifest is empty; expected one JSON object per line")
 
     def _decode(self, index: int, number: int, line: bytes) -> Record | None:
         path = self.manifests[index]

@@ -1,27 +1,29 @@
-"""The manifest: JSON Lines, one image-text pair a line, strict and indexed by byte offsets.
+"""The manifest: JSON Lines, one image-text pair per line, strictly checked.
 
-`Manifest(path)[i]` reads one line. Opening a manifest the first time checks every line and writes an index of byte
-offsets beside it; while size and time of the file stay the same, later openings map that index and read nothing else,
-so that a worker holds O(1) memory for millions of lines. No image is touched here.
+`Manifest(path)[i]` reads one line. The first opening checks every line and writes an index of byte offsets beside the
+manifest (see `line_index`). As long as size and time of the file stay the same, later openings only check that index, so
+that a worker uses little memory for millions of lines. Images are not read here.
 
 The format is described in docs/data.md.
 """
 
 import codecs
-import mmap
-import os
-import tempfile
+from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from math import inf
 from pathlib import Path
-from typing import IO, Literal, overload
+from posixpath import normpath
+from typing import Literal, overload
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from spanbox.data.line_index import LineIndex, OpenFile, load_index, make_index, save_index
 from spanbox.errors import DataError
+from spanbox.files import replacing
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
 
 Box = tuple[float, float, float, float]
 InvertedBoxes = Literal["error", "drop"]
@@ -33,9 +35,9 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     start: int  # half-open, in Unicode code points of the text
     end: int
     type: str = ""
-    identity: str = ""  # what the entity is, across samples; default: its text, case-folded, spaces collapsed
-    boxes: tuple[Box, ...] = ()  # x0 y0 x1 y1 in pixels of the image as shown; empty: nothing to see
-    ambiguous: bool = False  # the importer could not tell which of several boxes is meant
+    identity: str = ""  # equal for the same entity in other pairs; default: its text, case-folded, spaces collapsed
+    boxes: tuple[Box, ...] = ()  # x0 y0 x1 y1 in pixels of the image as shown; empty: not in the image
+    ambiguous: bool = False  # there were several boxes to choose from, and the importer could not decide
 
 
 class ObjectBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -47,7 +49,7 @@ class ObjectBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One line of a manifest: an image-text pair with its entities and proposals, in pixels, nothing decoded."""
+    """One line of a manifest: an image-text pair with its entities and proposals, boxes in pixels."""
 
     id: str
     image: str
@@ -59,7 +61,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     @property
     def group_key(self) -> str:
-        return self.group or self.image
+        """The group, or the image path in its simplest spelling: `./images//a.png` and `images/a.png` are one image."""
+        return self.group or normal_path(self.image)
 
     def span_text(self, entity: Entity) -> str:
         return self.text[entity.start : entity.end]
@@ -72,33 +75,24 @@ _decoder = msgspec.json.Decoder(Record)
 _encoder = msgspec.json.Encoder()
 
 
+def normal_path(path: str) -> str:
+    """A path without `.`, `..` and repeated slashes, by its text alone: links are not followed."""
+    return normpath(path).replace("//", "/")  # POSIX keeps two slashes at the start
+
+
 def encode_record(record: Record) -> bytes:
     """The record as one line of a manifest, with its newline."""
     return _encoder.encode(record) + b"\n"
 
 
 def write_manifest(path: Path, records: Iterator[Record] | Sequence[Record]) -> int:
-    """Write records to `path`, complete or not at all, and return how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write records to `path`, whole or not at all, and return their number. Raises OutputError."""
     count = 0
-    with _replacing(path) as file:
+    with replacing(path) as file:
         for record in records:
             file.write(encode_record(record))
             count += 1
     return count
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def is_inverted(box: Box) -> bool:
@@ -108,7 +102,7 @@ def is_inverted(box: Box) -> bool:
 
 
 def find_faults(record: Record) -> list[tuple[str, str]]:
-    """What is wrong with a record beyond its types, as (field, what was found and how to mend it)."""
+    """Faults of a record beyond wrong types, as (field, description and remedy)."""
     faults = [(name, "is empty; give it a value") for name in ("id", "image") if not getattr(record, name)]
     for i, entity in enumerate(record.entities):
         if not 0 <= entity.start < entity.end <= len(record.text):
@@ -131,12 +125,13 @@ def named_boxes(record: Record) -> list[tuple[str, Box]]:
 
 
 def find_inverted_boxes(record: Record) -> list[tuple[str, str]]:
-    """Boxes without an area, as (field, what was found and how to mend it)."""
+    """Boxes without an area, as (field, description and remedy)."""
     return [
         (
             field,
-            f"{list(box)} has no area; a box is [x0, y0, x1, y1] with x0 < x1 and y0 < y1. Mend it, or set "
-            "data.inverted_boxes=drop to leave such boxes out",
+            f"{list(box)} has no area; a box is [x0, y0, x1, y1] with x0 < x1 and y0 < y1. Fix it, or set "
+            "data.inverted_boxes=drop to leave such boxes out; if all boxes are x y width height, convert them "
+            "(spanbox data check tests for that)",
         )
         for field, box in named_boxes(record)
         if is_inverted(box)
@@ -156,20 +151,26 @@ def without_inverted_boxes(record: Record) -> Record:
 
 
 def decode_record(line: bytes, path: Path, number: int) -> Record:
-    """Read one line, checking its fields and their types alone; `find_faults` knows the rest. Raises DataError."""
+    """Read one line and check its fields and their types; `find_faults` checks the values. Raises DataError."""
+    if len(line) > MAX_LINE_BYTES:
+        fault = f"is longer than {MAX_LINE_BYTES >> 20} MiB: {_excerpt(line)}; every line is one JSON object"
+        raise line_error(path, number, "the line", fault)
     try:
         return _decoder.decode(line)
     except msgspec.ValidationError as error:
         problem, _, field = str(error).partition(" - at ")
         raise line_error(path, number, field.strip("`$.") or "the line", f"{problem}; see docs/data.md") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        found = line[:60].decode(errors="replace")
-        mend = "every line is one JSON object in UTF-8"
-        raise line_error(path, number, "the line", f"is no JSON ({error}): {found!r}; {mend}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        fault = f"is not JSON ({error}): {_excerpt(line)}; every line is one JSON object in UTF-8"
+        raise line_error(path, number, "the line", fault) from None
+
+
+def _excerpt(line: bytes) -> str:
+    return repr(line[:60].decode(errors="replace"))
 
 
 def parse_record(line: bytes, path: Path, number: int) -> Record:
-    """Read one line. Raises DataError with file, line number, field, what was found and how to mend it."""
+    """Read and check one line. Raises DataError with file, line number, field, fault and remedy."""
     record = decode_record(line, path, number)
     for field, fault in find_faults(record):
         raise line_error(path, number, field, fault)
@@ -181,35 +182,32 @@ def line_error(path: Path, number: int, field: str, fault: str) -> DataError:
 
 
 class Manifest(Sequence[Record]):
-    """A manifest on disk as a sequence of records; picklable, and cheap to hold in every worker.
+    """A manifest on disk as a sequence of records; can be pickled, and uses little memory in each worker.
 
     Args:
         path: the `.jsonl` file.
         inverted_boxes: `error` refuses a manifest with a box without an area, `drop` leaves such boxes out.
-        subset: only so many of its lines, spread evenly over it; None: all.
+        subset: use only this many lines, spread evenly; None: all.
 
     Raises:
-        DataError: no such file, an empty one, one with a wrong line, or a subset larger than it.
+        DataError: the file does not exist, cannot be read, is empty or has an invalid line, or `subset` is too large.
     """
 
     def __init__(self, path: Path | str, inverted_boxes: InvertedBoxes = "error", *, subset: int | None = None) -> None:
         self.path = Path(path)
         self._drop_inverted = inverted_boxes == "drop"
-        index = self._open()
-        if subset is not None and subset > len(index.offsets):
-            raise DataError(f"{self.path}: has {len(index.offsets)} pairs, not {subset}; ask for fewer")
-        self._size = subset or len(index.offsets)
-        self.inverted_count = index.inverted_count
-        if index.inverted_count and not self._drop_inverted:
+        self._open()
+        if subset is not None and subset > self._index.count:
+            raise DataError(f"{self.path}: has {self._index.count} pairs, not {subset}; set a smaller subset")
+        self._size = subset or self._index.count
+        if self.inverted_count and not self._drop_inverted:
             raise next(_inverted_errors(self.path))
 
-    def _open(self) -> "_Index":
-        index = _Index.open(self.path)
-        self._offsets = index.offsets
-        # A mapping has no read position, so that threads and forked workers may share it.
-        with self.path.open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return index
+    def _open(self) -> None:
+        check_manifest_file(self.path)
+        self._file = OpenFile(self.path)
+        self._index = _open_index(self.path, *self._file.state())
+        self.inverted_count = self._index.inverted_count
 
     def __len__(self) -> int:
         return self._size
@@ -221,34 +219,66 @@ class Manifest(Sequence[Record]):
     def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        line = range(self._size)[index] * len(self._offsets) // self._size
-        start = int(self._offsets[line])
-        end = self._bytes.find(b"\n", start)
-        content = self._bytes[start:] if end < 0 else self._bytes[start:end]
-        record = parse_record(content, self.path, number=line + 1)
+        line = range(self._size)[index] * self._index.count // self._size
+        record = parse_record(self._read_line(line), self.path, number=line + 1)
         return without_inverted_boxes(record) if self._drop_inverted and self.inverted_count else record
 
+    def _read_line(self, line: int) -> bytes:
+        bounds = self._index.bounds(line)
+        if bounds is None:
+            raise DataError(f"{self.path}: its index was changed while it was in use; start again")
+        start, end = bounds
+        content = self._file.read(start, min(end - start, MAX_LINE_BYTES + 1))
+        if not content:
+            raise DataError(f"{self.path}: was cut off while it was in use; start again")
+        return content.partition(b"\n")[0]
+
     def image_path(self, record: Record) -> Path:
-        """Where the record's image lies: paths are relative to the manifest."""
+        """The path of the record's image: paths are relative to the manifest."""
         return self.path.parent / record.image
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_offsets", "_bytes")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_index")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._open()
 
 
+def check_manifest_file(path: Path) -> None:
+    """Check that `path` is a file that can be read more than once. Raises DataError."""
+    expected = "expected a JSON Lines file, see docs/data.md"
+    try:
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder; {expected}")
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is a pipe or a device, which cannot be read twice; {expected}")
+        if not path.exists():
+            raise DataError(f"{path}: no such manifest; {expected}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
+
+
 def manifest_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Every line that is not blank, as (line number, byte offset, line). A byte order mark at the start is skipped."""
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
-            if line[mark:].strip():
-                yield number, offset + mark, line[mark:]
-            offset += len(line)
+    """Every line that is not blank, as (line number, byte offset, line). A byte order mark at the start is skipped.
+
+    Of a line longer than `MAX_LINE_BYTES` only the beginning is given, which `decode_record` refuses. Raises DataError
+    when the file cannot be read.
+    """
+    offset, number = 0, 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
+                content = line[mark:].rstrip(b"\r\n") if len(line) <= MAX_LINE_BYTES else line
+                if content.strip():
+                    yield number, offset + mark, content
+                offset += len(line)
+                while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):  # the rest of a long line
+                    offset += len(line)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _inverted_errors(path: Path) -> Iterator[DataError]:
@@ -257,51 +287,23 @@ def _inverted_errors(path: Path) -> Iterator[DataError]:
             yield line_error(path, number, field, fault)
 
 
-class _Index:
-    """Byte offsets of the lines of a manifest that was checked, kept beside it as `<name>.index.npy`.
-
-    The array holds `[version, size, mtime_ns, inverted boxes, offset, offset, ...]`. That it exists, for a file of this
-    size and time, means that every line was read and found right.
-    """
-
-    VERSION = 1
-    HEADER = 4
-
-    def __init__(self, array: NDArray[np.int64]) -> None:
-        self.offsets = array[self.HEADER :]
-        self.inverted_count = int(array[self.HEADER - 1])
-
-    @classmethod
-    def open(cls, path: Path) -> "_Index":
-        if not path.is_file():
-            raise DataError(f"{path}: no such manifest; expected a JSON Lines file, see docs/data.md")
-        stat = path.stat()
-        header = [cls.VERSION, stat.st_size, stat.st_mtime_ns]
-        index_path = path.with_name(f"{path.name}.index.npy")
-        try:
-            array = np.lib.format.open_memmap(index_path, mode="r")
-            if array.dtype == np.int64 and array.ndim == 1 and len(array) > cls.HEADER and list(array[:3]) == header:
-                return cls(array)
-        except (OSError, ValueError):
-            pass  # no index yet, or a damaged one: make it anew
-        built = cls._build(path, header)
-        _save_beside(index_path, built)
-        return cls(built)
-
-    @staticmethod
-    def _build(path: Path, header: list[int]) -> NDArray[np.int64]:
-        offsets, inverted = [], 0
-        for number, offset, line in manifest_lines(path):
-            inverted += len(find_inverted_boxes(parse_record(line, path, number)))
-            offsets.append(offset)
-        if not offsets:
-            raise DataError(f"{path}: the manifest is empty; expected one JSON object a line, see docs/data.md")
-        return np.array([*header, inverted, *offsets], dtype=np.int64)
+def _open_index(path: Path, size: int, mtime_ns: int) -> LineIndex:
+    """The index of a manifest that had this size and time when it was opened."""
+    found = load_index(path, size, mtime_ns)
+    if found is not None:
+        return found
+    checked = _check_lines(path, size, mtime_ns)
+    if OpenFile(path).state() != (size, mtime_ns):
+        raise DataError(f"{path}: was changed while it was read; start again when it is complete")
+    return save_index(path, checked)
 
 
-def _save_beside(path: Path, array: NDArray[np.int64]) -> None:
-    """Save `array`, complete or not at all. In a folder that cannot be written the index is made anew each time."""
-    if not os.access(path.parent, os.W_OK):
-        return
-    with _replacing(path) as file:
-        np.save(file, array, allow_pickle=False)
+def _check_lines(path: Path, size: int, mtime_ns: int) -> NDArray[np.int64]:
+    """The index array, after reading and checking every line."""
+    starts, inverted = array("q"), 0
+    for number, offset, line in manifest_lines(path):
+        inverted += len(find_inverted_boxes(parse_record(line, path, number)))
+        starts.append(offset)
+    if not starts:
+        raise DataError(f"{path}: the manifest is empty; expected one JSON object per line, see docs/data.md")
+    return make_index(starts, inverted, size, mtime_ns)
