@@ -13,6 +13,7 @@ from spanbox.data.manifest import Entity, ObjectBox, Record
 SCRIPT = "<script>alert(1)</script>"
 TEXTS = (f"A {SCRIPT} left of Garfield", "加菲猫在公园里", 'Say "cheese" & smile', "A park without a cat")
 STEPS = 40
+QUERIES = 200  # of two an image, in the outcomes
 
 
 def write_data(folder: Path) -> Path:
@@ -73,8 +74,8 @@ def evaluate(folder: Path, manifest: Path, *, boxes: bool, offset: float) -> Non
     evaluation.mkdir()
     (evaluation / "examples.json").write_text(json.dumps(examples(manifest, boxes=boxes)))
     (evaluation / "audit.json").write_text(json.dumps({"test": {"pairs": 4}, "all": {"pairs": 4, "broken image": 1}}))
-    image = np.arange(40) // 2
-    values = (np.arange(40) % 4 > 0) + offset
+    image = np.arange(QUERIES) // 2
+    values = np.arange(QUERIES) >= QUERIES * (0.25 - offset)
     np.savez(evaluation / "outcomes.npz", **{"retrieval.i2t.r1/values": values, "retrieval.i2t.r1/image": image})
     if boxes:
         heat = np.array([[0.0, 1.0], [0.0, 0.5]], dtype=np.float32)

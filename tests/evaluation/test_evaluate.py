@@ -13,7 +13,8 @@ from rich.console import Console
 import reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.evaluate import evaluate, metrics_table
-from spanbox.intervals import bootstrap_mean
+from spanbox.intervals import bootstrap_mean, rate_interval
+from spanbox.metric_names import is_rate
 
 FAMILIES = ("retrieval.i2t", "retrieval.t2i", "matching.across_set")
 RANKED = ("r1", "r5", "r10", "median_rank", "mean_rank", "map")
@@ -59,9 +60,11 @@ def test_figures_are_made_of_the_outcomes() -> None:
     for name, outcome in evaluation.outcomes.items():
         assert evaluation.metrics[name] == outcome.values.mean()
         assert evaluation.metrics[f"{name}.count"] == len(outcome)
-        interval = bootstrap_mean(outcome.values, outcome.image)
-        assert interval is not None
-        assert (evaluation.metrics[f"{name}.low"], evaluation.metrics[f"{name}.high"]) == pytest.approx(interval)
+        interval = (rate_interval if is_rate(name) else bootstrap_mean)(outcome.values, outcome.image)
+        if interval is None:  # a distance that is the same for all
+            assert f"{name}.low" not in evaluation.metrics
+        else:
+            assert (evaluation.metrics[f"{name}.low"], evaluation.metrics[f"{name}.high"]) == pytest.approx(interval)
         assert outcome.values.dtype == np.float64
         assert outcome.image.dtype == np.int64
 

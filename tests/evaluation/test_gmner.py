@@ -189,7 +189,7 @@ class TestIntervals:
     def test_they_hold_the_figure(self) -> None:
         metrics = self.half_right(self.records(60, 1)).metrics()
         assert metrics["gmner.recall.low"] < metrics["gmner.recall"] == 0.5 < metrics["gmner.recall.high"]
-        assert metrics["gmner.precision.low"] == metrics["gmner.precision.high"] == 1.0
+        assert 0.85 < metrics["gmner.precision.low"] < metrics["gmner.precision.high"] == 1.0
 
     def test_pairs_of_one_image_move_together(self) -> None:
         """Four captions of each image are no more evidence than one."""

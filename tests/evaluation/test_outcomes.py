@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spanbox.evaluation.outcomes import Figure, Outcome, figures_of
-from spanbox.intervals import Interval, bootstrap_mean, bootstrap_statistic
+from spanbox.intervals import Interval, bootstrap_mean, bootstrap_statistic, rate_interval
 
 IMAGE = torch.arange(40) // 2
 HITS = torch.arange(40) % 3 == 0
@@ -24,7 +24,23 @@ def test_a_figure_is_the_mean_of_each_part() -> None:
     (figure,) = figures_of({"m": outcome}).values()
     assert (figure.value, figure.count) == (14 / 40, 40)
     assert (figure.chance, figure.baseline) == (0.25, 26 / 40)
-    assert figure.interval == pytest.approx(bootstrap_mean(HITS.numpy(), IMAGE.numpy()))
+    assert figure.interval == pytest.approx(rate_interval(HITS.numpy(), IMAGE.numpy()))
+
+
+def test_only_rates_have_the_interval_of_a_rate() -> None:
+    ranks = torch.arange(1, 41)
+    figure = figures_of({"retrieval.i2t.mean_rank": Outcome.of(ranks, IMAGE)})["retrieval.i2t.mean_rank"]
+    assert figure.interval == pytest.approx(bootstrap_mean(ranks.numpy(), IMAGE.numpy()))
+    first = figures_of({"retrieval.i2t.mean_rank": Outcome.of(torch.ones(40), IMAGE)})["retrieval.i2t.mean_rank"]
+    assert (first.value, first.interval) == (1.0, None)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_rate_of_0_or_1_has_an_interval_with_width(value: float) -> None:
+    (figure,) = figures_of({"retrieval.i2t.r1": Outcome.of(torch.full((40,), value), IMAGE)}).values()
+    assert figure.interval is not None
+    assert figure.interval.high - figure.interval.low == pytest.approx(0.1611, abs=1e-4)  # of 20 images
+    assert value in figure.interval
 
 
 def test_a_median() -> None:
@@ -33,6 +49,12 @@ def test_a_median() -> None:
     assert figure.value == (20**2 + 21**2) / 2
     repeated = bootstrap_statistic(lambda counts: float(np.median(np.repeat(ranks.numpy(), counts))), IMAGE.numpy())
     assert figure.interval == pytest.approx(repeated)
+
+
+@pytest.mark.parametrize(("images", "expected"), [(5, None), (6, (1.0, 1.0))])
+def test_the_median_of_few_images_has_no_interval(images: int, expected: tuple[float, float] | None) -> None:
+    ranks = Outcome.of(torch.ones(2 * images), torch.arange(2 * images) // 2, summary="median")
+    assert figures_of({"m": ranks})["m"].interval == expected
 
 
 def test_intervals_do_not_depend_on_what_else_is_measured() -> None:

@@ -13,6 +13,7 @@ from banks import make_bank, random_bank
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.own_image import score_own_image
 from spanbox.evaluation.presence import RankedScores, choose_threshold, presence_figures
+from spanbox.intervals import wilson_interval
 
 
 def presence_metrics(bank: FeatureBank, threshold: float | None = None) -> dict[str, float]:
@@ -151,9 +152,11 @@ def test_scores_that_are_nan_decide_nothing() -> None:
 
 
 def test_nothing_decided_and_an_interval() -> None:
-    figures, _ = presence_figures(score_own_image(scored([1.0, 0.0], [True, False])), threshold=9.0)
+    figures, _ = presence_figures(score_own_image(scored([1.0, 0.0, 1.0], [True, False, True])), threshold=9.0)
     assert figures["matching.presence.f1"].value == 0.0
-    assert figures["matching.presence.f1"].interval == (0.0, 0.0)
+    interval = figures["matching.presence.f1"].interval
+    assert interval is not None
+    assert interval.low == 0.0 < interval.high
 
 
 def test_intervals_of_both_figures() -> None:
@@ -162,3 +165,10 @@ def test_intervals_of_both_figures() -> None:
         figure = figures[f"matching.presence.{name}"]
         assert figure.interval is not None
         assert figure.interval.low < figure.value < figure.interval.high
+
+
+def test_a_perfect_area_is_no_surer_than_the_images_of_the_rarer_kind() -> None:
+    figures, _ = presence_figures(score_own_image(scored([1.0] * 5 + [0.0] * 40, [True] * 5 + [False] * 40)))
+    auc = figures["matching.presence.auc"]
+    assert auc.value == 1.0
+    assert auc.interval == pytest.approx(wilson_interval(1.0, 5))

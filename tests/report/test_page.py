@@ -191,7 +191,7 @@ def test_runs_on_the_same_data_are_compared_with_intervals(tmp_path: Path, evalu
     better = run_folders.write_run(tmp_path / "better", manifest=manifest, offset=0.125)
     found = page(evaluated, better)
     assert "figures" not in found.sections
-    assert "▲ +12.5 [+12.5 to +12.5]" in found.sections["comparison"]
+    assert re.search(r"▲ \+12\.5 \[\+\d\.\d to \+1\d\.\d\]", found.sections["comparison"])
     assert "against run: ▲ +12.5" in " ".join(found.sections["result"].split())
     assert "against run: +12.5 (no interval)" in " ".join(found.sections["result"].split())
 

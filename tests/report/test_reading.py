@@ -16,7 +16,7 @@ def test_everything_that_an_evaluated_run_has_is_read(tmp_path: Path) -> None:
     assert run.checkpoint == "step-000040"
     assert run.metrics["retrieval.i2t.r1"] == 0.75
     assert "data" not in run.metrics
-    assert len(run.outcomes["retrieval.i2t.r1"].values) == 40
+    assert len(run.outcomes["retrieval.i2t.r1"].values) == run_folders.QUERIES
     assert run.heatmaps["0/rollout"].shape == (2, 2)
     assert run.examples is not None
     assert run.examples.matching[1].candidates[1].linked

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from spanbox.data.manifest import Box, Entity, Manifest, Record, is_inverted, line_error, manifest_lines
 from spanbox.errors import DataError
 from spanbox.geometry import box_iou
-from spanbox.intervals import bootstrap_ratio
+from spanbox.intervals import ratio_interval
 from spanbox.structures import stable_id
 
 LEAST_IOU = 0.5
@@ -87,7 +87,7 @@ class Scores:
             for name, (numerator, denominator) in ratios.items():
                 total = int(denominator.sum())
                 metrics[f"{row}.{name}"] = int(numerator.sum()) / total if total else 0.0
-                interval = bootstrap_ratio(numerator, denominator, self.image)
+                interval = ratio_interval(numerator, denominator, self.image)
                 if interval:
                     metrics |= {f"{row}.{name}.low": interval.low, f"{row}.{name}.high": interval.high}
             metrics |= {f"{row}.{name}": int(counts[:, i].sum()) for i, name in enumerate(Counts._fields)}

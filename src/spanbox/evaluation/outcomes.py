@@ -1,6 +1,7 @@
-"""What each query contributed to a metric, and what is told of a metric: its figure, how sure it is, and next to what.
+"""Outcomes (the value of each query) and figures (a metric with its interval, chance level and baseline).
 
-Intervals, paired differences between runs and breakdowns are all made of outcomes, so that a metric has one definition.
+Intervals, paired differences between runs and breakdowns are computed from outcomes, so that each metric has one
+definition.
 
     Q queries
 """
@@ -19,20 +20,31 @@ from spanbox.evaluation.ranking import (
     chance_rank,
     chance_within,
 )
-from spanbox.intervals import FloatArray, IntArray, Interval, bootstrap_means, bootstrap_statistic
+from spanbox.intervals import (
+    FloatArray,
+    IntArray,
+    Interval,
+    bootstrap_means,
+    bootstrap_statistic,
+    rate_interval,
+)
+from spanbox.metric_names import is_rate
 
 Summary = Literal["mean", "median"]
+
+IMAGES_OF_A_MEDIAN = 6
+"""Fewest images for the interval of a median: the values of n images enclose it in 1 - 2 / 2^n of samples."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric as it is told. Whatever does not exist for it is None."""
+    """A metric as it is reported. Parts that do not exist for it are None."""
 
     value: float
     count: int  # of queries
     interval: Interval | None = None
-    chance: float | None = None  # what a random order would reach, on average
-    baseline: float | None = None  # what a trivial rule would reach
+    chance: float | None = None  # mean value of a random order
+    baseline: float | None = None  # value of a trivial rule
 
     def named(self, name: str) -> dict[str, float]:
         """NAME, NAME.low, NAME.high, NAME.chance, NAME.baseline and NAME.count, those that exist."""
@@ -49,7 +61,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A metric, query by query."""
+    """The values of a metric for each query."""
 
     values: FloatArray  # (Q,)
     image: IntArray  # (Q,) hash of the query's image
@@ -95,11 +107,11 @@ def ranking_outcomes(
 ) -> dict[str, Outcome]:
     """Recall at each depth, median and mean rank of the best right candidate, and mean average precision.
 
-    Keys under `prefix`: `.r1 .r5 .r10 .median_rank .mean_rank .map`. Queries for which nothing is right do not count.
+    Keys under `prefix`: `.r1 .r5 .r10 .median_rank .mean_rank .map`. Queries without a right candidate do not count.
 
     Args:
         image: (Q,) hash of the image of each query.
-        baseline: (Q,) what a trivial rule finds within a depth.
+        baseline: (Q,) whether a trivial rule finds a right candidate, for each depth.
     """
     counts = ranking.right > 0
     best, right, candidates = ranking.best[counts], ranking.right[counts], ranking.candidates[counts]
@@ -122,7 +134,8 @@ def figures_of(outcomes: Mapping[str, Outcome], *, intervals: bool = True) -> di
     """The figure of each outcome; those without a query are left out.
 
     Args:
-        intervals: whether to bootstrap, which takes 1,000 draws for each set of images.
+        outcomes: by the name of the metric; names decide which values are rates in [0, 1].
+        intervals: whether figures have intervals, which takes 1,000 draws for each set of images.
     """
     outcomes = {name: outcome for name, outcome in outcomes.items() if len(outcome)}
     interval = _intervals_of(outcomes) if intervals else {}
@@ -150,12 +163,14 @@ def _summarise(outcome: Outcome) -> float:
 
 
 def _intervals_of(outcomes: Mapping[str, Outcome]) -> dict[str, Interval | None]:
-    """The interval of each outcome. Means over queries of the same images share their draws."""
+    """The interval of each outcome. Bootstrapped means over queries of the same images share their draws."""
     found: dict[str, Interval | None] = {}
     same_images: dict[bytes, list[str]] = {}
     for name, outcome in outcomes.items():
         if outcome.summary == "median":
             found[name] = _median_interval(outcome)
+        elif is_rate(name):
+            found[name] = rate_interval(outcome.values, outcome.image)
         else:
             same_images.setdefault(outcome.image.tobytes(), []).append(name)
     for names in same_images.values():
@@ -165,6 +180,10 @@ def _intervals_of(outcomes: Mapping[str, Outcome]) -> dict[str, Interval | None]
 
 
 def _median_interval(outcome: Outcome) -> Interval | None:
+    """The interval of a median. It may have no width, as where nearly all ranks are 1."""
+    if len(np.unique(outcome.image)) < IMAGES_OF_A_MEDIAN:
+        return None
     order = outcome.values.argsort(kind="stable")
-    ascending = outcome.values[order]
-    return bootstrap_statistic(lambda counts: weighted_median(ascending, counts), outcome.image[order])
+    ascending, median = outcome.values[order], _summarise(outcome)
+    interval = bootstrap_statistic(lambda counts: weighted_median(ascending, counts), outcome.image[order])
+    return interval or Interval(median, median)

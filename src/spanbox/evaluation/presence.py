@@ -16,7 +16,7 @@ from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import Figure
 from spanbox.evaluation.own_image import OwnImage, score_own_image
 from spanbox.evaluation.ranking import nan_last
-from spanbox.intervals import FloatArray, IntArray, bootstrap_ratio, bootstrap_statistic
+from spanbox.intervals import FloatArray, IntArray, Interval, bootstrap_statistic, ratio_interval, wilson_interval
 
 PREFIX = "matching.presence"
 
@@ -111,9 +111,19 @@ def _auc_figure(presence: Presence, intervals: bool) -> Figure:
     return Figure(
         value=ranked.area_under_curve(np.ones(len(scored.score), dtype=np.int64)),
         count=len(scored.score),
-        interval=bootstrap_statistic(ranked.area_under_curve, scored.image.numpy()) if intervals else None,
+        interval=_auc_interval(ranked, scored) if intervals else None,
         chance=0.5,
     )
+
+
+def _auc_interval(ranked: RankedScores, scored: Presence) -> Interval | None:
+    """Bootstrapped over images; where all draws agree, at 0 and 1, that of a share of the images of the rarer kind."""
+    drawn = bootstrap_statistic(ranked.area_under_curve, scored.image.numpy())
+    image, has_box = scored.image.numpy(), scored.has_box.numpy()
+    images = min(len(np.unique(image[kind])) for kind in (has_box, ~has_box))
+    if drawn is not None or len(np.unique(image)) < 2:
+        return drawn
+    return wilson_interval(ranked.area_under_curve(np.ones(len(scored.score), dtype=np.int64)), images)
 
 
 def _f1_figure(presence: Presence, threshold: float, intervals: bool) -> Figure:
@@ -125,6 +135,6 @@ def _f1_figure(presence: Presence, threshold: float, intervals: bool) -> Figure:
     return Figure(
         value=float(twice_right.sum() / either.sum()),
         count=spans,
-        interval=bootstrap_ratio(twice_right, either, presence.image.numpy()) if intervals else None,
+        interval=ratio_interval(twice_right, either, presence.image.numpy()) if intervals else None,
         baseline=2 * positives / (spans + positives),
     )

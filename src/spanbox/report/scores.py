@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spanbox.intervals import Interval, paired_difference
-from spanbox.metric_names import ANNOTATIONS, WITHIN, is_part
+from spanbox.metric_names import ANNOTATIONS, WITHIN, is_part, is_rate
 from spanbox.report.reading import Run
 
 HEADLINE = {
@@ -93,7 +93,8 @@ def difference(run: Run, first: Run, name: str) -> Difference | None:
     ours, theirs = run.outcomes.get(name), first.outcomes.get(name)
     if ours is None or theirs is None or not np.array_equal(ours.image, theirs.image):
         return Difference(run.metrics[name] - first.metrics[name], None, None) if run.data == first.data else None
-    value, interval = paired_difference(ours.values, theirs.values, ours.image)
+    rates = is_rate(name) and all(bool(((one.values >= 0) & (one.values <= 1)).all()) for one in (ours, theirs))
+    value, interval = paired_difference(ours.values, theirs.values, ours.image, rates=rates)
     return Difference(value, interval, interval and _is_better(name, interval))
 
 
