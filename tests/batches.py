@@ -25,6 +25,8 @@ def batch_of(
         token_mask=torch.ones(pairs, 1, dtype=torch.bool),
         span_tokens=torch.ones(pairs, spans, 1, dtype=torch.bool),
         span_entity=torch.arange(spans).where(span_identity != PADDING_ID, PADDING_ID),
+        span_shown=links.any(dim=2).to(torch.int8),
+        place=torch.arange(pairs),
         span_identity=span_identity,
         regions=torch.zeros(pairs, regions, 4) if boxes is None else boxes,
         region_valid=region_valid,

@@ -41,6 +41,7 @@ def make_sample(number: int, spans: int = 2, regions: int = 3) -> Sample:
     side = tiny.IMAGE_SIZE
     return Sample(
         id=f"pair-{number}",
+        place=number,
         pixels=torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8),
         text=text,
         group=number,
@@ -48,6 +49,7 @@ def make_sample(number: int, spans: int = 2, regions: int = 3) -> Sample:
         span_texts=tuple(text[start:end] for start, end in edges[:spans]),
         entities=tuple(range(spans)),
         identities=tuple(stable_id(text[start:end]) for start, end in edges[:spans]),
+        shown=tuple(int(span < regions) for span in range(spans)),
         regions=corners.flatten(1),
         links=torch.eye(spans, regions, dtype=torch.bool),
         crops=torch.randint(0, 256, (regions, 3, side, side), generator=generator, dtype=torch.uint8),

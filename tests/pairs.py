@@ -47,6 +47,7 @@ def sample(
     low = torch.arange(regions)[:, None].float() / 10
     return Sample(
         id=id,
+        place=0,
         pixels=torch.full((3, 4, 4), len(text), dtype=torch.uint8),
         text=text,
         group=stable_id(id),
@@ -54,6 +55,7 @@ def sample(
         span_texts=tuple(spans),
         entities=tuple(range(len(spans))),
         identities=tuple(stable_id(span) for span in spans),
+        shown=tuple(link_mask.any(dim=1).int().tolist()),
         regions=torch.cat([low, low, low + 0.1, low + 0.1], dim=1),
         links=link_mask,
         crops=crops,

@@ -177,8 +177,10 @@ def presence(bank: FeatureBank, best: dict[int, float], has_box: set[int], thres
     scored = [span for span, pair in enumerate(bank.span_pair.tolist()) if pair in pairs_with_regions]
     positive, negative = ([best[i] for i in scored if (i in has_box) == kind] for kind in (True, False))
     name = "matching.presence"
+    if not 0 < len(has_box) < len(best):
+        return {}
     metrics: dict[str, float] = {f"{name}.count": len(best) - len(has_box)}
-    if negative:
+    if positive and negative:
         metrics |= {f"{name}.auc": auc(positive, negative), f"{name}.auc.chance": 0.5, f"{name}.auc.count": len(scored)}
     if threshold is not None:
         metrics |= {

@@ -19,6 +19,8 @@ def batch(pairs: int = 5, *, published_form: bool = False) -> Batch:
         token_mask=torch.rand(pairs, 4) < 0.5,
         span_tokens=torch.rand(pairs, 3, 4) < 0.5,
         span_entity=torch.tensor([0, PADDING_ID, 1]).repeat(pairs, 1),
+        span_shown=torch.tensor([1, -1, 0], dtype=torch.int8).repeat(pairs, 1),
+        place=torch.arange(pairs),
         span_identity=torch.tensor([7, PADDING_ID, 8]).repeat(pairs, 1),
         regions=torch.rand(pairs, 2, 4),
         region_valid=torch.rand(pairs, 2) < 0.5,

@@ -16,6 +16,10 @@ from torch import Tensor
 
 PADDING_ID = -1
 
+SHOWN, NAMED_ONLY, NOT_KNOWN = 1, 0, -1
+"""Presence of an entity in its image: it has a box; it has none; it has boxes that cannot be used (outside the image,
+over a limit), or the data leaves it open."""
+
 
 def stable_id(text: str) -> int:
     """A 63-bit hash of `text` that is the same in every process, so that workers and ranks need not exchange ids."""
@@ -44,6 +48,7 @@ class Sample:
     """One decoded image-text pair, before collation. K spans, R regions."""
 
     id: str
+    place: int  # of its record in the manifest
     pixels: Tensor  # (3, S, S) uint8
     text: str
     group: int
@@ -51,6 +56,7 @@ class Sample:
     span_texts: tuple[str, ...]
     entities: tuple[int, ...]  # K, index of each span's entity in the record
     identities: tuple[int, ...]  # K
+    shown: tuple[int, ...]  # K, SHOWN, NAMED_ONLY or NOT_KNOWN
     regions: Tensor  # (R, 4) float32, normalised
     links: Tensor  # (K, R) bool
     crops: Tensor | None  # (R, 3, s, s) uint8
@@ -135,6 +141,8 @@ class Batch(Targets):
     token_mask: Tensor  # (B, T) bool, False on padding
     span_tokens: Tensor  # (B, K, T) bool: this token belongs to this span
     span_entity: Tensor  # (B, K) int64: index of the span's entity in its record, PADDING_ID as in `span_identity`
+    span_shown: Tensor  # (B, K) int8: SHOWN, NAMED_ONLY or NOT_KNOWN
+    place: Tensor  # (B,) int64: place of the pair's record in the manifest
     own_token_ids: Tensor | None = None  # (B, K, U) int64: each span encoded without its sentence (published form)
     own_token_mask: Tensor | None = None  # (B, K, U) bool
     crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized

@@ -241,6 +241,8 @@ def test_types_of_the_fields(tokenizer: Any, spans: list[str]) -> None:
         "token_mask": torch.bool,
         "span_tokens": torch.bool,
         "span_entity": torch.int64,
+        "span_shown": torch.int8,
+        "place": torch.int64,
         "span_identity": torch.int64,
         "regions": torch.float32,
         "region_valid": torch.bool,
@@ -353,3 +355,15 @@ def test_a_batch_is_its_samples_one_by_one(tokenizer: Any) -> None:
         assert not together.span_tokens[row, :, tokens:].any()
         assert torch.equal(together.span_identity[row, :spans], alone.span_identity[0])
         assert torch.equal(together.links[row, :spans, :regions], alone.links[0])
+
+
+def test_texts_of_a_script_that_the_tokenizer_does_not_know_are_counted() -> None:
+    """Half of the tokens unknown, or more; a few unknown ones in a readable text are normal."""
+    tokenizer = train_tokenizer(["a dog , a cat ."] * 3, 100)
+    texts = {"known": "a dog.", "few": "a dog, a 伞 cat.", "all": "雨中的红伞", "half": "雨中 a dog", "long": "伞" * 90}
+    samples = [sample(text, id=name) for name, text in texts.items()]
+    incidents = Collator(tokenizer, 64)(samples).incidents
+    assert {incident.kind for incident in incidents} == {"text of unknown tokens"}
+    assert [incident.sample for incident in incidents] == ["all", "half", "long"]
+    assert incidents[0].detail == "5 of 5 tokens are [UNK]: '雨中的红伞'"
+    assert incidents[2].detail == f"62 of 62 tokens are [UNK]: '{'伞' * 40}...'"

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from spanbox.data.dataset import Annotation, PairDataset, SampleLimits, annotate
 from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record
 from spanbox.data.masking import MaskSettings
 from spanbox.errors import DataError
-from spanbox.structures import Incident, Sample, SampleViews, stable_id
+from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, Sample, SampleViews, stable_id
 
 SIZE = (200, 100)  # of the images that records are annotated against
 LIMITS = SampleLimits(image_size=16)
@@ -27,6 +28,10 @@ def record_of(*entities: Entity, text: str = TEXT, objects: tuple[ObjectBox, ...
 
 def annotated(*entities: Entity, limits: SampleLimits = LIMITS, objects: tuple[ObjectBox, ...] = ()) -> Annotation:
     return annotate(record_of(*entities, objects=objects), SIZE, limits)
+
+
+def replace_entity(entity: Entity, *, ambiguous: bool) -> Entity:
+    return msgspec.structs.replace(entity, ambiguous=ambiguous)
 
 
 def linked(annotation: Annotation, text: str = TEXT) -> list[tuple[str, list[int]]]:
@@ -130,9 +135,71 @@ def test_regions_over_the_limit_are_counted_and_their_links_cut() -> None:
     limits = replace(LIMITS, max_regions=2)
     boxes: list[Box] = [(0, 0, 20, 20), (30, 0, 50, 20), (60, 0, 80, 20)]
     annotation = annotated(entity(TEXT, "cat", *boxes), entity(TEXT, "dog", boxes[2]), limits=limits)
-    assert len(annotation.regions) == 2
-    assert linked(annotation) == [("cat", [0, 1]), ("dog", [])]
+    assert lefts(annotation) == [0, 60]
+    assert linked(annotation) == [("cat", [0, 1]), ("dog", [1])]
     assert annotation.incidents == (Incident("regions over limit", "r", "3 boxes, 2 used"),)
+
+
+def test_every_entity_gets_a_box_before_any_gets_its_second() -> None:
+    cat = [(float(x), 0.0, x + 9.0, 9.0) for x in (0, 10, 20)]
+    entities = (
+        entity(TEXT, "cat", *cat),
+        entity(TEXT, "dog", (30, 0, 39, 9), (40, 0, 49, 9)),
+        entity(TEXT, "bird", cat[0]),
+    )
+    expected = {1: [0], 2: [0, 30], 3: [0, 10, 30], 4: [0, 10, 30, 40], 5: [0, 10, 20, 30, 40]}
+    for limit, kept in expected.items():
+        assert lefts(annotated(*entities, limits=replace(LIMITS, max_regions=limit))) == kept
+    assert annotated(*entities, limits=replace(LIMITS, max_regions=1)).shown == (SHOWN, NOT_KNOWN, SHOWN)
+
+
+def test_without_limits_everything_is_used() -> None:
+    text = " ".join(f"thing{i}" for i in range(40))
+    entities = [
+        entity(text, f"thing{i} " if i < 39 else "thing39", (i, 0, i + 1, 9), (i, 50, i + 1, 59)) for i in range(40)
+    ]
+    annotation = annotate(record_of(*entities, text=text), SIZE, LIMITS)
+    assert (annotation.links.shape, int(annotation.links.sum())) == ((40, 80), 80)
+    assert annotation.incidents == ()
+
+
+def test_what_the_data_know_of_each_span() -> None:
+    """Named only: no box. Not known: boxes, but none that is a region."""
+    outside = (300, 0, 320, 20)
+    entities = (
+        entity(TEXT, "cat", (0, 0, 9, 9)),
+        entity(TEXT, "dog", (20, 0, 29, 9)),
+        entity(TEXT, "met"),
+        entity(TEXT, "bird", outside),
+        replace_entity(entity(TEXT, "The"), ambiguous=True),
+    )
+    assert annotated(*entities).shown == (SHOWN, SHOWN, NAMED_ONLY, NOT_KNOWN, NOT_KNOWN)
+    assert annotated(*entities, limits=replace(LIMITS, max_regions=1)).shown[:2] == (SHOWN, NOT_KNOWN)
+    assert annotated(entity(TEXT, "cat", outside, (0, 0, 9, 9))).shown == (SHOWN,)
+
+
+def test_ambiguous_entities_are_linked_to_all_their_boxes_or_skipped() -> None:
+    boxes: list[Box] = [(0, 0, 20, 20), (30, 0, 50, 20)]
+    dog = replace_entity(entity(TEXT, "dog", *boxes), ambiguous=True)
+    entities = entity(TEXT, "cat", boxes[0]), dog
+    assert linked(annotated(*entities)) == [("cat", [0]), ("dog", [0, 1])]
+    limits = replace(LIMITS, skip_ambiguous=True, proposals=4)
+    skipped = annotated(*entities, limits=limits, objects=(ObjectBox(boxes[1]),))
+    assert linked(skipped) == [("cat", [0])]
+    assert lefts(skipped) == [0]  # a box of a skipped entity does not come back as a proposal
+    assert skipped.incidents == (Incident("ambiguous entity", "r", "1 of 2 entities left out"),)
+
+
+def test_candidates_of_a_prediction_are_the_objects_alone() -> None:
+    """Those that overlap an entity's box among them: nothing may tell which candidate is right."""
+    cat = entity(TEXT, "cat", (0, 0, 20, 20))
+    objects = ObjectBox((60, 0, 80, 20), score=0.1), ObjectBox((1, 1, 21, 21), score=0.9), ObjectBox((300, 0, 320, 20))
+    limits = replace(LIMITS, objects_only=True, max_regions=1)
+    annotation = annotated(cat, entity(TEXT, "dog"), limits=limits, objects=objects)
+    assert sorted(lefts(annotation)) == [1, 60]
+    assert not annotation.links.any()
+    assert annotation.shown == (SHOWN, NAMED_ONLY)
+    assert annotated(cat, limits=limits).regions.shape == (0, 4)
 
 
 def test_limits_that_just_fit_are_no_incident() -> None:

@@ -157,3 +157,21 @@ def test_workers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
         assert DataSettings().worker_count(card) == expected
         assert DataSettings().worker_count(cpu) == 0, "the towers need the cores"
+
+
+def test_batches_with_many_regions_are_smaller(tmp_path: Path, tokenizer: Any) -> None:
+    """Padded to its largest pair, a batch of 4 holds at most 64 regions; every pair comes once, in order."""
+    counts = [1, 2, 40, 1, 1, 1, 70, 3, 16, 16, 16, 16]
+    text = "A dog called a"
+    records = [
+        Record(
+            id=str(number),
+            image="same.png",
+            text=text,
+            entities=(entity(text, "dog", *[(0.0, 0.0, 1.0 + 0.5 * i, 9.0) for i in range(count)]),),
+        )
+        for number, count in enumerate(counts)
+    ]
+    batches, _ = evaluated(save_manifest(tmp_path, records), tokenizer)
+    assert [batch.place.tolist() for batch in batches] == [[0, 1], [2], [3, 4, 5], [6], [7, 8, 9, 10], [11]]
+    assert [batch.region_valid.sum(dim=1).tolist() for batch in batches][2:4] == [[1, 1, 1], [70]]

@@ -38,6 +38,8 @@ def make_batch(
         token_mask=torch.ones(pairs, 4, dtype=torch.bool),
         span_tokens=torch.ones(pairs, spans, 4, dtype=torch.bool),
         span_entity=torch.arange(spans).where(identity != PADDING_ID, PADDING_ID),
+        span_shown=(torch.arange(spans) % 3 - 1).to(torch.int8).expand(pairs, -1),
+        place=400 + numbers,
         span_identity=identity,
         regions=boxes / 100,
         region_valid=valid,
@@ -81,6 +83,8 @@ def test_only_valid_spans_and_regions_enter() -> None:
     assert bank.span_pair.tolist() == [0, 1, 2, 2]
     assert bank.span_identity.tolist() == [7, 8, 9, 7]
     assert bank.span_entity.tolist() == [0, 1, 0, 1]
+    assert bank.span_shown.tolist() == [-1, 0, -1, 0]
+    assert bank.place.tolist() == [400, 401, 402]
     assert bank.regions[:, 0].tolist() == [0, 2, 101, 200]
     assert bank.region_pair.tolist() == [0, 0, 1, 2]
     torch.testing.assert_close(bank.region_box[:, :2] * 100, torch.tensor([[0.0, 0], [0, 2], [1, 1], [2, 0]]))

@@ -1,6 +1,7 @@
 """Entities with an object against entities without: tables worked out by hand and plain loops."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.own_image import score_own_image
 from spanbox.evaluation.presence import RankedScores, choose_threshold, presence_figures
 from spanbox.intervals import wilson_interval
+from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN
 
 
 def presence_metrics(bank: FeatureBank, threshold: float | None = None) -> dict[str, float]:
-    figures, facts = presence_figures(score_own_image(bank), threshold=threshold, intervals=False)
+    figures, facts = presence_figures(score_own_image(bank), bank.span_shown, threshold=threshold, intervals=False)
     return facts | {key: value for name, figure in figures.items() for key, value in figure.named(name).items()}
 
 
@@ -133,26 +135,36 @@ def test_no_other_threshold_is_better(seed: int) -> None:
         assert presence_metrics(bank, threshold=float(other))["matching.presence.f1"] <= best
 
 
-def test_one_class_only() -> None:
-    """All have an object: the decision for all of them is right, and there is nothing to tell apart."""
-    bank = scored([3.0, 1.0], [True, True])
-    assert choose_threshold(bank) == 1.0
-    metrics = presence_metrics(bank, threshold=1.0)
-    assert metrics["matching.presence.f1"] == metrics["matching.presence.f1.baseline"] == 1.0
-    assert "matching.presence.auc" not in metrics
-    assert choose_threshold(scored([3.0, 1.0], [False, False])) is None
+@pytest.mark.parametrize("kind", [True, False])
+def test_one_kind_only(kind: bool) -> None:
+    """There is nothing to separate, so nothing is reported and no threshold chosen."""
+    bank = scored([3.0, 1.0], [kind, kind])
+    assert choose_threshold(bank) is None
+    assert presence_metrics(bank, threshold=1.0) == {}
+
+
+def test_spans_of_which_nothing_is_known_are_left_out() -> None:
+    """Their boxes were cut or lie outside the image: they are neither shown nor named only."""
+    bank = scored([3.0, 2.0, 1.0, 0.0], [True, False, False, False])
+    bank = replace(bank, span_shown=torch.tensor([SHOWN, NOT_KNOWN, NAMED_ONLY, NOT_KNOWN], dtype=torch.int8))
+    without = scored([3.0, 1.0], [True, False])
+    assert presence_metrics(bank, threshold=1.0) == presence_metrics(without, threshold=1.0)
+    assert choose_threshold(bank) == choose_threshold(without) == 3.0
+    nothing = replace(bank, span_shown=torch.tensor([SHOWN, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN], dtype=torch.int8))
+    assert presence_metrics(nothing, threshold=1.0) == {}
 
 
 def test_scores_that_are_nan_decide_nothing() -> None:
     assert choose_threshold(scored([math.nan, 1.0], [True, False])) is None
-    assert choose_threshold(scored([math.nan, 1.0], [True, True])) == 1.0
+    assert choose_threshold(scored([math.nan, 1.0, 0.0], [True, True, False])) == 1.0
     metrics = presence_metrics(scored([math.nan, 1.0], [True, False]), threshold=0.0)
     assert metrics["matching.presence.f1"] == 0.0
     assert metrics["matching.presence.auc"] == 0.0
 
 
 def test_nothing_decided_and_an_interval() -> None:
-    figures, _ = presence_figures(score_own_image(scored([1.0, 0.0, 1.0], [True, False, True])), threshold=9.0)
+    bank = scored([1.0, 0.0, 1.0], [True, False, True])
+    figures, _ = presence_figures(score_own_image(bank), bank.span_shown, threshold=9.0)
     assert figures["matching.presence.f1"].value == 0.0
     interval = figures["matching.presence.f1"].interval
     assert interval is not None
@@ -160,7 +172,8 @@ def test_nothing_decided_and_an_interval() -> None:
 
 
 def test_intervals_of_both_figures() -> None:
-    figures, _ = presence_figures(score_own_image(random_bank(3, pairs=60)), threshold=0.5)
+    bank = random_bank(3, pairs=60)
+    figures, _ = presence_figures(score_own_image(bank), bank.span_shown, threshold=0.5)
     for name in ("auc", "f1"):
         figure = figures[f"matching.presence.{name}"]
         assert figure.interval is not None

@@ -1,7 +1,7 @@
 """From samples to a batch: sentences become tokens, spans become token masks, everything is padded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,9 @@ from tokenizers import Encoding
 from torch import Tensor
 
 from spanbox.spans import span_token_mask
-from spanbox.structures import PADDING_ID, Batch, Incident, Sample, stable_id
+from spanbox.structures import NOT_KNOWN, PADDING_ID, Batch, Incident, Sample, stable_id
+
+EXCERPT = 40  # characters of a text in an incident
 
 
 class Loaded(NamedTuple):
@@ -46,6 +48,7 @@ class Collator:
             order = sorted(range(len(samples)), key=lambda row: sum(texts[row].attention_mask))
             samples, texts = [samples[row] for row in order], [texts[row] for row in order]
         incidents = [incident for sample in samples for incident in sample.incidents]
+        incidents += self._unknown_texts(samples, texts)
         token_ids, token_mask = _ids_and_mask(texts)
         span_tokens, identity = self._spans(samples, texts, incidents)
         span_valid = identity != PADDING_ID
@@ -56,7 +59,9 @@ class Collator:
             token_ids=token_ids,
             token_mask=token_mask,
             span_tokens=span_tokens,
-            span_entity=_entities(samples, span_valid),
+            span_entity=_of_spans([sample.entities for sample in samples], span_valid, torch.int64, PADDING_ID),
+            span_shown=_of_spans([sample.shown for sample in samples], span_valid, torch.int8, NOT_KNOWN),
+            place=torch.tensor([sample.place for sample in samples]),
             span_identity=identity,
             regions=regions,
             region_valid=region_valid,
@@ -106,6 +111,15 @@ class Collator:
             identity[unread] = PADDING_ID
         return span_tokens, identity
 
+    def _unknown_texts(self, samples: Sequence[Sample], texts: list[Encoding]) -> Iterator[Incident]:
+        """Texts that are mostly unknown to the tokenizer, such as those of a script that its vocabulary lacks."""
+        unknown_id = self.tokenizer.unk_token_id
+        for sample, encoding in zip(samples, texts, strict=True):
+            unknown = encoding.ids.count(unknown_id)
+            if unknown and 2 * unknown >= (own := encoding.special_tokens_mask.count(0)):
+                found = f"{unknown} of {own} tokens are {self.tokenizer.unk_token}: {_beginning(sample.text)!r}"
+                yield Incident("text of unknown tokens", sample.id, found)
+
     def _own_tokens(self, samples: Sequence[Sample], identity: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, K, U) of each span's text by itself, and which of them are real."""
         places = [(row, column) for row, sample in enumerate(samples) for column in range(len(sample.span_texts))]
@@ -127,18 +141,21 @@ def _ids_and_mask(encodings: list[Encoding]) -> tuple[Tensor, Tensor]:
     return token_ids, torch.tensor([encoding.attention_mask for encoding in encodings]).bool()
 
 
+def _beginning(text: str) -> str:
+    return text if len(text) <= EXCERPT else f"{text[:EXCERPT]}..."
+
+
 def _readable_length(encoding: Encoding) -> float:
     """How many characters stand before the first token that was cut off; infinite when none was."""
     dropped: list[tuple[int, int]] = encoding.overflowing[0].offsets if encoding.overflowing else []
     return min((start for start, end in dropped if start < end), default=math.inf)
 
 
-def _entities(samples: Sequence[Sample], span_valid: Tensor) -> Tensor:
-    """Index (B, K) of each usable span's entity in its record."""
+def _of_spans(rows: Sequence[Sequence[int]], span_valid: Tensor, dtype: torch.dtype, padding: int) -> Tensor:
+    """Numbers of the spans of each pair as one tensor (B, K), with `padding` where there is no usable span."""
     most = span_valid.shape[1]
-    rows = [[*sample.entities, *[PADDING_ID] * (most - len(sample.entities))] for sample in samples]
-    entity = torch.tensor(rows, dtype=torch.int64).reshape(len(samples), most)
-    return entity.masked_fill(~span_valid, PADDING_ID)
+    padded = [[*row, *[padding] * (most - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=dtype).reshape(len(rows), most).masked_fill(~span_valid, padding)
 
 
 def _regions(samples: Sequence[Sample], span_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

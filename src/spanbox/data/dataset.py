@@ -1,8 +1,13 @@
-"""From a record of the manifest to a decoded sample: image, spans, regions and the links between them."""
+"""From a record of the manifest to a decoded sample: image, spans, regions and the links between them.
 
-from collections.abc import Iterator
+An entity that is `ambiguous` has boxes of which the data does not say which one is meant. All of them are linked to
+it, so each counts as right. Without boxes the flag means: unknown whether the image shows the entity.
+"""
+
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 
 import numpy as np
 import torch
@@ -12,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spanbox.data.images import load_image, load_reduced
-from spanbox.data.manifest import Box, Manifest, Record
+from spanbox.data.manifest import Box, Entity, Manifest, Record
 from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import MaskSettings, Proposals, draw_views
 from spanbox.errors import DataError
 from spanbox.geometry import box_area, box_iou, clip_boxes, expand_boxes, normalise_boxes
 from spanbox.spans import CharSpan, trim_span
-from spanbox.structures import Incident, Sample, SampleViews, stable_id
+from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, Sample, SampleViews, stable_id
 
 SAME_OBJECT_IOU = 0.5  # a proposal that overlaps an entity's box by this much shows the entity
 CLIP_TOLERANCE = 1e-3  # of the image: edges that leave it by less are rounding, not a fault
@@ -31,9 +36,11 @@ class SampleLimits:
     """How much of a record enters a sample."""
 
     image_size: int  # side of the square the image is resized to, in pixels
-    max_spans: int = 16
-    max_regions: int = 16
+    max_spans: int | None = None  # None: all
+    max_regions: int | None = None  # None: all boxes of the entities, and the proposals
     proposals: int = 0  # regions taken from the record's objects, besides the entities' boxes
+    objects_only: bool = False  # regions are all of the record's objects, linked to nothing: candidates of a prediction
+    skip_ambiguous: bool = False  # ambiguous entities are left out
     crop_size: int | None = None  # side of a region's own crop, in pixels; None: regions are not cropped
     crop_margin: float = 0.0
     views: MaskSettings | None = None  # masked views are drawn of each image
@@ -47,22 +54,23 @@ class Annotation:
     spans: tuple[CharSpan, ...]
     entities: tuple[int, ...]  # index of each span's entity in the record
     identities: tuple[int, ...]
+    shown: tuple[int, ...]  # of each span: SHOWN, NAMED_ONLY or NOT_KNOWN
     regions: Tensor  # (R, 4)
     links: Tensor  # (K, R)
     incidents: tuple[Incident, ...]
 
 
 class PairDataset(Dataset[Sample | Incident]):
-    """Samples by (epoch, index). Every random draw of a sample comes from (seed, epoch, index) alone.
+    """Samples by (epoch, index). Every random draw of a sample depends on (seed, epoch, index) alone.
 
-    In training a pair whose image is broken is noted and replaced by another pair of the manifest; in evaluation
-    (`replace_broken=False`) the incident itself is returned in its place.
+    In training a pair with a broken image is replaced by another pair of the manifest, and the sample carries the
+    incident; in evaluation (`replace_broken=False`) the item is the incident.
     """
 
     def __init__(
         self, manifest: Manifest, limits: SampleLimits, seed: int, *, replace_broken: bool, cache_bytes: int = 0
     ) -> None:
-        """`cache_bytes`: how much may be held of samples already decoded, in each process that loads."""
+        """`cache_bytes`: memory for decoded samples, in each process that loads."""
         self.manifest = manifest
         self.limits = limits
         self.seed = seed
@@ -71,7 +79,7 @@ class PairDataset(Dataset[Sample | Incident]):
         self._cache_left = cache_bytes
 
     def for_evaluation(self) -> "PairDataset":
-        """The same pairs as evaluation reads them: broken images are told, no views drawn. Shares what is cached."""
+        """The same pairs without masked views, and with incidents for broken images. Shares the cache."""
         other = copy(self)
         other.replace_broken = False
         other.limits = replace(self.limits, views=None)
@@ -80,6 +88,13 @@ class PairDataset(Dataset[Sample | Incident]):
 
     def __len__(self) -> int:
         return len(self.manifest)
+
+    def most_parts(self, index: int) -> int:
+        """Upper bound of the spans, and of the regions, of a pair's sample; the image is not read."""
+        record, limits = self.manifest[index], self.limits
+        proposals = len(record.objects) if limits.objects_only else min(limits.proposals, len(record.objects))
+        boxes = 0 if limits.objects_only else sum(len(entity.boxes) for entity in record.entities)
+        return max(_at_most(len(record.entities), limits.max_spans), _at_most(boxes + proposals, limits.max_regions))
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Incident:
         epoch, index = key
@@ -99,14 +114,14 @@ class PairDataset(Dataset[Sample | Incident]):
         )
 
     def _indices_to_try(self, epoch: int, index: int) -> Iterator[int]:
-        """The pair itself, then the ones that stand in for it."""
+        """The pair itself, then its replacements."""
         yield index
         generator = np.random.default_rng((self.seed, epoch, index))
         for _ in range(REPLACEMENT_TRIES - 1):
             yield int(generator.integers(len(self.manifest)))
 
     def _with_views(self, sample: Sample, epoch: int, index: int) -> Sample:
-        """The sample with masked views drawn anew; as it is when there are none to draw."""
+        """The sample with newly drawn masked views; unchanged when none are drawn."""
         settings = self.limits.views
         if settings is None:
             return sample
@@ -121,14 +136,14 @@ class PairDataset(Dataset[Sample | Incident]):
     def _cached(self, index: int) -> Sample:
         if index in self._cache:
             return self._cache[index]
-        sample = self._read(self.manifest[index])
+        sample = self._read(self.manifest[index], index)
         size = sample.pixels.nbytes + (0 if sample.crops is None else sample.crops.nbytes)
         if size <= self._cache_left:
             self._cache_left -= size
             self._cache[index] = sample
         return sample
 
-    def _read(self, record: Record) -> Sample:
+    def _read(self, record: Record, place: int) -> Sample:
         size = self.limits.image_size
         path = self.manifest.image_path(record)
         if self.limits.crop_size is None:
@@ -139,6 +154,7 @@ class PairDataset(Dataset[Sample | Incident]):
         annotation = annotate(record, full_size, self.limits)
         return Sample(
             id=record.id,
+            place=place,
             pixels=to_square(image, size),
             text=record.text,
             group=stable_id(record.group_key),
@@ -146,6 +162,7 @@ class PairDataset(Dataset[Sample | Incident]):
             span_texts=tuple(record.text[start:end] for start, end in annotation.spans),
             entities=annotation.entities,
             identities=annotation.identities,
+            shown=annotation.shown,
             regions=annotation.regions,
             links=annotation.links,
             crops=self._crop(image, annotation.regions),
@@ -166,8 +183,8 @@ class PairDataset(Dataset[Sample | Incident]):
 def to_square(image: Image.Image, side: int) -> Tensor:
     """An RGB image resized to (3, side, side) uint8: bicubic, antialiased.
 
-    PyTorch's filter is Pillow's, vectorised: photographs differ by one or two levels of 255 here and there, and take a
-    quarter of the time. It is fast where the three channels of a pixel lie side by side, as they do in an image.
+    PyTorch's filter is a vectorised version of Pillow's: a quarter of the time, and a difference of one or two levels
+    of 255 in some pixels. It is fast on channels-last memory, the layout of an image.
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return F.interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0].contiguous()
@@ -182,37 +199,77 @@ def annotate(record: Record, image_size: tuple[int, int], limits: SampleLimits) 
     """Spans, regions and links of a record whose image is `image_size` (width, height) pixels as shown.
 
     One region may be linked to several spans, and one span to several regions. Regions are the entities' boxes, then up
-    to `limits.proposals` proposals, best score first, that overlap none of them. What does not fit is an incident.
+    to `limits.proposals` proposals, best score first, that overlap none of them. Whatever exceeds a limit is an
+    incident.
     """
     incidents: list[Incident] = []
     boxes, box_of = _entity_boxes(record, image_size, incidents)
-    entities = sorted(range(len(record.entities)), key=lambda i: not box_of[i])  # those with something to see first
-    if len(entities) > limits.max_spans:
+    entities = [i for i, entity in enumerate(record.entities) if not (limits.skip_ambiguous and entity.ambiguous)]
+    if len(entities) < len(record.entities):
+        skipped = f"{len(record.entities) - len(entities)} of {len(record.entities)} entities left out"
+        incidents.append(Incident("ambiguous entity", record.id, skipped))
+    entities.sort(key=lambda i: not box_of[i])  # those with a box first
+    if limits.max_spans is not None and len(entities) > limits.max_spans:
         incidents.append(Incident("spans over limit", record.id, f"{len(entities)} spans, {limits.max_spans} used"))
         entities = entities[: limits.max_spans]
-    used = list(dict.fromkeys(index for i in entities for index in box_of[i]))
-    if len(used) > limits.max_regions:
-        incidents.append(Incident("regions over limit", record.id, f"{len(used)} boxes, {limits.max_regions} used"))
-        used = used[: limits.max_regions]
-    regions = torch.cat([boxes[used], _proposals(record, image_size, boxes, limits.max_regions - len(used), limits)])
-    links = torch.zeros(len(entities), len(regions), dtype=torch.bool)
-    for row, i in enumerate(entities):
-        for index in set(box_of[i]).intersection(used):
-            links[row, used.index(index)] = True
+    boxes_of_spans = [box_of[i] for i in entities]
+    if limits.objects_only:
+        regions = _scored_proposals(record, image_size)[0]
+        links = torch.zeros(len(entities), len(regions), dtype=torch.bool)
+        shown = [bool(own) for own in boxes_of_spans]
+    else:
+        used = _within_limit(boxes_of_spans, limits.max_regions, record.id, incidents)
+        regions = torch.cat([boxes[used], _proposals(record, image_size, boxes, len(used), limits)])
+        links = _links(boxes_of_spans, used, len(regions))
+        shown = links.any(dim=1).tolist()
     return Annotation(
         spans=tuple(trim_span(record.text, (record.entities[i].start, record.entities[i].end)) for i in entities),
         entities=tuple(entities),
         identities=tuple(stable_id(record.identity_key(record.entities[i])) for i in entities),
+        shown=tuple(_state(record.entities[i], has_box) for i, has_box in zip(entities, shown, strict=True)),
         regions=regions,
         links=links,
         incidents=tuple(incidents),
     )
 
 
+def _state(entity: Entity, has_box: bool) -> int:
+    if has_box:
+        return SHOWN
+    return NOT_KNOWN if entity.boxes or entity.ambiguous else NAMED_ONLY
+
+
+def _within_limit(
+    boxes_of_spans: Sequence[Sequence[int]], limit: int | None, sample: str, incidents: list[Incident]
+) -> list[int]:
+    """The boxes that become regions, in the order of their spans. Over the limit, every span gets its first box before
+    any gets its second."""
+    used = list(dict.fromkeys(index for own in boxes_of_spans for index in own))
+    if limit is None or len(used) <= limit:
+        return used
+    incidents.append(Incident("regions over limit", sample, f"{len(used)} boxes, {limit} used"))
+    by_turns = dict.fromkeys(index for turn in zip_longest(*boxes_of_spans) for index in turn if index is not None)
+    kept = set(islice(by_turns, limit))
+    return [index for index in used if index in kept]
+
+
+def _links(boxes_of_spans: Sequence[Sequence[int]], used: Sequence[int], regions: int) -> Tensor:
+    """Links (K, R): the boxes of each span among the used ones, which are the first regions."""
+    column_of = {index: column for column, index in enumerate(used)}
+    links = torch.zeros(len(boxes_of_spans), regions, dtype=torch.bool)
+    for row, own in enumerate(boxes_of_spans):
+        links[row, [column_of[index] for index in own if index in column_of]] = True
+    return links
+
+
+def _at_most(count: int, limit: int | None) -> int:
+    return count if limit is None else min(count, limit)
+
+
 def _entity_boxes(
     record: Record, image_size: tuple[int, int], incidents: list[Incident]
 ) -> tuple[Tensor, list[list[int]]]:
-    """The different boxes of all entities (R, 4), normalised and clipped, and which of them each entity has."""
+    """The distinct boxes of all entities (R, 4), normalised and clipped, and the indices of each entity's own."""
     column_of: dict[Box, int] = {}
     box_of: list[list[int]] = []
     for entity in record.entities:
@@ -240,13 +297,13 @@ def _clip(box: Box, image_size: tuple[int, int], sample: str, incidents: list[In
 
 
 def _proposals(
-    record: Record, image_size: tuple[int, int], entity_boxes: Tensor, room: int, limits: SampleLimits
+    record: Record, image_size: tuple[int, int], entity_boxes: Tensor, used: int, limits: SampleLimits
 ) -> Tensor:
-    """The best proposals (P, 4), `room` at most, that show none of the entities."""
-    room = min(limits.proposals, room)
+    """The best proposals (P, 4) that show none of the entities, as many as the limits allow beside `used` boxes."""
+    room = limits.proposals if limits.max_regions is None else min(limits.proposals, limits.max_regions - used)
     if room <= 0:
         return torch.empty(0, 4)
-    known = {box for entity in record.entities for box in entity.boxes}  # found without arithmetic
+    known = {box for entity in record.entities for box in entity.boxes}  # spares the arithmetic
     others = [proposal for proposal in record.objects if proposal.box not in known]
     if not others:
         return torch.empty(0, 4)

@@ -15,9 +15,12 @@ from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import InvertedBoxes
 from spanbox.data.masking import MaskSettings
 from spanbox.data.neighbours import MiningSettings
-from spanbox.data.sampler import StepSampler
+from spanbox.data.sampler import Key, StepSampler
 from spanbox.settings import Settings
 from spanbox.structures import Batch, Incident, Sample
+
+PARTS_PER_PAIR = 16
+"""Spans or regions of a pair in evaluation, padding included, up to which a batch keeps its full size."""
 
 
 class DataSettings(Settings):
@@ -39,6 +42,11 @@ class DataSettings(Settings):
         16, ge=0, description="spans used of a sentence, those with boxes first; 0: coarse level only"
     )
     max_regions: int = Field(16, ge=0, description="regions used of an image")
+    ambiguous: Literal["use", "skip"] = Field(
+        "use",
+        description="entities for which the data does not say which of several boxes is meant: use (each of their "
+        "boxes is a positive) or skip (leave them out of training)",
+    )
     proposals: int = Field(
         0, ge=0, description="regions taken from an image's proposals as negatives, besides the entities'"
     )
@@ -79,14 +87,14 @@ def training_loader(
 def evaluation_batches(
     dataset: PairDataset, collator: Collator, batch_size: int, workers: int, incidents: list[Incident]
 ) -> Iterator[Batch]:
-    """Every pair of a manifest once, in its order; pairs whose image is broken are left out.
+    """Every pair of a manifest once, in its order; pairs with a broken image are left out.
 
-    What was met on the way is added to `incidents`.
+    Pairs with many spans or regions come in smaller batches, since a batch is padded to its largest pair: so memory is
+    bounded where nothing limits the regions of a pair. Incidents are added to `incidents`.
     """
-    keys = [(0, index) for index in range(len(dataset))]
     loader = DataLoader(
         dataset,
-        batch_sampler=[keys[start : start + batch_size] for start in range(0, len(keys), batch_size)],
+        batch_sampler=list(_batches_by_size(dataset, batch_size)),
         collate_fn=partial(_collate_readable, collator),
         num_workers=workers,
         generator=torch.Generator(),
@@ -96,6 +104,22 @@ def evaluation_batches(
         incidents.extend(met)
         if batch is not None:
             yield batch
+
+
+def _batches_by_size(dataset: PairDataset, batch_size: int) -> Iterator[list[Key]]:
+    """Consecutive pairs, at most `batch_size`, that have at most `PARTS_PER_PAIR * batch_size` spans, and as many
+    regions, when padded to the largest; at least one pair."""
+    batch: list[Key] = []
+    largest = 0
+    for index in range(len(dataset)):
+        parts = max(largest, dataset.most_parts(index))
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * parts > PARTS_PER_PAIR * batch_size):
+            yield batch
+            batch, parts = [], dataset.most_parts(index)
+        batch.append((0, index))
+        largest = parts
+    if batch:
+        yield batch
 
 
 def _collate_readable(collator: Collator, items: Sequence[Sample | Incident]) -> tuple[Batch | None, list[Incident]]:

@@ -61,7 +61,7 @@ def evaluate(
         outcomes |= within_image_outcomes(own, entity_types)
         outcomes |= across_set_outcomes(bank, device=device, block_elements=block_elements, progress=progress)
         outcomes |= grounding_outcomes(own)
-        figures, facts = presence_figures(own, threshold=threshold, intervals=intervals)
+        figures, facts = presence_figures(own, bank.span_shown, threshold=threshold, intervals=intervals)
         facts |= within_image_facts(own)
     outcomes |= alignment_outcomes(bank)
     figures = figures_of(outcomes, intervals=intervals) | figures | embedding_figures(bank, intervals=intervals)

@@ -1,7 +1,7 @@
-"""From batches to a feature bank: everything that evaluation needs to know about a data set, and nothing else.
+"""From batches to a feature bank: the features and ids of a data set, which all metrics are computed from.
 
-The padding of the batches ends here. A bank is ragged: the spans and regions of all pairs stand one after another, each
-with the index of its pair, so that metrics see only what exists.
+Batches are padded, a bank is ragged: the spans and regions of all pairs stand one after another, each with the index of
+its pair.
 
     N pairs    S spans    M regions    L links, of the whole set    D features
 """
@@ -25,11 +25,13 @@ class FeatureBank:
     image: Tensor  # (N, D)
     group: Tensor  # (N,) int64: pairs that show the same image share it
     sample: Tensor  # (N,) int64
+    place: Tensor  # (N,) int64: place of the pair's record in the manifest, ascending
     wording: Tensor  # (N,) int64: pairs with the same text share it
     spans: Tensor  # (S, D)
     span_pair: Tensor  # (S,) int64, index of the span's pair
     span_identity: Tensor  # (S,) int64
     span_entity: Tensor  # (S,) int64, index of the span's entity in the pair's record
+    span_shown: Tensor  # (S,) int8: SHOWN, NAMED_ONLY or NOT_KNOWN
     regions: Tensor  # (M, D)
     region_pair: Tensor  # (M,) int64, index of the region's pair
     region_box: Tensor  # (M, 4) float32, normalised
@@ -41,13 +43,13 @@ class FeatureBank:
 
     @classmethod
     def cat(cls, parts: Iterable["FeatureBank"]) -> Self:
-        """Join banks; their indices are shifted to where their pairs, spans and regions end up."""
+        """Join banks; indices of pairs, spans and regions are shifted to their place in the whole."""
         placed = list(in_place(parts))
         return cls(**{entry.name: torch.cat([getattr(part, entry.name) for part in placed]) for entry in fields(cls)})
 
 
 def in_place(parts: Iterable[FeatureBank]) -> Iterator[FeatureBank]:
-    """Parts of a bank with their indices shifted to where their pairs, spans and regions end up in the whole."""
+    """Parts of a bank, with indices of pairs, spans and regions shifted to their place in the whole."""
     pairs = spans = regions = 0
     for part in parts:
         yield replace(
@@ -62,10 +64,10 @@ def in_place(parts: Iterable[FeatureBank]) -> Iterator[FeatureBank]:
 def extract(
     encode: Callable[[Batch], Features], batches: Iterable[Batch], device: torch.device | str = "cpu"
 ) -> FeatureBank:
-    """Encode every batch on `device`, without gradients, and keep the features of what is not padding.
+    """Encode every batch on `device`, without gradients, and keep all features but those of the padding.
 
     Args:
-        encode: the towers, already on `device` and in evaluation mode (dropout off): that is the caller's to see to.
+        encode: the towers, on `device` and in evaluation mode (dropout off).
         batches: not augmented; they may differ in size and in padding.
 
     Raises:
@@ -77,7 +79,7 @@ def extract(
 def extract_parts(
     encode: Callable[[Batch], Features], batches: Iterable[Batch], device: torch.device | str = "cpu"
 ) -> Iterator[FeatureBank]:
-    """As `extract`, one bank a batch: for a set whose features do not fit into memory."""
+    """As `extract`, one bank per batch: for a set whose features do not fit into memory."""
     empty = True
     for batch in batches:
         with torch.no_grad():
@@ -87,7 +89,7 @@ def extract_parts(
     if empty:
         raise DataError(
             "nothing to evaluate: the manifest has no pairs, or none of its images can be read; "
-            "`spanbox data check MANIFEST` tells which"
+            "`spanbox data check MANIFEST` lists them"
         )
 
 
@@ -98,18 +100,20 @@ def _without_padding(features: Features, batch: Batch) -> FeatureBank:
     linked = batch.links & span_valid[:, :, None] & region_valid[:, None, :]
     pair, span, region = linked.nonzero(as_tuple=True)
     span_index, region_index = _index_among_valid(span_valid), _index_among_valid(region_valid)
-    # Cloned, because a view would keep alive what it was cut from: hidden states of a tower, and for tensors that
-    # came from a loader's worker an open file each, of which a process may hold only some thousand.
+    # Cloned, since a view keeps its whole storage alive: hidden states of a tower, or a shared-memory file of a worker
+    # of the loader, of which a process can hold only some thousand open.
     return FeatureBank(
         text=features.text.clone(),
         image=features.image.clone(),
         group=batch.group.clone(),
         sample=batch.sample.clone(),
+        place=batch.place.clone(),
         wording=batch.wording.clone(),
         spans=features.spans[span_valid],
         span_pair=span_valid.nonzero()[:, 0],
         span_identity=batch.span_identity[span_valid],
         span_entity=batch.span_entity[span_valid],
+        span_shown=batch.span_shown[span_valid],
         regions=features.regions[region_valid],
         region_pair=region_valid.nonzero()[:, 0],
         region_box=batch.regions[region_valid],
@@ -118,5 +122,5 @@ def _without_padding(features: Features, batch: Batch) -> FeatureBank:
 
 
 def _index_among_valid(valid: Tensor) -> Tensor:
-    """Where each entry of `valid` (B, K) stands when only the valid ones are kept; meaningless at the others."""
+    """Index of each valid entry of (B, K) among the valid ones; meaningless at the others."""
     return (valid.flatten().cumsum(0) - 1).reshape(valid.shape)

@@ -1,7 +1,7 @@
-"""Telling the entities that have an object in their image from those that are only named.
+"""Presence: entities that the image shows against entities that the text only names.
 
-The score of a span is that of its best region within the image. A span whose image has no region at all has no score:
-it cannot have an object, and is left out of the AUC.
+The score of a span is that of its best region within the image. Spans of which the data does not know whether the image
+shows them are left out. A span whose image has no region has no score, and is left out of the AUC.
 
     S spans    T different scores
 """
@@ -17,50 +17,61 @@ from spanbox.evaluation.outcomes import Figure
 from spanbox.evaluation.own_image import OwnImage, score_own_image
 from spanbox.evaluation.ranking import nan_last
 from spanbox.intervals import FloatArray, IntArray, Interval, bootstrap_statistic, ratio_interval, wilson_interval
+from spanbox.structures import NOT_KNOWN, SHOWN
 
 PREFIX = "matching.presence"
 
 
 class Presence(NamedTuple):
-    """Spans, whether they have an object, and what the model gives for it."""
+    """Spans, whether the image shows them, and their scores."""
 
-    has_box: Tensor  # (S,) bool
+    has_box: Tensor  # (S,) bool: shown; otherwise named only
     score: Tensor  # (S,) float32, -inf where it is NaN or there is no region
     scored: Tensor  # (S,) bool: the image has a region
     image: Tensor  # (S,) int64
 
+    @property
+    def has_both(self) -> bool:
+        """Whether there are spans of both kinds."""
+        return bool(self.has_box.any() and not self.has_box.all())
+
 
 def presence_figures(
-    own: OwnImage, *, threshold: float | None = None, intervals: bool = True
+    own: OwnImage, shown_S: Tensor, *, threshold: float | None = None, intervals: bool = True
 ) -> tuple[dict[str, Figure], dict[str, float]]:
-    """How well the scores tell which spans have an object, and what goes with it.
+    """How well the scores separate the spans that the image shows from those that are only named.
 
-    Figures: `matching.presence.auc`, where there are spans with and without, and `.f1` of the decision 'has an
-    object', taken where the score reaches the threshold, beside the F1 of deciding so for all. Facts: `.count` (spans
-    without a box) and `.threshold`.
+    Figures: `matching.presence.auc`, and `.f1` of the decision 'shown', taken where the score reaches the threshold,
+    beside the F1 of deciding so for all. Facts: `.count` (spans that are only named) and `.threshold`. Nothing where
+    the spans are all of one kind.
 
     Args:
+        shown_S: (S,) SHOWN, NAMED_ONLY or NOT_KNOWN of each span.
         threshold: chosen on other data, see `choose_threshold`; None: no F1.
     """
-    presence = _presence(own)
+    presence = _presence(own, shown_S)
+    if not presence.has_both:
+        return {}, {}
     figures, facts = {}, {f"{PREFIX}.count": float((~presence.has_box).sum())}
-    scored_without = presence.scored & ~presence.has_box
-    if presence.has_box.any() and scored_without.any():
+    if (presence.scored & presence.has_box).any() and (presence.scored & ~presence.has_box).any():
         figures[f"{PREFIX}.auc"] = _auc_figure(presence, intervals)
-    if presence.has_box.any() and threshold is not None:
+    if threshold is not None:
         figures[f"{PREFIX}.f1"] = _f1_figure(presence, threshold, intervals)
         facts[f"{PREFIX}.threshold"] = threshold
     return figures, facts
 
 
 def choose_threshold(bank: FeatureBank) -> float | None:
-    """The score from which on to decide that a span has an object: that with the best F1 on this bank.
+    """The score from which a span counts as shown: the one with the best F1 on this bank.
 
-    One of the bank's own scores, the highest of those with equal F1. None where no span has a finite score and a box.
+    One of the bank's own scores, the highest of those with equal F1. None where the spans are all of one kind, or none
+    that is shown has a finite score.
     """
-    if len(bank.links) == 0:
+    if not (len(bank.spans) and len(bank.regions)):
         return None
-    presence = _presence(score_own_image(bank))
+    presence = _presence(score_own_image(bank), bank.span_shown)
+    if not presence.has_both:
+        return None
     descending, order = presence.score.sort(descending=True)
     found = presence.has_box[order].cumsum(0).double()
     f1 = 2 * found / (torch.arange(1, len(order) + 1) + presence.has_box.sum())
@@ -73,7 +84,7 @@ def choose_threshold(bank: FeatureBank) -> float | None:
 
 
 class RankedScores:
-    """Scores in the order of their size, for the area under the curve of many draws of the same spans.
+    """Sorted scores, for the area under the curve of many draws of the same spans.
 
     Args:
         score: (S,) of spans with and without an object.
@@ -86,8 +97,8 @@ class RankedScores:
         self._size = len(different)
 
     def area_under_curve(self, counts: IntArray) -> float:
-        """Probability that a positive score exceeds a negative one, ties half, when each span counts as often as
-        `counts` (S,) says; NaN when either kind is missing.
+        """Probability that a positive score exceeds a negative one, ties half, with weights `counts` (S,) of the
+        spans; NaN when either kind is missing.
 
         The Mann-Whitney statistic by ranks: exact, in O(S).
         """
@@ -100,9 +111,11 @@ class RankedScores:
         return float(positive @ below / pairs) if pairs else float("nan")
 
 
-def _presence(own: OwnImage) -> Presence:
-    best = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
-    return Presence(own.has_box_S, best, own.candidates_SR.any(dim=1), own.image_S)
+def _presence(own: OwnImage, shown_S: Tensor) -> Presence:
+    known_S = shown_S != NOT_KNOWN
+    own = own.of_spans(known_S)
+    best_S = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
+    return Presence(shown_S[known_S] == SHOWN, best_S, own.candidates_SR.any(dim=1), own.image_S)
 
 
 def _auc_figure(presence: Presence, intervals: bool) -> Figure:

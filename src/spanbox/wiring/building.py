@@ -53,16 +53,21 @@ def make_collator(config: RunConfig, tokenizer: Any, *, sort_by_length: bool = F
     return Collator(tokenizer, config.data.max_tokens, own_spans=own_spans, sort_by_length=sort_by_length)
 
 
-def sample_limits(config: RunConfig, model: DualEncoder, *, training: bool = False) -> SampleLimits:
-    """How much of a record enters a sample; masked views in training alone."""
+def sample_limits(
+    config: RunConfig, model: DualEncoder, *, training: bool = False, objects_only: bool = False
+) -> SampleLimits:
+    """How much of a record enters a sample. Only training draws masked views and limits spans and regions; a limit of 0
+    turns the fine level off for both."""
     size = model.preprocessing.image_size
     crops = config.model.regions.source == "crop"
     draws_views = training and config.data.views.count > 0
     return SampleLimits(
         image_size=size,
-        max_spans=config.data.max_spans,
-        max_regions=config.data.max_regions,
+        max_spans=config.data.max_spans if training or not config.data.max_spans else None,
+        max_regions=config.data.max_regions if training or not config.data.max_regions else None,
         proposals=config.data.proposals,
+        objects_only=objects_only,
+        skip_ambiguous=training and config.data.ambiguous == "skip",
         crop_size=size if crops else None,
         crop_margin=config.model.regions.margin,
         views=config.data.views if draws_views else None,
@@ -109,6 +114,8 @@ def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Ba
             token_mask=torch.ones(pairs, data.max_tokens, dtype=torch.bool),
             span_tokens=torch.ones(pairs, data.max_spans, data.max_tokens, dtype=torch.bool),
             span_entity=torch.arange(data.max_spans).expand(pairs, -1),
+            span_shown=torch.ones(pairs, data.max_spans, dtype=torch.int8),
+            place=torch.arange(pairs),
             span_identity=torch.arange(pairs * data.max_spans).reshape(pairs, data.max_spans),
             regions=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(pairs, data.max_regions, 4),
             region_valid=torch.ones(pairs, data.max_regions, dtype=torch.bool),
