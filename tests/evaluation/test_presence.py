@@ -181,7 +181,8 @@ def test_intervals_of_both_figures() -> None:
 
 
 def test_a_perfect_area_is_no_surer_than_the_images_of_the_rarer_kind() -> None:
-    figures, _ = presence_figures(score_own_image(scored([1.0] * 5 + [0.0] * 40, [True] * 5 + [False] * 40)))
+    bank = scored([1.0] * 5 + [0.0] * 40, [True] * 5 + [False] * 40)
+    figures, _ = presence_figures(score_own_image(bank), bank.span_shown)
     auc = figures["matching.presence.auc"]
     assert auc.value == 1.0
     assert auc.interval == pytest.approx(wilson_interval(1.0, 5))
