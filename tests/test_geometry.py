@@ -141,6 +141,15 @@ def test_roi_align_has_the_gradient_of_the_loop() -> None:
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_roi_align_is_not_rounded_under_autocast(dtype: torch.dtype) -> None:
+    features = torch.randn(1, 6, 5, 3).to(dtype)
+    boxes = torch.tensor([[[0.11, 0.23, 0.57, 0.89]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = roi_align(features, boxes, 2)
+    assert torch.equal(found, roi_align(features.float(), boxes, 2).to(dtype))
+
+
 def test_roi_align_gradcheck() -> None:
     features = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda f: roi_align(f, torch.tensor([EDGE_BOXES]), 2), features)

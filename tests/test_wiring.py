@@ -13,7 +13,7 @@ import spanbox
 from spanbox.config import RunConfig, load_config, parse_config
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest, Record, write_manifest
-from spanbox.engine.memory import PROCESSOR_BUDGET
+from spanbox.engine.memory import CPU_BUDGET
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spanbox.structures import Batch, Features, Sample
@@ -375,7 +375,7 @@ class TestPlan:
         assert made.parameters == made.trained > 10_000
         assert made.plain.pair > made.checkpointed.pair > 0
         assert made.plain.peak(64, 8) < made.plain.peak(64, 64)
-        assert made.budget == PROCESSOR_BUDGET
+        assert made.budget == CPU_BUDGET
 
     def test_frozen_and_low_rank_towers_need_less(self) -> None:
         made = plan(load_config("demo", [*miniature.TOWERS, "model.text.freeze=all", "model.vision.lora.rank=2"]))

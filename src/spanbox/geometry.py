@@ -101,14 +101,15 @@ def roi_align(features: Tensor, boxes: Tensor, output_size: int, sampling_ratio:
     """
     batch, height, width, channels = features.shape
     count = boxes.shape[1]
-    boxes = boxes.to(
-        torch.promote_types(boxes.dtype, features.dtype)
-    )  # half precision is not exact enough for positions
-    weights_x = _axis_weights(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio).to(features.dtype)
-    weights_y = _axis_weights(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio).to(features.dtype)
-    rows = weights_y.reshape(batch, count * output_size, height) @ features.reshape(batch, height, width * channels)
-    rows = rows.reshape(batch, count, output_size, width, channels)
-    return weights_x[:, :, None] @ rows
+    wide = torch.promote_types(features.dtype, torch.float32)  # half precision is too coarse for positions and weights
+    boxes = boxes.to(wide)
+    weights_x = _axis_weights(boxes[..., 0], boxes[..., 2], width, output_size, sampling_ratio)
+    weights_y = _axis_weights(boxes[..., 1], boxes[..., 3], height, output_size, sampling_ratio)
+    with torch.autocast(features.device.type, enabled=False):
+        flat = features.to(wide).reshape(batch, height, width * channels)
+        rows = weights_y.reshape(batch, count * output_size, height) @ flat
+        rows = rows.reshape(batch, count, output_size, width, channels)
+        return (weights_x[:, :, None] @ rows).to(features.dtype)
 
 
 def _axis_weights(low: Tensor, high: Tensor, cells: int, bins: int, sampling_ratio: int) -> Tensor:

@@ -1,21 +1,30 @@
 """Memory of a step: what is counted, what is predicted, and the chunk that follows from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+import tiny
 from encoders import collate, make_model, make_sample
+from spanbox.engine import memory as memory_module
 from spanbox.engine.large_batch import accumulate_gradients
 from spanbox.engine.memory import (
+    CPU_BUDGET,
     GIB,
-    PROCESSOR_BUDGET,
+    ChunkMemory,
     PeakMemory,
     StepMemory,
+    _chunk_peak,
     choose_chunk,
     measure_step,
     memory_budget,
 )
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
+from spanbox.models.dual_encoder import DualEncoder, ModelSettings
+from spanbox.models.preprocessing import Preprocessing
+from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
 from spanbox.structures import Batch
 
 MIB = 2**20
@@ -103,12 +112,57 @@ class TestMeasuredStep:
         assert memory.peak(64, 8) < memory.peak(64, 64)
         assert memory.peak(64, 8) < 1.2 * memory.peak(8, 8) + memory.losses(64)
 
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_large_vocabulary(self, checkpointing: bool) -> None:
+        """The gradient of the table, the peak of small chunks, hides neither the slope nor the peak of large ones."""
+        torch.manual_seed(0)
+        text = TowerSettings(architecture=tiny.bert(vocab_size=250_000), gradient_checkpointing=checkpointing)
+        vision = VisionTowerSettings(architecture=tiny.vit(), gradient_checkpointing=checkpointing)
+        settings = ModelSettings(text=text, vision=vision, dim=8)
+        towers = build_text_tower(text), build_vision_tower(vision)
+        model = DualEncoder(*towers, Preprocessing(image_size=tiny.IMAGE_SIZE), settings)
+
+        def different_texts(pairs: int) -> Batch:
+            batch = collate(*[make_sample(0)] * pairs)
+            return replace(batch, token_ids=torch.randint(5, 250_000, batch.token_ids.shape))
+
+        memory = measure_step(model, Objective(LossSettings()), model, different_texts)
+        small, *large = (_chunk_peak(model, model, different_texts(pairs)) for pairs in (2, 1024, 1536))
+        assert small == pytest.approx(4 * 32 * 250_000, rel=0.05)  # little but the table
+        assert memory.activations.peak(2) == small
+        assert memory.pair == pytest.approx((large[1] - large[0]) / 512, rel=0.02)
+        assert [memory.activations.peak(pairs) for pairs in (1024, 1536)] == pytest.approx(large, rel=0.02)
+        assert memory.chunk == pytest.approx(small, rel=0.05)
+
     def test_no_spans_and_no_regions(self) -> None:
         model, objective = make_model(), Objective(LossSettings())
         memory = measure_step(
             model, objective, model, lambda pairs: collate(*(make_sample(n, spans=0, regions=0) for n in range(pairs)))
         )
         assert memory.peak(16, 4) > 0
+
+
+class TestChunkMemory:
+    """Two moments: the gradient of a table of 100 bytes, and activations of 10 bytes per pair."""
+
+    memory = ChunkMemory.fit((2, 4), [100, 22], [100, 42])
+
+    def test_the_highest_line_is_the_peak(self) -> None:
+        assert [self.memory.peak(pairs) for pairs in (1, 9, 10, 20)] == [100, 100, 102, 202]
+
+    def test_a_pair_is_one_of_a_large_chunk(self) -> None:
+        assert self.memory.pair == 10
+
+    @pytest.mark.parametrize(("room", "pairs"), [(99, 0), (100, 9), (101, 9), (102, 10), (202, 20)])
+    def test_most_pairs(self, room: int, pairs: int) -> None:
+        assert int(self.memory.most_pairs(room)) == pairs
+
+    def test_chunks_that_run_different_operations(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then the peaks of larger chunks are compared."""
+        moments = {2: [50, 3], 4: [50], 8: [80, 4], 16: [3, 160, 1]}
+        monkeypatch.setattr(memory_module, "_chunk_moments", lambda model, encode, pairs: moments[pairs])
+        measured = memory_module._measure_chunks(torch.nn.Identity(), lambda batch: batch, lambda pairs: pairs)  # type: ignore[arg-type, return-value]
+        assert (measured.peak(100), measured.pair) == (1000, 10)
 
 
 class TestChunk:
@@ -127,7 +181,7 @@ class TestChunk:
 
     def test_budget(self) -> None:
         assert memory_budget(1.5, torch.device("cpu"), 0) == 1.5 * GIB
-        assert memory_budget(None, torch.device("cpu"), 100) == PROCESSOR_BUDGET
+        assert memory_budget(None, torch.device("cpu"), 100) == CPU_BUDGET
 
     def test_budget_of_a_card_is_what_is_free_and_what_the_weights_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GIB, 8 * GIB))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
 from spanbox.engine.optimiser import (
     OptimiserSettings,
     clip_gradients,
@@ -13,6 +14,8 @@ from spanbox.engine.optimiser import (
     make_optimiser,
     set_learning_rate,
 )
+from spanbox.models.families import TEXT_FAMILIES
+from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
 
 
 def block() -> nn.Module:
@@ -38,6 +41,39 @@ class TestGroups:
         optimiser = make_optimiser([tower], [head], nn.Module(), OptimiserSettings(weight_decay=0.1))
         for parameter in [*tower.parameters(), *head.parameters()]:
             assert group_of(optimiser, parameter)["weight_decay"] == (0.1 if parameter.dim() >= 2 else 0.0)
+
+    @pytest.mark.parametrize(
+        ("architecture", "without"),
+        [
+            (tiny.bert(), {"position_embeddings.weight", "token_type_embeddings.weight"}),
+            (tiny.xlm_roberta(), {"position_embeddings.weight", "token_type_embeddings.weight"}),
+            (tiny.distilbert(), {"position_embeddings.weight"}),
+            (tiny.clip_text(), {"position_embedding.weight"}),
+            (tiny.siglip_text(), {"position_embedding.weight"}),
+            (tiny.vit(), {"cls_token", "position_embeddings"}),
+            (tiny.clip_vision(), {"position_embedding.weight"}),  # its class embedding is a vector
+            (tiny.siglip_vision(), {"position_embedding.weight", "probe"}),
+            (tiny.dinov2(), {"cls_token", "position_embeddings"}),
+            (tiny.dinov2_with_registers(), {"cls_token", "position_embeddings", "register_tokens"}),
+            (tiny.dinov3_vit(), {"cls_token", "register_tokens"}),
+            (tiny.convnextv2(), {"grn.weight", "grn.bias"}),
+        ],
+        ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+    )
+    def test_tokens_and_positions_do_not_decay(self, architecture: tiny.Architecture, without: set[str]) -> None:
+        """By name, in real architectures; all other weights of two dimensions and more do."""
+        if architecture["model_type"] in TEXT_FAMILIES:
+            tower: nn.Module = build_text_tower(TowerSettings(architecture=architecture))
+        else:
+            tower = build_vision_tower(VisionTowerSettings(architecture=architecture))
+        optimiser = make_optimiser([tower], [], nn.Module(), OptimiserSettings(weight_decay=0.1))
+        found = {
+            name
+            for name, parameter in tower.named_parameters()
+            if parameter.dim() >= 2 and group_of(optimiser, parameter)["weight_decay"] == 0.0
+        }
+        assert {end for end in without if any(name.endswith(f".{end}") for name in found)} == without
+        assert all(any(name.endswith(f".{end}") for end in without) for name in found), found
 
     def test_a_lone_scalar_does_not_decay(self) -> None:
         head = nn.Module()

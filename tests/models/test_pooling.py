@@ -66,3 +66,11 @@ def test_without_regions(kind: PoolKind) -> None:
 
 def test_pooled_width() -> None:
     assert [pooled_width(8, kind) for kind in KINDS] == [8, 8, 16]
+
+
+def test_mean_of_a_span_is_not_rounded_under_autocast() -> None:
+    tokens = torch.randn(1, 7, 4)
+    span = torch.tensor([[[True, True, True, False, False, False, False]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pool_spans(tokens, span, "mean")
+    torch.testing.assert_close(found[0, 0], tokens[0, :3].mean(dim=0))

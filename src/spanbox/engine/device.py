@@ -1,4 +1,4 @@
-"""Where the towers run, and in which arithmetic."""
+"""Device and floating-point precision of the towers."""
 
 import re
 
@@ -11,7 +11,11 @@ from spanbox.structures import Batch, Features
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called `name`; `auto` is the card of this process, else the processor."""
+    """The device called `name`; `auto` is the GPU of this process if there is one, else the CPU.
+
+    Raises:
+        ConfigError: an unknown name, or a GPU that is not there.
+    """
     if name == "auto":
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -19,21 +23,29 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"train.device: {name!r} is asked for, but the CUDA devices that PyTorch sees are "
-            f"{torch.cuda.device_count()}; use train.device=cpu or a lower number"
+            f"train.device: {name!r} is set, but PyTorch finds {torch.cuda.device_count()} CUDA devices; use "
+            "train.device=cpu or a lower number"
         )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The precision called `name`; `auto` is bfloat16 on GPUs that compute in it, else float32.
+
+    PyTorch emulates bfloat16 on older GPUs (V100, T4), which is slower than float32 there.
+    """
     if name == "auto":
-        capable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if capable else torch.float32
+        return torch.bfloat16 if device.type == "cuda" and _computes_in_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):  # PyTorch's test is about the current device
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def make_encode(module: nn.Module, device: torch.device, precision: torch.dtype) -> Encode:
-    """Features of pairs that may lie on the processor, by a module on `device`, in the precision of the run."""
+    """A function that encodes a chunk, from any device, with `module` on `device` in the precision of the run."""
 
     def encode(chunk: Batch) -> Features:
         chunk = chunk.trimmed().to(device, non_blocking=True)

@@ -1,9 +1,9 @@
 """The gradient of a whole contrastive batch in the memory of one chunk.
 
-A contrastive loss ties every pair of the batch to every other, so the usual accumulation, which contrasts each chunk
-with itself alone, minimises something else. Here the features of all chunks are computed first, without their graphs;
-the loss is taken over all of them at once; then each chunk is encoded again and handed its share of the gradient.
-`Features` is the boundary: whatever the losses make of it comes out exact.
+A contrastive loss compares every pair of the batch with every other, so usual gradient accumulation, which contrasts
+each chunk with itself only, minimises another loss. Here all chunks are first encoded without graphs; the loss and its
+gradient are computed over the features of the whole batch; then each chunk is encoded again and receives its part of
+that gradient. `Features` is the boundary: the gradient is exact for any loss of them.
 
 Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021 (GradCache), here for
 all features and losses together.
@@ -26,7 +26,7 @@ Synchronising = Callable[[bool], AbstractContextManager[None]]
 
 
 def _alone(synchronise: bool) -> AbstractContextManager[None]:
-    """One process has nobody to share gradients with."""
+    """No synchronisation with one process."""
     return nullcontext()
 
 
@@ -35,15 +35,15 @@ def accumulate_gradients(
 ) -> Losses:
     """Add the exact gradient of `objective` on the whole batch to every `.grad`, with the activations of one chunk.
 
-    The last chunk keeps its graph, so of K chunks K - 1 are encoded twice; one chunk is encoded once.
+    The last chunk keeps its graph: of K chunks K - 1 are encoded twice, a single chunk once.
 
     Args:
-        encode: features of a chunk, by the towers alone: no pair may look at another (so no BatchNorm).
+        encode: features of a chunk by the towers; no pair may depend on another (so no BatchNorm).
         objective: losses of all features of the batch.
         batch: all pairs of this process.
         chunk_size: most pairs encoded at a time.
-        synchronising: context for a forward and its backward pass; True for the one pass, the last, in which processes
-            share their gradients.
+        synchronising: context of a forward and its backward pass; called with True for the last pass only, in which the
+            processes average their gradients.
     """
     size = even_chunk(len(batch), chunk_size)
     *early, last = batch.split(size)
@@ -68,16 +68,16 @@ def accumulate_gradients(
 def accumulate_naively(
     encode: Encode, objective: Score, batch: Batch, *, chunk_size: int, synchronising: Synchronising = _alone
 ) -> Losses:
-    """Gradient accumulation as it is usually done, to compare with: every chunk is contrasted with itself alone.
+    """Usual gradient accumulation, for comparison: each chunk is contrasted with itself only.
 
-    It adds no negatives: not the gradient of the batch, but the mean of the gradients of small batches.
+    It adds no negatives: the result is the mean of the gradients of small batches, not the gradient of the batch.
     """
     chunks = list(batch.split(even_chunk(len(batch), chunk_size)))
     total, terms = torch.zeros(()), dict[str, Tensor]()
     for number, chunk in enumerate(chunks, start=1):
         with synchronising(number == len(chunks)):
             features = encode(chunk)
-            # By way of leaves, as above: so that features that no loss uses have a gradient here too.
+            # Through leaves, as above, so that unused features have a gradient here too.
             leaves = features.map(lambda feature: feature.detach().requires_grad_())
             losses = objective(leaves, chunk.targets)
             share = len(chunk) / len(batch)
@@ -92,24 +92,26 @@ ACCUMULATION = {"exact": accumulate_gradients, "naive": accumulate_naively}
 
 
 def even_chunk(pairs: int, chunk_size: int) -> int:
-    """The size that shares `pairs` most evenly among as few chunks of at most `chunk_size` as there can be."""
+    """Size of the chunks when `pairs` are split evenly into the fewest chunks of at most `chunk_size`."""
     return math.ceil(pairs / math.ceil(pairs / chunk_size))
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """Where the random generators of the processor and of the current card stand."""
+    """State of the random generators of the CPU and of every GPU, of which the model may use any."""
 
     cpu: Tensor
-    cuda: Tensor | None
+    cuda: list[Tensor]
 
     @classmethod
     def capture(cls) -> Self:
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
+        # A process that has not initialised CUDA has drawn nothing there, and shall not start to hold memory on it.
+        uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if uses_cuda else [])
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Draw the same numbers again (dropout must hide what it hid before), then go on from where we are now."""
+        """Context that repeats the draws after `capture`, for equal dropout; then restores the present state."""
         now = RandomState.capture()
         self._restore()
         try:
@@ -119,12 +121,12 @@ class RandomState:
 
     def _restore(self) -> None:
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    """Its gradient; zeros for a feature that no loss used, so that every parameter gets a gradient on every rank."""
+    """Gradient of a leaf; zeros for an unused feature, so that every parameter gets a gradient on every rank."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 

@@ -1,14 +1,17 @@
-"""What a training step holds in memory: measured on two small chunks, predicted for any batch.
+"""Memory of a training step: measured on two small chunks, predicted for any batch.
 
-The activations of a chunk grow by the same amount with every pair. So the peak of two small chunks, each encoded and
-differentiated once, gives the cost of a pair in exactly this configuration, on any device, before anything is trained.
+At each moment of the forward and backward pass of a chunk, the bytes in use grow by a constant amount per pair. Two
+small chunks give this line for every moment; the peak of a chunk of any size is the highest of the lines. The peaks of
+the two chunks are not enough: with a large vocabulary both lie where the dense gradient of the token table is held,
+which does not grow with the pairs, while the peak of a larger chunk lies where its activations are held.
 """
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +24,11 @@ from spanbox.losses.directions import MOST_LOGITS
 from spanbox.structures import Batch, Features, Targets
 
 GIB = 2**30
-PROCESSOR_BUDGET = 8 * GIB
-MARGIN = 1.1  # allocators round up, and kernels have work space of their own
-PROBES = (2, 4)  # pairs of the two chunks that are measured
-LOSS_PROBE = 16  # pairs of the batch that the losses are measured on
+CPU_BUDGET = 8 * GIB
+MARGIN = 1.1  # allocators round up, and kernels use work space
+PROBES = (2, 4)  # pairs of the two measured chunks
+LARGER_PROBES = (8, 16)  # the same, if the two run different operations and only their peaks can be compared
+LOSS_PROBE = 16  # pairs of the batch on which the losses are measured
 ADVICE = (
     "Make the activations smaller (model.text.gradient_checkpointing=true and the same of model.vision, smaller "
     "images, fewer data.max_tokens or data.max_regions), or train less of the model (model.text.freeze, "
@@ -33,15 +37,17 @@ ADVICE = (
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that come into being in this context, as they come and go. Use as a context.
+    """Counts the bytes of tensors that are created in this context. Use as a context.
 
     Attributes:
-        peak: most bytes alive at one time. What existed before does not count.
+        peak: most bytes alive at one time. Tensors from before do not count.
+        moments: bytes alive after each operation.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
+        self.moments = list[int]()
         self._alive = 0
         self._known = weakref.WeakSet[torch.UntypedStorage]()
 
@@ -50,11 +56,12 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         for storage in _storages((args, kwargs)):
-            self._known.add(storage)  # met as an input before it was met as an output: it existed before
+            self._known.add(storage)  # first seen as an input, so allocated elsewhere
         result = function(*args, **kwargs)
         for storage in _storages(result):
             if storage not in self._known:
                 self._count(storage)
+        self.moments.append(self._alive)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -73,15 +80,46 @@ def _storages(tree: Any) -> Iterable[torch.UntypedStorage]:
 
 
 @dataclass(frozen=True)
+class ChunkMemory:
+    """Bytes of a chunk of any size: the highest of several lines over its number of pairs.
+
+    Attributes:
+        lines: (bytes without a pair, bytes per pair), one line per moment.
+    """
+
+    lines: frozenset[tuple[float, float]]
+
+    @classmethod
+    def fit(cls, probes: tuple[int, int], small: Sequence[int], large: Sequence[int]) -> Self:
+        """From the bytes at each moment of two chunks with so many pairs."""
+        slopes = [max(0.0, (high - low) / (probes[1] - probes[0])) for low, high in zip(small, large, strict=True)]
+        return cls(frozenset((low - probes[0] * slope, slope) for low, slope in zip(small, slopes, strict=True)))
+
+    def peak(self, pairs: int) -> int:
+        return round(max(fixed + slope * pairs for fixed, slope in self.lines))
+
+    def most_pairs(self, room: float) -> float:
+        """The most pairs, not rounded, that need at most `room` bytes; below 1 if not even one fits."""
+        rising = [(room - fixed) / slope for fixed, slope in self.lines if slope > 0]
+        if any(fixed > room for fixed, slope in self.lines if slope == 0):
+            return 0.0
+        return min(rising, default=math.inf)
+
+    @cached_property
+    def pair(self) -> int:
+        """Bytes per additional pair of a large chunk."""
+        return round(max(slope for _, slope in self.lines))
+
+
+@dataclass(frozen=True)
 class StepMemory:
-    """Bytes that a training step needs on its device.
+    """Bytes of a training step on its device.
 
     Attributes:
         weights: of all parameters and buffers.
         gradients: of the trained parameters.
         optimiser: two moments of each trained parameter.
-        chunk: what a chunk costs however small it is.
-        pair: what each pair of it costs besides.
+        activations: of a chunk, and its temporary gradients.
         features: of each pair of the batch: features, their gradients and targets.
         losses: peak of the losses over all features of `pairs` pairs.
     """
@@ -89,25 +127,35 @@ class StepMemory:
     weights: int
     gradients: int
     optimiser: int
-    chunk: int
-    pair: int
+    activations: ChunkMemory
     features: int
     losses: Callable[[int], int]
 
     @property
     def state(self) -> int:
-        """What is there whatever the batch."""
+        """Bytes that do not depend on the batch."""
         return self.weights + self.gradients + self.optimiser
 
+    @property
+    def pair(self) -> int:
+        """Activations of each additional pair of a large chunk."""
+        return self.activations.pair
+
+    @property
+    def chunk(self) -> int:
+        """Bytes of a chunk besides: the peak of a single pair is at least this plus `pair`. With a large vocabulary
+        most of it is the dense gradient of the token table."""
+        return max(0, self.activations.peak(1) - self.pair)
+
     def peak(self, batch_size: int, chunk_size: int) -> int:
-        """Predicted peak of an exact step. The losses are taken while the activations of the last chunk are kept."""
-        chunk = self.chunk + self.pair * min(chunk_size, batch_size)
+        """Predicted peak of an exact step. The losses are computed while the activations of the last chunk are held."""
+        chunk = self.activations.peak(min(chunk_size, batch_size))
         return round(MARGIN * (self.state + self.features * batch_size + chunk + self.losses(batch_size)))
 
     def largest_chunk(self, batch_size: int, budget: int) -> int:
-        """The most pairs a chunk may have for the step to stay within `budget` bytes; 0 when not even one fits."""
-        room = budget / MARGIN - self.state - self.features * batch_size - self.losses(batch_size) - self.chunk
-        return max(0, min(batch_size, int(room // max(1, self.pair))))
+        """The most pairs per chunk with which the step stays within `budget` bytes; 0 if not even one pair fits."""
+        room = budget / MARGIN - self.state - self.features * batch_size - self.losses(batch_size)
+        return math.floor(max(0.0, min(float(batch_size), self.activations.most_pairs(room))))
 
 
 def measure_step(
@@ -116,33 +164,45 @@ def measure_step(
     encode: Callable[[Batch], Features],
     example: Callable[[int], Batch],
 ) -> StepMemory:
-    """Measure what a training step needs. Leaves no gradient and no trace in the random state.
+    """Measure the memory of a training step. Leaves no gradient and restores the random state.
 
     Args:
         model: on its device, in training mode, without gradients.
-        encode: how the trainer encodes a chunk.
-        example: a batch of that many pairs, as large as pairs get, on any device.
+        encode: encodes a chunk as in training.
+        example: a batch of the given number of pairs of maximal size, on any device.
     """
     with RandomState.capture().replayed():
-        small, large = (_chunk_peak(model, encode, example(pairs)) for pairs in PROBES)
+        activations = _measure_chunks(model, encode, example)
         features = encode(example(1)).detach()
         losses = _losses_peak(objective, features, example(1).targets.to(features.text.device))
-    pair = (large - small) // (PROBES[1] - PROBES[0])
     trained = [parameter for parameter in (*model.parameters(), *objective.parameters()) if parameter.requires_grad]
     gradients = _bytes(trained)
     return StepMemory(
         weights=_bytes([*model.state_dict().values(), *objective.state_dict().values()]),
         gradients=gradients,
         optimiser=2 * gradients,
-        chunk=max(0, small - PROBES[0] * pair),
-        pair=pair,
+        activations=activations,
         features=3 * _bytes(features.tensors()) + _bytes(example(1).targets.tensors()),
         losses=losses,
     )
 
 
+def _measure_chunks(
+    model: nn.Module, encode: Callable[[Batch], Features], example: Callable[[int], Batch]
+) -> ChunkMemory:
+    small, large = (_chunk_moments(model, encode, example(pairs)) for pairs in PROBES)
+    if len(small) == len(large):
+        return ChunkMemory.fit(PROBES, small, large)
+    peaks = [[_chunk_peak(model, encode, example(pairs))] for pairs in LARGER_PROBES]
+    return ChunkMemory.fit(LARGER_PROBES, *peaks)
+
+
 def _chunk_peak(model: nn.Module, encode: Callable[[Batch], Features], batch: Batch) -> int:
-    """Peak of one forward and backward pass, its gradients included only as far as they are temporary."""
+    return max(_chunk_moments(model, encode, batch))
+
+
+def _chunk_moments(model: nn.Module, encode: Callable[[Batch], Features], batch: Batch) -> list[int]:
+    """Bytes at each moment of one forward and backward pass, with temporary gradients only."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -150,14 +210,14 @@ def _chunk_peak(model: nn.Module, encode: Callable[[Batch], Features], batch: Ba
         with PeakMemory() as memory:
             features = [feature for feature in encode(batch).tensors() if feature.requires_grad]
             torch.autograd.backward(features, [torch.zeros_like(feature) for feature in features])
-        return int(memory.peak)
+        return list(memory.moments)
     finally:
         for parameter in trained:
             parameter.grad = None
 
 
 def _losses_peak(objective: nn.Module, features: Features, targets: Targets) -> Callable[[int], int]:
-    """Peak of the losses as a function of the batch: it grows with the square, until they are computed in tiles."""
+    """Peak of the losses as a function of the batch: quadratic up to the size from which they are computed in tiles."""
     probe = LOSS_PROBE
     many = features.map(lambda feature: torch.rand_like(feature.expand(probe, *feature.shape[1:])).requires_grad_())
     targets = targets.map(lambda tensor: tensor.expand(probe, *tensor.shape[1:]))
@@ -180,7 +240,7 @@ def memory_budget(memory_gb: float | None, device: torch.device, weights: int) -
         return round(memory_gb * GIB)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + weights
-    return PROCESSOR_BUDGET
+    return CPU_BUDGET
 
 
 def choose_chunk(memory: StepMemory, batch_size: int, budget: int) -> int:

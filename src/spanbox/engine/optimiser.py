@@ -1,6 +1,7 @@
-"""AdamW with sane parameter groups, and a learning rate that is a function of how much of the run is done."""
+"""AdamW, its parameter groups, and a learning rate that depends on the completed share of the run."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,26 +15,36 @@ from spanbox.engine.distributed import shared_like, whole
 from spanbox.errors import CheckpointError
 from spanbox.settings import Settings
 
+_NEVER_DECAYED = re.compile(
+    r"(^|[._])(position_embeddings?|(token|task)_type_embeddings|cls_token|class_embedding|mask_token|register_tokens"
+    r"|probe)(\.weight)?$"
+    r"|(^|\.)grn\."  # scales per channel, as (1, 1, 1, C)
+)
+"""Parameters of more than one dimension that are no weight matrices: learned tokens, positions and types of tokens."""
+
 
 class OptimiserSettings(Settings):
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of what starts from nothing")
-    tower_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the towers; default: that of the rest"
-    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of the newly initialised parts")
+    tower_lr: float | None = Field(None, gt=0, description="peak learning rate of the towers; default: lr")
     weight_decay: float = Field(
-        0.05, ge=0, description="decoupled weight decay of matrices; biases and norms have none"
+        0.05,
+        ge=0,
+        description="decoupled weight decay of matrices; biases, norms, and embeddings of positions, token types and "
+        "special tokens have none",
     )
     beta2: float = Field(0.98, gt=0, lt=1, description="decay of the second moment")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises from 0")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises from 0")
     final_lr: float = Field(0.01, ge=0, le=1, description="learning rate at the last step, as a share of the peak")
-    clip_norm: float = Field(1.0, gt=0, description="gradients longer than this are shortened to it")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient; longer gradients are scaled down")
 
 
 def make_optimiser(
     towers: Iterable[nn.Module], heads: Iterable[nn.Module], objective: nn.Module, settings: OptimiserSettings
 ) -> torch.optim.AdamW:
-    """AdamW over groups for towers, heads and the objective, each with and without weight decay; what is frozen is left
-    out. The objective's are groups of their own, because they are whole where the model's may be shared among ranks."""
+    """AdamW over groups of towers, heads and the objective, each with and without weight decay; without frozen weights.
+
+    The objective has its own groups: its parameters are whole where the model's may be sharded among ranks.
+    """
     decay = settings.weight_decay
     groups = [
         *_groups(towers, settings.tower_lr or settings.lr, decay),
@@ -44,18 +55,25 @@ def make_optimiser(
 
 
 def _groups(modules: Iterable[nn.Module], peak_lr: float, weight_decay: float) -> list[dict[str, object]]:
-    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
+    decayed, others = list[nn.Parameter](), list[nn.Parameter]()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                (decayed if is_decayed(name, parameter) else others).append(parameter)
     groups: list[dict[str, object]] = []
-    for members, decay in ((matrices, weight_decay), (vectors, 0.0)):
+    for members, decay in ((decayed, weight_decay), (others, 0.0)):
         if members:
             groups.append({"params": members, "lr": peak_lr, "peak_lr": peak_lr, "weight_decay": decay})
     return groups
 
 
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices and convolutions, word and patch embeddings included."""
+    return parameter.dim() >= 2 and not _NEVER_DECAYED.search(name)
+
+
 def lr_share(done: float, settings: OptimiserSettings) -> float:
-    """Learning rate as a share of its peak when the share `done` of the run is done: a line up, then half a cosine."""
+    """Learning rate as a share of its peak at the share `done` of the run: linear warm-up, then half a cosine."""
     if done < settings.warmup:
         return done / settings.warmup
     falling = (done - settings.warmup) / (1 - settings.warmup)
@@ -68,7 +86,7 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, share: float) -> None:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> Tensor:
-    """Shorten the gradient of all parameters together to `longest`. Returns how long it was."""
+    """Scale the gradient of all parameters down to a norm of at most `longest`. Returns its norm before."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     shared = [parameter for parameter in trained if isinstance(parameter, DTensor)]
     own = [parameter for parameter in trained if not isinstance(parameter, DTensor)]
@@ -80,7 +98,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> Tensor
 
 
 def whole_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state with whole tensors, wherever their parts are; all ranks have to ask."""
+    """The optimiser's state with whole tensors, also if they are sharded; collective: all ranks must call it."""
     state = optimiser.state_dict()
     moments = {
         index: {name: whole(value).cpu() for name, value in own.items()} for index, own in state["state"].items()
@@ -89,16 +107,16 @@ def whole_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take over the moments that `whole_state` gave; rates and decay are those of the settings, which may have changed.
+    """Load the moments of `whole_state`; learning rates and decay come from the settings, which may have changed.
 
     Raises:
-        CheckpointError: they belong to other parameters.
+        CheckpointError: the moments belong to other parameters.
     """
     own = optimiser.state_dict()["param_groups"]
     if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved["param_groups"]]:
         raise CheckpointError(
-            "the checkpoint was made with other parameters to train than the config asks for; resume with the loss "
-            "and model settings of its config.yaml"
+            "the trained parameters of the checkpoint differ from those of the config; resume with the loss and model "
+            "settings of its config.yaml, and with the version of spanbox that wrote it"
         )
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     moments = {

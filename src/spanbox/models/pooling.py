@@ -1,7 +1,7 @@
-"""From token states to one state a span, from the bins of a box to one state a region.
+"""Pooling of the token states of a span, and of the bins of a box, into one state each.
 
-The two sides of the fine level are pooled by the same three kinds, so that a span and the box that shows it meet as
-equals. The token states come from the text tower, the bins from `geometry.roi_align` on the vision tower's grid.
+Spans and regions are pooled by the same three kinds. The token states come from the text tower, the bins from
+`geometry.roi_align` on the grid of the vision tower.
 
     B pairs    K spans    R regions    T tokens    o bins along an axis    H width
 """
@@ -15,7 +15,7 @@ PoolKind = Literal["mean", "max", "both"]
 
 
 def pooled_width(width: int, kind: PoolKind) -> int:
-    """Width of a pooled state: `both` lays the mean and the maximum side by side."""
+    """Width of a pooled state: `both` concatenates the mean and the maximum."""
     return 2 * width if kind == "both" else width
 
 
@@ -63,9 +63,11 @@ def pool_regions(grid_bins: Tensor, kind: PoolKind) -> Tensor:
 
 
 def _span_mean(tokens: Tensor, span_tokens: Tensor) -> Tensor:
-    members = span_tokens.to(tokens.dtype)
+    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    members = span_tokens.to(wide.dtype)
     weights = members / members.sum(dim=-1, keepdim=True).clamp(min=1)
-    return weights @ tokens
+    with torch.autocast(tokens.device.type, enabled=False):  # bfloat16 would round the weights: 1/3 to 0.334
+        return (weights @ wide).to(tokens.dtype)
 
 
 def _span_max(tokens: Tensor, span_tokens: Tensor) -> Tensor:

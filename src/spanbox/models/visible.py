@@ -38,11 +38,11 @@ class _SelectiveEmbeddings(nn.Module):
 
 def make_selective(embeddings: nn.Module, stride: int) -> None:
     """Let `embeddings` select patches of `stride` pixels, in place. Names and values of the weights stay."""
-    embeddings.__class__ = _selective_class(type(embeddings))
+    embeddings.__class__ = _selective_class(type(embeddings))  # type: ignore[arg-type]
     embeddings.stride = stride  # type: ignore[assignment]
     embeddings.views = None  # type: ignore[assignment]
 
 
 @cache
-def _selective_class(embeddings_class: type[nn.Module]) -> type[nn.Module]:
+def _selective_class(embeddings_class: Any) -> Any:
     return type(f"Selective{embeddings_class.__name__}", (_SelectiveEmbeddings, embeddings_class), {})
