@@ -1,11 +1,12 @@
-"""Does a change help more than chance? Variants of a recipe, each trained with the same seeds for the same budget.
+"""Ablations: variants of a recipe, each trained with the same seeds for the same budget.
 
-A plan is a YAML file. Every run is a process of its own, started as a user would start it; a plan that was interrupted
-goes on with what is missing, and its figures are read from the runs' `metrics.json`. Each run's folder holds the
-commands that it was made with (`commands.json`), so that figures of an earlier plan are not taken for this one's.
+A plan is a YAML file. Every run is a process of its own, started as a user would start it. An interrupted plan
+continues with the missing runs. The figures come from the runs' `metrics.json`. Each run folder holds the commands of
+the run (`commands.json`), so that the runs of another plan are recognised.
 """
 
 import csv
+import io
 import json
 import os
 import statistics
@@ -15,33 +16,38 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from spanbox.config import load_config
+from spanbox.config import list_problems, load_config
+from spanbox.documents import DocumentError, read_json, read_yaml
 from spanbox.errors import ConfigError, TrainingError
+from spanbox.files import explained, write_text
 from spanbox.progress import Progress
 from spanbox.report.reading import AblationRow
-from spanbox.settings import Settings
+from spanbox.settings import PathText, Settings
+
+LONGEST_NAME = 100  # of a variant, which names a folder
 
 
 class AblationPlan(Settings):
-    """What is compared, and by what."""
+    """The variants, the seeds, the budget and the metrics of a comparison."""
 
-    recipe: str = Field(description="recipe or YAML file that every run starts from")
+    recipe: PathText = Field(description="recipe or YAML file that every run starts from")
     overrides: tuple[str, ...] = Field((), description="settings that all runs share")
     variants: dict[str, tuple[str, ...]] = Field(
-        min_length=1, description="settings of each variant; differences are taken to the first one"
+        min_length=1, max_length=200, description="settings of each variant; the first one is the reference"
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each variant is trained with each of them")
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2), min_length=1, max_length=100, description="each variant is trained with each seed"
+    )
     subset: int | None = Field(
-        None, ge=2, description="train on so many pairs, spread evenly over the manifest; null: all"
+        None, ge=2, description="number of training pairs, spread evenly over the manifest; null: all"
     )
     steps: int | None = Field(None, ge=1, description="budget of a run in steps")
     minutes: float | None = Field(None, gt=0, description="budget of a run in minutes of training")
-    test: str = Field(description="manifest that every run is evaluated on")
-    metrics: tuple[str, ...] = Field(min_length=1, description="columns of the table")
-    jobs: int = Field(1, ge=1, description="runs at the same time, each with its share of the cores")
+    test: PathText = Field(description="manifest on which every run is evaluated")
+    metrics: tuple[str, ...] = Field(min_length=1, max_length=100, description="columns of the table")
+    jobs: int = Field(1, ge=1, le=1024, description="runs at the same time, each with its share of the cores")
 
     @model_validator(mode="after")
     def _one_budget(self) -> "AblationPlan":
@@ -53,37 +59,51 @@ class AblationPlan(Settings):
     @classmethod
     def _names_are_folders(cls, variants: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name in variants:
-            if not name.strip() or name.startswith(".") or "/" in name or "\\" in name:
-                raise ValueError(f"{name!r} cannot be a variant's name: it names a folder too")
+            is_plain = name.strip() and name.isprintable() and not name.startswith(".")
+            if not is_plain or "/" in name or "\\" in name or len(name) > LONGEST_NAME:
+                raise ValueError(f"{name[:LONGEST_NAME]!r} cannot be the name of a variant, which is also a folder")
         return variants
+
+    @field_validator("seeds", "metrics")
+    @classmethod
+    def _no_repetitions(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        repeated = [value for value in values if values.count(value) > 1]
+        if repeated:
+            raise ValueError(f"{repeated[0]!r} is given twice")
+        return values
 
 
 def load_plan(path: Path) -> AblationPlan:
-    """Read a plan, and every variant's config with it, so that a mistake costs no run.
+    """Read a plan and check the config of every run, before the first run starts.
 
     Raises:
-        ConfigError: no such file, no YAML, or something in it is wrong.
+        ConfigError: no such file, not YAML, or something in it is wrong.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = read_yaml(path)
+    except DocumentError as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}; give a YAML file") from None
     try:
         plan = AblationPlan.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {'.'.join(map(str, e['loc'])) or 'the plan'}: {e['msg']}" for e in error.errors())
+        problems = list_problems(f"{'.'.join(map(str, e['loc'])) or 'the plan'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: the plan is wrong:\n{problems}") from None
-    for variant in plan.variants:
-        load_config(plan.recipe, _overrides(plan, variant, plan.seeds[0], Path("unused")))
+    first = next(iter(plan.variants))
+    runs = [(variant, plan.seeds[0]) for variant in plan.variants] + [(first, seed) for seed in plan.seeds]
+    for variant, seed in runs:
+        load_config(plan.recipe, _overrides(plan, variant, seed, Path("unused")))
     return plan
 
 
 def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
-    """Train and evaluate what is not there yet, `plan.jobs` at a time. Returns the table's rows.
+    """Train and evaluate the missing runs, `plan.jobs` at a time. Returns the rows of the table.
 
     Raises:
-        ConfigError: a run in `out` was made by other settings.
-        TrainingError: a run failed; what it printed is in its folder.
+        ConfigError: a run in `out` has other settings, or its figures are damaged.
+        OutputError: `out` cannot be written.
+        TrainingError: a run failed; its output is in its folder.
     """
     missing = [(variant, seed) for seed in plan.seeds for variant in plan.variants]
     missing = [run for run in missing if not _is_done(plan, out, *run)]
@@ -99,7 +119,7 @@ def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
 def collect(plan: AblationPlan, out: Path) -> list[AblationRow]:
     """The figures of all runs of a plan."""
     found = {
-        (variant, seed): json.loads(_metrics_file(out, variant, seed).read_text(encoding="utf-8"))
+        (variant, seed): _read_metrics(_metrics_file(out, variant, seed))
         for variant in plan.variants
         for seed in plan.seeds
     }
@@ -125,12 +145,13 @@ def markdown(plan: AblationPlan, rows: list[AblationRow]) -> str:
 
 def write_csv(rows: list[AblationRow], plan: AblationPlan, path: Path) -> None:
     """A line for each variant, metric and seed."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["variant", "metric", "seed", "value", "difference"])
-        for row in rows:
-            for seed, value, difference in zip(plan.seeds, row.values, row.differences, strict=True):
-                writer.writerow([row.variant, row.metric, seed, value, difference])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["variant", "metric", "seed", "value", "difference"])
+    for row in rows:
+        for seed, value, difference in zip(plan.seeds, row.values, row.differences, strict=True):
+            writer.writerow([row.variant, row.metric, seed, value, difference])
+    write_text(path, file.getvalue())
 
 
 def _cell(row: AblationRow, *, is_first: bool) -> str:
@@ -147,29 +168,28 @@ def _mean_and_spread(values: tuple[float, ...], *, signed: bool, error: bool) ->
 
 
 def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
-    """Whether a run is complete, by the settings of this plan."""
+    """Whether a run is complete and has the settings of this plan."""
     if not _metrics_file(out, variant, seed).is_file():
         return False
     try:
-        made_with = json.loads(_commands_file(out, variant, seed).read_text(encoding="utf-8"))
+        made_with = read_json(_commands_file(out, variant, seed))
     except (OSError, ValueError):
         made_with = None
     if made_with != _commands(plan, out, variant, seed):
         raise ConfigError(
-            f"{_run_folder(out, variant, seed)}: holds a run with other settings than the plan's; remove it, or give "
-            "the plan another folder (--out)"
+            f"{_run_folder(out, variant, seed)}: holds a run with other settings than the plan; remove it, or choose "
+            "another folder for the plan (--out)"
         )
     return True
 
 
 def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> tuple[str, int]:
     folder = _run_folder(out, variant, seed)
-    folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // plan.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     commands = _commands(plan, out, variant, seed)
-    _commands_file(out, variant, seed).write_text(json.dumps(commands, indent=1), encoding="utf-8")
-    with (folder / "output.txt").open("w", encoding="utf-8") as output:
+    write_text(_commands_file(out, variant, seed), json.dumps(commands, indent=1))
+    with explained(folder / "output.txt"), (folder / "output.txt").open("w", encoding="utf-8") as output:
         for command in commands:
             done = subprocess.run(
                 [sys.executable, "-m", "spanbox", *command], stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -180,7 +200,7 @@ def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> tuple[str, i
 
 
 def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[list[str]]:
-    """What makes a run, as arguments of `spanbox`."""
+    """The arguments of `spanbox` that make a run."""
     folder = _run_folder(out, variant, seed)
     return [
         ["train", plan.recipe, *_overrides(plan, variant, seed, folder), "run.overwrite=true"],
@@ -206,13 +226,26 @@ def _metrics_file(out: Path, variant: str, seed: int) -> Path:
     return _run_folder(out, variant, seed) / "metrics.json"
 
 
+def _read_metrics(path: Path) -> Mapping[str, float]:
+    try:
+        content = read_json(path)
+    except (OSError, DocumentError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; remove the folder of this run") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected an object of figures; remove the folder of this run")
+    return {key: value for key, value in content.items() if _is_figure(value)}
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _value(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
-        known = ", ".join(key for key, value in metrics.items() if isinstance(value, float))
-        raise ConfigError(f"metrics: {name!r} is none of what the runs measured; known: {known}")
+        raise ConfigError(f"metrics: the runs have no figure {name!r}; known: {', '.join(metrics)}")
     return metrics[name]
 
 
 def _headline(plan: AblationPlan, out: Path, variant: str, seed: int) -> str:
-    metrics = json.loads(_metrics_file(out, variant, seed).read_text(encoding="utf-8"))
+    metrics = _read_metrics(_metrics_file(out, variant, seed))
     return "  ".join(f"{name} {_value(metrics, name):.3f}" for name in plan.metrics)

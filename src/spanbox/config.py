@@ -1,40 +1,45 @@
-"""The whole run as one validated tree: a recipe, dotted overrides, defaults.
+"""The whole run as one validated tree: a recipe or a YAML file, dotted overrides, defaults.
 
-Each section is declared beside the component that it configures; here they are only put together and read.
+Each section is declared beside the component that it configures; this module joins, reads and writes them.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from spanbox.data.loader import DataSettings
+from spanbox.documents import YAML_DEPTH, DocumentError, dump_yaml, parse_yaml, read_yaml
 from spanbox.engine.settings import TrainSettings
 from spanbox.errors import ConfigError
 from spanbox.losses.settings import LossSettings
 from spanbox.models.dual_encoder import ModelSettings
-from spanbox.settings import Settings
+from spanbox.settings import PathText, Settings
+
+PROBLEMS_SHOWN = 10  # of a config with more
+LONGEST_KEY = 100  # that is compared with the known ones
+LONGEST_SHOWN = 120  # value in a message
 
 
 class RunSettings(Settings):
-    dir: str = Field("runs/default", description="folder for everything the run writes")
-    overwrite: bool = Field(False, description="remove an earlier run in that folder first")
+    dir: PathText = Field("runs/default", description="folder for everything the run writes")
+    overwrite: bool = Field(False, description="replace an earlier run in that folder")
 
 
 class RunConfig(Settings):
     """Everything a run depends on."""
 
-    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and every random draw")
-    run: RunSettings = Field(RunSettings(), description="where results go")
-    data: DataSettings = Field(DataSettings(), description="what is learned from")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the weights, the order of the data and every random draw")
+    run: RunSettings = Field(RunSettings(), description="where the results go")
+    data: DataSettings = Field(DataSettings(), description="training and validation data")
     model: ModelSettings = Field(description="towers, pooling and projections")
-    loss: LossSettings = Field(LossSettings(), description="what is minimised")
-    train: TrainSettings = Field(TrainSettings(), description="how it is minimised")
+    loss: LossSettings = Field(LossSettings(), description="the losses")
+    train: TrainSettings = Field(TrainSettings(), description="optimiser, schedule and hardware")
 
     @model_validator(mode="after")
     def _levels(self) -> "RunConfig":
@@ -60,32 +65,48 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a recipe (`demo`) or a YAML file, with `dotted.key=value` overrides applied.
 
     Raises:
-        ConfigError: no such file, no YAML, an unknown key (with the nearest known one) or a wrong value.
+        ConfigError: no such file, not YAML, an unknown key (with the nearest known one) or a wrong value.
     """
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        text, name = _read_yaml(path), str(path)
-    elif source.removesuffix(".yaml") in recipe_names():
-        name = source.removesuffix(".yaml")
-        text = (_recipes() / f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        raise ConfigError(f"{source}: no such config file, nor a recipe; recipes are {', '.join(recipe_names())}")
-    return parse_config(text, name, overrides)
+    if path.suffix in (".yaml", ".yml") and _exists(path):
+        return _config_of(_read(path), str(path), overrides)
+    name = source.removesuffix(".yaml")
+    if name in recipe_names():
+        return parse_config((_recipes() / f"{name}.yaml").read_text(encoding="utf-8"), name, overrides)
+    raise ConfigError(f"{source}: no such config file or recipe; recipes are {', '.join(recipe_names())}")
 
 
-def _read_yaml(path: Path) -> str:
+def _exists(path: Path) -> bool:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        return path.exists()
+    except OSError:  # no name that a file can have
+        return False
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_yaml(path)
+    except DocumentError as error:
+        raise _not_yaml(str(path), error) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}; give a YAML file") from None
+
+
+def _not_yaml(name: str, error: DocumentError) -> ConfigError:
+    return ConfigError(f"{name}: cannot be read as YAML: {error}")
 
 
 def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Like `load_config`, from YAML text; `name` is what errors call it."""
+    """Like `load_config`, from YAML text; errors call it `name`."""
     try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: is no YAML: {error}") from None
+        tree = parse_yaml(text)
+    except DocumentError as error:
+        raise _not_yaml(name, error) from None
+    return _config_of(tree, name, overrides)
+
+
+def _config_of(tree: Any, name: str, overrides: Sequence[str]) -> RunConfig:
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{name}: expected keys and values, found {type(tree).__name__}")
     for override in overrides:
@@ -93,12 +114,18 @@ def parse_config(text: str, name: str, overrides: Sequence[str] = ()) -> RunConf
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(details)}" for details in error.errors())
-        raise ConfigError(f"{name}: the config is wrong:\n{problems}") from None
+        raise ConfigError(f"{name}: the config is wrong:\n{list_problems(map(_explain, error.errors()))}") from None
+
+
+def list_problems(problems: Iterable[str]) -> str:
+    """The problems as indented lines, the first ones of many."""
+    lines = [f"  {problem}" for problem in problems]
+    more = [f"  and {len(lines) - PROBLEMS_SHOWN} more"] if len(lines) > PROBLEMS_SHOWN else []
+    return "\n".join(lines[:PROBLEMS_SHOWN] + more)
 
 
 def without_actions(config: RunConfig) -> RunConfig:
-    """The config without what belongs to one start of a run: going on from a checkpoint, removing an earlier run."""
+    """The config without the settings that concern one start of a run: resuming it, replacing an earlier run."""
     return config.model_copy(
         update={
             "run": config.run.model_copy(update={"overwrite": False}),
@@ -109,36 +136,46 @@ def without_actions(config: RunConfig) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved config as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
+    shown = _short(override)
     if not equals or not key:
-        raise ConfigError(f"{override!r} is no override; write dotted.key=value, for example train.batch_size=256")
+        raise ConfigError(f"{shown} is not an override; write dotted.key=value, for example train.batch_size=256")
     *parents, last = key.split(".")
+    if len(parents) > YAML_DEPTH:
+        raise ConfigError(f"{shown}: the key has {len(parents) + 1} parts; see `spanbox config schema`")
     node = tree
     for parent in parents:
         if node.get(parent) is None:  # left out, or an optional section that is off
             node[parent] = {}
         child = node[parent]
         if not isinstance(child, dict):
-            raise ConfigError(f"{override!r}: {parent} holds a value, not a section")
+            raise ConfigError(f"{shown}: {parent} holds a value, not a section")
         node = child
     try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is no YAML: {error}") from None
+        node[last] = parse_yaml(value)
+    except DocumentError as error:
+        reason = str(error).removeprefix("line 1: ")
+        raise ConfigError(f"{shown}: the value cannot be read as YAML: {reason}") from None
+
+
+def _short(value: object) -> str:
+    """A value for a message; the middle of a long one is left out."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN // 2]}...{text[-LONGEST_SHOWN // 4 :]}"
 
 
 def _explain(details: ErrorDetails) -> str:
-    """One problem: the key, what was found, and how to mend it."""
+    """One problem: the key, the value found, and the remedy."""
     parts = [str(part) for part in details["loc"]]
     known = _keys_and_sections()
     if details["type"] == "extra_forbidden":
         key = ".".join(parts)
-        return f"{key}: unknown key; the nearest known one is {difflib.get_close_matches(key, known, 1, 0.0)[0]}"
-    while parts and ".".join(parts) not in known:  # which member of a union was tried is nothing to the user
+        return f"{key[:LONGEST_KEY]}: unknown key{nearest_key(key, known)}"
+    while parts and ".".join(parts) not in known:  # the members of a union, which users do not see
         parts.pop()
     key = ".".join(parts) or "the config"
     if details["type"] == "missing":
@@ -146,14 +183,22 @@ def _explain(details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if isinstance(details["input"], (Mapping, BaseModel)):
         return f"{key}: {message}"
-    return f"{key}: {message}; found {details['input']!r}"
+    return f"{key}: {message}; found {_short(details['input'])}"
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str:
+    """The hint of a message about an unknown key."""
+    if len(key) > LONGEST_KEY:
+        return "; see `spanbox config schema`"
+    return f"; the nearest known one is {difflib.get_close_matches(key, known, 1, 0.0)[0]}"
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the config, sections left out."""
+    """Every dotted key of the config, without the sections."""
     return [key for key, _, _ in describe_keys()]
 
 
+@cache
 def _keys_and_sections() -> list[str]:
     parts_of = [key.split(".") for key in known_keys()]
     return list(dict.fromkeys(".".join(parts[:depth]) for parts in parts_of for depth in range(1, len(parts) + 1)))
@@ -172,8 +217,21 @@ def describe_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> lis
     return rows
 
 
+def keys_of(section: str | None) -> list[tuple[str, str, str]]:
+    """The rows of `describe_keys` for one key or section; None: all.
+
+    Raises:
+        ConfigError: there is no such key or section.
+    """
+    if section is None:
+        return describe_keys()
+    if section not in _keys_and_sections():
+        raise ConfigError(f"{section[:LONGEST_KEY]}: unknown key{nearest_key(section, _keys_and_sections())}")
+    return [row for row in describe_keys() if row[0] == section or row[0].startswith(f"{section}.")]
+
+
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, also where it may be left out."""
+    """The section that a field holds, optional or not."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind

@@ -1,6 +1,5 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +9,8 @@ from typing import Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from spanbox.terminal import make_console
 
 Item = TypeVar("Item")
 
@@ -35,7 +36,7 @@ class Progress:
         self.start = start
         self._detail = ""
         self._within = within
-        self._console: Console = within._console if within else Console(file=sys.stderr, quiet=quiet)
+        self._console: Console = within._console if within else make_console(stderr=True, quiet=quiet)
         self._bar: RichProgress | None = within._bar if within else _make_bar(self._console)
         self._began = self._last_line = time.monotonic()
 
@@ -68,7 +69,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a permanent line."""
-        self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def _plain_line(self, done: int) -> None:
         self._last_line = time.monotonic()

@@ -1,6 +1,9 @@
 """Base class of the config sections: frozen, unknown keys refused."""
 
-from pydantic import BaseModel, ConfigDict
+import os
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
@@ -10,3 +13,7 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path in the config: `~` and `~name` are the home folder. Here, so that no other place expands them."""

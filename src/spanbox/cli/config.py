@@ -4,18 +4,21 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-app = typer.Typer(help="Look at settings before anything runs.", no_args_is_help=True)
+from spanbox.terminal import make_console
+
+app = typer.Typer(help="Print settings, before anything runs.", no_args_is_help=True)
 
 
 @app.command()
 def show(
-    config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs) or a YAML file")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs, published) or a YAML file")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example train.batch_size=256")
+    ] = None,
 ) -> None:
-    """Print the resolved config as YAML: what a run with these settings would use.
+    """Print the complete config of a run with these settings, as YAML.
 
     spanbox config show gmner train.batch_size=256
     """
@@ -25,14 +28,20 @@ def show(
 
 
 @app.command()
-def schema(as_json: Annotated[bool, typer.Option("--json", help="as JSON Schema, for editors")] = False) -> None:
-    """List every key with its default and what it means."""
-    from spanbox.config import RunConfig, describe_keys
+def schema(
+    key: Annotated[str | None, typer.Argument(help="a key or a section, for example train.optimiser")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the whole schema as JSON Schema, for editors")] = False,
+) -> None:
+    """List the keys of the config with their defaults and meanings: all of them, or one key or section.
+
+    spanbox config schema train.optimiser
+    """
+    from spanbox.config import RunConfig, keys_of
 
     if as_json:
         print(json.dumps(RunConfig.model_json_schema(), indent=1))
         return
     table = Table("key", "default", "meaning", show_lines=False)
-    for key, default, meaning in describe_keys():
-        table.add_row(key, default, meaning)
-    Console().print(table)
+    for name, default, meaning in keys_of(key):
+        table.add_row(name, default, meaning)
+    make_console().print(table)

@@ -16,6 +16,7 @@ from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
 from spanbox.errors import DataError
 from spanbox.progress import progress_of
+from spanbox.terminal import make_console
 
 app = typer.Typer(no_args_is_help=True, help="Bring data into a manifest, and check manifests before training on them.")
 import_app = typer.Typer(no_args_is_help=True, help="Turn a published data set into manifests, one a split.")
@@ -117,7 +118,7 @@ def _default_report_path(manifest: Path) -> Path:
 
 
 def _show_import(summary: ImportSummary, out: Path) -> None:
-    console = Console()
+    console = make_console()
     splits = summary.splits.values()
     table = _table([split.manifest for split in splits])
     for name in dict.fromkeys(name for split in splits for name in split.counts):
@@ -136,7 +137,7 @@ def _show_import(summary: ImportSummary, out: Path) -> None:
 
 
 def _show_audit(report: AuditReport) -> None:
-    console = Console()
+    console = make_console()
     console.print(_counts_table(report))
     for title, findings in (("Problems", report.problems), ("Notes", report.notes)):
         if findings:
@@ -188,4 +189,4 @@ def _table(columns: list[str]) -> Table:
 
 def _print(console: Console, text: str) -> None:
     """Print a line as it is: its brackets are offsets and boxes, and a long path stays one line."""
-    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)

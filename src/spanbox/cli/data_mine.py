@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from spanbox.cli.show import print_incidents
 from spanbox.errors import ConfigError
+from spanbox.terminal import make_console
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.data.neighbours import By, SearchName
@@ -89,4 +89,4 @@ def _print_similarity(mined: "Mined") -> None:
         table.add_column(column, justify="left" if column == "asked by" else "right")
     for kind, similarity in mined.similarity.items():
         table.add_row(kind, f"{similarity.positive:.3f}", f"{similarity.negative:.3f}")
-    Console().print(table)
+    make_console().print(table)

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from spanbox.cli.data_demo import draw_demo, parse_languages
 from spanbox.cli.report import report
 from spanbox.cli.show import print_metrics
+from spanbox.terminal import make_console
 
 HELD_OUT = 500
 HEADLINES = {
@@ -76,4 +76,4 @@ def _print_side_by_side(both: dict[str, float], coarse: dict[str, float]) -> Non
         table.add_column(heading, justify="right" if heading else "left")
     for name, meaning in HEADLINES.items():
         table.add_row(meaning, f"{both[name]:.3f}", f"{coarse[name]:.3f}")
-    Console().print(table)
+    make_console().print(table)

@@ -1,7 +1,8 @@
 """`spanbox losses`: table of the losses."""
 
-from rich.console import Console
 from rich.table import Table
+
+from spanbox.terminal import make_console
 
 
 def losses() -> None:
@@ -15,4 +16,4 @@ def losses() -> None:
     for name, loss in LOSSES.items():
         options = ", ".join(f"{option} ({value:g})" for option, value in loss.options.items())
         table.add_row(name, loss.summary, options, loss.source)
-    Console().print(table)
+    make_console().print(table)

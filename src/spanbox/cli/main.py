@@ -1,13 +1,17 @@
-"""The `spanbox` command: its verbs, and what becomes of an error."""
+"""The `spanbox` command: its subcommands, and the output of errors."""
 
+import errno
+import io
 import os
 import sys
+from typing import Annotated
 
-# Nothing is downloaded at run time; the hub's client reads this when it is imported.
+# Nothing is downloaded at run time. The hub client reads this when it is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import typer
 
+from spanbox import __version__
 from spanbox.cli import (
     ablate,
     config,
@@ -25,26 +29,44 @@ from spanbox.cli import (
 )
 from spanbox.errors import SpanboxError
 
-HELP = """Teach an image encoder and a text encoder which words mean which pixels.
+HELP = """Train an image encoder and a text encoder that match sentences with images and phrases with boxes.
 
 Start here:
 
-    spanbox demo                         learn from built-in scenes, in about three minutes
+    spanbox demo                         train on built-in scenes, in about three minutes
 
 On your own data:
 
-    spanbox data check my.jsonl          look for faults before the first step (format: docs/data.md)
+    spanbox data check my.jsonl          check the data before training (format: docs/data.md)
 
-    spanbox plan gmner model.text.path=DIR model.vision.path=DIR     what fits into memory
+    spanbox plan gmner model.text.path=DIR model.vision.path=DIR     batch sizes that fit into memory
 
     spanbox train gmner data.train=my.jsonl model.text.path=DIR model.vision.path=DIR
 
     spanbox evaluate runs/gmner --data held-out.jsonl
 
-Every setting is a key of the config: `spanbox config schema` lists them, `key=value` on the command line sets them.
+Every setting is a key of the config: `spanbox config schema` lists the keys, `key=value` on the command line sets them.
 """
+REMEDIES = {
+    errno.ENOSPC: "free space, or choose another place",
+    errno.EDQUOT: "free space, or choose another place",
+    errno.EACCES: "check the rights, or choose another place",
+    errno.EPERM: "check the rights, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.EISDIR: "give the path of a file",
+    errno.ENOTDIR: "one of its parents is a file; choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 
-app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
@@ -60,13 +82,98 @@ app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"spanbox {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself; its help is `HELP`."""
+
+
 def main() -> None:
-    """Run the command. An error that the user can mend is printed without a traceback, exit code 2."""
+    """Run the command. An error that the user can fix is printed without a traceback, exit code 2."""
+    _make_output_lenient()
     try:
-        app()
+        code = _run()
+        _flush(sys.stdout)
     except SpanboxError as error:
-        print(f"spanbox: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = _fail(str(error))
+    except BrokenPipeError:  # the reader has enough, as in `spanbox ... | head`
+        code = 1
+    except KeyboardInterrupt:
+        code = _fail("interrupted", INTERRUPTED)
+    except OSError as error:
+        code = _fail(_describe(error))
+    except MemoryError:
+        code = _fail("out of memory; use smaller input or settings, `spanbox plan` shows what fits")
+    except RecursionError:
+        code = _fail("some input is nested too deeply to be read")
+    _discard_unwritten()
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        app(args=[_expand_home(argument) for argument in sys.argv[1:]], prog_name="spanbox")
+    except SystemExit as end:
+        # Typer turns Ctrl-C into an exit without a message.
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+def _expand_home(argument: str) -> str:
+    """`~` at the start of an argument or of the value of an option, which shells leave in `--out=~/x`."""
+    option, equals, value = argument.partition("=")
+    if equals and option.startswith("--"):
+        return f"{option}={os.path.expanduser(value)}"  # noqa: PTH111  # leaves `~` of an unknown user as it is
+    return os.path.expanduser(argument)  # noqa: PTH111
+
+
+def _make_output_lenient() -> None:
+    """A character that the terminal's encoding lacks is printed as an escape, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _describe(error: OSError) -> str:
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    reason = error.strerror or str(error) or type(error).__name__
+    remedy = REMEDIES.get(error.errno or 0)
+    return ": ".join(filter(None, [path, reason])) + (f"; {remedy}" if remedy else "")
+
+
+def _fail(message: str, code: int = USER_ERROR) -> int:
+    try:
+        print(f"spanbox: {message}", file=sys.stderr)
+        _flush(sys.stderr)
+    except OSError:  # nobody reads it
+        pass
+    return code
+
+
+def _flush(stream: object) -> None:
+    if isinstance(stream, io.TextIOBase):
+        stream.flush()
+
+
+def _discard_unwritten() -> None:
+    """Send output that cannot be written to nowhere, or the interpreter complains about it at its exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            _flush(stream)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
 
 
 if __name__ == "__main__":

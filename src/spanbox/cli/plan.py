@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from spanbox.terminal import make_console
 
 if TYPE_CHECKING:
     from spanbox.engine.memory import StepMemory
@@ -14,7 +15,7 @@ MIB, GIB = 2**20, 2**30
 
 
 def plan(
-    config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs) or a YAML file")],
+    config: Annotated[str, typer.Argument(help="a recipe (demo, gmner, pairs, published) or a YAML file")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example train.memory_gb=8")
     ] = None,
@@ -30,7 +31,7 @@ def plan(
 
     made = make_plan(load_config(config, overrides or []))
     print(f"{made.parameters / 1e6:.1f} M parameters, {made.trained / 1e6:.1f} M of them trained; on {made.device}")
-    console = Console()
+    console = make_console()
     console.print(_costs(made.plain, made.checkpointed))
     console.print(_batches(made.plain, made.checkpointed, made.budget))
     print(

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from spanbox.terminal import make_console
 
 TASKS = {"gmner": "GMNER", "mner": "MNER", "eeg": "EEG"}
 MOST_TYPES = 12  # that the table shows; the file has all
@@ -36,10 +37,10 @@ def score(
 
     scores = score_file(predictions, data)
     metrics = scores.metrics()
-    console = Console()
+    console = make_console()
     console.print(_table(metrics, list(scores.counts), f"{predictions} for {data}"))
     for note in scores.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, emoji=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     content = {"predictions": str(predictions), "data": str(data), **metrics}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+
+from spanbox.terminal import make_console
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.structures import Incident
@@ -15,7 +16,7 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     from spanbox.evaluation.evaluate import metrics_table
     from spanbox.metric_names import is_part
 
-    Console().print(metrics_table(metrics, title))
+    make_console().print(metrics_table(metrics, title))
     if any(map(is_part, metrics)):
         print("by entity type, box size and number of candidates: metrics.json, or the report")
 
@@ -31,4 +32,4 @@ def print_incidents(incidents: "Sequence[Incident]") -> None:
     for kind in dict.fromkeys(incident.kind for incident in incidents):
         met = [incident for incident in incidents if incident.kind == kind]
         table.add_row(kind, str(len({incident.sample for incident in met})), f"{met[0].sample}: {met[0].detail}")
-    Console().print(table)
+    make_console().print(table)

@@ -16,7 +16,7 @@ from spanbox.data.manifest import InvertedBoxes
 from spanbox.data.masking import MaskSettings
 from spanbox.data.neighbours import MiningSettings
 from spanbox.data.sampler import Key, StepSampler
-from spanbox.settings import Settings
+from spanbox.settings import PathText, Settings
 from spanbox.structures import Batch, Incident, Sample
 
 PARTS_PER_PAIR = 16
@@ -24,8 +24,8 @@ PARTS_PER_PAIR = 16
 
 
 class DataSettings(Settings):
-    train: str | None = Field(None, description="manifest to train on; paths are relative to the working folder")
-    val: str | None = Field(None, description="manifest to validate on and to choose the best checkpoint by")
+    train: PathText | None = Field(None, description="manifest to train on; paths are relative to the working folder")
+    val: PathText | None = Field(None, description="manifest to validate on and to choose the best checkpoint by")
     subset: int | None = Field(
         None, ge=2, description="train on so many pairs, spread evenly over the manifest: to try something out first"
     )
@@ -54,7 +54,7 @@ class DataSettings(Settings):
     inverted_boxes: InvertedBoxes = Field(
         "error", description="boxes without an area: refuse the manifest, or drop them"
     )
-    neighbours: str | None = Field(
+    neighbours: PathText | None = Field(
         None, description="hard neighbours of the training pairs, the file of `spanbox data mine`; none: random batches"
     )
     mining: MiningSettings = Field(MiningSettings(), description="hard neighbours mined while the run goes on")

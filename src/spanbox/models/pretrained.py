@@ -43,7 +43,7 @@ def model_folder(path: str, part: Part) -> Path:
     Raises:
         ConfigError: neither exists, or the folder has no config.json.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if not folder.is_dir():
         folder = _cached_folder(path, part)
     if not (folder / "config.json").is_file():

@@ -29,13 +29,13 @@ from spanbox.models.pretrained import (
 )
 from spanbox.models.trainable import Freeze, LoraSettings, add_lora, checkpoint_gradients, freeze_layers
 from spanbox.models.visible import VisiblePatches, make_selective
-from spanbox.settings import Settings
+from spanbox.settings import PathText, Settings
 
 
 class TowerSettings(Settings):
     """Which encoder a tower is, which of its states stands for the whole input, and what of it is trained."""
 
-    path: str | None = Field(
+    path: PathText | None = Field(
         default=None,
         description="Local transformers folder of a pretrained encoder, or of a whole CLIP or SigLIP; or the name of "
         "a model that is already in the local cache. Nothing is downloaded: `hf download NAME --local-dir DIR`.",

@@ -1,0 +1,183 @@
+"""The command's output: encodings, markup, closed pipes, interruption, errors of the system, help and version."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command import Command
+from spanbox import __version__
+from spanbox.cli import losses, main
+from spanbox.config import describe_keys
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-W", "error", "-m", "spanbox", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `spanbox losses` raise it."""
+
+    def callback() -> None:
+        raise error
+
+    command = next(c for c in main.app.registered_commands if c.callback is losses.losses)
+    monkeypatch.setattr(command, "callback", callback)
+
+
+class TestErrorsOfTheSystem:
+    @pytest.mark.parametrize(
+        ("number", "remedy"),
+        [
+            (errno.ENOSPC, "free space"),
+            (errno.EDQUOT, "free space"),
+            (errno.EACCES, "check the rights"),
+            (errno.EROFS, "choose a place"),
+            (errno.EISDIR, "path of a file"),
+            (errno.ENOTDIR, "is a file"),
+            (errno.ENAMETOOLONG, "shorter path"),
+        ],
+    )
+    def test_are_one_line(self, number: int, remedy: str, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        fail_with(OSError(number, os.strerror(number), "some/file"), monkeypatch)
+        code, _, err = spanbox("losses")
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"spanbox: some/file: {os.strerror(number)}; ")
+        assert remedy in err
+
+    @pytest.mark.parametrize("error", [MemoryError(), RecursionError("maximum depth"), OSError("without a number")])
+    def test_without_a_number(self, error: Exception, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        fail_with(error, monkeypatch)
+        code, _, err = spanbox("losses")
+        assert (code, err.count("\n"), err.startswith("spanbox: ")) == (2, 1, True)
+
+    def test_a_mistake_of_the_program_is_not_hidden(self, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        fail_with(KeyError("x"), monkeypatch)
+        with pytest.raises(KeyError):
+            spanbox("losses")
+
+    def test_interrupted(self, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        fail_with(KeyboardInterrupt(), monkeypatch)
+        assert spanbox("losses") == (130, "", "spanbox: interrupted\n")
+
+    @pytest.mark.slow
+    def test_a_reader_that_closes_early(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spanbox", "config", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate(timeout=120)
+        assert err == b""
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_full_disk_under_the_output(self) -> None:
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "spanbox", "config", "show", "demo"]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "No space left" in done.stderr
+
+
+class TestEncodings:
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "environment",
+        [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}],
+    )
+    def test_what_an_encoding_lacks_is_escaped(self, environment: dict[str, str], tmp_path: Path) -> None:
+        record = '{"id": "[/b]", "image": "示例.png", "text": "加菲猫", "lang": "[/b]"}\n'
+        (tmp_path / "示例.jsonl").write_text(record, encoding="utf-8")
+        checks = [
+            run("config", "show", "demo", "run.dir=示例", **environment),
+            run("config", "schema", **environment),
+            run("data", "check", str(tmp_path / "示例.jsonl"), **environment),
+            run("config", "show", "示例", **environment),
+        ]
+        assert [check.returncode for check in checks] == [0, 0, 1, 2]
+        for check in checks:
+            assert "Traceback" not in check.stderr + check.stdout
+
+    def test_in_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", stream)
+        main._make_output_lenient()
+        stream.write("示\ud800")
+        stream.seek(0)
+        assert stream.read() == "\\u793a\\ud800"
+
+
+class TestHelp:
+    @pytest.mark.parametrize("verb", [[], ["train"], ["data"], ["data", "check"], ["config", "show"]], ids=" ".join)
+    def test_short_option(self, verb: list[str], spanbox: Command) -> None:
+        assert spanbox(*verb, "-h") == spanbox(*verb, "--help")
+
+    def test_version(self, spanbox: Command) -> None:
+        assert spanbox("--version") == (0, f"spanbox {__version__}\n", "")
+
+    def test_shell_completion_is_offered(self, spanbox: Command) -> None:
+        assert "--install-completion" in spanbox("--help").out
+
+    @pytest.mark.parametrize("verb", [["train"], ["plan"], ["config", "show"]], ids=" ".join)
+    def test_names_every_recipe(self, verb: list[str], spanbox: Command) -> None:
+        assert "published" in spanbox(*verb, "--help").out
+
+
+class TestSchema:
+    @pytest.mark.parametrize("section", ["train.optimiser", "train", "model.text.lora"])
+    def test_of_a_section(self, section: str, spanbox: Command) -> None:
+        out = spanbox("config", "schema", section).out
+        for key, _, _ in describe_keys():
+            assert (f"│ {key} " in out) == key.startswith(f"{section}.")
+
+    def test_of_a_key(self, spanbox: Command) -> None:
+        out = spanbox("config", "schema", "train.batch_size").out
+        assert "train.batch_size" in out
+        assert "train.steps" not in out
+
+    def test_of_an_unknown_key(self, spanbox: Command) -> None:
+        code, _, err = spanbox("config", "schema", "train.batchsize")
+        assert code == 2
+        assert err == "spanbox: train.batchsize: unknown key; the nearest known one is train.batch_size\n"
+
+
+class TestHomeFolder:
+    @pytest.fixture
+    def home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        return tmp_path
+
+    @pytest.mark.parametrize("key", ["run.dir", "data.train", "data.val", "data.neighbours"])
+    def test_in_the_config(self, key: str, home: Path, spanbox: Command) -> None:
+        assert f"{home}/x" in spanbox("config", "show", "demo", f"{key}=~/x").out
+
+    @pytest.mark.parametrize("part", ["text", "vision"])
+    def test_in_the_path_of_a_tower(self, part: str, home: Path, spanbox: Command) -> None:
+        given = spanbox("config", "show", "gmner", f"model.{part}.path=~/x").out
+        assert f"path: {home}/x\n" in given
+
+    def test_in_arguments_that_a_shell_leaves(self, home: Path, spanbox: Command) -> None:
+        assert f"{home}/x.jsonl: no such" in spanbox("data", "check", "~/x.jsonl").err
+        assert f"{home}/y.jsonl: no such" in spanbox("score", "x.jsonl", "--data=~/y.jsonl").err
+
+    def test_of_an_unknown_user_is_left(self, spanbox: Command) -> None:
+        assert "~nobody-there/x" in spanbox("config", "show", "demo", "run.dir=~nobody-there/x").out
+
+
+def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from spanbox.cli import main, losses\n"
+        "command = next(c for c in main.app.registered_commands if c.callback is losses.losses)\n"
+        "command.callback = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.argv = ['spanbox', 'losses']\n"
+        "main.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (130, "spanbox: interrupted\n")
