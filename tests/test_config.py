@@ -86,7 +86,7 @@ class TestFiles:
             parse_config(text, "mine")
 
     def test_nothing_is_executed(self) -> None:
-        with pytest.raises(ConfigError, match="the tag 'tag:yaml.org,2002:python/object/apply:os.getcwd' is not read"):
+        with pytest.raises(ConfigError, match=r"the tag '.*os\.getcwd' is not read"):
             parse_config("run: !!python/object/apply:os.getcwd []", "mine")
 
     @pytest.mark.parametrize("text", ["", "# only a comment\n"])
