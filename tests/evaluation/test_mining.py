@@ -9,7 +9,7 @@ import torch
 import reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.mining import KINDS, Kind, make_search, mine_neighbours, nearest_wrong, take_turns
+from spanbox.evaluation.mining import KINDS, Kind, interleave, make_search, mine_neighbours, nearest_wrong
 from spanbox.structures import stable_id
 
 KIND_NAMES: tuple[Kind, ...] = ("sentences", "images", "spans", "regions")
@@ -120,20 +120,20 @@ class TestWhatMayBeRight:
 
 
 class TestSeveralKinds:
-    def test_take_turns(self) -> None:
+    def test_interleave(self) -> None:
         first = torch.tensor([[4, 2, -1], [-1, -1, -1], [7, 8, 9]])
         second = torch.tensor([[2, 5, 6], [3, -1, -1], [7, 8, 9]])
-        assert take_turns([first, second]).tolist() == [[4, 2, 5], [3, -1, -1], [7, 8, 9]]
+        assert interleave([first, second]).tolist() == [[4, 2, 5], [3, -1, -1], [7, 8, 9]]
 
     def test_of_one_kind_are_as_they_were(self) -> None:
         found = torch.tensor([[4, 2, -1], [-1, -1, -1]])
-        assert torch.equal(take_turns([found]), found)
+        assert torch.equal(interleave([found]), found)
 
     def test_both_levels_are_the_turns_of_the_four(self) -> None:
         bank = random_bank(1, pairs=15)
         parts = [mine_neighbours(bank, count=4, by=kind).neighbours for kind in KIND_NAMES]
         both = mine_neighbours(bank, count=4, by="both")
-        assert torch.equal(both.neighbours, take_turns(parts))
+        assert torch.equal(both.neighbours, interleave(parts))
         assert tuple(both.similarity) == KINDS["both"] == KIND_NAMES
 
     def test_progress_ends_with_all_pairs_of_all_kinds(self) -> None:

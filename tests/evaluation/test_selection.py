@@ -34,7 +34,7 @@ class TestWhatCanChoose:
     @pytest.mark.parametrize("weights", [{}, {"retrieval.i2t.r1": 0.0}])
     def test_without_any_weight(self, weights: dict[str, float]) -> None:
         with pytest.raises(
-            ConfigError, match=r"^train\.best_metric: nothing has a weight; write NAME, or \{NAME: weight,"
+            ConfigError, match=r"^train\.best_metric: all weights are 0; write NAME, or \{NAME: weight,"
         ):
             check_selectable(weights, "train.best_metric")
 

@@ -1,1 +1,1 @@
-"""From features to figures: extraction, retrieval, entity-object matching."""
+"""Evaluation: feature extraction and all metrics."""

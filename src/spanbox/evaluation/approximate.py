@@ -1,12 +1,13 @@
-"""Hard negatives of a corpus that is too large to compare all with all: most of the nearest wrong pairs, much sooner.
+"""Approximate hard-negative mining with faiss, for data sets that are too large for the exact search.
 
-The same question and the same form of answer as `nearest_wrong` (`evaluation/mining.py`), whose time grows with the
-square of the corpus. Here keys lie in cells around centroids, and a query meets the keys of those cells alone that it
-comes nearest to (an inverted file: Sivic and Zisserman, Video Google, 2003; by faiss: Douze et al., The Faiss library,
-2024). What it meets is compared exactly; what lies in other cells is missed.
+Same arguments and results as `nearest_wrong` (`evaluation/mining.py`), whose time grows with the square of the data
+set. Keys are assigned to cells around centroids, and a query is compared only with the keys of the nearest cells
+(inverted
+file: Sivic and Zisserman, Video Google, 2003; faiss: Douze et al., The Faiss library, 2024). Keys in other cells are
+missed.
 
-False negatives can only be left out of what was found, so more candidates are asked for than neighbours are wanted, and
-many more for a query that finds too few wrong pairs among them.
+False negatives are removed from the results, so the search requests more candidates than neighbours, and many more for
+queries with too few wrong pairs.
 
 Suffixes of shapes:  Q queries    N keys    D features    K candidates of a query    E entries
 """
@@ -24,30 +25,30 @@ from spanbox.evaluation.mining import Nearest, OnSearched, Search
 from spanbox.evaluation.ranking import blocks
 
 FLAT_BELOW = 10_000
-"""Keys below which there are no cells: to compare them all takes a second or two."""
+"""Below this number of keys all are compared, which takes a second or two."""
 
 CELLS_PER_ROOT = 4
-"""Cells for each unit of the root of the number of keys: 4 to 16 in faiss's "Guidelines to choose an index"."""
+"""Cells per square root of the number of keys: 4 to 16 in faiss's "Guidelines to choose an index"."""
 
 LEAST_POINTS, MOST_POINTS = 39, 64
-"""Keys of a cell that its centroid is learned from: faiss warns below 39, its guidelines ask for 30 to 256."""
+"""Training keys per centroid: faiss warns below 39, its guidelines recommend 30 to 256."""
 
 PROBES_PER_ROOT = 2
-"""Cells that a query meets, for each unit of the root of the number of cells, so that it meets a smaller share of a
-larger corpus. Chosen on the features of `benchmarks/mining.py`, which shows what is lost."""
+"""Probed cells per square root of the number of cells, so that the share of a larger data set is smaller. Chosen on the
+features of `benchmarks/mining.py`, which measures the recall."""
 
 DEPTH = 64
-"""Candidates of a query, at least; four for each neighbour that is wanted, where that is more."""
+"""Minimum number of candidates per query; at least four per requested neighbour."""
 
 WIDER = 8
-"""How many times as many cells and candidates a query gets that has found too few wrong pairs."""
+"""Factor for cells and candidates of a query that has too few wrong pairs."""
 
 CANDIDATES = 2**21
-"""Candidates that are held at a time; each takes some 100 bytes on the way."""
+"""Candidates in memory at a time; each takes about 100 bytes."""
 
 
 def import_faiss() -> Any:
-    """The module faiss, which is optional.
+    """Import the optional module faiss.
 
     Raises:
         ConfigError: it is not installed.
@@ -56,7 +57,7 @@ def import_faiss() -> Any:
         import faiss
     except ImportError:
         raise ConfigError(
-            'the approximate search needs faiss, which is not installed: pip install "spanbox[faiss]"; or choose the '
+            'the approximate search needs faiss, which is not installed: pip install "spanbox[faiss]"; or use the '
             "exact search"
         ) from None
     return faiss
@@ -72,37 +73,36 @@ def nearest_wrong_approximately(
     flat_below: int = FLAT_BELOW,
     on_searched: OnSearched | None = None,
 ) -> Nearest:
-    """For each pair the `count` wrong pairs that its queries come nearest to, among those that they meet.
+    """For each pair, the `count` most similar wrong pairs in the probed cells.
 
-    It runs on the CPU and holds a copy of the keys. The centroids have a fixed seed, and threads share out queries, so
-    that the same is found every time.
+    Runs on the CPU with a copy of the keys. The result is deterministic: centroids have a fixed seed, and threads
+    divide the queries.
 
     Args:
         search, pair_ids, count, margin, on_searched: as in `nearest_wrong`.
-        probes: cells that a query meets; None: by the number of cells (`PROBES_PER_ROOT`). With all of them the answer
-            is that of `nearest_wrong`, unless hundreds of the keys nearest to a query are false negatives or belong to
-            a few pairs.
-        flat_below: fewer keys than this have no cells; a query meets all of them.
+        probes: cells per query; None: by the number of cells (`PROBES_PER_ROOT`). With all cells the result is that of
+            `nearest_wrong`, unless hundreds of the nearest keys are false negatives or belong to a few pairs.
+        flat_below: below this number of keys, a query is compared with all.
 
     Raises:
         ConfigError: faiss is not installed.
     """
     search, pair_ids = search.to("cpu"), [ids.cpu() for ids in pair_ids]
     candidates = _Candidates(search, pair_ids, margin, flat_below)
-    queries, depth = _of_numbers(search.queries), max(DEPTH, 4 * count)
+    queries, depth = _finite(search.queries), max(DEPTH, 4 * count)
     probes = probes or math.ceil(PROBES_PER_ROOT * math.sqrt(candidates.cells))
     found = candidates.wrong_pairs(queries, count, depth, probes, on_searched)
     if not candidates.are_all(depth, probes):
         short = (found.pairs < 0).any(dim=1)
-        again = candidates.wrong_pairs(queries[short], count, WIDER * depth, WIDER * probes)
-        found.pairs[short], found.scores[short] = again
+        wider = candidates.wrong_pairs(queries[short], count, WIDER * depth, WIDER * probes)
+        found.pairs[short], found.scores[short] = wider
     if on_searched:
         on_searched(len(pair_ids[0]))
     return _best_of_rows(search.query_pair[queries], found.pairs, found.scores, len(pair_ids[0]), count)
 
 
 class _Candidates:
-    """The keys that come nearest to a query, and the wrong pairs that they belong to."""
+    """The index of the keys, and the search for wrong pairs in it."""
 
     def __init__(self, search: Search, pair_ids: Sequence[Tensor], margin: float | None, flat_below: int) -> None:
         self._faiss = import_faiss()
@@ -112,20 +112,20 @@ class _Candidates:
         shown = _columns(search.key_identity, len(search.keys), absent=-2)
         self._ids = [(ids[search.query_pair], ids[search.key_pair]) for ids in pair_ids]  # of queries, of keys
         self._ids += product(named, shown)
-        self._keys = _of_numbers(search.keys)
+        self._keys = _finite(search.keys)
         self.cells = _cell_count(len(self._keys), flat_below)
         self._index = self._make_index(_array(search.keys[self._keys]))
 
     def are_all(self, depth: int, probes: int) -> bool:
-        """Whether so many candidates from so many cells are all the keys there are."""
+        """Whether `depth` candidates from `probes` cells are all keys."""
         return depth >= len(self._keys) and probes >= self.cells
 
     def wrong_pairs(
         self, queries: Tensor, count: int, depth: int, probes: int, on_searched: OnSearched | None = None
     ) -> Nearest:
-        """The `count` nearest wrong pairs of each query, from the `depth` nearest keys that it meets."""
+        """The `count` nearest wrong pairs of each query among its `depth` nearest keys."""
         depth = min(depth, len(self._keys))
-        found = _nothing(len(queries), count)
+        found = _no_pairs(len(queries), count)
         for rows in blocks(len(queries) if depth else 0, depth, CANDIDATES):
             query_Q = queries[rows]
             scores_QK, key_QK = self._nearest(query_Q, depth, probes)
@@ -149,35 +149,35 @@ class _Candidates:
         return index
 
     def _nearest(self, query_Q: Tensor, depth: int, probes: int) -> tuple[Tensor, Tensor]:
-        """Similarities (Q, K), -inf where no more keys are met, and the keys."""
-        parameters = self._faiss.SearchParametersIVF(nprobe=min(probes, self.cells))  # a flat index reads none of it
+        """Similarities (Q, K), -inf for none, and the keys."""
+        parameters = self._faiss.SearchParametersIVF(nprobe=min(probes, self.cells))  # ignored by a flat index
         found = self._index.search(_array(self._search.queries[query_Q]), depth, params=parameters)
         scores_QK, place_QK = map(torch.from_numpy, found)
         return scores_QK.masked_fill_(place_QK < 0, -torch.inf), self._keys[place_QK]
 
     def _may_be_right(self, query_Q: Tensor, key_QK: Tensor, scores_QK: Tensor) -> Tensor:
         right_QK = torch.zeros_like(key_QK, dtype=torch.bool)
-        for of_query, of_key in self._ids:
-            right_QK |= of_query[query_Q, None] == of_key[key_QK]
+        for query_ids, key_ids in self._ids:
+            right_QK |= query_ids[query_Q, None] == key_ids[key_QK]
         if self._highest is not None:
             right_QK |= scores_QK > self._highest[query_Q, None]
         return right_QK
 
 
 def _cell_count(keys: int, flat_below: int) -> int:
-    """Cells for so many keys; one where all are to be compared."""
+    """Number of cells; 1 if all keys are compared."""
     if keys < flat_below:
         return 1
     return max(1, min(int(CELLS_PER_ROOT * math.sqrt(keys)), keys // LEAST_POINTS))
 
 
 def _best_of_rows(row: Tensor, pairs: Tensor, scores: Tensor, rows: int, count: int) -> Nearest:
-    """The `count` nearest of the pairs that were found for each row; each pair once, by its best score.
+    """The `count` nearest pairs of each row; each pair once, with its best score.
 
     Args:
-        row: (L,) int64, the row that each line of `pairs` was found for.
+        row: (L,) int64, the row of each line of `pairs`.
         pairs: (L, K) int64.
-        scores: (L, K), -inf where there is nothing.
+        scores: (L, K), -inf for none.
     """
     line, place = (scores > -torch.inf).nonzero(as_tuple=True)
     scores, others = scores[line, place], int(pairs.max()) + 1 if pairs.numel() else 1
@@ -189,23 +189,23 @@ def _best_of_rows(row: Tensor, pairs: Tensor, scores: Tensor, rows: int, count: 
     per_row = row_E.bincount(minlength=rows)
     place_E = torch.arange(len(row_E)) - (per_row.cumsum(0) - per_row)[row_E]
     kept = place_E < count
-    found = _nothing(rows, count)
+    found = _no_pairs(rows, count)
     found.pairs[row_E[kept], place_E[kept]] = pair_E[kept]
     found.scores[row_E[kept], place_E[kept]] = score_E[kept]
     return found
 
 
-def _nothing(rows: int, count: int) -> Nearest:
+def _no_pairs(rows: int, count: int) -> Nearest:
     return Nearest(torch.full((rows, count), -1), torch.full((rows, count), -torch.inf))
 
 
-def _of_numbers(features: Tensor) -> Tensor:
-    """Places, ascending, of the features that are numbers: NaN compares with nothing."""
+def _finite(features: Tensor) -> Tensor:
+    """Indices, ascending, of the finite features."""
     return features.isfinite().all(dim=1).nonzero()[:, 0]
 
 
 def _columns(entries: Tensor, items: int, *, absent: int) -> Tensor:
-    """Entries (2, E), items ascending, as a table: the first entry of each item, then the second, `absent` for none."""
+    """Entries (2, E), items ascending, as a table: row i has the i-th entry of each item, `absent` for none."""
     item, value = entries
     per_item = item.bincount(minlength=items)
     place = torch.arange(len(item)) - (per_item.cumsum(0) - per_item)[item]

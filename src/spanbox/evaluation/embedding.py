@@ -1,9 +1,9 @@
-"""How the features lie on the sphere, whatever can be found with them: alignment, uniformity, modality gap.
+"""Geometry of the features on the unit sphere: alignment, uniformity, modality gap.
 
 Alignment and uniformity: Wang & Isola, Understanding Contrastive Representation Learning through Alignment and
 Uniformity on the Hypersphere, 2020, with the exponents of their code, alpha = 2 and t = 2. Modality gap: Liang et al.,
-Mind the Gap, 2022. Smaller is better for the first two; the third only describes. Each on both levels: sentences and
-images, spans and regions. Features that are not finite lie nowhere: their level is left out.
+Mind the Gap, 2022. Smaller is better for the first two; the third is descriptive. Each for both levels: sentences and
+images, spans and regions. A level with features that are not finite is left out.
 
     N features    I images    D width of a feature
 """
@@ -20,9 +20,9 @@ from spanbox.evaluation.retrieval import first_of_each_group
 from spanbox.intervals import FloatArray, IntArray, bootstrap_statistic, percentile_interval, resamples
 
 SAMPLE = 2048
-"""Features of a kind that uniformity is measured on, drawn at random where there are more."""
+"""Maximum number of features of a kind for uniformity; a random sample if there are more."""
 EXPONENT = 2.0
-"""t of the kernel exp(-t d^2)."""
+"""t in the kernel exp(-t d^2)."""
 
 
 class Kind(NamedTuple):
@@ -33,8 +33,8 @@ class Kind(NamedTuple):
 
 
 def alignment_outcomes(bank: FeatureBank) -> dict[str, Outcome]:
-    """Squared distance of what belongs together: `embedding.coarse.alignment` of a sentence and its image,
-    `embedding.fine.alignment` of a span and a region that shows it. Chance: of any two of the set."""
+    """Squared distance of positives: `embedding.coarse.alignment` of a sentence and its image,
+    `embedding.fine.alignment` of a span and a linked region. Chance: of two random features of the set."""
     outcomes = {}
     if _finite(bank.text, bank.image):
         outcomes["embedding.coarse.alignment"] = _alignment(bank.text, bank.image, bank.group)
@@ -49,8 +49,8 @@ def embedding_figures(bank: FeatureBank, *, intervals: bool = True) -> dict[str,
     """Under `embedding.coarse` and, where spans are linked to regions, `embedding.fine`:
 
     `.uniformity.sentences` `.uniformity.images` (`.spans`, `.regions`): log of the mean of exp(-2 d^2) over the pairs
-    of features of different images; 0 when all have collapsed to a point, about -4 when they are spread over the
-    sphere. Absent for a single image.
+    of features of different images; 0 if all features are equal, about -4 if they are spread over the sphere. Absent
+    for a single image.
     `.modality_gap`: distance between the mean of the sentences and that of the images (of spans and regions).
     """
     first = first_of_each_group(bank.group)
@@ -76,7 +76,7 @@ def embedding_figures(bank: FeatureBank, *, intervals: bool = True) -> dict[str,
 def uniformity(kind: Kind, *, intervals: bool = True) -> Figure:
     """Uniformity of features of at least two images, over pairs of different images.
 
-    Every image that is drawn brings its pairs with every other one; with itself, drawn twice, it makes none.
+    In the bootstrap, an image that is drawn twice forms no pairs with itself.
     """
     images, image_N = np.unique(kind.image.numpy(), return_inverse=True)
     features = kind.features.double()
@@ -88,7 +88,7 @@ def uniformity(kind: Kind, *, intervals: bool = True) -> Figure:
         np.fill_diagonal(matrix, 0.0)
 
     def measure(counts: FloatArray) -> FloatArray:
-        """Uniformity (rounds,) when each image counts as often as (rounds, I) say; NaN for draws of one image."""
+        """Uniformity (rounds,) with the weights (rounds, I) of the images; NaN for draws of a single image."""
         with np.errstate(invalid="ignore"):
             mean = ((counts @ kernel_II) * counts).sum(axis=1) / ((counts @ pairs_II) * counts).sum(axis=1)
             return np.asarray(np.log(mean))
@@ -103,8 +103,8 @@ def uniformity(kind: Kind, *, intervals: bool = True) -> Figure:
 def modality_gap(first: Kind, second: Kind, *, intervals: bool = True) -> Figure:
     """Distance between the means of two kinds of features.
 
-    The interval is that of the distance along the line through both means: distances of redrawn means in any direction
-    are larger than the one that is asked for.
+    The interval is that of the distance along the line through both means, because the norm of the difference of
+    resampled means is biased upwards.
     """
     between = first.features.double().mean(dim=0) - second.features.double().mean(dim=0)
     gap = between.norm()
@@ -112,7 +112,7 @@ def modality_gap(first: Kind, second: Kind, *, intervals: bool = True) -> Figure
     is_first = np.arange(len(place)) < len(first.features)
 
     def along_the_line(counts: IntArray) -> float:
-        with np.errstate(invalid="ignore"):  # a draw without any of a kind
+        with np.errstate(invalid="ignore"):  # a draw without features of one kind
             ends = [np.float64(counts[kind] @ place[kind]) / counts[kind].sum() for kind in (is_first, ~is_first)]
         return float(ends[0] - ends[1])
 

@@ -1,8 +1,7 @@
-"""Grounding over proposals: does the region that a span scores highest lie where the entity is?
+"""Grounding: does the best region of a span overlap a box of the entity?
 
-Softer than matching: a region need not be linked to the span, it only has to lie over one of the entity's boxes. The
-candidates are the regions of the image, the boxes of its entities among them, so that these figures are comparable
-between models and not with those of detectors that propose boxes of their own.
+Less strict than matching: the region need not be linked to the span. The candidates are the regions of the image,
+including the boxes of its entities, so the metrics compare models of spanbox and not detectors.
 
     S spans    R regions of one pair, padded
 """
@@ -18,38 +17,38 @@ from spanbox.geometry import box_iou
 
 LEAST_IOU = 0.5
 PAIRS_AT_ONCE = 2**20
-"""Pairs of boxes that are compared at a time."""
+"""Pairs of boxes compared at a time."""
 
 
 def grounding_outcomes(own: OwnImage) -> dict[str, Outcome]:
-    """Of linked spans, whether the best region of the image overlaps one of the entity's boxes by an IoU of 0.5 or more
-    (`grounding.accuracy`), and whether its centre lies in one (`grounding.pointing`, the pointing game).
+    """For linked spans: whether the best region overlaps a box of the entity with an IoU of 0.5 or more
+    (`grounding.accuracy`), and whether its centre is in one (`grounding.pointing`, the pointing game).
 
-    Where several regions score highest, all of them have to. A linked region always does. The baseline is the largest
-    box. The pointing game is that of Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016, without its
-    tolerance of 15 pixels; it points at the centre of a region where theirs points at the maximum of a map.
+    If several regions have the best score, all of them must. A linked region always counts as right. The baseline is
+    the largest box. The pointing game follows Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016,
+    without the tolerance of 15 pixels, and with the centre of a region in place of the maximum of a map.
     """
-    asked = own.of_spans(own.has_box_S)
+    queries = own.of_spans(own.has_box_S)
     return {
-        "grounding.accuracy": found_within(asked, _near_own_box(asked, _overlaps), 1),
-        "grounding.pointing": found_within(asked, _near_own_box(asked, _has_centre_in), 1),
+        "grounding.accuracy": found_within(queries, _near_own_box(queries, _overlaps), 1),
+        "grounding.pointing": found_within(queries, _near_own_box(queries, _has_centre_in), 1),
     }
 
 
-def _near_own_box(own: OwnImage, lies_over: Callable[[Tensor], Tensor]) -> Tensor:
-    """Which regions (S, R) lie over one of the span's own boxes."""
+def _near_own_box(own: OwnImage, matches: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mask (S, R) of the regions that match a box of the span's entity."""
     near_SR = own.linked_SR.clone()
     for rows in blocks(len(near_SR), near_SR.shape[1] ** 2, PAIRS_AT_ONCE):
-        near_SR[rows] |= (lies_over(own.boxes_SR4[rows]) & own.linked_SR[rows, None]).any(dim=2)
+        near_SR[rows] |= (matches(own.boxes_SR4[rows]) & own.linked_SR[rows, None]).any(dim=2)
     return near_SR & own.candidates_SR
 
 
 def _overlaps(boxes: Tensor) -> Tensor:
-    """Which boxes (S, R, R) overlap which of their image."""
+    """Mask (S, R, R) of overlapping boxes of one image."""
     return box_iou(boxes, boxes) >= LEAST_IOU
 
 
 def _has_centre_in(boxes: Tensor) -> Tensor:
-    """Which boxes (S, R, R) have their centre in which of their image, its edge included."""
+    """Mask (S, R, R): the centre of the first box is in the second, edges included."""
     centre = ((boxes[..., :2] + boxes[..., 2:]) / 2)[:, :, None]
     return ((centre >= boxes[:, None, :, :2]) & (centre <= boxes[:, None, :, 2:])).all(dim=3)

@@ -1,12 +1,11 @@
-"""Hard negatives of a whole corpus: for each pair the wrong pairs that its features come nearest to.
+"""Hard-negative mining: for each pair, the most similar wrong pairs of the whole data set.
 
-In a batch drawn at random most negatives are easy. What is found here, once before training or every so many epochs, is
-kept as neighbours of each pair (`data/neighbours.py`), and the sampler puts a pair and some of them into one batch.
+Most negatives of a random batch are easy. Mining runs once before training or every few epochs; the neighbours of each
+pair are stored (`data/neighbours.py`), and the sampler puts a pair and some of its neighbours into one batch.
 
-A search asks with the features of one kind for those of its counterpart: sentences for images, images for sentences,
-spans for regions, regions for spans. Its answer is pairs: two pairs are as near as the nearest of their features.
-The search is exact, tile by tile, so that memory grows with the corpus and not with its square; its time still does
-(`evaluation/approximate.py` is for where that is too long).
+Features of one kind are the queries for those of another: sentences for images, images for sentences, spans for
+regions, regions for spans. The similarity of two pairs is the largest of their features. The search is exact and runs
+in tiles, so memory grows linearly with the data set; its time grows with the square (see `evaluation/approximate.py`).
 
 Suffixes of shapes:  P pairs    R pairs of a tile's rows    C pairs of its columns    Q queries    N keys    D features
                     E entries of items and identities
@@ -35,26 +34,26 @@ KINDS: Mapping[By, tuple[Kind, ...]] = {
     "fine": ("spans", "regions"),
     "both": ("sentences", "images", "spans", "regions"),
 }
-"""What asks, by the name of the choice."""
+"""Kinds of features that are queries, by the value of `by`."""
 
 TILE_ELEMENTS = 2**22
-"""Similarities that are held at a time, 4 bytes each; sorting them takes some more."""
+"""Similarities in memory at a time, 4 bytes each, without the memory for sorting."""
 
 OnSearched = Callable[[int], None]
-"""Called with the number of pairs that were asked for so far, each counted once for every kind that asks."""
+"""Called with the number of pairs searched so far, counted once per kind of query."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Queries and keys in the order of their pairs, and what each of them names or shows."""
+    """Queries and keys in the order of their pairs, with the identities of each."""
 
     queries: Tensor  # (Q, D)
     query_pair: Tensor  # (Q,) int64, ascending
-    query_identity: Tensor  # (2, E) int64: a query, an identity that it names or shows; queries ascend
-    positive: Tensor  # (Q,) similarity of each query to its own positive, the best where it has several
+    query_identity: Tensor  # (2, E) int64: query and identity; queries ascend
+    positive: Tensor  # (Q,) similarity of each query with its best positive
     keys: Tensor  # (N, D)
     key_pair: Tensor  # (N,) int64, ascending
-    key_identity: Tensor  # (2, E) int64: a key, an identity that it names or shows; keys ascend
+    key_identity: Tensor  # (2, E) int64: key and identity; keys ascend
 
     def to(self, device: torch.device | str) -> "Search":
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
@@ -63,19 +62,19 @@ class Search:
 class Nearest(NamedTuple):
     """The nearest wrong pairs of each pair, nearest first."""
 
-    pairs: Tensor  # (P, count) int64, -1 where there are no more
-    scores: Tensor  # (P, count), -inf where there are no more
+    pairs: Tensor  # (P, count) int64, -1 for none
+    scores: Tensor  # (P, count), -inf for none
 
 
 class MeanSimilarity(NamedTuple):
-    """How hard what a search found is: the nearer the two, the harder."""
+    """Mean similarities of a search; the closer the two, the harder the negatives."""
 
-    positive: float  # of the queries to their own positives
-    negative: float  # of what was found
+    positive: float  # of the queries with their own positives
+    negative: float  # of the queries with the pairs found
 
 
 class NearestWrong(Protocol):
-    """Finds the nearest wrong pairs of each pair: `nearest_wrong` says what the arguments mean."""
+    """Interface of the searches; arguments as for `nearest_wrong`."""
 
     def __call__(
         self,
@@ -90,14 +89,14 @@ class NearestWrong(Protocol):
 
 @dataclass(frozen=True)
 class Mined:
-    """Neighbours of all pairs of a bank, and how hard they are."""
+    """Neighbours of all pairs of a bank, with their mean similarities."""
 
-    neighbours: Tensor  # (P, count) int64, hardest first, -1 where there are no more
-    similarity: dict[Kind, MeanSimilarity]  # without the kinds that had nothing to ask or found nothing
+    neighbours: Tensor  # (P, count) int64, hardest first, -1 for none
+    similarity: dict[Kind, MeanSimilarity]  # only kinds with queries and results
 
     @property
     def short(self) -> float:
-        """Share of the pairs that have fewer neighbours than asked for."""
+        """Share of the pairs with fewer neighbours than requested."""
         return float((self.neighbours < 0).any(dim=1).double().mean())
 
 
@@ -110,17 +109,17 @@ def nearest_wrong(
     tile_elements: int = TILE_ELEMENTS,
     on_searched: OnSearched | None = None,
 ) -> Nearest:
-    """For each pair the `count` wrong pairs that its queries come nearest to, false negatives left out.
+    """For each pair, the `count` most similar wrong pairs, without false negatives.
 
-    Left out are pairs that share an id (the pair itself, the same image, the same sentence), keys that show what the
-    query names, and with a `margin` those that are suspiciously near.
+    Skipped are pairs that share an id (the pair itself, the same image, the same sentence), keys with an identity of
+    the query, and with `margin` keys that are nearly as similar as the positive.
 
     Args:
-        search: on the device where the similarities are computed.
+        search: on the device that computes the similarities.
         pair_ids: (P,) int64 each; pairs that share any of these ids are no negatives of each other.
-        margin: keys that are nearer than `margin` times the query's own positive are left out, 0.95 in the source
-            (TopK-PercPos of Moreira et al., NV-Retriever, 2024). None: all are kept.
-        tile_elements: similarities that are held at a time; more only where one pair against one pair has more.
+        margin: skip keys above this fraction of the positive's similarity, 0.95 in the source (TopK-PercPos of Moreira
+            et al., NV-Retriever, 2024). None: keep all.
+        tile_elements: similarities in memory at a time; exceeded only if two single pairs have more.
     """
     pairs = len(pair_ids[0])
     nearest = []
@@ -143,16 +142,16 @@ def mine_neighbours(
     find: NearestWrong = nearest_wrong,
     on_searched: OnSearched | None = None,
 ) -> Mined:
-    """The hard neighbours of every pair. Several kinds take turns: the nearest of each, then the second of each, ...
+    """The hard neighbours of every pair. Several kinds alternate: the nearest of each, then the second of each, ...
 
-    Similarities of different kinds are not compared: words are nearer to boxes than sentences to images, or further.
+    Similarities of different kinds are not compared, because their scales differ.
 
     Args:
-        count: neighbours of a pair, at most.
-        by: what asks; pairs without spans or boxes are asked for by the other kinds alone.
+        count: maximum number of neighbours per pair.
+        by: kinds of features that are queries; pairs without spans or boxes use the other kinds only.
         margin: as in `nearest_wrong`.
-        device: where the similarities are computed.
-        find: what finds the nearest wrong pairs of one kind, `nearest_wrong` or another one of its form.
+        device: computes the similarities.
+        find: search for one kind, such as `nearest_wrong`.
     """
     bank = _in_order_of_pairs(bank)
     pair_ids = (bank.group.to(device), bank.wording.to(device))
@@ -165,19 +164,19 @@ def mine_neighbours(
             pair_ids,
             count=count,
             margin=margin,
-            on_searched=on_searched and partial(_tell, on_searched, turn * len(bank)),
+            on_searched=on_searched and partial(_report, on_searched, turn * len(bank)),
         )
         found.append(nearest.pairs.cpu())
         scores = nearest.scores[nearest.pairs >= 0]
         if len(scores):
             similarity[kind] = MeanSimilarity(float(search.positive.mean()), float(scores.mean()))
-    return Mined(take_turns(found), similarity)
+    return Mined(interleave(found), similarity)
 
 
 def make_search(bank: FeatureBank, kind: Kind) -> Search:
-    """What features of this kind ask, and for what. Spans and regions of the bank stand in the order of their pairs.
+    """Queries of this kind and their keys. Spans and regions of the bank must be in the order of their pairs.
 
-    Only spans with a region ask, and regions with a span, as in the loss; all are answers.
+    Queries are only spans with a region and regions with a span, as in the loss; keys are all.
     """
     if kind in ("spans", "regions"):
         return _fine_search(bank, kind == "spans")
@@ -187,23 +186,23 @@ def make_search(bank: FeatureBank, kind: Kind) -> Search:
     return Search(queries, pair, no_identity, positive, keys, pair, no_identity)
 
 
-def take_turns(found: Sequence[Tensor]) -> Tensor:
-    """Several lists of neighbours (P, count), -1 where there are no more, as one of the same shape.
+def interleave(found: Sequence[Tensor]) -> Tensor:
+    """Merge lists of neighbours (P, count), -1 for none, into one list of the same shape.
 
-    The first of each list, then the second of each, and so on; each neighbour once.
+    The first of each list, then the second of each, and so on, without repetitions.
     """
     count = found[0].shape[1]
-    turns = torch.stack(list(found), dim=2).flatten(1)
-    # A stable sort puts equal neighbours side by side, the first of them before the others.
-    ascending, order = turns.sort(dim=1, stable=True)
-    again = torch.zeros_like(turns, dtype=torch.bool)
-    again.scatter_(1, order[:, 1:], ascending[:, 1:] == ascending[:, :-1])
-    turns = turns.masked_fill(again, -1)
-    to_front = (turns < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-    return turns.gather(1, to_front)
+    merged = torch.stack(list(found), dim=2).flatten(1)
+    # A stable sort makes equal neighbours adjacent, in their original order.
+    ascending, order = merged.sort(dim=1, stable=True)
+    repeated = torch.zeros_like(merged, dtype=torch.bool)
+    repeated.scatter_(1, order[:, 1:], ascending[:, 1:] == ascending[:, :-1])
+    merged = merged.masked_fill(repeated, -1)
+    order_of_kept = (merged < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+    return merged.gather(1, order_of_kept)
 
 
-def _tell(on_searched: OnSearched, before: int, done: int) -> None:
+def _report(on_searched: OnSearched, before: int, done: int) -> None:
     on_searched(before + done)
 
 
@@ -224,21 +223,21 @@ def _in_order_of_pairs(bank: FeatureBank) -> FeatureBank:
     )
 
 
-def _fine_search(bank: FeatureBank, spans_ask: bool) -> Search:
+def _fine_search(bank: FeatureBank, spans_are_queries: bool) -> Search:
     linked_span, linked_region = bank.links.T.contiguous()
     linked_identity = bank.span_identity[linked_span]
     similarity = (bank.spans[linked_span] * bank.regions[linked_region]).sum(dim=1)
     shown = _entries(linked_region, linked_identity)
     named = _entries(torch.arange(len(bank.spans)), bank.span_identity)
     sides = [(bank.spans, bank.span_pair, named), (bank.regions, bank.region_pair, shown)]
-    (queries, query_pair, _), (keys, key_pair, key_identity) = sides if spans_ask else reversed(sides)
-    linked_query = linked_span if spans_ask else linked_region
-    asks = linked_query.bincount().nonzero()[:, 0]
-    query_of_link = torch.searchsorted(asks, linked_query)
-    positive = torch.full((len(asks),), -torch.inf, dtype=similarity.dtype)
+    (queries, query_pair, _), (keys, key_pair, key_identity) = sides if spans_are_queries else reversed(sides)
+    linked_query = linked_span if spans_are_queries else linked_region
+    anchors = linked_query.bincount().nonzero()[:, 0]
+    query_of_link = torch.searchsorted(anchors, linked_query)
+    positive = torch.full((len(anchors),), -torch.inf, dtype=similarity.dtype)
     positive.scatter_reduce_(0, query_of_link, similarity, "amax")
     query_identity = _entries(query_of_link, linked_identity)
-    return Search(queries[asks], query_pair[asks], query_identity, positive, keys, key_pair, key_identity)
+    return Search(queries[anchors], query_pair[anchors], query_identity, positive, keys, key_pair, key_identity)
 
 
 def _entries(item: Tensor, identity: Tensor) -> Tensor:
@@ -249,7 +248,7 @@ def _entries(item: Tensor, identity: Tensor) -> Tensor:
 def _nearest_of_rows(
     search: Search, pair_ids: Sequence[Tensor], rows: slice, tiles: Sequence[slice], count: int, margin: float | None
 ) -> Nearest:
-    """The nearest wrong pairs of the pairs of `rows`: the best so far against the pairs of one tile after another."""
+    """The nearest wrong pairs of the pairs in `rows`: a running top-k over the tiles."""
     height, pairs = len(pair_ids[0][rows]), len(pair_ids[0])
     device = search.queries.device
     best = Nearest(
@@ -267,7 +266,7 @@ def _nearest_of_rows(
 
 
 def _score_pairs(search: Search, rows: slice, columns: slice, pairs: int, margin: float | None) -> Tensor:
-    """(R, C): the best similarity of a row's queries to a column's keys; -inf where none counts."""
+    """(R, C): largest similarity of the queries of a row with the keys of a column; -inf if all are skipped."""
     queries, queries_of_pair = _items_of(search.query_pair, rows, pairs)
     keys, keys_of_pair = _items_of(search.key_pair, columns, pairs)
     scores_QN = search.queries[queries] @ search.keys[keys].T
@@ -280,14 +279,14 @@ def _score_pairs(search: Search, rows: slice, columns: slice, pairs: int, margin
 
 
 def _items_of(pair: Tensor, wanted: slice, pairs: int) -> tuple[slice, Tensor]:
-    """Which items, whose pairs ascend, belong to the wanted pairs, and how many of them to each."""
+    """The items of the wanted pairs, as a slice, and their number per pair; `pair` ascends."""
     edges = torch.arange(wanted.start, min(wanted.stop, pairs) + 1, device=pair.device)
     starts = torch.searchsorted(pair, edges)
     return slice(int(starts[0]), int(starts[-1])), starts.diff()
 
 
 def _same_identity(search: Search, queries: slice, keys: slice) -> tuple[Tensor, Tensor]:
-    """Rows and columns, within the tile, where the query names what the key shows."""
+    """Rows and columns, within the tile, where query and key share an identity."""
     queries_named, keys_shown = _within(search.query_identity, queries), _within(search.key_identity, keys)
     entry, key = Index(keys_shown[1], keys_shown[0]).places(queries_named[1])
     return queries_named[0, entry] - queries.start, key - keys.start
@@ -301,7 +300,7 @@ def _within(entries: Tensor, items: slice) -> Tensor:
 
 
 def _best_of_segments(scores: Tensor, lengths: Tensor) -> Tensor:
-    """The largest of each of consecutive groups of rows; -inf for a group of none."""
+    """Maximum over consecutive groups of rows; -inf for an empty group."""
     if bool((lengths == 1).all()):
         return scores
     return torch.segment_reduce(scores.contiguous(), "max", lengths=lengths, axis=0, initial=-torch.inf)

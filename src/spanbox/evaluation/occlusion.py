@@ -1,13 +1,12 @@
-"""Does a score reflect the object? It should fall further when the entity's object is hidden than when as much of the
-image is hidden elsewhere.
+"""Occlusion test: the score of an entity should fall further when its object is hidden than when as much is hidden
+elsewhere.
 
-For each entity that has boxes the image is encoded three times: whole, with the cells hidden that its boxes touch, and
-with equally many cells hidden that none of them touches. Hidden cells are filled with the image's mean colour, so that
-every tower can be asked, and not only those that can leave patches out. The fall is the score of the whole image minus
-that of the image with something hidden: on the coarse level the score of sentence and image, on the fine level that of
-the span and its best region, cut from the image as it is then.
+For each entity with boxes the image is encoded three times: whole, with the cells hidden that its boxes touch, and with
+as many other cells hidden. Hidden cells get the mean colour of the image, which works for every tower. The fall is the
+score of the whole image minus that of the occluded one: on the coarse level the score of sentence and image, on the
+fine level that of the span and its best region in the occluded image.
 
-    Q queries    R regions    s pixels of a crop's side    g cells along each side of the grid
+    Q queries    R regions    s side of a crop in pixels    g side of the grid in cells
 """
 
 from collections.abc import Callable, Iterable
@@ -26,29 +25,28 @@ from spanbox.geometry import cell_shares, expand_boxes
 from spanbox.structures import Batch, Features, Sample
 
 ENTITIES = 500
-"""How many entities are asked for, where there are more: three images each are encoded."""
+"""Maximum number of entities; each needs three encoded images."""
 ENTITIES_AT_ONCE = 32
 
 
 class Query(NamedTuple):
-    """An entity whose object is to be hidden."""
+    """An entity of the test."""
 
     sample: Sample
     entity: int  # its index in the record; it has at least one region
 
 
 class Falls(NamedTuple):
-    """How far the scores of Q entities fall, float64; the first column when the object is hidden, the second when as
-    much is hidden elsewhere."""
+    """Falls of the scores of Q entities, float64; columns: the object hidden, other cells hidden."""
 
     coarse: Tensor  # (Q, 2)
     fine: Tensor  # (Q, 2)
     image: Tensor  # (Q,) int64, group of the entity's pair
-    too_large: int  # entities that were not asked for, since their boxes leave less of the image than they touch
+    too_large: int  # entities remaining out because their boxes touch more than half of the cells
 
 
 def draw_linked_spans(bank: FeatureBank, limit: int = ENTITIES, seed: int = 0) -> Tensor:
-    """Indices, ascending, of the spans that are linked to a region; of `limit` of them where there are more."""
+    """Indices, ascending, of the spans with a linked region; a random sample of `limit` if there are more."""
     linked = bank.links[:, 0].bincount().nonzero()[:, 0]
     order = np.random.default_rng(seed).permutation(len(linked))[:limit]
     return linked[torch.from_numpy(order)].sort().values
@@ -63,43 +61,43 @@ def measure_falls(
     crop_margin: float = 0.0,
     seed: int = 0,
 ) -> Falls:
-    """Hide the object of each entity, and as much elsewhere, and compare the scores.
+    """Measure the falls of the scores for each entity.
 
     Args:
         encode: the towers, in evaluation mode.
-        collate: samples as a batch.
-        queries: read as they are needed.
-        grid: cells along each side of what is hidden; divides the side of the images.
-        crop_margin: by which boxes were grown when the samples' crops were cut.
-        seed: of what is hidden elsewhere.
+        collate: makes a batch of samples.
+        queries: may be lazy.
+        grid: cells along each side of the image; divides its side in pixels.
+        crop_margin: the margin with which the samples' crops were cut.
+        seed: of the cells hidden elsewhere.
     """
     generator = np.random.default_rng(seed)
     coarse, fine, image, too_large = [torch.zeros(0, 2)], [torch.zeros(0, 2)], list[int](), 0
-    left = iter(queries)
-    while some := list(islice(left, ENTITIES_AT_ONCE)):
-        asked, versions = [], []
-        for query in some:
+    remaining = iter(queries)
+    while chunk := list(islice(remaining, ENTITIES_AT_ONCE)):
+        tested, versions = [], []
+        for query in chunk:
             hidden = object_cells(query.sample.regions[_linked(query)], grid)
             elsewhere = cells_elsewhere(hidden, generator)
             if elsewhere is None:
                 too_large += 1
                 continue
-            asked.append(query)
+            tested.append(query)
             versions += [query.sample, *(hide(query.sample, mask, crop_margin) for mask in (hidden, elsewhere))]
-        if asked:
-            coarse_scores, fine_scores = _scores(encode, collate(versions), [query.entity for query in asked])
+        if tested:
+            coarse_scores, fine_scores = _scores(encode, collate(versions), [query.entity for query in tested])
             coarse.append(coarse_scores[:, :1] - coarse_scores[:, 1:])
             fine.append(fine_scores[:, :1] - fine_scores[:, 1:])
-            image += [query.sample.group for query in asked]
+            image += [query.sample.group for query in tested]
     return Falls(
         torch.cat(coarse).double(), torch.cat(fine).double(), torch.tensor(image, dtype=torch.int64), too_large
     )
 
 
 def occlusion_outcomes(falls: Falls) -> dict[str, Outcome]:
-    """Falls as metrics: for `occlusion.coarse` and `occlusion.fine` the mean fall with the object hidden (`.object`)
-    and with as much hidden elsewhere (`.elsewhere`), and the share of entities whose object counts more
-    (`.share_larger`); that both count the same counts against the model.
+    """Metrics of `occlusion.coarse` and `occlusion.fine`: mean fall with the object hidden (`.object`) and with other
+    cells hidden (`.elsewhere`), and the share of entities with a larger fall for the object (`.share_larger`). Equal
+    falls count against the model.
     """
     outcomes: dict[str, Outcome] = {}
     for level, falls_Q2 in (("coarse", falls.coarse), ("fine", falls.fine)):
@@ -114,15 +112,15 @@ def occlusion_outcomes(falls: Falls) -> dict[str, Outcome]:
 
 
 def object_cells(boxes: Tensor, grid: int) -> Tensor:
-    """The cells (g, g) bool that boxes (R, 4), normalised and clipped, touch."""
+    """Mask (g, g) of the cells that boxes (R, 4), normalised and clipped, touch."""
     rows, columns = (shares > 0 for shares in cell_shares(boxes, grid))
     return (rows[:, :, None] & columns[:, None, :]).any(dim=0)
 
 
 def cells_elsewhere(hidden: Tensor, generator: np.random.Generator) -> Tensor | None:
-    """As many cells (g, g) bool as `hidden` has, none of them hidden by it: those nearest to one drawn at random.
+    """Mask (g, g) of as many other cells as `hidden` has: those nearest to a random cell.
 
-    They lie together as the cells of an object do. None where fewer are left.
+    They are adjacent, like the cells of an object. None if there are not enough.
     """
     free = (~hidden).nonzero()
     count = int(hidden.sum())
@@ -137,8 +135,8 @@ def cells_elsewhere(hidden: Tensor, generator: np.random.Generator) -> Tensor | 
 
 
 def hide(sample: Sample, hidden: Tensor, crop_margin: float = 0.0) -> Sample:
-    """The sample with the cells (g, g) of its image, and what its crops show of them, in the image's mean colour."""
-    unused = np.random.default_rng(0)  # one colour draws nothing
+    """The sample with the cells (g, g) of its image and of its crops in the mean colour of the image."""
+    unused = np.random.default_rng(0)  # no draws for a single colour
     pixels = fill_pixels(sample.pixels, hidden[None], "mean", unused)[0]
     if sample.crops is None or not len(sample.crops):
         return replace(sample, pixels=pixels)
@@ -153,12 +151,12 @@ def hide(sample: Sample, hidden: Tensor, crop_margin: float = 0.0) -> Sample:
 
 
 def _linked(query: Query) -> Tensor:
-    """Which regions (R,) of its sample show an entity."""
+    """Mask (R,) of the regions of the sample that show the entity."""
     return query.sample.links[query.sample.entities.index(query.entity)]
 
 
 def _scores(encode: Callable[[Batch], Features], batch: Batch, entities: list[int]) -> tuple[Tensor, Tensor]:
-    """Scores (Q, 3) of both levels, from the versions of each entity's pair, which follow each other in the batch."""
+    """Scores (Q, 3) of both levels; the three versions of each entity's pair are consecutive in the batch."""
     with torch.no_grad():
         features = encode(batch).to("cpu")
     coarse = (features.text * features.image).sum(dim=1)

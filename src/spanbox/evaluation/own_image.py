@@ -1,4 +1,4 @@
-"""Each span beside the regions of its own image: what is asked within an image starts from here.
+"""Scores of each span with the regions of its own image, the basis of all metrics within an image.
 
 Suffixes of names:  S spans    M regions of the set    R regions of one pair, padded
 """
@@ -14,7 +14,7 @@ from spanbox.evaluation.ranking import blocks, chance_within, ranks
 from spanbox.geometry import box_area
 
 FEATURES_AT_ONCE = 2**24
-"""Numbers of the features that are gathered at a time, 8 bytes each."""
+"""Numbers gathered at a time, 8 bytes each."""
 
 
 class OwnImage(NamedTuple):
@@ -28,11 +28,11 @@ class OwnImage(NamedTuple):
 
     @property
     def has_box_S(self) -> Tensor:
-        """Bool: these spans can be asked for their region."""
+        """Mask of the spans with a linked region."""
         return self.linked_SR.any(dim=1)
 
     def of_spans(self, chosen_S: Tensor) -> "OwnImage":
-        """Some of the spans, by a mask."""
+        """Select spans by a mask."""
         return OwnImage(*(tensor[chosen_S] for tensor in self))
 
 
@@ -52,9 +52,9 @@ def score_own_image(bank: FeatureBank, features_at_once: int = FEATURES_AT_ONCE)
 
 
 def found_within(own: OwnImage, right_SR: Tensor, depth: int) -> Outcome:
-    """Whether a right region is among the first `depth` of the image, for each span. Each has to have one.
+    """Whether a right region is among the first `depth` of the image, for each span. Each span needs one.
 
-    The baseline takes the largest boxes first. Ties count against both.
+    The baseline ranks boxes by area. Ties count against both.
     """
     found, found_by_area = (
         ranks(scores_SR, right_SR, own.candidates_SR) <= depth for scores_SR in (own.scores_SR, box_area(own.boxes_SR4))
@@ -64,7 +64,7 @@ def found_within(own: OwnImage, right_SR: Tensor, depth: int) -> Outcome:
 
 
 def _regions_by_pair(bank: FeatureBank) -> tuple[Tensor, Tensor]:
-    """Place (M,) of each region among those of its pair, and the regions (pairs, R) of each pair, -1 for padding."""
+    """Index (M,) of each region within its pair, and the regions (pairs, R) of each pair, -1 for padding."""
     count = bank.region_pair.bincount(minlength=len(bank))
     order = bank.region_pair.argsort(stable=True)
     start = count.cumsum(0) - count

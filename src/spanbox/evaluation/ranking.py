@@ -1,11 +1,11 @@
-"""Ranks: where the right candidates of a query stand, and what a random order would do. Most metrics rest on this.
+"""Ranks of the right candidates of each query, and their expected values in a random order.
 
-Ties count against the model: a right candidate stands behind every wrong one that scores as high, so that features that
-have collapsed to a point look as bad as they are, not as good as the order of the candidates happens to be. Ties among
-right candidates cost nothing. NaN scores, and those of minus infinity, are last and tie.
+Ties count against the model: a right candidate ranks below every wrong one with the same score, so collapsed features
+rank last instead of by the order of the candidates. Ties among right candidates have no effect. NaN and minus infinity
+are the lowest scores and tie.
 
-The matrix of similarities is never held: some queries at a time meet all candidates. Which candidates are right is a
-list of places, not a mask, and ranks are counts of what scores as high, so nothing is sorted.
+The similarity matrix is computed in blocks of queries and never stored. Right candidates are lists of places, not
+masks, and ranks are counts of scores, so nothing is sorted.
 
 Suffixes of names:  Q queries    N candidates    D features    E entries    P right candidates of a query, padded
 """
@@ -19,63 +19,63 @@ from torch import Tensor
 from spanbox.progress import StartProgress, hidden
 
 BLOCK_ELEMENTS = 2**25
-"""Entries of the similarity matrix that are held at a time, 4 bytes each; counting takes up to 8 more of each."""
+"""Entries of the similarity matrix in memory at a time, 4 bytes each; counting takes up to 8 more bytes each."""
 
 RECALL_DEPTHS = (1, 5, 10)
 
 _LEAST = torch.finfo(torch.float32).min
-"""What NaN and minus infinity count as: above nothing but what takes no part."""
+"""Replaces NaN and minus infinity: above the excluded candidates only."""
 _EULER = 0.5772156649015329
 _COMPARED = 4
-"""Right candidates up to which a comparison with each is faster than a search among them."""
+"""Up to this number of right candidates, comparing with each is faster than a binary search."""
 
 
 class Places(NamedTuple):
-    """Entries of a matrix, rows ascending."""
+    """Entries of a matrix, in ascending order of rows."""
 
     row: Tensor  # (E,) int64
     column: Tensor  # (E,) int64
 
 
 Relevance = Callable[[slice], tuple[Places, Places]]
-"""For a slice of the queries: which candidates are right, and which take no part; rows count from its start."""
+"""Maps a slice of queries to the places of right and of excluded candidates; rows count from the start of the slice."""
 
 
 class Ranking(NamedTuple):
-    """What the metrics need to know of each query. `best` and `average_precision` are 0 where nothing is right."""
+    """Results of each query. `best` and `average_precision` are 0 for queries without a right candidate."""
 
     best: Tensor  # (Q,) int64, rank of the best right candidate, from 1
     average_precision: Tensor  # (Q,) float64
     right: Tensor  # (Q,) int64, number of right candidates
-    candidates: Tensor  # (Q,) int64, number of those that take part
+    candidates: Tensor  # (Q,) int64, number of candidates without the excluded ones
 
 
 class Index:
-    """Where each id occurs among some ids (N,): the places of ids that are asked for, without comparing all with all.
+    """Lookup of the places of ids by binary search.
 
     Args:
-        ids: (N,) int64.
-        column: (N,) what stands at each place, its number by default.
+        ids: (N,) int64, the ids to search in.
+        column: (N,) the value returned for each place; default: the index of the place.
     """
 
     def __init__(self, ids: Tensor, column: Tensor | None = None) -> None:
         self._ids, order = ids.sort(stable=True)
         self._column = order if column is None else column[order]
 
-    def places(self, asked_Q: Tensor) -> Places:
-        """The columns that hold each of the ids asked for (Q,), query by query."""
-        start_Q, end_Q = (torch.searchsorted(self._ids, asked_Q, side=side) for side in ("left", "right"))
+    def places(self, query_ids_Q: Tensor) -> Places:
+        """The columns with the id of each query (Q,), query by query."""
+        start_Q, end_Q = (torch.searchsorted(self._ids, query_ids_Q, side=side) for side in ("left", "right"))
         count_Q = end_Q - start_Q
-        row_E = torch.repeat_interleave(torch.arange(len(asked_Q), device=asked_Q.device), count_Q)
+        row_E = torch.repeat_interleave(torch.arange(len(query_ids_Q), device=query_ids_Q.device), count_Q)
         return Places(row_E, self._column[start_Q[row_E] + _place_in_row(row_E, count_Q)])
 
 
-def same_id(asked_Q: Tensor, ids_N: Tensor) -> Relevance:
-    """Right are the candidates that share the query's id; all take part."""
+def same_id(query_ids_Q: Tensor, ids_N: Tensor) -> Relevance:
+    """Relevance by id: candidates with the id of the query are right; none is excluded."""
     index = Index(ids_N)
 
     def relevance(rows: slice) -> tuple[Places, Places]:
-        return index.places(asked_Q[rows]), no_places(asked_Q.device)
+        return index.places(query_ids_Q[rows]), no_places(query_ids_Q.device)
 
     return relevance
 
@@ -86,12 +86,12 @@ def no_places(device: torch.device | str = "cpu") -> Places:
 
 
 def ranks(scores_QN: Tensor, right_QN: Tensor, candidates_QN: Tensor | None = None) -> Tensor:
-    """Rank (Q,) int64 of the best right candidate of each row, by the rules above; 0 for a row without one.
+    """Rank (Q,) int64 of the best right candidate of each row; 0 for a row without one.
 
     Args:
         scores_QN: higher is better.
         right_QN: bool.
-        candidates_QN: bool, what takes part; everything where it is not given. What is right outside it does not count.
+        candidates_QN: bool, default: all. Right candidates outside this mask do not count.
     """
     if candidates_QN is None:
         candidates_QN = torch.ones_like(right_QN)
@@ -102,17 +102,19 @@ def ranks(scores_QN: Tensor, right_QN: Tensor, candidates_QN: Tensor | None = No
 def rank_right(scores_QN: Tensor, right: Places, excluded: Places) -> Ranking:
     """Ranks and average precisions of a block of queries. Overwrites the scores.
 
-    Average precision is the mean, over the right candidates, of the share of right ones among all down to each.
+    Average precision is the mean over the right candidates of the precision at the rank of each.
     """
     queries, candidates = scores_QN.shape
     count_Q = right.row.bincount(minlength=queries)
     excluded_Q = excluded.row.bincount(minlength=queries)
     torch.nan_to_num_(scores_QN, nan=_LEAST, neginf=_LEAST, posinf=torch.finfo(torch.float32).max)
-    # Thresholds ascend; what is beyond the last right candidate of a row is reached by no score.
+    # Ascending thresholds; the padding after the last right candidate of a row is infinite.
     thresholds_QP = scores_QN.new_full((queries, int(count_Q.max()) if queries else 0), torch.inf)
     thresholds_QP[right.row, _place_in_row(right.row, count_Q)] = scores_QN[right]
     thresholds_QP = thresholds_QP.sort(dim=1).values
-    scores_QN[right] = scores_QN[excluded] = -torch.inf  # below every threshold: only wrong ones are counted
+    scores_QN[right] = scores_QN[
+        excluded
+    ] = -torch.inf  # below every threshold, so that only wrong candidates are counted
     wrong_above_QP = _count_reaching(scores_QN, thresholds_QP)
     right_above_QP = (count_Q[:, None] - torch.arange(thresholds_QP.shape[1], device=count_Q.device)).clamp(min=0)
     precision_QP = right_above_QP / (right_above_QP + wrong_above_QP).clamp(min=1).double()
@@ -132,12 +134,12 @@ def rank_in_blocks(
     progress: StartProgress = hidden,
     label: str = "ranking",
 ) -> Ranking:
-    """Rank all candidates for each query, holding at most `block_elements` scores (at least one query's) at a time.
+    """Rank all candidates for each query, with at most `block_elements` scores (at least one query's) in memory.
 
     Args:
-        relevance: gives places on `device`.
-        device: where similarities are computed and counted. Candidates are held there; it needs float64.
-        progress, label: how it is shown.
+        relevance: returns places on `device`.
+        device: for similarities, counts and all candidates; must support float64.
+        progress, label: progress display.
     """
     candidates_ND = candidates_ND.to(device)
     parts = []
@@ -149,11 +151,11 @@ def rank_in_blocks(
 
 
 def similarity(queries_QD: Tensor, candidates_ND: Tensor) -> Tensor:
-    """Dot products (Q, N) float32, the same wherever a candidate stands.
+    """Dot products (Q, N) float32 that are equal for equal candidates.
 
-    The kernels of a matrix product sum in an order that depends on the column and on the size of the block, so that
-    equal candidates get scores one rounding error apart and a tie is broken by accident. Summed in float64 and rounded
-    to float32, ties stay ties. Wide matrices are converted a piece at a time.
+    The order of the sum in a float32 matrix product depends on the column and on the block size, so equal candidates
+    can differ by a rounding error, which breaks ties at random. Sums in float64, rounded to float32, keep ties. Wide
+    matrices are converted in pieces.
     """
     queries_QD = queries_QD.double()
     scores_QN = torch.empty(len(queries_QD), len(candidates_ND), device=queries_QD.device)
@@ -163,7 +165,7 @@ def similarity(queries_QD: Tensor, candidates_ND: Tensor) -> Tensor:
 
 
 def chance_within(depth: int, right_Q: Tensor, candidates_Q: Tensor) -> Tensor:
-    """Probability (Q,) float64 that a random order puts a right candidate among the first `depth`."""
+    """Probability (Q,) float64 that a random order has a right candidate among the first `depth`."""
     missed_Q = torch.ones(len(right_Q), dtype=torch.float64)
     for place in range(depth):
         left_Q = candidates_Q - place
@@ -172,15 +174,16 @@ def chance_within(depth: int, right_Q: Tensor, candidates_Q: Tensor) -> Tensor:
 
 
 def chance_rank(right_Q: Tensor, candidates_Q: Tensor) -> Tensor:
-    """Rank (Q,) float64 of the best right candidate that is to be expected of a random order."""
+    """Expected rank (Q,) float64 of the best right candidate in a random order."""
     return (candidates_Q + 1) / (right_Q + 1).double()
 
 
 def chance_average_precision(right_Q: Tensor, candidates_Q: Tensor) -> Tensor:
-    """Average precision (Q,) float64 to be expected of a random order; at least one candidate has to be right.
+    """Expected average precision (Q,) float64 of a random order, for at least one right candidate.
 
-    A place i holds a right candidate with probability m / N, and then (i - 1) (m - 1) / (N - 1) of those before it are
-    right: the mean over i of (1 + (i - 1) (m - 1) / (N - 1)) / i.
+    Place i has a right candidate with probability m / N, and then (i - 1) (m - 1) / (N - 1) right candidates before it
+    are
+    expected: the mean over i of (1 + (i - 1) (m - 1) / (N - 1)) / i.
     """
     right_Q, candidates_Q = right_Q.double(), candidates_Q.double()
     harmonic_Q = torch.digamma(candidates_Q + 1) + _EULER
@@ -189,7 +192,7 @@ def chance_average_precision(right_Q: Tensor, candidates_Q: Tensor) -> Tensor:
 
 
 def nan_last(scores: Tensor) -> Tensor:
-    """Scores of any shape with -inf for NaN, which compares with nothing."""
+    """Scores of any shape with NaN replaced by -inf."""
     return scores.masked_fill(scores.isnan(), -torch.inf)
 
 
@@ -201,7 +204,7 @@ def blocks(rows: int, row_elements: int, block_elements: int) -> Iterator[slice]
 
 
 def _count_reaching(scores_QN: Tensor, thresholds_QP: Tensor) -> Tensor:
-    """How many scores of its row (Q, P) int64 are at least as high as each threshold; thresholds ascend."""
+    """Number (Q, P) int64 of scores in its row that are at least each threshold; thresholds ascend."""
     queries, most = thresholds_QP.shape
     if most <= _COMPARED:
         counts_QP = torch.zeros(queries, most, dtype=torch.int64, device=scores_QN.device)
@@ -215,7 +218,7 @@ def _count_reaching(scores_QN: Tensor, thresholds_QP: Tensor) -> Tensor:
 
 
 def _place_in_row(row_E: Tensor, count_Q: Tensor) -> Tensor:
-    """Which entry of its row (E,) each entry is; rows ascend and have `count_Q` entries."""
+    """Index (E,) of each entry within its row; rows ascend and have `count_Q` entries."""
     start_Q = count_Q.cumsum(0) - count_Q
     return torch.arange(len(row_E), device=row_E.device) - start_Q[row_E]
 

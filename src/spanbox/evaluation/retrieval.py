@@ -1,9 +1,9 @@
-"""Retrieval between sentences and images, both ways, over the whole set.
+"""Retrieval between sentences and images, in both directions, over the whole set.
 
-Pairs of one group show one image, which enters once, by its first pair. An image is found when any of its sentences is;
-a sentence when its image is. Rules of ranking, ties among them: `ranking`.
+Pairs of one group show one image, which is a candidate once, with the features of its first pair. All sentences of an
+image are right for it. Rules for ties: `ranking`.
 
-Suffixes of names:  N pairs    G images, one a group    D features
+Suffixes of names:  N pairs    G images, one per group    D features
 """
 
 from functools import partial
@@ -26,8 +26,8 @@ def retrieval_outcomes(
 ) -> dict[str, Outcome]:
     """Outcomes from images to sentences (`retrieval.i2t`) and from sentences to images (`retrieval.t2i`).
 
-    Keys of each direction: `.r1 .r5 .r10 .median_rank .mean_rank .map`. The baseline of the recalls of `t2i` answers
-    every sentence with the images that have the most; there is none where all have equally many.
+    Keys of each direction: `.r1 .r5 .r10 .median_rank .mean_rank .map`. The baseline of the recalls of `t2i` ranks
+    the images by their number of sentences; there is none if all have the same number.
     """
     first_G = first_of_each_group(bank.group)
     images_GD, group_G = bank.image[first_G], bank.group[first_G]
@@ -43,7 +43,7 @@ def retrieval_outcomes(
 
 def first_of_each_group(group_N: Tensor) -> Tensor:
     """Index (G,) of the first pair of each group, in the order of the pairs."""
-    # A stable sort keeps the order of the pairs within a group, so that its first one starts its run.
+    # A stable sort keeps the order of the pairs within a group.
     order = group_N.argsort(stable=True)
     starts_run = torch.ones(len(order), dtype=torch.bool)
     starts_run[1:] = group_N[order][1:] != group_N[order][:-1]
@@ -51,9 +51,9 @@ def first_of_each_group(group_N: Tensor) -> Tensor:
 
 
 def _most_sentences_first(group_N: Tensor) -> dict[int, Tensor]:
-    """Probability (N,) that the image of each sentence is among the first of an order by number of sentences.
+    """Probability (N,) that the image of each sentence is among the first images ordered by number of sentences.
 
-    Images with equally many stand in a random order.
+    Images with the same number are in random order.
     """
     _, image_N, sentences_G = torch.unique(group_N, return_inverse=True, return_counts=True)
     if bool((sentences_G == sentences_G[0]).all()):

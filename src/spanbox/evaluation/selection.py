@@ -1,7 +1,7 @@
-"""Which checkpoint is the best: by one metric, or by a weighted sum of several.
+"""Selection of the best checkpoint by a metric or a weighted sum of metrics (`train.best_metric`).
 
-`train.best_metric` names what decides. A name that evaluation never produces is refused before anything is trained; one
-that this data does not allow (matching without boxes, a type that no entity has) is found out by the first validation.
+An unknown name is refused before training. A metric that this data cannot give (matching without boxes, a type that no
+entity has) is an error at the first validation.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,21 +31,21 @@ SELECTABLE: dict[str, int] = {
     **{f"embedding.{level}.{name}": -1 for level in _EMBEDDING for name in ("alignment", "modality_gap")},
     **{f"embedding.{level}.uniformity.{kind}": -1 for level, kinds in _EMBEDDING.items() for kind in kinds},
 }
-"""Metrics that can choose the best checkpoint: 1 where larger is better, -1 where smaller is."""
+"""Metrics that can select the best checkpoint: 1 if larger is better, -1 if smaller is."""
 
 BY_TYPE = f"{WITHIN}.type."
-"""How the names begin that end with a type of entities, which only the data know; larger is better."""
+"""Prefix of the metrics of one entity type; the types depend on the data. Larger is better."""
 
 
 def check_selectable(best_metric: BestMetric, key: str) -> None:
-    """Refuse, before anything is trained, what cannot choose a checkpoint.
+    """Check before training that `best_metric` can select a checkpoint.
 
     Raises:
-        ConfigError: no metric, one that does not exist (names the nearest), or weights that are all 0.
+        ConfigError: no metric, an unknown metric (with the nearest known one), or weights that are all 0.
     """
     weights = {best_metric: 1.0} if isinstance(best_metric, str) else best_metric
     if not any(weights.values()):
-        raise ConfigError(f"{key}: nothing has a weight; write NAME, or {{NAME: weight, NAME: weight}}")
+        raise ConfigError(f"{key}: all weights are 0; write NAME, or {{NAME: weight, NAME: weight}}")
     for name in weights:
         if _sign(name) is None:
             nearest = get_close_matches(name, SELECTABLE, n=1, cutoff=0.0)[0]
@@ -55,11 +55,11 @@ def check_selectable(best_metric: BestMetric, key: str) -> None:
 
 
 def selection_value(metrics: Mapping[str, float], best_metric: BestMetric) -> float:
-    """What chooses the best checkpoint; larger is better. A single metric of which less is better is negated, in a
-    weighted sum the weights carry the sign.
+    """The value that selects the best checkpoint; larger is better. A single metric whose smaller values are better is
+    negated; in a weighted sum the weights set the sign.
 
     Raises:
-        ConfigError: a metric is not among those that were measured.
+        ConfigError: a metric was not measured.
     """
     if isinstance(best_metric, str):
         return (_sign(best_metric) or 1) * metric_value(metrics, best_metric)
@@ -67,10 +67,10 @@ def selection_value(metrics: Mapping[str, float], best_metric: BestMetric) -> fl
 
 
 def metric_value(metrics: Mapping[str, float], name: str) -> float:
-    """The metric called `name`.
+    """The value of the metric `name`.
 
     Raises:
-        ConfigError: there is none; names the nearest one.
+        ConfigError: it was not measured; the message has the nearest name.
     """
     if name in metrics:
         return metrics[name]
