@@ -1,4 +1,4 @@
-"""Pages of real product photos, four on each, for the plans that ask what helps when pixels are real.
+"""Pages of real product photos, four on each, for the plans on real pixels.
 
     python benchmarks/catalogue.py PRODUCTS runs/catalogue
     spanbox ablate benchmarks/plans/levels-catalogue.yaml

@@ -3,11 +3,10 @@
     python benchmarks/evaluation.py [--images 5000] [--captions 5] [--threads 1] [--rounds 5]
 
 The bank has random unit features of 256 numbers: five texts an image, two spans and three regions a text, each span
-linked to one region. It is written part by part and evaluated, intervals included, in processes of their own; memory is
-the peak of the process, less what it held before, so that PyTorch itself is not counted. Pages of the bank that were
-read are counted, though the system may take them back. Heatmaps are of one span over one image, by a ViT-B/16 with
-random weights: both kinds in one call. Times are by the clock and of the processor: on a shared machine the second says
-what the work costs.
+linked to one region. It is written part by part and evaluated, intervals included, in separate processes. Memory is the
+peak of the process less its memory before, so that PyTorch itself is not counted; pages of the bank that were read are
+counted, though the system may free them. Heatmaps are of one span over one image, both kinds in one call, by a ViT-B/16
+with random weights. Wall time and CPU time are given; on a shared machine compare the CPU time.
 """
 
 import argparse
@@ -84,23 +83,23 @@ def peak_mib() -> float:
 
 
 class Cost(NamedTuple):
-    """What some work took."""
+    """Time and memory of a task."""
 
     seconds: float  # by the clock
-    processor: float  # seconds of all threads
+    cpu_seconds: float  # of all threads
     mib: float  # peak memory, less what was held before
 
 
 @contextmanager
 def measured(costs: list[Cost]) -> Iterator[None]:
     """Context whose cost is added to `costs`."""
-    mib, seconds, processor = peak_mib(), time.perf_counter(), time.process_time()
+    mib, seconds, cpu_seconds = peak_mib(), time.perf_counter(), time.process_time()
     yield
-    costs.append(Cost(time.perf_counter() - seconds, time.process_time() - processor, peak_mib() - mib))
+    costs.append(Cost(time.perf_counter() - seconds, time.process_time() - cpu_seconds, peak_mib() - mib))
 
 
 def measured_apart(task: str, folder: Path, arguments: argparse.Namespace) -> Cost:
-    """The cost of a task in a process of its own."""
+    """The cost of a task, measured in a separate process."""
     counts = ["--images", str(arguments.images), "--captions", str(arguments.captions)]
     command = [sys.executable, __file__, "--task", task, "--folder", str(folder), *counts]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
@@ -143,19 +142,19 @@ def main() -> None:
     texts = arguments.images * arguments.captions
     print(f"{describe()}; threads: {arguments.threads}\n")
     print(f"{arguments.images:,} images, {texts:,} texts, {SPANS * texts:,} spans, {REGIONS * texts:,} regions\n")
-    print("| | time, s | of the processor, s | peak memory, MiB |\n|---|---:|---:|---:|")
+    print("| | time, s | CPU time, s | peak memory, MiB |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "bank"
         for task in ("write", "evaluate"):
             cost = measured_apart(task, folder, arguments)
-            print(f"| {task} | {cost.seconds:.1f} | {cost.processor:.1f} | {cost.mib:,.0f} |", flush=True)
+            print(f"| {task} | {cost.seconds:.1f} | {cost.cpu_seconds:.1f} | {cost.mib:,.0f} |", flush=True)
         size = sum(path.stat().st_size for path in folder.iterdir()) / MIB
     held = {"texts and images": texts * arguments.images, "spans and regions": SPANS * REGIONS * texts**2}
     print(f"| the bank on disk | | | {size:,.0f} |")
     for what, entries in held.items():
         print(f"| similarities of all {what}, were they held (float32) | | | {4 * entries / MIB:,.0f} |")
     cost = heatmap_cost(arguments.rounds, arguments.threads)
-    print(f"| heatmaps of one image, ViT-B/16 | {cost.seconds:.2f} | {cost.processor:.2f} | |")
+    print(f"| heatmaps of one image, ViT-B/16 | {cost.seconds:.2f} | {cost.cpu_seconds:.2f} | |")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Images per second and core on the way from a JPEG file to the tensor that a training sample holds.
 
     python benchmarks/input.py
-    ATEN_CPU_CAPABILITY=default python benchmarks/input.py      as on a processor without AVX2
+    ATEN_CPU_CAPABILITY=default python benchmarks/input.py      as on a CPU without AVX2
 
 Photographs are made up: 640x480, quality 90, detail of every size, about 70 kB a file. All variants run on one thread,
-in turn, round after round; the median of each is taken, and only ratios are compared between machines.
+in turn, round after round; the median of each is taken, and only ratios can be compared between machines.
 
-`plain loop` is what one writes by hand. `PairDataset` is everything a sample costs, the record and its annotation
-included. The steps below it show what is left to gain: decoding is most of it.
+`plain loop` is the usual hand-written code. `PairDataset` is the whole cost of a sample, with record and annotation.
+The steps below it show the possible gains: decoding is most of the time.
 """
 
 import argparse

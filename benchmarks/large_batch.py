@@ -3,9 +3,9 @@
     python benchmarks/large_batch.py                  small towers, for a CPU
     python benchmarks/large_batch.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
 
-Each peak is a process of its own: on a card what PyTorch allocated, on a processor the bytes of all tensors alive,
-weights and batch included (resident memory is larger by what the allocator keeps). Times are taken in one process, in
-turn.
+Each peak is measured in a separate process: on a GPU the memory that PyTorch allocated, on a CPU the bytes of all live
+tensors, weights and batch included (resident memory is larger, since the allocator keeps freed memory). Times are taken
+in one process, in turn.
 """
 
 import argparse

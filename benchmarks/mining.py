@@ -2,10 +2,11 @@
 
     python benchmarks/mining.py [--pairs 50000] [--probes 250] [--count 15] [--threads 1]
 
-Sentences ask for images, in unit features of 256 numbers, of two kinds: around topics of 50 pairs each, and without any
-clusters, spread over 32 of the dimensions, the hardest case for an index of cells. Either way a sentence and its image
-are the same point, each with noise and with the shift that keeps the two towers' features apart. Processor time of the
-whole search, the index and its centroids included; recall is the share of the exact search's neighbours that are found.
+Sentences are the queries and images the candidates: unit features of 256 numbers, of two kinds, around topics of 50
+pairs each, and without clusters, spread over 32 of the dimensions, the hardest case for an index of cells. In both a
+sentence and its image are the same point, each with noise and with the shift that separates the features of the two
+towers. CPU time of the whole search, the index and its centroids included; recall is the share of the exact search's
+neighbours that are found.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def make_search(points: Tensor, generator: torch.Generator) -> Search:
 
 
 def timed(find: Callable[[], Nearest]) -> tuple[Tensor, float]:
-    """The pairs that are found, and the seconds of processor time that it takes."""
+    """The pairs found, and the CPU time in seconds."""
     start = time.process_time()
     found = find()
     return found.pairs, time.process_time() - start
@@ -78,15 +79,15 @@ def main() -> None:
         f"{describe()}, faiss {faiss.__version__}; {arguments.pairs:,} pairs, {WIDTH} features, "
         f"{arguments.count} neighbours, threads: {arguments.threads}\n"
     )
-    print("| features | search | processor time, s | recall |\n|---|---|---:|---:|")
+    print("| features | search | CPU time, s | recall |\n|---|---|---:|---:|")
     for name, make_points in KINDS.items():
         generator = torch.Generator().manual_seed(0)
         search = make_search(make_points(arguments.pairs, generator), generator)
-        asked = (search, (search.query_pair,))
-        exact, seconds = timed(partial(nearest_wrong, *asked, count=arguments.count))
+        problem = (search, (search.query_pair,))
+        exact, seconds = timed(partial(nearest_wrong, *problem, count=arguments.count))
         print(f"| {name} | exact | {seconds:.1f} | 1.000 |", flush=True)
         for probes in (None, *arguments.probes):
-            approximately = partial(nearest_wrong_approximately, *asked, count=arguments.count, probes=probes)
+            approximately = partial(nearest_wrong_approximately, *problem, count=arguments.count, probes=probes)
             found, seconds = timed(approximately)
             variant = f"approximate, {probes} cells" if probes else "approximate"
             print(f"| {name} | {variant} | {seconds:.1f} | {recall(found, exact):.3f} |", flush=True)

@@ -1,10 +1,10 @@
-"""Pairs per second of the training step, against the same two towers in a bare loop, and what regions cost.
+"""Pairs per second of the training step, against the same two towers in a bare loop, and the cost of regions.
 
     python benchmarks/throughput.py                  small towers, for a CPU
     python benchmarks/throughput.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
 
 All variants run in turn, round after round, in one process, on the same made-up batch; the median of each is taken, and
-only ratios are compared between machines.
+only ratios can be compared between machines.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from workload import SIZES, make_batch, make_model, make_trainer
 
 
 def without_spans(batch: Batch) -> Batch:
-    """The batch as data without boxes gives it."""
+    """The batch without spans and regions."""
     return replace(
         batch,
         span_tokens=batch.span_tokens[:, :0],

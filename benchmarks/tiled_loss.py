@@ -2,7 +2,7 @@
 
     python benchmarks/tiled_loss.py [--pairs 4096 8192 16384 32768] [--threads 1] [--rounds 3]
 
-Every measurement has a process of its own: memory is the peak of the process less the peak before the loss, features
+Every measurement runs in a separate process: memory is the peak of the process less the peak before the loss, features
 of 256 numbers excluded. What would not fit into the free memory is extrapolated from the row above it, and marked.
 """
 
@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
 
 def make_inputs(pairs: int) -> tuple[Features, Targets]:
-    """Random unit features of sentences and images, each pair with an image of its own."""
+    """Random unit features of sentences and images, each pair with a different image."""
 
     def unit(*shape: int) -> torch.Tensor:
         features = torch.randn(*shape, WIDTH)
@@ -76,7 +76,7 @@ def measure(variant: str, pairs: int, rounds: int) -> Cost:
 
 
 def measure_apart(variant: str, pairs: int, rounds: int, threads: int) -> Cost:
-    """`measure` in a process of its own."""
+    """`measure` in a separate process."""
     command = [sys.executable, __file__, "--variant", variant, "--pairs", str(pairs), "--rounds", str(rounds)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)

@@ -1,19 +1,16 @@
-"""What masked views cost: none, then more and more of them, left out by the tower or filled.
+"""The cost of masked views: a training step with none, then with more of them, left out by the tower or filled.
 
     python benchmarks/views.py                  small towers, for a CPU
     python benchmarks/views.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
     python benchmarks/views.py --size base --pairs 2 --operations [--tokens 64]
-                                                counts operations instead, which any machine can
+                                                counts operations, which does not depend on the machine
 
-Every step runs in turn on the same batch; the median of each is compared with the step without views. On a CPU one
-thread runs, and its processor time is counted, which other work on the machine hardly changes. The last rows are the
-published setting: 15 views with a hidden object, and every object as a crop; there from full images that are painted,
-decoded and encoded, here from the patches that stay visible. Operations are those of matrix products and convolutions,
-which is nearly all; decoding is none.
+The steps run in turn on the same batch; the table gives the median of each, and its ratio to the step without views. On
+a CPU one thread runs, and its CPU time is counted, which other work on the machine changes little. The operations
+are those of matrix products and convolutions, nearly all there are. `published.py` compares with the published method.
 """
 
 import argparse
-import io
 import statistics
 import tempfile
 import time
@@ -22,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,7 +28,6 @@ from workload import SIZES, TOKENS, make_batch, make_model, make_trainer
 
 RATIO = 0.75
 COUNTS = (1, 3, 7, 15)
-PUBLISHED = 15
 
 Steps = dict[str, Callable[[], object]]
 
@@ -52,31 +47,8 @@ def with_views(batch: Batch, count: int, grid: int, *, filled: bool) -> Batch:
     )
 
 
-def painted_from_disk(batch: Batch, count: int, folder: Path) -> Callable[[], Batch]:
-    """As the published code prepares it: painted images are files, and are decoded again for every step."""
-    side = batch.pixels.shape[-1]
-    files = []
-    for pair in range(len(batch)):
-        image = Image.fromarray(batch.pixels[pair].permute(1, 2, 0).numpy()).resize((640, 480))
-        for view in range(count):
-            image.paste((0, 0, 0), (20 * view, 20 * view, 20 * view + 200, 20 * view + 200))
-            files.append(folder / f"{pair}-{view}.jpg")
-            image.save(files[-1], quality=90)
-    shaped = with_views(batch, count, 1, filled=True)
-
-    def read(path: Path) -> torch.Tensor:
-        image = Image.open(io.BytesIO(path.read_bytes())).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(side, side, 3).permute(2, 0, 1)
-
-    def load() -> Batch:
-        pixels = torch.stack([read(path) for path in files]).reshape(len(batch), count, 3, side, side)
-        return replace(shaped, view_pixels=pixels)
-
-    return load
-
-
 def seconds_of(steps: Steps, rounds: int, *, on_cpu: bool) -> dict[str, float]:
-    """The median of each step, in turn; the first round is not counted."""
+    """The median of each step; the first round is a warm-up."""
     clock = time.process_time if on_cpu else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
@@ -105,9 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="of a sentence")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a sentence")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--operations", action="store_true", help="count operations and not seconds")
+    parser.add_argument("--operations", action="store_true", help="count operations instead of seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
@@ -120,17 +92,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trainer = make_trainer(model, folder, **settings)
-        cropping = make_trainer(make_model(arguments.size, "crop"), folder, **settings)
-        cropped = make_batch(arguments.pairs, side, tokens=arguments.tokens, crops=True)
-        read = painted_from_disk(cropped, PUBLISHED, folder)
         left_out = {count: with_views(batch, count, grid, filled=False) for count in COUNTS}
         filled = {count: with_views(batch, count, grid, filled=True) for count in COUNTS}
         steps: Steps = {"no views": lambda: trainer.train_step(batch, [])}
         for count in COUNTS:
             steps[f"{count} left out"] = lambda count=count: trainer.train_step(left_out[count], [])
             steps[f"{count} filled"] = lambda count=count: trainer.train_step(filled[count], [])
-        steps["published setting, as published"] = lambda: cropping.train_step(read(), [])
-        steps["published setting, here"] = steps.pop(f"{PUBLISHED} left out")
         if arguments.operations:
             costs, unit = operations_of(steps), "10^9 operations"
         else:
