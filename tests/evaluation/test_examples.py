@@ -1,5 +1,7 @@
 """Which retrievals and matches are shown, against what plain loops would choose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from spanbox.evaluation.extract import FeatureBank
 class TestPicking:
     def test_best_median_worst(self) -> None:
         ranks_Q = torch.tensor([9, 1, 5, 2, 8, 4, 6, 3, 7])
-        picked = pick_by_rank(ranks_Q, 2)
+        picked = pick_by_rank(ranks_Q, torch.arange(len(ranks_Q)), 2)
         assert {kind: ranks_Q[chosen].tolist() for kind, chosen in picked.items()} == {
             "best": [1, 2],
             "median": [4, 5],
@@ -30,18 +32,18 @@ class TestPicking:
         }
 
     def test_queries_without_a_right_answer_are_none(self) -> None:
-        picked = pick_by_rank(torch.tensor([0, 3, 0, 1, 0, 2]), 5)
+        picked = pick_by_rank(torch.tensor([0, 3, 0, 1, 0, 2]), torch.arange(6), 5)
         assert picked == {"best": [3], "median": [5], "worst": [1]}
 
     @pytest.mark.parametrize(("queries", "kinds"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (2, [1, 0, 1]), (4, [1, 1, 1])])
     def test_few_queries(self, queries: int, kinds: list[int]) -> None:
-        picked = pick_by_rank(torch.arange(1, queries + 1), 3)
+        picked = pick_by_rank(torch.arange(1, queries + 1), torch.arange(queries), 3)
         assert [len(chosen) for chosen in picked.values()] == kinds
 
     @pytest.mark.parametrize("queries", range(30))
     def test_no_query_twice_and_in_order(self, queries: int) -> None:
         ranks_Q = torch.randint(1, 5, (queries,))
-        picked = pick_by_rank(ranks_Q, 4)
+        picked = pick_by_rank(ranks_Q, torch.arange(len(ranks_Q)), 4)
         chosen = [query for kind in picked.values() for query in kind]
         assert len(set(chosen)) == len(chosen)
         best, median, worst = (ranks_Q[picked[kind]].tolist() for kind in ("best", "median", "worst"))
@@ -52,10 +54,27 @@ class TestPicking:
             assert max(median) <= min(worst)
             assert min(median) <= float(ranks_Q.double().quantile(0.5)) <= max(median) or len(median) == 1
 
+    def test_each_image_comes_once_before_any_comes_twice(self) -> None:
+        """Five captions of each of 8 images; all of the worst are of two images."""
+        ranks_Q, image_Q = torch.arange(1, 41), torch.arange(40) // 5
+        picked = pick_by_rank(ranks_Q, image_Q, 4)
+        for kind in ("best", "median", "worst"):
+            assert len(set(image_Q[picked[kind]].tolist())) == 4, kind
+        assert ranks_Q[picked["best"]].tolist() == [1, 6, 11, 16]
+        assert ranks_Q[picked["worst"]].tolist() == [40, 35, 30, 25]
+
+    def test_few_images_come_again(self) -> None:
+        picked = pick_by_rank(torch.arange(1, 31), torch.arange(30) // 15, 4)
+        assert {kind: len(set(chosen)) for kind, chosen in picked.items()} == {"best": 4, "median": 4, "worst": 4}
+
     def test_a_seed_decides_among_equals(self) -> None:
         ranks_Q = torch.ones(50, dtype=torch.int64)
-        assert pick_by_rank(ranks_Q, 3, seed=1) == pick_by_rank(ranks_Q, 3, seed=1)
-        assert pick_by_rank(ranks_Q, 3, seed=1) != pick_by_rank(ranks_Q, 3, seed=2)
+        assert pick_by_rank(ranks_Q, torch.arange(len(ranks_Q)), 3, seed=1) == pick_by_rank(
+            ranks_Q, torch.arange(len(ranks_Q)), 3, seed=1
+        )
+        assert pick_by_rank(ranks_Q, torch.arange(len(ranks_Q)), 3, seed=1) != pick_by_rank(
+            ranks_Q, torch.arange(len(ranks_Q)), 3, seed=2
+        )
 
 
 class TestRetrieval:
@@ -137,6 +156,15 @@ class TestMatching:
         examples = matching_examples(matching_bank(SCORES, LINKED), 2)
         assert [(example.span, example.right) for example in examples] == [(2, False), (5, False), (0, True)]
 
+    def test_wrong_matches_are_of_different_images(self) -> None:
+        """Two images with the most confident mistakes, ten each, do not keep the others from the report."""
+        scores = [[0.1, 0.99 - 0.01 * row] for row in range(20)] + [[0.1, 0.5 - 0.01 * row] for row in range(6)]
+        bank = replace(
+            matching_bank(scores, [0] * 26), group=torch.tensor([row % 2 for row in range(20)] + [*range(2, 8)])
+        )
+        examples = matching_examples(bank, 8)
+        assert [example.span for example in examples] == [0, 1, *range(20, 26)]
+
     def test_candidates_best_first(self) -> None:
         wrong = matching_examples(matching_bank(SCORES, LINKED), 3)[2]
         assert wrong.span == 1
@@ -175,8 +203,27 @@ class TestSimilarity:
         for row, span in enumerate(example.spans.tolist()):
             for column, region in enumerate(example.regions.tolist()):
                 assert bool(example.linked[row, column]) == ((span, region) in links)
+        assert not (example.linked & example.same_identity).any()
         assert example.linked.any(dim=0).all()
         assert example.linked.any(dim=1).all()
+
+    def test_regions_of_the_same_identity_are_right_as_the_loss_counts_them(self) -> None:
+        """Spans 0 and 1 are of one identity, in two images; span 2 of another."""
+        bank = replace(matching_bank([[0.5], [0.5], [0.5]], [0, 0, 0]), span_identity=torch.tensor([7, 7, 8]))
+        example = similarity_example(bank)
+        assert example.linked.tolist() == torch.eye(3, dtype=torch.bool).tolist()
+        assert example.same_identity.tolist() == [[False, True, False], [True, False, False], [False] * 3]
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_right_are_the_positives_of_a_plain_loop(self, seed: int) -> None:
+        bank = random_bank(seed, pairs=30)
+        example = similarity_example(bank)
+        links = bank.links.tolist()
+        for row, span in enumerate(example.spans.tolist()):
+            for column, region in enumerate(example.regions.tolist()):
+                shown = {int(bank.span_identity[other]) for other, one in links if one == region}
+                right = bool(example.linked[row, column] | example.same_identity[row, column])
+                assert right == (int(bank.span_identity[span]) in shown)
 
     def test_pairs_with_links_come_first(self) -> None:
         bank = matching_bank([[0.5]] * 40, [0 if pair >= 30 else None for pair in range(40)])

@@ -15,9 +15,11 @@ import miniature
 from spanbox.data.manifest import Manifest, Record, write_manifest
 from spanbox.errors import CheckpointError, ConfigError, DataError
 from spanbox.evaluation.gmner import Prediction
-from spanbox.intervals import bootstrap_means
+from spanbox.intervals import bootstrap_mean, rate_interval
+from spanbox.metric_names import is_rate
 from spanbox.structures import stable_id
 from spanbox.wiring import Evaluated, EvaluationOptions, evaluate_checkpoint, evaluate_to_folder, train
+from spanbox.wiring.artefacts import data_fingerprint
 
 FILES = {"metrics.json", "evaluation"}
 LIGHT = EvaluationOptions(examples=1, occlusion=4)
@@ -96,11 +98,23 @@ class TestFigures:
         metrics = read(evaluated / "metrics.json")
         assert metrics.pop("checkpoint") == (run / "checkpoints" / "best").resolve().name
         assert metrics.pop("data") == str(scenes / "test.jsonl")
+        assert metrics.pop("fingerprint") == data_fingerprint(Manifest(scenes / "test.jsonl"))
         assert all(isinstance(value, int | float) for value in metrics.values())
         alone = evaluate_checkpoint(run, scenes / "test.jsonl", "cpu").metrics
         assert metrics.keys() > alone.keys()
         for name, value in alone.items():
             assert metrics[name] == pytest.approx(value), name
+
+    def test_the_fingerprint_is_of_the_data_and_not_of_their_place(self, copied_scenes: Path, tmp_path: Path) -> None:
+        manifest = copied_scenes / "test.jsonl"
+        first = data_fingerprint(Manifest(manifest))
+        moved = shutil.move(copied_scenes, tmp_path / "elsewhere") / manifest.name
+        assert data_fingerprint(Manifest(moved)) == first
+        image = moved.parent / Manifest(moved)[0].image
+        image.write_bytes(image.read_bytes() + b" ")
+        assert data_fingerprint(Manifest(moved)) != first
+        image.unlink()
+        assert data_fingerprint(Manifest(moved)) != first
 
     def test_have_intervals_types_and_a_threshold_of_the_validation_data(self, evaluated: Path, scenes: Path) -> None:
         metrics = read(evaluated / "metrics.json")
@@ -133,7 +147,7 @@ class TestFigures:
                 assert (values.dtype, image.dtype) == (np.float64, np.int64)
                 assert metrics[name] == pytest.approx(values.mean())
                 assert set(image.tolist()) <= groups
-                (interval,) = bootstrap_means(values[:, None], image)
+                interval = (rate_interval if is_rate(name) else bootstrap_mean)(values, image)
                 if interval is not None:
                     assert metrics[f"{name}.low"] == pytest.approx(interval.low), name
 
@@ -203,8 +217,12 @@ class TestExamples:
                 assert (maps[key].dtype, maps[key].shape) == (np.float32, (3, 3))
                 assert (maps[key].min(), maps[key].max()) == (0.0, 1.0)
 
-    def test_name_the_manifest_as_it_was_given(self, examples: Any, scenes: Path) -> None:
-        assert examples["manifest"] == str(scenes / "test.jsonl")
+    def test_name_the_manifest_for_any_working_folder(self, examples: Any, scenes: Path) -> None:
+        assert examples["manifest"] == str((scenes / "test.jsonl").absolute())
+
+    def test_name_the_manifest_as_seen_from_their_folder(self, examples: Any, evaluated: Path, scenes: Path) -> None:
+        found = evaluated / "evaluation" / examples["manifest_from_here"]
+        assert found.resolve() == (scenes / "test.jsonl").resolve()
 
     def test_none(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         options = EvaluationOptions(examples=0, occlusion=0)
@@ -223,7 +241,8 @@ class TestExamples:
         options = EvaluationOptions(examples=2, occlusion=10)
         evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")
         for name in ("metrics.json", "evaluation/examples.json", "evaluation/audit.json"):
-            assert read(tmp_path / name) == read(evaluated / name)
+            first, second = read(tmp_path / name), read(evaluated / name)
+            assert first | {"manifest_from_here": None} == second | {"manifest_from_here": None}
 
 
 class TestPredictions:

@@ -1,12 +1,14 @@
-"""Which retrievals and matches of an evaluation are worth looking at. Figures say how often, examples say what.
+"""Examples of an evaluation for the report: retrievals, matches, and the similarities of a small batch.
 
-Everything here is an index into a feature bank; `wiring/artefacts.py` writes it with the ids of the records. Choices
-that are free (among equal ranks, which right matches) are drawn from a seed, so that two reports of one evaluation show
-the same.
+Everything here is an index into a feature bank; `wiring/artefacts.py` writes it with the ids of the records. Examples
+are spread over the images: no image comes twice before each has come once. Free choices (among equal ranks, which right
+matches) are drawn from a seed, so that two reports of one evaluation show the same.
 
     N pairs    S spans    M regions    Q queries    C candidates
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -32,7 +34,7 @@ BATCH_SPANS = 32
 
 
 class Scored(NamedTuple):
-    """A candidate and what the model gives for it."""
+    """A candidate and its score."""
 
     candidate: int  # index of a pair or of a region
     score: float
@@ -40,7 +42,7 @@ class Scored(NamedTuple):
 
 
 class RetrievalExample(NamedTuple):
-    """A query and what was found. Pairs stand for their sentences or their images, as the direction has it."""
+    """A query and its best candidates: indices of pairs, for their sentences or their images by direction."""
 
     kind: Kind
     query: int  # index of a pair
@@ -65,25 +67,42 @@ class SimilarityExample(NamedTuple):
     spans: Tensor  # (K,)
     regions: Tensor  # (R,)
     fine: Tensor  # (K, R)
-    linked: Tensor  # (K, R) bool
+    linked: Tensor  # (K, R) bool: this region shows this span
+    same_identity: Tensor  # (K, R) bool: this region shows another span of the same identity, which is right as well
 
 
-def pick_by_rank(ranks_Q: Tensor, count: int, seed: int = 0) -> dict[Kind, list[int]]:
+def pick_by_rank(ranks_Q: Tensor, image_Q: Tensor, count: int, seed: int = 0) -> dict[Kind, list[int]]:
     """`count` queries each of the best, the median and the worst rank, no query twice; fewer where there are few.
 
     Args:
         ranks_Q: (Q,), from 1; 0 is no query.
+        image_Q: (Q,) the same number for queries of one image.
         count: of each kind.
         seed: decides among equal ranks.
     """
     shuffled = np.random.default_rng(seed).permutation(len(ranks_Q))
     by_rank = shuffled[np.argsort(ranks_Q.numpy()[shuffled], kind="stable")]
     order = by_rank[int((ranks_Q == 0).sum()) :].tolist()
+    place, image = {query: index for index, query in enumerate(order)}, image_Q.tolist()
     count = min(count, max(1, len(order) // len(KINDS)))
-    best, left = order[:count], order[count:]
-    worst, left = left[::-1][:count], left[: max(0, len(left) - count)]
-    middle = max(0, (len(order) - count) // 2 - count)
-    return {"best": best, "median": left[middle : middle + count], "worst": worst}
+    best = _one_per_image(order, image)[:count]
+    left = [query for query in order if query not in best]
+    worst = _one_per_image(left[::-1], image)[:count]
+    middle = (len(order) - 1) / 2
+    central = sorted((query for query in left if query not in worst), key=lambda query: abs(place[query] - middle))
+    picked = {"best": best, "median": _one_per_image(central, image)[:count], "worst": worst[::-1]}
+    sorted_by_rank: dict[Kind, list[int]] = {kind: sorted(picked[kind], key=place.__getitem__) for kind in KINDS}
+    return sorted_by_rank | {"worst": sorted_by_rank["worst"][::-1]}
+
+
+def _one_per_image(order: Sequence[int], image: Sequence[int]) -> list[int]:
+    """The indices of `order`, the first of each image before the second of any."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for index in order:
+        turns.append((seen[image[index]], index))
+        seen[image[index]] += 1
+    return [index for _, index in sorted(turns, key=lambda turn: turn[0])]
 
 
 def retrieval_examples(
@@ -92,8 +111,8 @@ def retrieval_examples(
     """Best, median and worst retrievals from images to texts (`i2t`) or from texts to images (`t2i`).
 
     Args:
-        bank: whose groups say what is right. An image stands for its group by its first pair.
-        direction: what looks for what.
+        bank: a candidate is right if it has the group of the query. The image of a group is that of its first pair.
+        direction: `i2t` or `t2i`.
         ranks_Q: rank of the best right candidate of each query, in the order of the pairs.
         count: of each kind.
         seed: decides among equal ranks.
@@ -105,7 +124,7 @@ def retrieval_examples(
         (pictures, sentences) if direction == "i2t" else (sentences, pictures)
     )
     examples = []
-    for kind, chosen in pick_by_rank(ranks_Q, count, seed).items():
+    for kind, chosen in pick_by_rank(ranks_Q, bank.group[query_Q], count, seed).items():
         for place in chosen:
             query = int(query_Q[place])
             right_C = bank.group[pair_C] == bank.group[query]
@@ -118,22 +137,30 @@ def retrieval_examples(
 
 
 def matching_examples(bank: FeatureBank, count: int, seed: int = 0) -> list[MatchingExample]:
-    """The `count` wrong matches with the highest scores, then `count` right ones, of spans that could go wrong."""
+    """`count` wrong matches, those with the highest scores first, then `count` right ones, drawn at random.
+
+    Only spans for which some region of the image is wrong.
+    """
     if not len(bank.links):
         return []
     own = score_own_image(bank)
-    asks_S = own.has_box_S & (own.candidates_SR & ~own.linked_SR).any(dim=1)
+    image = own.image_S.tolist()
+    can_fail_S = own.has_box_S & (own.candidates_SR & ~own.linked_SR).any(dim=1)
     right_S = ranks(own.scores_SR, own.linked_SR, own.candidates_SR) == 1
     top_S = own.scores_SR.masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
-    wrong = (asks_S & ~right_S).nonzero()[:, 0]
-    right = (asks_S & right_S).nonzero()[:, 0]
+    wrong = (can_fail_S & ~right_S).nonzero()[:, 0]
+    right = (can_fail_S & right_S).nonzero()[:, 0]
     most_confident = wrong[top_S[wrong].argsort(descending=True, stable=True)]
     drawn = right[torch.from_numpy(np.random.default_rng(seed).permutation(len(right)))]
-    return [_match(bank, span) for span in [*most_confident[:count].tolist(), *drawn[:count].tolist()]]
+    chosen = [_one_per_image(order.tolist(), image)[:count] for order in (most_confident, drawn)]
+    return [_match(bank, span) for spans in chosen for span in spans]
 
 
 def similarity_example(bank: FeatureBank, seed: int = 0) -> SimilarityExample:
-    """A batch of pairs of different images, those with linked spans first, drawn from a seed."""
+    """A batch of pairs of different images, those with linked spans first, drawn from a seed.
+
+    Right are the regions that the loss takes as positives: those linked to the span or to a span of its identity.
+    """
     linked_N = torch.zeros(len(bank), dtype=torch.bool)
     linked_N[bank.span_pair[bank.links[:, 0]]] = True
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(bank)))
@@ -148,7 +175,11 @@ def similarity_example(bank: FeatureBank, seed: int = 0) -> SimilarityExample:
     spans = bank.links[in_batch, 0].bincount().nonzero()[:BATCH_SPANS, 0]
     links = bank.links[in_batch & torch.isin(bank.links[:, 0], spans)]
     regions = links[:, 1].bincount().nonzero()[:, 0]
-    linked = ((spans[:, None] == links[:, 0]).float() @ (links[:, 1, None] == regions).float()) > 0
+    span_L, region_L = bank.links[torch.isin(bank.links[:, 1], regions)].unbind(dim=1)
+    of_region_LR = (region_L[:, None] == regions).float()
+    linked = (spans[:, None] == span_L).float() @ of_region_LR > 0
+    identity = bank.span_identity
+    shows_identity = (identity[spans, None] == identity[span_L]).float() @ of_region_LR > 0
     return SimilarityExample(
         pairs=pairs,
         coarse=similarity(bank.text[pairs], bank.image[pairs]),
@@ -156,6 +187,7 @@ def similarity_example(bank: FeatureBank, seed: int = 0) -> SimilarityExample:
         regions=regions,
         fine=similarity(bank.spans[spans], bank.regions[regions]),
         linked=linked,
+        same_identity=shows_identity & ~linked,
     )
 
 

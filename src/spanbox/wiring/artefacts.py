@@ -1,14 +1,17 @@
-"""What an evaluation leaves beside its figures: examples to look at, heatmaps, predictions, the audit of the data.
+"""Files of an evaluation besides its figures: examples, heatmaps, predictions, the audit of the data.
 
     evaluation/examples.json    retrievals, matches, similarity matrices and heatmaps, by the ids of records
     evaluation/heatmaps.npz     maps over the grid of patches, in [0, 1], by the keys that examples.json names
-    evaluation/audit.json       what is in the manifests of the run, and what is wrong with them, in numbers
+    evaluation/audit.json       numbers of the manifests of the run: their content and their problems
 
-The report is made of these files alone: it never opens a model.
+The report is made from these files alone and never opens a model.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -24,7 +27,7 @@ from torch import Tensor
 from spanbox.data.audit import Counts, audit
 from spanbox.data.dataset import PairDataset
 from spanbox.data.images import image_size
-from spanbox.data.manifest import Record
+from spanbox.data.manifest import Manifest, Record
 from spanbox.errors import DataError
 from spanbox.evaluation.examples import (
     MatchingExample,
@@ -38,6 +41,7 @@ from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.gmner import PredictedEntity, Prediction
 from spanbox.evaluation.own_image import score_own_image
 from spanbox.evaluation.ranking import nan_last
+from spanbox.files import replacing, write_text
 from spanbox.geometry import denormalise_boxes
 from spanbox.models.heatmaps import span_heatmaps, to_unit_range
 from spanbox.progress import progress_of, track
@@ -102,7 +106,7 @@ def write_examples(
     bank, seed = pairs.bank, loaded.config.seed
     matches = matching_examples(bank, count, seed)
     content: dict[str, Any] = {
-        "manifest": str(pairs.manifest.path),
+        **manifest_places(pairs.manifest.path, folder),
         "retrieval": {name: [_retrieval(pairs, one) for one in examples] for name, examples in retrievals.items()},
         "similarity": _similarity(pairs, similarity_example(bank, seed)),
     }
@@ -112,8 +116,33 @@ def write_examples(
     described, maps = _heatmaps(pairs, spans, loaded)
     if described:
         content["heatmaps"] = described
-    np.savez_compressed(folder / "heatmaps.npz", **maps)  # type: ignore[arg-type]  # names are keys of the file
+    write_arrays(folder / "heatmaps.npz", maps)
     write_json(folder / "examples.json", content)
+
+
+def manifest_places(manifest: Path, folder: Path) -> dict[str, str]:
+    """Where the manifest is: absolute, so that a report finds it from any working folder, and as seen from `folder`, so
+    that it is found after run and data were moved together."""
+    places = {"manifest": str(manifest.absolute())}
+    with suppress(ValueError):  # on another drive
+        places["manifest_from_here"] = Path(os.path.relpath(manifest.resolve(), folder.resolve())).as_posix()
+    return places
+
+
+def data_fingerprint(manifest: Manifest) -> str:
+    """A hash of the content of a manifest and of the sizes of its images: equal for the same data in another place."""
+    with manifest.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b")
+    for record in manifest:
+        digest.update(f"{_size_of(manifest.image_path(record))} ".encode())
+    return digest.hexdigest()[:32]
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # no such file, or a path that the system refuses
+        return None
 
 
 def write_predictions(path: Path, pairs: Pairs, threshold: float | None) -> None:
@@ -153,7 +182,13 @@ def write_audit(path: Path, manifests: Mapping[str, Path]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as `.npz` under their names."""
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # names are keys of the file
 
 
 def _retrieval(pairs: Pairs, example: RetrievalExample) -> dict[str, Any]:
@@ -189,6 +224,7 @@ def _similarity(pairs: Pairs, example: SimilarityExample) -> dict[str, Any]:
             "regions": [{"id": id, "box": box} for id, box in zip(region_ids, boxes, strict=True)],
             "matrix": example.fine.tolist(),
             "linked": example.linked.tolist(),
+            "same_identity": example.same_identity.tolist(),
         }
     return levels
 

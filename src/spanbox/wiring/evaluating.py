@@ -6,13 +6,11 @@ FOLDER/evaluation/features-STEM/   features of the manifest STEM.jsonl, see `eva
 FOLDER/evaluation/...              examples, heatmaps and the audit, see `artefacts.py`
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from spanbox.config import RunConfig
@@ -30,7 +28,15 @@ from spanbox.evaluation.selection import check_selectable, selection_value
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
 from spanbox.structures import Incident
-from spanbox.wiring.artefacts import Pairs, write_audit, write_examples, write_predictions
+from spanbox.wiring.artefacts import (
+    Pairs,
+    data_fingerprint,
+    write_arrays,
+    write_audit,
+    write_examples,
+    write_json,
+    write_predictions,
+)
 from spanbox.wiring.building import make_collator, open_manifest
 from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset
 from spanbox.wiring.loading import Loaded, load
@@ -38,18 +44,18 @@ from spanbox.wiring.loading import Loaded, load
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Figures of a checkpoint on a manifest, and what was met in its data."""
+    """Figures of a checkpoint on a manifest, and the incidents in its data."""
 
     checkpoint: Path
     data: Path
+    fingerprint: str  # of the content of the manifest and of the sizes of its images
     metrics: dict[str, float]
     incidents: list[Incident]
 
     def write(self, path: Path) -> None:
-        """As JSON: the metrics under their dotted names, and where they come from."""
-        content = {"checkpoint": self.checkpoint.name, "data": str(self.data), **self.metrics}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        """As JSON: the metrics under their dotted names, the checkpoint and the data."""
+        source = {"checkpoint": self.checkpoint.name, "data": str(self.data), "fingerprint": self.fingerprint}
+        write_json(path, source | self.metrics)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,9 @@ def evaluate_checkpoint(path: Path, manifest: Path, device: str = "auto") -> Eva
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
     bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
-    return Evaluated(loaded.checkpoint, manifest, _figures_alone(bank, dataset, Progress), incidents)
+    return Evaluated(
+        loaded.checkpoint, manifest, data_fingerprint(opened), _figures_alone(bank, dataset, Progress), incidents
+    )
 
 
 def evaluate_to_folder(
@@ -126,7 +134,7 @@ def evaluate_to_folder(
             retrievals = _retrievals(stored.bank, outcomes, options.examples, loaded.config.seed)
             write_examples(folder, pairs, retrievals, loaded, 2 * options.examples)
         write_audit(folder / "audit.json", _manifests(loaded.config, manifest))
-    evaluated = Evaluated(loaded.checkpoint, manifest, metrics, stored.incidents)
+    evaluated = Evaluated(loaded.checkpoint, manifest, data_fingerprint(opened), metrics, stored.incidents)
     evaluated.write(metrics_path)  # last: where it is, the rest is complete
     return evaluated, metrics_path
 
@@ -222,7 +230,7 @@ def _write_outcomes(path: Path, outcomes: Mapping[str, Outcome]) -> None:
     means = {name: outcome for name, outcome in outcomes.items() if outcome.summary == "mean"}
     arrays = {f"{name}/values": outcome.values for name, outcome in means.items()}
     images = {f"{name}/image": outcome.image for name, outcome in means.items()}
-    np.savez_compressed(path, **arrays, **images)  # type: ignore[arg-type]  # names are keys of the file
+    write_arrays(path, arrays | images)
 
 
 def _manifests(config: RunConfig, evaluated: Path) -> dict[str, Path]:
