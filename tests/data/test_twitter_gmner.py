@@ -2,17 +2,22 @@
 
 import json
 import os
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from spanbox.data.importers import UniqueIds
 from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.vinvl import read_vinvl
 from spanbox.data.importers.voc import read_voc
 from spanbox.data.manifest import Manifest, Record
-from spanbox.errors import DataError
+from spanbox.errors import DataError, OutputError
 
 TWEET = "IMGID:71044\nTom\tB-PER\n&amp\tO\n;\tO\nNew\tB-LOC\nYork\tI-LOC\nCity\tI-LOC\n\n"
 
@@ -172,7 +177,22 @@ def test_a_wrong_line_of_text_is_named(source: Path, tmp_path: Path, content: st
 
 
 @pytest.mark.parametrize(
-    "image_id", ["../71044", "a/b", "a\\b", "..", "a..b", "", ".hidden", "/etc/passwd", "C:71044", "a\0b", "a b"]
+    "image_id",
+    [
+        "x" * 300,
+        "图" * 100,
+        "../71044",
+        "a/b",
+        "a\\b",
+        "..",
+        "a..b",
+        "",
+        ".hidden",
+        "/etc/passwd",
+        "C:71044",
+        "a\0b",
+        "a b",
+    ],
 )
 def test_an_id_that_leaves_the_folder_is_refused(source: Path, tmp_path: Path, image_id: str) -> None:
     (source / "txt" / "train.txt").write_text(f"IMGID:{image_id}\nTom\tO\n")
@@ -229,7 +249,7 @@ def test_unusable_boxes_and_proposals_are_left_out_and_listed(source: Path, tmp_
     import_twitter_gmner(source, tmp_path / "out")
     listed = oddities(tmp_path / "out")
     assert len(listed["unusable box"]) == 5
-    assert listed["unusable box"][0]["detail"] == "'Tom': ['5', '5', '5', '9'] has no area or is no box"
+    assert listed["unusable box"][0]["detail"] == "'Tom': ['5', '5', '5', '9'] has no area or is not a box"
     assert len(listed["unusable proposal"]) == 2
     (record,) = records(tmp_path / "out")
     assert record.entities[0].boxes == ((1.0, 1.0, 2.0, 2.0),)
@@ -245,9 +265,9 @@ FETCH = (
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is no XML that can be read"),
-        ("<annotation>", "is no XML that can be read"),
-        ('<?xml version="1.0" encoding="klingon"?><a/>', "is no XML that can be read"),
+        ("", "is not XML that can be read"),
+        ("<annotation>", "is not XML that can be read"),
+        ('<?xml version="1.0" encoding="klingon"?><a/>', "is not XML that can be read"),
         (BOMB, "refused, it defines or fetches entities"),
         (FETCH, "refused, it defines or fetches entities"),
     ],
@@ -260,6 +280,30 @@ def test_a_damaged_or_hostile_xml_file_is_listed(source: Path, tmp_path: Path, c
     import_twitter_gmner(source, tmp_path / "out")
     assert message in oddities(tmp_path / "out")["unreadable file of boxes"][0]["detail"]
     assert not any(entity.boxes for entity in records(tmp_path / "out")[0].entities)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"<a>{'<object>' * 40}{'</object>' * 40}</a>", "nested more than 32 deep"),
+        ("<object>" * 100_000, "nested more than 32 deep"),
+        (f"<a>{'<b/>' * 300_000}</a>", "is larger than 1 MiB"),
+        (voc(*[("Tom", (0, 0, 1, 1))] * 1001), "has 1001 boxes; at most 1000 are read of an image"),
+    ],
+)
+def test_xml_is_read_up_to_a_limit(source: Path, tmp_path: Path, content: str, message: str) -> None:
+    (source / "xml" / "71044.xml").write_text(content)
+    import_twitter_gmner(source, tmp_path / "out")
+    assert message in oddities(tmp_path / "out")["unreadable file of boxes"][0]["detail"]
+
+
+def test_boxes_inside_of_another_object_are_not_read_twice(tmp_path: Path) -> None:
+    inner = (
+        "<object><name>Jerry</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object>"
+    )
+    path = tmp_path / "a.xml"
+    path.write_text(f"<a><object><name>Tom</name>{inner}</object></a>")
+    assert read_voc(path).boxes == {}
 
 
 def test_voc_without_size_or_numbers(tmp_path: Path) -> None:
@@ -278,13 +322,17 @@ class Pickled:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objects": np.array([Pickled(), Pickled()])}, "cannot be read (Object arrays cannot be loaded"),
+        ({"objects": np.array([Pickled(), Pickled()])}, "cannot be read (objects would have to be unpickled"),
         ({"scores": np.array(["high", "low"])}, "scores is <U4 of shape (2,); expected (2,) of floats"),
         ({"scores": np.zeros(3, dtype=np.float32)}, "scores is float32 of shape (3,); expected (2,) of floats"),
         ({"bounding_boxes": np.zeros((2, 5), dtype=np.float32)}, "bounding_boxes is float32 of shape (2, 5)"),
         ({"bounding_boxes": np.float32(3)}, "bounding_boxes is float32 of shape ()"),
         ({"objects": np.zeros(2)}, "objects is float64 of shape (2,); expected (2,) of text"),
         ({"image_w": np.array([1, 2])}, "cannot be read"),
+        ({"image_w": np.float32("inf")}, "cannot be read (cannot convert float infinity to integer)"),
+        ({"image_h": np.float32("nan")}, "cannot be read"),
+        ({"scores": np.zeros(2_000_000, dtype=np.float32)}, "scores has 8000128 bytes; at most 4 MiB are read"),
+        ({"bounding_boxes": np.zeros((10_001, 4), dtype=np.float32)}, "has 10001 proposals; at most 10000 are read"),
     ],
 )
 def test_wrong_proposals_are_listed(
@@ -297,6 +345,78 @@ def test_wrong_proposals_are_listed(
     assert message in oddities(tmp_path / "out")["unreadable file of proposals"][0]["detail"]
     assert records(tmp_path / "out")[0].objects == ()
     assert not (tmp_path / "pwned").exists()
+
+
+def members(path: Path, changes: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> None:
+    """A proposal file with some of its arrays replaced by other bytes."""
+    vinvl(path, [[0, 0, 1, 1]])
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, member in (content | changes).items():
+            archive.writestr(name, member)
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("latin-1") + data
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000,), }\n"),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n", bytes(4)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1(), }\n", bytes(4)),
+        npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }\n", bytes(8)),
+        npy("{'descr': '<U999999999', 'fortran_order': False, 'shape': (1,), }\n", bytes(4)),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n", bytes(8)),
+        npy("(" * 5000 + "\n"),
+        npy("{'descr': ['" + "'," * 1000 + "\n"),
+        b"\x93NUMPY\x02\x00",
+        b"",
+    ],
+)
+def test_a_damaged_array_is_named(tmp_path: Path, scores: bytes) -> None:
+    path = tmp_path / "a.npz"
+    members(path, {"scores.npy": scores})
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read"):
+        read_vinvl(path)
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    members(path, {"scores.npy": bytes(32 * 1024 * 1024)})
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"scores has 33554432 bytes; at most 4 MiB are read"):
+        read_vinvl(path)
+    # The same with a directory that claims a small array.
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", 32 * 1024 * 1024), struct.pack("<I", 100)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="cannot be read"):
+        read_vinvl(path)
+    assert tracemalloc.get_traced_memory()[1] < 16 * 1024 * 1024
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compression_is_refused(tmp_path: Path, compression: int) -> None:
+    members(tmp_path / "a.npz", {}, compression)
+    with pytest.raises(DataError, match="compressed in an unusual way"):
+        read_vinvl(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("label", ["\ud800", "a\udfffb"])
+def test_a_label_with_half_a_surrogate_pair_can_be_written(source: Path, tmp_path: Path, label: str) -> None:
+    vinvl(source / "vinvl" / "71044.jpg.npz", [[0, 0, 1, 1]], objects=np.array([label]))
+    import_twitter_gmner(source, tmp_path / "out")
+    assert records(tmp_path / "out")[0].objects[0].label == label.encode(errors="replace").decode()
+
+
+def test_a_label_that_is_no_text_is_named(tmp_path: Path) -> None:
+    label = npy("{'descr': '<U1', 'fortran_order': False, 'shape': (1,), }\n", struct.pack("<I", 0x110000))
+    members(tmp_path / "a.npz", {"objects.npy": label})
+    with pytest.raises(DataError, match="cannot be read"):
+        read_vinvl(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x93NUMPY", b"\x80\x04K\x01."])
@@ -333,7 +453,7 @@ def test_missing_images_are_counted_and_their_pairs_kept(source: Path, tmp_path:
 def test_a_broken_image_and_boxes_for_another_size_are_listed(source: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 60)).save(source / "images" / "71044.jpg")
     import_twitter_gmner(source, tmp_path / "out")
-    detail = "made for 40 x 30, the image is 80 x 60; taken as they are"
+    detail = "made for 40 x 30, the image is 80 x 60; used without changes"
     assert oddities(tmp_path / "out") == {
         f"{what} for another image size": [{"where": "71044", "detail": detail}] for what in ("boxes", "proposals")
     }
@@ -477,14 +597,14 @@ def test_what_is_not_there_is_named(source: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder 'xml' with its boxes in it or beside it; name it with --boxes DIR"):
         import_twitter_gmner(source, out)
     (source / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=r"notes\.txt: cannot tell its split"):
+    with pytest.raises(DataError, match=r"notes\.txt: its split is not known"):
         import_twitter_gmner(source / "notes.txt", out)
     json_form(tmp_path / "two", ("Tom", []))
     json_form(tmp_path / "two", ("Tom", []), name="other_test.json")
     with pytest.raises(DataError, match="are both test; give the one to import"):
         import_twitter_gmner(tmp_path / "two", out)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="no folder can be made there"):
+    with pytest.raises(OutputError, match=r"cannot be written \(Not a directory\)"):
         import_twitter_gmner(source, tmp_path / "file" / "out", boxes=tmp_path / "hidden")
 
 
@@ -492,3 +612,93 @@ def test_a_text_that_is_not_utf_8_is_named(source: Path, tmp_path: Path) -> None
     (source / "txt" / "train.txt").write_bytes(b"IMGID:1\nTom\xff\tO\n")
     with pytest.raises(DataError, match=r"train\.txt: is not UTF-8"):
         import_twitter_gmner(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_folder_or_a_pipe_named_like_a_text_is_no_text(
+    source: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(source / "txt" / "dev.txt")
+    import_twitter_gmner(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "val.jsonl").exists()
+    (source / "txt" / "train.txt").unlink()
+    make(source / "txt" / "train.txt")
+    with pytest.raises(DataError, match="no texts"):
+        import_twitter_gmner(source, tmp_path / "out")
+
+
+def test_names_that_no_file_can_have(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        import_twitter_gmner(tmp_path / ("x" * 300), tmp_path / "out")
+    with pytest.raises(OutputError, match="cannot be written"):
+        import_twitter_gmner(source, tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "import.json", "images"])
+def test_outputs_are_checked_before_anything_is_written(source: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if name == "images":
+        (out / name).write_text("a file")
+    else:
+        (out / name).mkdir()
+    with pytest.raises(OutputError, match=rf"{name}: cannot be written"):
+        import_twitter_gmner(source, out, copy_images=True)
+    assert [path.name for path in out.iterdir()] == [name]
+
+
+def test_folders_in_place_of_the_files_of_an_image(source: Path, tmp_path: Path) -> None:
+    for path in (source / "xml" / "71044.xml", source / "vinvl" / "71044.jpg.npz", source / "images" / "71044.jpg"):
+        path.unlink()
+        path.mkdir()
+    import_twitter_gmner(source, tmp_path / "out", copy_images=True)
+    assert list(oddities(tmp_path / "out")) == ["missing image"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("IMGID:1\n" + "a\tO\n" * 4_001, "line 1: this tweet has 4001 characters or more"),
+        ("IMGID:1\n" + "aaaaaaaaa\tO\n" * 401, "line 1: this tweet has 4009 characters or more"),
+        ("IMGID:1\n" + "a\tB-X\n" * 201, "line 1: this tweet has 401 characters or more and 201 entities"),
+        ("\n" * (8 * 1024 * 1024 + 1), "is larger than 8 MiB"),
+    ],
+)
+def test_texts_are_read_up_to_a_limit(source: Path, tmp_path: Path, content: str, message: str) -> None:
+    (source / "txt" / "train.txt").write_text(content)
+    with pytest.raises(DataError, match=message):
+        import_twitter_gmner(source, tmp_path / "out")
+
+
+def test_json_is_read_up_to_a_limit(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    for content, message in (
+        ('[{"x":' + "[" * 500_000, "recursion depth"),
+        (json.dumps([{"content": "a " * 3000, "img_id": "1", "ans": []}]), "tweet 1: this tweet has 5999 characters"),
+        (json.dumps([{"content": "a", "img_id": "1", "ans": [{"ent": "a"}] * 201}]), "and 201 entities"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            import_twitter_gmner(path, tmp_path / "out", boxes=source / "xml")
+
+
+def test_an_image_that_comes_very_often_gets_unique_ids() -> None:
+    """Each id is found at once: looking through all earlier ones would take quadratic time."""
+    ids = UniqueIds()
+    given = [ids.add(wanted) for wanted in ("a", "a-2", "a", "a", "a-2", "b")]
+    assert given == [
+        "a",
+        "a-2",
+        "a-3",
+        "a-4",
+        "a-2-2",
+        "b",
+    ]
+    assert [ids.add("c") for _ in range(100_000)][-1] == "c-100000"
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_named(source: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    (source / "images").rename(odd)
+    with pytest.raises(DataError, match="the name of this folder is not UTF-8; rename it"):
+        import_twitter_gmner(source, tmp_path / "out", images=odd)

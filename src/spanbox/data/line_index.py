@@ -1,7 +1,7 @@
 """Where the lines of a manifest begin, kept beside it as `<name>.index.npy`.
 
-The array (int64) holds `[version, size, mtime_ns, boxes without an area, checksum, start, start, ..., size]`. An index for
-a manifest of this size and time means that every line was read and found valid. A damaged index, or one of another
+The array (int64) holds `[version, size, mtime_ns, boxes without an area, checksum, start, start, ..., size]`. An index
+for a manifest of this size and time means that every line was read and found valid. A damaged index, or one of another
 version, is made again.
 
 Nothing is mapped: a mapped file that shrinks would kill the process.

@@ -1,8 +1,8 @@
 """The manifest: JSON Lines, one image-text pair per line, strictly checked.
 
 `Manifest(path)[i]` reads one line. The first opening checks every line and writes an index of byte offsets beside the
-manifest (see `line_index`). As long as size and time of the file stay the same, later openings only check that index, so
-that a worker uses little memory for millions of lines. Images are not read here.
+manifest (see `line_index`). As long as size and time of the file stay the same, later openings only check that index,
+so that a worker uses little memory for millions of lines. Images are not read here.
 
 The format is described in docs/data.md.
 """

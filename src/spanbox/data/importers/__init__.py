@@ -1,7 +1,9 @@
 """Importers: published data sets to manifests.
 
-Every importer writes one manifest a split, counts what it left out and why, and returns the counts as an
-`ImportSummary`, which it also writes beside the manifests as `import.json`. What is shared by several of them is here.
+Every importer writes one manifest per split, counts what it left out and why, and returns the counts as an
+`ImportSummary`, which it also writes beside the manifests as `import.json`. This file holds what importers share.
+
+The source files come from strangers: each is read up to a stated size, and nothing is written outside the output.
 """
 
 import json
@@ -15,15 +17,18 @@ from pathlib import Path
 
 from spanbox.data.manifest import Record
 from spanbox.errors import DataError
+from spanbox.files import replacing, write_text
 
 OnProgress = Callable[[int, int], None]  # (pairs done, pairs in all)
+
+MAX_ID_BYTES = 200  # a file system takes names of 255, and endings are added
 
 _SAFE_ID = re.compile(r"\w[\w.-]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Oddity:
-    """Something of the source that was left out of a manifest or needs a look."""
+    """Something of the source that was left out of a manifest, or that the user should look at."""
 
     kind: str
     where: str  # the id of the pair, or a file
@@ -32,7 +37,7 @@ class Oddity:
 
 @dataclass
 class SplitSummary:
-    """What one split gave."""
+    """Counts and oddities of one split."""
 
     source: str
     manifest: str
@@ -49,14 +54,14 @@ class SplitSummary:
 
 @dataclass
 class ImportSummary:
-    """What an import read, where it found it, and what it left out and why."""
+    """The folders that an import read, and the counts and oddities of each split."""
 
     format: str
     folders: dict[str, str]
     splits: dict[str, SplitSummary] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write everything, each oddity by name, as JSON."""
+        """Write everything, each oddity by name, as JSON. Raises OutputError."""
         splits = {
             name: {
                 "source": split.source,
@@ -71,31 +76,38 @@ class ImportSummary:
             for name, split in self.splits.items()
         }
         content = {"format": self.format, "folders": self.folders, "splits": splits}
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_id(image_id: str, where: str) -> str:
     """The id, if it is safe as the stem of a file name: nothing is read or written outside the given folders."""
-    if not _SAFE_ID.fullmatch(image_id) or ".." in image_id:
+    if not _SAFE_ID.fullmatch(image_id) or ".." in image_id or len(image_id.encode()) > MAX_ID_BYTES:
+        shown = image_id if len(image_id) <= MAX_ID_BYTES else f"{image_id[:40]}..."
         raise DataError(
-            f"{where}: image id {image_id!r} cannot be the name of a file; expected letters, digits, '_', '-' and "
-            "single dots, as in 71044 or 16_05_01_6"
+            f"{where}: image id {shown!r} cannot be the name of a file; expected letters, digits, '_', '-' and "
+            f"single dots, as in 71044 or 16_05_01_6, and at most {MAX_ID_BYTES} bytes"
         )
     return image_id
 
 
-def unique_id(wanted: str, taken: set[str]) -> str:
-    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that is not in `taken`; adds it there."""
-    candidate, repeat = wanted, 1
-    while candidate in taken:
-        repeat += 1
-        candidate = f"{wanted}-{repeat}"
-    taken.add(candidate)
-    return candidate
+class UniqueIds:
+    """Makes ids unique: `a`, then `a-2`, `a-3`, ..."""
+
+    def __init__(self) -> None:
+        self._uses: dict[str, int] = {}
+
+    def add(self, wanted: str) -> str:
+        """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that was not given before."""
+        candidate = wanted
+        while candidate in self._uses:
+            self._uses[wanted] += 1
+            candidate = f"{wanted}-{self._uses[wanted]}"
+        self._uses[candidate] = 1
+        return candidate
 
 
 def with_progress(records: Iterable[Record], on_progress: OnProgress | None, done: int, total: int) -> Iterator[Record]:
-    """The same records; after each one `on_progress` is told how many are done, `done` of them before these."""
+    """The same records; `on_progress` is called after each one. `done` records were yielded before these."""
     for number, record in enumerate(records, start=done + 1):
         yield record
         if on_progress is not None:
@@ -103,21 +115,48 @@ def with_progress(records: Iterable[Record], on_progress: OnProgress | None, don
 
 
 def relative_folder(folder: Path, manifest_folder: Path) -> str:
-    """`folder` as seen from the manifest, symbolic links followed on both sides, with forward slashes."""
-    return Path(os.path.relpath(folder.resolve(), manifest_folder.resolve())).as_posix()
+    """`folder` relative to the manifest's folder, symbolic links resolved on both sides, with forward slashes.
 
-
-def make_folder(folder: Path) -> None:
+    Raises:
+        DataError: its name is not UTF-8, as those in a manifest are.
+    """
+    relative = Path(os.path.relpath(folder.resolve(), manifest_folder.resolve())).as_posix()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        relative.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{folder}: the name of this folder is not UTF-8; rename it") from None
+    return relative
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a regular file that can be looked up."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises DataError."""
+    if not is_file(path):  # opening a pipe would wait for its writer
+        raise DataError(f"{path}: is not a file that can be read")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise DataError(f"{path}: is larger than {limit >> 20} MiB, the most that is read of such a file")
+            return file.read(size)
     except OSError as error:
-        raise DataError(f"{folder}: no folder can be made there ({error.strerror})") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, complete or not at all; a file that is its own copy stays as it is."""
-    if target.exists() and source.samefile(target):
+    """Copy a file, whole or not at all; a file that is its own copy is left alone. Raises DataError, OutputError."""
+    if is_file(target) and source.samefile(target):
         return
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error.strerror})") from None
+    with file, replacing(target) as copy:
+        shutil.copyfileobj(file, copy)

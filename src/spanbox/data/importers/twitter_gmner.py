@@ -1,8 +1,8 @@
 """Twitter-GMNER (Twitter10000) and Twitter-FMNERG: tweets with entities and the boxes that show them.
 
-A text file a split (see `twitter_gmner_text`), a Pascal VOC file of boxes and a VinVL file of proposals an image, both
-named after the image: the `<filename>` inside the former is often another's. A box belongs to every entity of the tweet
-that reads like its name. Most entities have none, which is how the set is meant.
+A text file per split (see `twitter_gmner_text`), a Pascal VOC file of boxes and a VinVL file of proposals per image,
+both named after the image: the `<filename>` inside the former is often that of another image. A box belongs to every
+entity of the tweet whose text equals the name of the box. Most entities have no box, by design of the set.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from spanbox.data.importers import (
     ImportSummary,
     OnProgress,
     SplitSummary,
+    UniqueIds,
     copy_file,
-    make_folder,
+    is_file,
     relative_folder,
-    unique_id,
     with_progress,
 )
 from spanbox.data.importers.twitter_gmner_text import EntityTypes, Tweet, read_tweets
@@ -26,6 +26,7 @@ from spanbox.data.importers.vinvl import read_vinvl
 from spanbox.data.importers.voc import read_voc
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
 from spanbox.errors import DataError
+from spanbox.files import check_writable_file, check_writable_folder
 
 _SPLITS = {"train": "train", "dev": "val", "val": "val", "valid": "val", "test": "test"}
 _TEXT_FOLDERS = ("", "txt", "txt_fine", "json")
@@ -33,10 +34,10 @@ _TEXT_FOLDERS = ("", "txt", "txt_fine", "json")
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the parts of the set lie that belong to images."""
+    """The folders of the files that belong to images."""
 
     boxes: Path
-    images: Path  # may not exist: the images are published apart
+    images: Path  # may not exist: the images are published separately
     proposals: Path | None
 
 
@@ -61,18 +62,38 @@ def import_twitter_gmner(
         proposals: folder of `<id>.jpg.npz`.
         entity_types: which column of FMNERG becomes the type of an entity.
         copy_images: copy the images to `out/images`; otherwise the manifests point to where they lie.
-        on_progress: told after every tweet.
+        on_progress: called after every tweet.
 
     Raises:
-        DataError: no texts, no folder of boxes, a wrong line, or an id that is no file name.
+        DataError: no texts, no folder of boxes, a wrong line, an id that cannot be a file name, or no right to read.
+        OutputError: a file cannot be written.
     """
+    try:
+        return _import(source, out, boxes, images, proposals, entity_types, copy_images, on_progress)
+    except OSError as error:  # a folder that cannot be read, a name that is too long
+        raise DataError(f"{error.filename or source}: cannot be read ({error.strerror or error})") from None
+
+
+def _import(
+    source: Path,
+    out: Path,
+    boxes: Path | None,
+    images: Path | None,
+    proposals: Path | None,
+    entity_types: EntityTypes,
+    copy_images: bool,
+    on_progress: OnProgress | None,
+) -> ImportSummary:
     texts = find_texts(source)
     splits = {name: SplitSummary(str(path), f"{name}.jsonl") for name, path in texts.items()}
     tweets = {name: read_tweets(path, entity_types, splits[name]) for name, path in texts.items()}
     _note_shared_images(tweets, splits)
     image_ids = list({tweet.image_id: None for split in tweets.values() for tweet in split})
     folders = find_folders(source, image_ids, boxes=boxes, images=images, proposals=proposals)
-    make_folder(out)
+    for file in (*(summary.manifest for summary in splits.values()), "import.json"):
+        check_writable_file(out / file)
+    if copy_images:
+        check_writable_folder(out / "images")
     image_folder = "images" if copy_images else relative_folder(folders.images, out)
     done, total = 0, sum(map(len, tweets.values()))
     for name, summary in splits.items():
@@ -93,7 +114,7 @@ def find_texts(source: Path) -> dict[str, Path]:
     if source.is_file():
         split = _split_of(source)
         if split is None:
-            raise DataError(f"{source}: cannot tell its split; expected train, dev or test in its name")
+            raise DataError(f"{source}: its split is not known; expected train, dev or test in its name")
         return {split: source}
     for suffix in (".txt", ".json"):
         for folder in _TEXT_FOLDERS:
@@ -108,7 +129,7 @@ def find_texts(source: Path) -> dict[str, Path]:
 
 def _texts_in(folder: Path, suffix: str) -> dict[str, Path]:
     texts: dict[str, Path] = {}
-    for path in sorted(folder.glob(f"*{suffix}")):
+    for path in sorted(path for path in folder.glob(f"*{suffix}") if is_file(path)):
         split = _split_of(path)
         if split in texts:
             raise DataError(f"{texts[split]} and {path} are both {split}; give the one to import instead of {folder}")
@@ -118,7 +139,7 @@ def _texts_in(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _split_of(path: Path) -> str | None:
-    """The split that a file's name tells: `dev.txt` and `entity_text_dev.json` are both val."""
+    """The split that a file's name holds: `dev.txt` and `entity_text_dev.json` are both val."""
     words = split_words(r"[^a-z]+", path.stem.casefold())
     return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
@@ -145,12 +166,12 @@ def find_folders(
 def _find_folder(base: Path, name: str, files: list[str]) -> Path | None:
     """The nearest folder with `name` in its name and any of `files` in it.
 
-    Names differ between the places that offer the set. FMNERG and the JSON form come without boxes; theirs are those of
-    v2.0, which may lie in a folder beside them, and beside v1.
+    The folders of the set have several names in use. FMNERG and the JSON form come without boxes and use those of v2.0,
+    which may be in a folder beside them, and beside v1.
     """
     for near in (base.glob("*"), base.parent.glob("*"), base.parent.glob("*/*")):
         for folder in sorted((path for path in near if name in path.name.casefold()), reverse=True):
-            if folder.is_dir() and any((folder / file).is_file() for file in files):
+            if folder.is_dir() and any(is_file(folder / file) for file in files):
                 return folder
     return None
 
@@ -164,10 +185,10 @@ def _note_shared_images(tweets: dict[str, list[Tweet]], splits: dict[str, SplitS
 
 
 def _records(tweets: list[Tweet], image_folder: str, folders: Folders, summary: SplitSummary) -> Iterator[Record]:
-    taken: set[str] = set()
+    ids = UniqueIds()
     for tweet in tweets:
         summary.counts["pairs"] += 1
-        record_id = unique_id(tweet.image_id, taken)
+        record_id = ids.add(tweet.image_id)
         if record_id != tweet.image_id:
             summary.add("image used again", tweet.image_id, f"this pair is {record_id}, of the same group")
         shown = _image_size(tweet, folders, summary)
@@ -190,7 +211,7 @@ def _records(tweets: list[Tweet], image_folder: str, folders: Folders, summary: 
 
 def _image_size(tweet: Tweet, folders: Folders, summary: SplitSummary) -> tuple[int, int] | None:
     path = folders.images / f"{tweet.image_id}.jpg"
-    if not path.is_file():
+    if not is_file(path):
         summary.add("missing image", tweet.image_id, str(path))
         return None
     try:
@@ -204,7 +225,7 @@ def _boxes_by_name(
     tweet: Tweet, folders: Folders, shown: tuple[int, int] | None, summary: SplitSummary
 ) -> dict[str, list[Box]]:
     path = folders.boxes / f"{tweet.image_id}.xml"
-    if not path.is_file():
+    if not is_file(path):
         summary.counts["pairs without a file of boxes"] += 1
         return {}
     try:
@@ -228,7 +249,7 @@ def _proposals(
     tweet: Tweet, folders: Folders, shown: tuple[int, int] | None, summary: SplitSummary
 ) -> tuple[ObjectBox, ...]:
     path = folders.proposals / f"{tweet.image_id}.jpg.npz" if folders.proposals else None
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         summary.counts["pairs without a file of proposals"] += 1
         return ()
     try:
@@ -245,9 +266,9 @@ def _proposals(
 def _compare_sizes(
     what: str, made_for: tuple[int, int] | None, shown: tuple[int, int] | None, tweet: Tweet, summary: SplitSummary
 ) -> None:
-    """Boxes are pixels: made for another size of the same image they would point elsewhere."""
+    """Boxes are in pixels: made for another size of the image, they are wrong."""
     if made_for and shown and made_for != shown:
-        detail = f"made for {made_for[0]} x {made_for[1]}, the image is {shown[0]} x {shown[1]}; taken as they are"
+        detail = f"made for {made_for[0]} x {made_for[1]}, the image is {shown[0]} x {shown[1]}; used without changes"
         summary.add(f"{what} for another image size", tweet.image_id, detail)
 
 
@@ -263,8 +284,7 @@ def _count(record: Record, summary: SplitSummary) -> None:
 
 
 def _copy_images(image_ids: list[str], source: Path, target: Path) -> None:
-    make_folder(target)
     for image_id in image_ids:
         path = source / f"{image_id}.jpg"
-        if path.is_file():
+        if is_file(path):
             copy_file(path, target / path.name)

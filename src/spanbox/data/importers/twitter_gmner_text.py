@@ -1,20 +1,26 @@
-"""The texts of Twitter-GMNER: tweets and where their entities stand, from either of the two forms in use.
+"""The texts of Twitter-GMNER: tweets and their entities, from either of the two forms in use.
 
-Columns: `IMGID:<id>`, then a token a line with its tag after a tab (FMNERG: two tags, coarse and fine), a blank line
-after each tweet. JSON: a list of `{content, img_id, ans: [{ent}]}`, where an entity is found by its text.
+Columns: `IMGID:<id>`, then one token per line with its tag after a tab (FMNERG: two tags, coarse and fine), a blank
+line after each tweet. JSON: a list of `{content, img_id, ans: [{ent}]}`, where an entity is found by its text.
 """
 
+import io
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from spanbox.data.importers import SplitSummary, check_id
+from spanbox.data.importers import SplitSummary, check_id, read_file
 from spanbox.errors import DataError
 
 EntityTypes = Literal["coarse", "fine"]
+
+MAX_BYTES = 8 * 1024 * 1024  # of a file of texts; the published ones have 1
+MAX_CHARACTERS = 4_000  # of a tweet
+MAX_ENTITIES = 200  # of a tweet
 
 _TAG = re.compile(r"O|[BI]-.+")
 
@@ -36,13 +42,14 @@ class Tweet(NamedTuple):
 
 
 def read_tweets(path: Path, entity_types: EntityTypes, summary: SplitSummary) -> list[Tweet]:
-    """The tweets of a file in either form; what is odd about them goes to `summary`.
+    """The tweets of a file in either form; their oddities go to `summary`.
 
     Raises:
-        DataError: the file is not UTF-8, a line is wrong, an id is no file name, or there are no tweets.
+        DataError: the file or a tweet is too large, it is not UTF-8, a line is wrong, an id cannot be a file name,
+            or there are no tweets.
     """
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_file(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 ({error})") from None
     is_json = path.suffix == ".json"
@@ -59,24 +66,32 @@ def read_tweets(path: Path, entity_types: EntityTypes, summary: SplitSummary) ->
 
 
 def _read_columns(path: Path, content: str, entity_types: EntityTypes, summary: SplitSummary) -> Iterator[Tweet]:
-    tweets: list[tuple[str, list[tuple[str, str]]]] = []
+    image_id = None
+    tagged: list[tuple[str, str]] = []
+    where = ""
     # Not splitlines(): a token may hold a character that only Python takes for the end of a line.
-    for number, line in enumerate(content.split("\n"), start=1):
+    for number, line in enumerate(io.StringIO(content, newline=None), start=1):
+        line = line.rstrip("\n")
         if line.startswith("IMGID:"):
-            tweets.append((check_id(line.removeprefix("IMGID:").strip(), f"{path}, line {number}"), []))
+            if image_id is not None:
+                yield _join_tokens(image_id, tagged, where, summary)
+            where = f"{path}, line {number}"
+            image_id, tagged = check_id(line.removeprefix("IMGID:").strip(), where), []
         elif line.strip():
             token, *tags = line.split("\t")
-            if not (tweets and token.strip() and len(tags) in (1, 2) and all(map(_TAG.fullmatch, tags))):
+            valid = token.strip() and len(tags) in (1, 2) and all(map(_TAG.fullmatch, tags))
+            if image_id is None or not valid:
                 raise DataError(
-                    f"{path}, line {number}: {line!r} is no line of a tweet; expected IMGID:<id> first, then token, "
-                    "tab, tag (O, B-TYPE or I-TYPE), in FMNERG followed by another tab and tag"
+                    f"{path}, line {number}: {line[:100]!r} is no line of a tweet; expected IMGID:<id> first, then "
+                    "token, tab, tag (O, B-TYPE or I-TYPE), in FMNERG followed by another tab and tag"
                 )
-            tweets[-1][1].append((token, tags[-1] if entity_types == "fine" else tags[0]))
-    for image_id, tagged in tweets:
-        yield _join_tokens(image_id, tagged, summary)
+            tagged.append((token, tags[-1] if entity_types == "fine" else tags[0]))
+            _check_size(where, len(tagged), 0)  # before it fills the memory
+    if image_id is not None:
+        yield _join_tokens(image_id, tagged, where, summary)
 
 
-def _join_tokens(image_id: str, tagged: Iterable[tuple[str, str]], summary: SplitSummary) -> Tweet:
+def _join_tokens(image_id: str, tagged: Iterable[tuple[str, str]], where: str, summary: SplitSummary) -> Tweet:
     tokens: list[str] = []
     mentions: list[Mention] = []
     position, open_type = 0, ""
@@ -88,10 +103,20 @@ def _join_tokens(image_id: str, tagged: Iterable[tuple[str, str]], summary: Spli
         elif prefix != "O":
             if prefix == "I":
                 summary.add("I- tag without a B- tag", image_id, f"{token!r} is read as the start of an entity")
-            mentions.append(Mention(position, end, kind))
+            mentions.append(Mention(position, end, sys.intern(kind)))
         tokens.append(token)
         position, open_type = end + 1, kind
-    return Tweet(image_id, " ".join(tokens), mentions)
+    text = " ".join(tokens)
+    _check_size(where, len(text), len(mentions))
+    return Tweet(image_id, text, mentions)
+
+
+def _check_size(where: str, characters: int, entities: int) -> None:
+    if characters > MAX_CHARACTERS or entities > MAX_ENTITIES:
+        raise DataError(
+            f"{where}: this tweet has {characters} characters or more and {entities} entities; at most "
+            f"{MAX_CHARACTERS} and {MAX_ENTITIES} are read"
+        )
 
 
 class _JsonEntity(msgspec.Struct):
@@ -107,11 +132,13 @@ class _JsonTweet(msgspec.Struct):
 def _read_json(path: Path, content: str, summary: SplitSummary) -> Iterator[Tweet]:
     try:
         items = msgspec.json.decode(content, type=list[_JsonTweet])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(f"{path}: {error}; expected a list of {{content, img_id, ans: [{{ent}}]}}") from None
     for number, item in enumerate(items, start=1):
-        image_id = check_id(item.img_id.removeprefix("IMGID:").strip(), f"{path}, tweet {number}")
+        where = f"{path}, tweet {number}"
+        image_id = check_id(item.img_id.removeprefix("IMGID:").strip(), where)
         text = " ".join(item.content.split())
+        _check_size(where, len(text), len(item.ans))
         mentions: list[Mention] = []
         for entity in item.ans:
             mention = _find_mention(text, " ".join(entity.ent.split()), mentions)
@@ -123,16 +150,20 @@ def _read_json(path: Path, content: str, summary: SplitSummary) -> Iterator[Twee
 
 
 def _find_mention(text: str, name: str, taken: list[Mention]) -> Mention | None:
-    """The first place of `name` that no other entity has taken.
+    """The first place of `name` that no other entity has taken. White space is collapsed in both.
 
     Whole tokens come before parts of tokens, and places after the previous entity before earlier ones: names are listed
     in the order of the text.
     """
-    pattern = re.escape(name)
+    if not name:
+        return None
     previous_end = taken[-1].end if taken else 0
-    for edges in (rf"(?<!\S){pattern}(?!\S)", pattern):
-        places = [Mention(*match.span(), "") for match in re.finditer(edges, text) if name]
-        for place in sorted(places, key=lambda place: place.start < previous_end):
-            if all(place.end <= other.start or other.end <= place.start for other in taken):
-                return place
+    for searched, wanted in ((f" {text} ", f" {name} "), (text, name)):
+        for position in dict.fromkeys((previous_end, 0)):
+            while (start := searched.find(wanted, position)) >= 0:
+                end = start + len(name)
+                overlapping = [other.end for other in taken if other.start < end and start < other.end]
+                if not overlapping:
+                    return Mention(start, end, "")
+                position = max(overlapping)
     return None

@@ -1,25 +1,31 @@
-"""Boxes in Pascal VOC annotation files, one XML file an image.
+"""Boxes in Pascal VOC annotation files, one XML file per image.
 
-Read with defusedxml: these files come from strangers, and an XML file can ask its reader to fetch or to expand without
-end. Coordinates are taken as they stand, in pixels; what a data set means by them is its importer's business.
+The files come from strangers, so they are read with defusedxml, which expands no entities, and up to a limit of size,
+depth and boxes. Coordinates are read without changes, in pixels; the importer of a data set knows their convention.
 """
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from defusedxml import DefusedXmlException, ElementTree
 
+from spanbox.data.importers import read_file
 from spanbox.data.manifest import Box, is_inverted
 from spanbox.errors import DataError
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 32
+MAX_BOXES = 1000
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
 class VocFile:
-    """What one annotation file says."""
+    """The content of one annotation file."""
 
     size: tuple[int, int] | None  # width and height of the image that was annotated, where given
     boxes: dict[str, list[Box]]  # by name, white space collapsed; a name may recur
@@ -27,29 +33,44 @@ class VocFile:
 
 
 def read_voc(path: Path) -> VocFile:
-    """Read an annotation file. A box without an area or with a corner that is no number is left out and listed.
+    """Read an annotation file. A box without an area or with a corner that is not a number is left out and listed.
 
     Raises:
-        DataError: the file is no XML, or asks for entities to be expanded.
+        DataError: the file is not XML, defines entities, or is larger or deeper than the limits.
     """
+    root = _parse(path)
+    boxes: dict[str, list[Box]] = {}
+    unusable: list[str] = []
+    # Direct children alone: looking through all levels would take quadratic time where objects are nested.
+    found = [(element, corners) for element in root.findall("object") for corners in element.findall("bndbox")]
+    if len(found) > MAX_BOXES:
+        raise DataError(f"{path}: has {len(found)} boxes; at most {MAX_BOXES} are read of an image")
+    for element, corners in found:
+        name = " ".join((element.findtext("name") or "").split())
+        texts = [corners.findtext(corner) for corner in _CORNERS]
+        box = _box(texts)
+        if box is None:
+            unusable.append(f"{name!r}: {texts} has no area or is not a box")
+        else:
+            boxes.setdefault(name, []).append(box)
+    return VocFile(_size(root), boxes, unusable)
+
+
+def _parse(path: Path) -> Any:
+    """The root element of the file."""
+    content = read_file(path, MAX_BYTES)
+    root, depth = None, 0
     try:
-        root = ElementTree.parse(path).getroot()
+        for event, element in ElementTree.iterparse(BytesIO(content), events=("start", "end")):
+            root = element if root is None else root
+            depth += 1 if event == "start" else -1
+            if depth > MAX_DEPTH:
+                raise DataError(f"{path}: refused, its elements are nested more than {MAX_DEPTH} deep")
     except DefusedXmlException as error:
         raise DataError(f"{path}: refused, it defines or fetches entities ({type(error).__name__})") from None
     except (ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path}: is no XML that can be read ({error})") from None
-    boxes: dict[str, list[Box]] = {}
-    unusable: list[str] = []
-    for element in root.iter("object"):
-        name = " ".join((element.findtext("name") or "").split())
-        for corners in element.iter("bndbox"):
-            texts = [corners.findtext(corner) for corner in _CORNERS]
-            box = _box(texts)
-            if box is None:
-                unusable.append(f"{name!r}: {texts} has no area or is no box")
-            else:
-                boxes.setdefault(name, []).append(box)
-    return VocFile(_size(root), boxes, unusable)
+        raise DataError(f"{path}: is not XML that can be read ({error})") from None
+    return root
 
 
 def _box(texts: list[str | None]) -> Box | None:
@@ -61,7 +82,7 @@ def _box(texts: list[str | None]) -> Box | None:
 
 
 def _size(root: Any) -> tuple[int, int] | None:
-    """Width and height; `None` where they are missing, no numbers or, as some tools write them, 0."""
+    """Width and height; `None` where they are missing, not numbers or, as some tools write them, 0."""
     try:
         width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
     except ValueError:
