@@ -8,8 +8,11 @@ shape requires. Arrays are mapped, so that memory is used only for the parts tha
 import math
 import re
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 from numpy.lib import format as npy
@@ -17,6 +20,9 @@ from numpy.typing import NDArray
 
 LONGEST_HEADER = 10_000
 """Bytes, as in NumPy."""
+
+ARCHIVE_SIZE = 256 * 2**20
+"""Bytes of all arrays of an `.npz` file together."""
 
 _HEADER = re.compile(r"\{'descr': '([<>|=][a-z]\d{1,2})', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n")
 _MOST_DIGITS = 18  # of a dimension: an index has 64 bits
@@ -54,6 +60,37 @@ def open_array(path: Path, dtypes: Sequence[type[np.generic]], dimensions: int) 
     if math.prod(shape) == 0:  # nothing to map
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "c", offset, shape)  # not "r": PyTorch warns of arrays that cannot be written
+
+
+def read_archive(path: Path, limit: int = ARCHIVE_SIZE) -> dict[str, NDArray[Any]]:
+    """The arrays of an `.npz` file by name.
+
+    Raises:
+        DamagedArrayError: the file is damaged, holds anything but plain arrays, or unpacks to more than `limit` bytes.
+        OSError: the file cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > limit:
+                raise DamagedArrayError(f"the arrays have more than {limit >> 20} MiB, the limit for them")
+            if any(member.compress_type not in (ZIP_STORED, ZIP_DEFLATED) for member in members):
+                raise DamagedArrayError("an array is compressed in an unusual way")
+            contents = {member.filename.removesuffix(".npy"): archive.read(member) for member in members}
+    except (BadZipFile, ZlibError, EOFError, NotImplementedError, RuntimeError, LookupError, UnicodeError) as error:
+        raise DamagedArrayError(f"not a whole archive of arrays ({error})") from None
+    return {name: _from_bytes(name, content) for name, content in contents.items()}
+
+
+def _from_bytes(name: str, content: bytes) -> NDArray[Any]:
+    file = BytesIO(content)
+    dtype, shape = _read_header(file)
+    found, wanted = len(content) - file.tell(), math.prod(shape) * dtype.itemsize
+    if found != wanted:
+        raise DamagedArrayError(f"{name}: shape {shape} of {dtype.name} takes {wanted} bytes, found {found}")
+    return np.frombuffer(content, dtype, math.prod(shape), file.tell()).reshape(shape)
 
 
 def _read_header(file: BinaryIO) -> tuple[np.dtype[Any], tuple[int, ...]]:

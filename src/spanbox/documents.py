@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -23,17 +23,18 @@ YAML_VALUES = 20_000  # with every alias counted as often as it is used
 INTEGER_DIGITS = 40
 JSON_SIZE = 64 * MIB
 JSON_DEPTH = 64
+LOG_SIZE = 256 * MIB  # of a run, some 500,000 lines
 
 
 class DocumentError(ValueError):
     """A text, JSON or YAML file is not what it should be. The message has the line where there is one, not the path."""
 
 
-def read_text(path: Path, limit: int = JSON_SIZE) -> str:
+def read_text(path: Path, limit: int = JSON_SIZE, errors: Literal["strict", "replace"] = "strict") -> str:
     """A UTF-8 text file, without a byte order mark.
 
     Raises:
-        DocumentError: it is larger than `limit` bytes, or not UTF-8.
+        DocumentError: it is larger than `limit` bytes, or not UTF-8 (with `errors="strict"`).
         OSError: it cannot be read, or is no regular file.
     """
     if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
@@ -43,7 +44,7 @@ def read_text(path: Path, limit: int = JSON_SIZE) -> str:
     if len(content) > limit:
         raise DocumentError(f"the file has more than {limit / MIB:g} MiB, the limit for it")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         raise DocumentError(f"not UTF-8 text: byte {error.start} is {content[error.start]:#04x}") from None
 

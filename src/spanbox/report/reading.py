@@ -5,9 +5,6 @@ file may be absent, and a damaged one counts as absent and is named in `Run.prob
 """
 
 import csv
-import json
-import math
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +12,17 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from spanbox.arrays import read_archive
+from spanbox.documents import LOG_SIZE, DocumentError, parse_json, read_json, read_text, read_yaml
 from spanbox.errors import CheckpointError
 from spanbox.report.examples import Examples
 
 RUN_FILES = ("config.yaml", "log.jsonl", "metrics.json")
 ABLATION_FILE = "table.csv"
+LARGEST = 1e30  # number of a log or a file of metrics; axes and sums overflow far above it
+LARGEST_MAP = 1024  # side of a heatmap, in patches
 
 T = TypeVar("T")
 
@@ -71,9 +71,9 @@ class Run:
         settings = self.config.get("train")
         if self.stopped_early or not isinstance(settings, dict):
             return True
-        if minutes := settings.get("minutes"):
-            return self.seconds >= 60 * float(minutes)
-        return self.step >= int(settings.get("steps", 0))
+        if _is_number(settings.get("minutes")):
+            return self.seconds >= 60 * float(settings["minutes"])
+        return self.step >= int(settings["steps"]) if _is_number(settings.get("steps")) else True
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         metrics={key: float(value) for key, value in measured.items() if _is_number(value)},
         outcomes=read("evaluation/outcomes.npz", _read_outcomes, {}),
         examples=read("evaluation/examples.json", _read_examples, None),
-        heatmaps=read("evaluation/heatmaps.npz", _read_arrays, {}),
+        heatmaps=read("evaluation/heatmaps.npz", _read_heatmaps, {}),
         audit=read("evaluation/audit.json", _read_audit, {}),
         environment=read("environment.json", _read_object, {}),
         problems=tuple(read.problems),
@@ -186,7 +186,7 @@ class _Reader:
             return absent
         try:
             return parse(path)
-        except (OSError, ValueError, KeyError, EOFError, yaml.YAMLError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError) as error:
             self.problems.append(f"{name}: {error}")
             return absent
 
@@ -194,18 +194,27 @@ class _Reader:
 def _read_log(path: Path) -> list[dict[str, Any]]:
     """The complete lines; a last one that is being written, or was cut off, is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(path, LOG_SIZE, errors="replace").split("\n"):  # a name may hold other ends of a line
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
+            values = parse_json(line)
+        except DocumentError:
             continue
         if isinstance(values, dict) and _is_number(values.get("step")):
-            lines.append(values)
+            lines.append({key: value for key, value in values.items() if _is_logged(key, value)})
     return lines
 
 
+def _is_logged(key: str, value: object) -> bool:
+    """Whether a value of the log is of the type that the trainer writes."""
+    if key == "kind":
+        return isinstance(value, str)
+    if key == "incidents":
+        return isinstance(value, dict) and all(map(_is_number, value.values()))
+    return _is_number(value)
+
+
 def _read_object(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError("no JSON object")
     return content
@@ -216,7 +225,7 @@ def _read_audit(path: Path) -> dict[str, dict[str, float]]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError("no mapping of keys")
     return content
@@ -227,16 +236,29 @@ def _read_examples(path: Path) -> Examples:
     return msgspec.convert(_read_object(path), Examples)
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in arrays.files}
+def _read_heatmaps(path: Path) -> dict[str, NDArray[np.float32]]:
+    arrays = read_archive(path)
+    for name, array in arrays.items():
+        if array.ndim != 2 or array.dtype.kind != "f" or not 0 < max(array.shape) <= LARGEST_MAP or not array.size:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected a grid of floats")
+        if not ((array >= 0) & (array <= 1)).all():
+            raise ValueError(f"{name} has values outside of [0, 1]")
+    return arrays
 
 
 def _read_outcomes(path: Path) -> dict[str, Outcomes]:
-    arrays = _read_arrays(path)
+    arrays = read_archive(path)
     names = [key.removesuffix("/values") for key in arrays if key.endswith("/values")]
-    return {name: Outcomes(arrays[f"{name}/values"], arrays[f"{name}/image"]) for name in names}
+    return {name: _outcomes_of(name, arrays[f"{name}/values"], arrays.get(f"{name}/image")) for name in names}
+
+
+def _outcomes_of(name: str, values: NDArray[Any], image: NDArray[Any] | None) -> Outcomes:
+    if values.ndim != 1 or values.dtype.kind not in "biuf" or image is None or image.dtype != np.int64:
+        raise ValueError(f"{name} needs one number per query, and the hash of its image")
+    if image.shape != values.shape or not (np.abs(values.astype(np.float64)) <= LARGEST).all():
+        raise ValueError(f"{name} has {values.shape} values for {image.shape} images, or a value that is not finite")
+    return Outcomes(values, image)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
