@@ -1,13 +1,18 @@
 """Tokenizers: from a local transformers folder, or a small one made from the texts at hand."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from spanbox.documents import read_json
 from spanbox.errors import ConfigError
 
+JSON_FILES = frozenset(
+    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+)
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 
@@ -19,9 +24,10 @@ def load_tokenizer(path: str) -> Any:
             token stands for.
     """
     try:
+        _check_files(Path(path))
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the tokenizers library raises bare `Exception` for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"{path}: no tokenizer could be loaded ({reason}); expected tokenizer.json in that folder"
         ) from None
@@ -32,6 +38,15 @@ def load_tokenizer(path: str) -> Any:
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a config.json alone
         raise ConfigError(f"{path}: its tokenizer has no vocabulary; expected tokenizer.json in that folder")
     return tokenizer
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what would hang or fill memory: files that are no regular ones, and JSON beyond the limits."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not (file.is_file() or file.is_dir()):
+            raise OSError(f"{file.name} is not a regular file")
+        if file.name in JSON_FILES:
+            read_json(file)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:

@@ -1,10 +1,10 @@
 """What the vision tower expects of its pixels. Images travel as bytes and are normalised on the device."""
 
-import json
 from pathlib import Path
 
 from pydantic import Field, PositiveFloat
 
+from spanbox.documents import read_json
 from spanbox.errors import ConfigError
 from spanbox.settings import Settings
 
@@ -33,9 +33,9 @@ class Preprocessing(Settings):
         if not shipped:
             return cls(image_size=image_size)
         try:
-            values = json.loads(shipped[0].read_text(encoding="utf-8"))
+            values = read_json(shipped[0])
             values = dict(values.get("image_processor", values))
             names = {"mean": "image_mean", "std": "image_std"}
             return cls(image_size=image_size, **{ours: values[name] for ours, name in names.items() if name in values})
-        except (AttributeError, TypeError, ValueError) as error:  # no object; no JSON, or no such values
+        except (AttributeError, OSError, TypeError, ValueError) as error:  # no object; no JSON, or no such values
             raise ConfigError(f"{shipped[0]}: image_mean and image_std cannot be read: {error}") from None

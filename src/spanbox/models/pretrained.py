@@ -4,6 +4,7 @@ Nothing is ever downloaded. What transformers prints while it loads is replaced 
 and that the folder lacks are an error, where transformers would fill them with random numbers and say so in a table.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from spanbox.documents import read_json
 from spanbox.errors import CheckpointError, ConfigError
 
 Part = Literal["text", "vision"]
 
+MOST_LAYERS = 1_000
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WRONG_ARCHITECTURE = (
     ArithmeticError,
@@ -61,9 +64,10 @@ def config_from_folder(folder: Path, part: Part) -> Any:
         ConfigError: config.json is not one of transformers.
     """
     try:
+        read_json(folder / "config.json")  # within limits; transformers has none
         with _quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (AttributeError, OSError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
+    except (OSError, *_WRONG_ARCHITECTURE) as error:
         raise ConfigError(f"{part} tower: {folder}/config.json is not a transformers config: {error}") from error
     return getattr(config, f"{part}_config", config)
 
@@ -76,7 +80,7 @@ def config_from_architecture(architecture: dict[str, Any], part: Part) -> Any:
     """
     values = dict(architecture)
     model_type = values.pop("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ConfigError(f"{part} tower: transformers knows no model_type {model_type!r}.{_nearest(model_type)}")
     config_class: Any = CONFIG_MAPPING[model_type]
     known = {*_own_fields(config_class), *config_class.attribute_map}
@@ -105,12 +109,25 @@ def random_model(config: Any, model_class: Any, part: Part) -> nn.Module:
         with _quiet():
             # from_config exists on the Auto classes only.
             build = getattr(model_class, "from_config", None) or model_class._from_config
+            _check_size(config, build)
             model: nn.Module = build(config, dtype=torch.float32)
     except _WRONG_ARCHITECTURE as error:
         raise ConfigError(
             f"{part} tower: a {config.model_type!r} of this architecture cannot be built: {error}"
         ) from error
     return model.train()
+
+
+def _check_size(config: Any, build: Callable[..., nn.Module]) -> None:
+    """Raise ValueError for a model that this machine cannot hold, before anything is allocated."""
+    for name, value in config.to_dict().items():
+        if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise ValueError(f"{name} is {value}, at most {MOST_LAYERS} layers are built")
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build(config, dtype=torch.float32).parameters()) * 4
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(f"its weights take {size / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f}")
 
 
 def pretrained_model(

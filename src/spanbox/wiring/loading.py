@@ -1,19 +1,21 @@
 """A trained model from its checkpoint, with all that it needs to be used."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spanbox.config import RunConfig, parse_config
+from pydantic import ValidationError
+
+from spanbox.config import RunConfig, load_config
 from spanbox.data.tokenizer import load_tokenizer
+from spanbox.documents import DocumentError, read_json
 from spanbox.engine.checkpoint import find_checkpoint, load_weights
 from spanbox.engine.device import choose_device
 from spanbox.errors import CheckpointError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import build_text_tower, build_vision_tower
+from spanbox.models.towers import TowerSettings, build_text_tower, build_vision_tower
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,54 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
         CheckpointError: there is none, or it is damaged.
     """
     folder = find_checkpoint(Path(path))
-    config = parse_config(_read(folder / "config.yaml"), str(folder / "config.yaml"))
-    try:
-        architecture = json.loads(_read(folder / "architecture.json"))
-        preprocessing = Preprocessing.model_validate_json(_read(folder / "preprocessing.json"))
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: architecture.json or preprocessing.json is damaged ({error})") from None
-    settings = config.model.model_copy(
-        update={
-            part: getattr(config.model, part).model_copy(update={"path": None, "architecture": architecture[part]})
-            for part in ("text", "vision")
-        }
-    )
+    config = load_config(str(_there(folder / "config.yaml")))
+    settings = config.model.model_copy(update=_towers(config, _read_object(folder / "architecture.json"), folder))
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     text = build_text_tower(settings.text, pad_token_id=tokenizer.pad_token_id)
-    model = DualEncoder(text, build_vision_tower(settings.vision), preprocessing, settings)
+    vision = build_vision_tower(settings.vision)
+    preprocessing = _preprocessing(folder / "preprocessing.json", vision.image_size)
+    model = DualEncoder(text, vision, preprocessing, settings)
     objective = Objective(config.loss, config.model.dim)
     load_weights(folder, model, objective)
     return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
 
 
-def _read(path: Path) -> str:
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; a checkpoint is copied as a whole")
+    return path
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); a checkpoint is copied as a whole") from None
+        content = read_json(_there(path))
+    except (DocumentError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected an object, found {type(content).__name__}; copy the checkpoint again")
+    return content
+
+
+def _towers(config: RunConfig, architecture: dict[str, Any], folder: Path) -> dict[str, TowerSettings]:
+    """The settings of both towers with the architectures of a checkpoint in place of paths."""
+    towers = {}
+    for part in ("text", "vision"):
+        given = architecture.get(part)
+        if not isinstance(given, dict) or not isinstance(given.get("model_type"), str):
+            raise CheckpointError(f"{folder}/architecture.json: {part} has no model_type; copy the checkpoint again")
+        settings: TowerSettings = getattr(config.model, part)
+        towers[part] = settings.model_copy(update={"path": None, "architecture": given})
+    return towers
+
+
+def _preprocessing(path: Path, image_size: int) -> Preprocessing:
+    try:
+        preprocessing = Preprocessing.model_validate(_read_object(path))
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise CheckpointError(f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+    if preprocessing.image_size != image_size:
+        raise CheckpointError(
+            f"{path}: image_size is {preprocessing.image_size}, but the vision tower takes {image_size} pixels"
+        )
+    return preprocessing
