@@ -1,7 +1,6 @@
 """`spanbox data`: what is printed, what is written, and the exit code."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from typer.testing import CliRunner
 
 from spanbox.cli import data
 from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
-from spanbox.errors import DataError
+from spanbox.errors import DataError, OutputError
 
 app = typer.Typer()
 app.add_typer(data.app, name="data")
@@ -39,9 +38,9 @@ def test_a_good_manifest_exits_with_0(good: Path) -> None:
     assert ["pairs", "1"] in lines
     assert ["type", "animal", "1"] in lines
     assert ["language", "en", "1"] in lines
-    assert "Nothing is wrong." in output
+    assert "No problems found." in output
     assert "Problems" not in output
-    assert json.loads(Path(f"{good}.audit.json").read_text())["ok"] is True
+    assert not list(good.parent.glob("*.json"))  # nothing is written beside the data
 
 
 def test_a_bad_one_exits_with_1_and_names_the_places(good: Path) -> None:
@@ -49,7 +48,7 @@ def test_a_bad_one_exits_with_1_and_names_the_places(good: Path) -> None:
         file.write('{"id":"1","image":"none.png","text":"x [red]y[/red]"}\nnonsense\n')
     code, output = run("data", "check", good)
     assert code == 1
-    assert "  wrong line: 1 (training stops here; mend or remove the line)" in output
+    assert "  wrong line: 1 (training stops here; fix or remove the line)" in output
     assert f"    {good}:3: the line: is not JSON" in output
     assert f"    {good}:2: none.png: no such file" in output
     assert f"    {good}:2: as in line 1" in output
@@ -61,6 +60,7 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
     _, output = run("data", "check", tmp_path / "m.jsonl")
     assert "missing image: 30 (" in output
     assert "    and 25 more" in output
+    assert "--json PATH writes a full report with all of them." in output
 
 
 def test_several_manifests_get_a_column_each_and_a_sum(good: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_several_manifests_get_a_column_each_and_a_sum(good: Path, tmp_path: Pat
     assert [str(good), str(other), "all"] in lines  # the names alone would be the same
     assert ["pairs", "1", "1", "2"] in lines
     assert "image in two manifests: 1" in output
-    assert "Notes\n  same text in two manifests: 1" in output
+    assert "\n  same text in two manifests: 1" in output.partition("Notes")[2]
 
 
 def test_fast_says_what_it_left_out(good: Path) -> None:
@@ -81,19 +81,38 @@ def test_fast_says_what_it_left_out(good: Path) -> None:
     assert "--fast: images were neither decoded nor compared by content." in output
 
 
-def test_where_the_json_goes(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("data", "check", good, "--json", tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text())["total"]["pairs"] == 1
-    assert not Path(f"{good}.audit.json").exists()
+def test_the_full_report_goes_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.jsonl", [Record(str(i), f"gone{i}.png", str(i)) for i in range(8)])
+    path = tmp_path / "new" / "report.json"
+    code, output = run("data", "check", tmp_path / "m.jsonl", "--json", path)
+    assert code == 1
+    assert f"Full report: {path}" in output
+    (problem,) = json.loads(path.read_text())["problems"]
+    assert [place["line"] for place in problem["examples"]] == list(range(1, 9))
+    assert path.read_text().count("no such file") == 8
 
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
-    run("data", "check", good)
-    assert (tmp_path / "elsewhere" / "train.jsonl.audit.json").is_file()
 
-    with pytest.raises(DataError, match=r"cannot be written .*; name another file with --json PATH"):
-        run("data", "check", good, "--json", tmp_path / "none" / "report.json")
+def test_a_report_that_cannot_be_written_is_refused_before_the_images_are_read(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "audit", lambda *_, **__: pytest.fail("the audit began"))
+    for path in (tmp_path, good / "report.json"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            run("data", "check", good, "--json", path)
+
+
+@pytest.mark.parametrize("text", ["[/b]", "[red]x", "[link=x]", "\x1b[2J", "\u009b2J"])
+def test_markup_and_control_characters_of_a_manifest_are_printed_as_text(tmp_path: Path, text: str) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    record = Record(text, "a.png", f"cat {text}", lang=text, entities=(Entity(0, 3, text), Entity(0, 3, text)))
+    write_manifest(tmp_path / "m.jsonl", [record, record, Record("3", text, text)])
+    code, output = run("data", "check", tmp_path / "m.jsonl")
+    assert code == 1
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    for line in (f"type {shown} ", f"language {shown} ", f"{shown}: no such file"):
+        assert line in output
+    assert "\x1b" not in output
+    assert "\x9b" not in output
 
 
 def test_a_missing_manifest_is_an_error_for_main_to_print(tmp_path: Path) -> None:
@@ -140,7 +159,7 @@ def test_import_writes_manifests_and_tells_what_is_missing(gmner: Path, tmp_path
     assert f"images from {gmner / 'images'}" in output
     assert "proposals from nowhere: no such folder was found" in output
     assert "  missing image: 1 in val.jsonl, 1 in test.jsonl" in output
-    assert f"Each of them is listed in {tmp_path / 'out' / 'import.json'}" in output
+    assert f"All are listed in {tmp_path / 'out' / 'import.json'}" in output
     assert f"Next: spanbox data check {tmp_path / 'out' / 'train.jsonl'}" in output
 
 

@@ -1,9 +1,8 @@
-"""`spanbox data`: bring published data sets into a manifest, and check manifests before training on them."""
+"""`spanbox data`: convert published data sets to manifests, and check manifests before training."""
 
-import json
-import os
 from pathlib import Path
 from typing import Annotated
+from unicodedata import category
 
 import typer
 from rich.console import Console
@@ -14,12 +13,12 @@ from spanbox.data.audit import AuditReport, Finding, audit
 from spanbox.data.importers import ImportSummary
 from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
-from spanbox.errors import DataError
+from spanbox.files import check_writable_file
 from spanbox.progress import progress_of
 from spanbox.terminal import make_console
 
-app = typer.Typer(no_args_is_help=True, help="Bring data into a manifest, and check manifests before training on them.")
-import_app = typer.Typer(no_args_is_help=True, help="Turn a published data set into manifests, one a split.")
+app = typer.Typer(no_args_is_help=True, help="Convert data to manifests, and check manifests before training.")
+import_app = typer.Typer(no_args_is_help=True, help="Convert a published data set to manifests, one per split.")
 app.add_typer(import_app, name="import")
 
 _VALUES_SHOWN = 8  # of types and of languages
@@ -28,7 +27,7 @@ _VALUES_SHOWN = 8  # of types and of languages
 _IMPORT_TWITTER_GMNER = """Import Twitter-GMNER (Twitter10000) or Twitter-FMNERG.
 
 Reads the texts in columns or the JSON form, boxes from XML and proposals from npz. Writes train.jsonl, val.jsonl and \
-test.jsonl to OUT, and import.json, which lists by name all that was left out.
+test.jsonl to OUT, and import.json, which lists everything that was left out.
 
 Missing images do not stop it: import first, download later.
 
@@ -37,14 +36,14 @@ Example:
     spanbox data import twitter-gmner Twitter10000_v2.0 data/gmner
 """
 
-_CHECK = """Check manifests and their images, and tell everything that is wrong with them.
+_CHECK = """Check manifests and their images, and list all their faults.
 
-Give all splits at once: what stands in two of them is found, too. Exits with 1 when something is wrong, with 0 \
-otherwise; notes are no problem.
+Give all splits at once: they are also compared with each other. Exits with 1 if there is a problem and with 0 \
+otherwise; notes are not problems. Five places of each kind are shown; --json writes all of them to a file.
 
 Example:
 
-    spanbox data check train.jsonl val.jsonl test.jsonl
+    spanbox data check train.jsonl val.jsonl test.jsonl --json check.json
 """
 
 
@@ -54,19 +53,17 @@ def import_twitter_gmner_command(
         Path,
         typer.Argument(metavar="SRC", help="Folder of the set, as in Twitter10000_v2.0, or one file of texts."),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the manifests; made if there is none.")],
-    boxes: Annotated[Path | None, typer.Option(help="Folder of ID.xml. Default: looked for in and beside SRC.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of ID.jpg. Default: looked for in and beside SRC.")
-    ] = None,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the manifests; created if missing.")],
+    boxes: Annotated[Path | None, typer.Option(help="Folder of ID.xml. Default: searched in and beside SRC.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of ID.jpg. Default: searched in and beside SRC.")] = None,
     proposals: Annotated[
-        Path | None, typer.Option(help="Folder of ID.jpg.npz (VinVL). Default: looked for in and beside SRC.")
+        Path | None, typer.Option(help="Folder of ID.jpg.npz (VinVL). Default: searched in and beside SRC.")
     ] = None,
     types: Annotated[
-        EntityTypes, typer.Option(help="FMNERG: which column of tags becomes the type of an entity.")
+        EntityTypes, typer.Option(help="FMNERG: the column of tags that gives the types of entities.")
     ] = "fine",
     copy_images: Annotated[
-        bool, typer.Option("--copy-images", help="Copy the images to OUT/images instead of pointing to where they lie.")
+        bool, typer.Option("--copy-images", help="Copy the images to OUT/images instead of referring to their folder.")
     ] = False,
 ) -> None:
     with progress_of("importing") as on_progress:
@@ -86,35 +83,31 @@ def import_twitter_gmner_command(
 @app.command("check", help=_CHECK)
 def check(
     manifests: Annotated[
-        list[Path], typer.Argument(metavar="MANIFEST...", help="The manifests of one data set, one a split.")
+        list[Path], typer.Argument(metavar="MANIFEST...", help="The manifests of one data set, one per split.")
     ],
     fast: Annotated[
         bool,
         typer.Option(
-            "--fast", help="Read only the headers of the images: minutes become seconds, damage stays unseen."
+            "--fast", help="Read only the headers of the images: seconds instead of minutes, but damage is not found."
         ),
     ] = False,
     json_path: Annotated[
         Path | None,
-        typer.Option("--json", metavar="PATH", help="Where the full result goes. Default: MANIFEST.audit.json."),
+        typer.Option("--json", metavar="PATH", help="Write the full report, every finding included, to this file."),
     ] = None,
 ) -> None:
+    if json_path is not None:
+        check_writable_file(json_path)
     with progress_of("checking") as on_progress:
         report = audit(manifests, decode=not fast, on_progress=on_progress)
     _show_audit(report)
-    path = json_path or _default_report_path(manifests[0])
-    try:
-        path.write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); name another file with --json PATH") from None
-    print(f"All of this as JSON: {path}")
+    if json_path is not None:
+        report.write(json_path)
+        _print(Console(), f"Full report: {json_path}")
+    elif any(finding.count > len(finding.examples) for finding in (*report.problems, *report.notes)):
+        print("--json PATH writes a full report with all of them.")
     if not report.ok:
         raise typer.Exit(1)
-
-
-def _default_report_path(manifest: Path) -> Path:
-    name = f"{manifest.name}.audit.json"
-    return manifest.with_name(name) if os.access(manifest.parent, os.W_OK) else Path(name)
 
 
 def _show_import(summary: ImportSummary, out: Path) -> None:
@@ -128,12 +121,12 @@ def _show_import(summary: ImportSummary, out: Path) -> None:
         _print(console, f"{name} from {folder or 'nowhere: no such folder was found'}")
     kinds = dict.fromkeys(kind for split in splits for kind in split.oddity_counts)
     if kinds:
-        _print(console, "\nLeft out or worth a look:")
+        _print(console, "\nLeft out, or to be looked at:")
     for kind in kinds:
         counts = ", ".join(f"{s.oddity_counts[kind]:,} in {s.manifest}" for s in splits if s.oddity_counts[kind])
         _print(console, f"  {kind}: {counts}")
     manifests = " ".join(str(out / split.manifest) for split in splits)
-    _print(console, f"\nEach of them is listed in {out / 'import.json'}. Next: spanbox data check {manifests}")
+    _print(console, f"\nAll are listed in {out / 'import.json'}. Next: spanbox data check {manifests}")
 
 
 def _show_audit(report: AuditReport) -> None:
@@ -147,7 +140,7 @@ def _show_audit(report: AuditReport) -> None:
     if not report.decoded:
         _print(console, "\n--fast: images were neither decoded nor compared by content.")
     count = sum(finding.count for finding in report.problems)
-    _print(console, "\nNothing is wrong." if report.ok else f"\n{count:,} problem{'s' * (count > 1)}.")
+    _print(console, "\nNo problems found." if report.ok else f"\n{count:,} problem{'s' * (count > 1)}.")
 
 
 def _counts_table(report: AuditReport) -> Table:
@@ -160,7 +153,7 @@ def _counts_table(report: AuditReport) -> Table:
     for title, breakdown in (("type", "types"), ("language", "languages")):
         for value, _ in getattr(report.total, breakdown).most_common(_VALUES_SHOWN):
             row = (f"{getattr(counts, breakdown)[value]:,}" for counts in columns)
-            table.add_row(f"{title} {value or 'not given'}", *row)
+            table.add_row(Text(_visible(f"{title} {value or 'not given'}")), *row)
     for name in ("boxes", "proposals"):
         table.add_row(name, *(f"{getattr(counts, name):,}" for counts in columns))
     return table
@@ -188,5 +181,14 @@ def _table(columns: list[str]) -> Table:
 
 
 def _print(console: Console, text: str) -> None:
-    """Print a line as it is: its brackets are offsets and boxes, and a long path stays one line."""
-    console.print(text, soft_wrap=True)
+    """Print one line without markup: brackets are offsets and boxes, and a long path is not wrapped."""
+    console.print(_visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """The text with control characters and lone surrogates escaped: those of a manifest could steer the terminal."""
+    return "".join(character if _is_plain(character) else ascii(character)[1:-1] for character in text)
+
+
+def _is_plain(character: str) -> bool:
+    return character == "\n" or category(character) not in ("Cc", "Cs")

@@ -1,0 +1,166 @@
+"""The result of an audit: counts, and every finding of each kind."""
+
+import json
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from spanbox.data.manifest import Record
+from spanbox.files import explained, replacing
+
+EXAMPLES = 5  # of each kind, kept in memory and shown
+_MEMORY = 1024 * 1024  # bytes of findings of a kind that are kept in memory; the rest is in a temporary file
+
+# Each kind of finding, and its meaning for training or the remedy.
+PROBLEMS = {
+    "wrong line": "training stops here; fix or remove the line",
+    "empty text": "the pair has nothing to learn from; remove it",
+    "unusable span": "training stops here; offsets are half-open and count Unicode code points from 0",
+    "span given twice": "give the entity once, with all its boxes",
+    "spans look like inclusive ends": "ends are half-open: add 1 to every end",
+    "spans look counted from 1": "offsets count from 0: subtract 1 from every start and end",
+    "spans look like UTF-16 offsets": "offsets count Unicode code points: convert them, as docs/data.md shows",
+    "spans look like byte offsets": "offsets count Unicode code points: convert them, as docs/data.md shows",
+    "boxes look like fractions": "multiply by the width and height of the image as shown",
+    "boxes look like x y width height": "convert all of them: x1 = x + width, y1 = y + height; do not drop any",
+    "boxes look like y0 x0 y1 x1": "exchange the coordinates: a box is x0 y0 x1 y1",
+    "boxes of the image before turning": "turn them with the EXIF orientation: boxes refer to the image as shown",
+    "inverted box": "fix it, or set data.inverted_boxes=drop",
+    "box outside the image": "check scale and order: a box is x0 y0 x1 y1, in pixels of the image as shown",
+    "box partly outside the image": "it will be clipped; check that it was made for this size of the image",
+    "missing image": "counts against data.broken_limit",
+    "broken image": "counts against data.broken_limit",
+    "id used twice": "give every pair an id of its own",
+    "image in two manifests": "remove it from one of them, or the model is tested on its training data",
+    "same image content in two manifests": "remove it from one of them, or the model is tested on its training data",
+    "group in two manifests": "remove it from one of them, or the model is tested on its training data",
+}
+NOTES = {
+    "no negatives": "no pair has a negative: the coarse level cannot learn from this manifest",
+    "boxes look like percent": "if so, multiply by the width and height of the image as shown and divide by 100",
+    "boxes look like thousandths": "if so, multiply by the width and height of the image as shown and divide by 1000",
+    "box below a pixel": "little can be seen in it; check the box",
+    "box of the whole image": "no background is left to compare with; leave the box out if it marks nothing",
+    "span cuts a word": "check the offsets; harmless where a part of a word is meant",
+    "span without a visible character": "most tokenizers make no token of it, and the span is left out",
+    "same pair twice": "remove one, or it counts twice",
+    "different images in one group": "they are never each other's negatives; give each image its own group",
+    "same image in different groups": "give these pairs the same group, or they are each other's negatives",
+    "same text in two manifests": "usual for short captions; such texts are easier to find",
+    "id also in another manifest": "harmless for training; reports name pairs by their ids",
+}
+KEEP_INVERTED = "do not drop them: the boxes of this set look like x y width height"
+
+
+class Example(NamedTuple):
+    """The place of a finding."""
+
+    manifest: str
+    line: int
+    detail: str
+
+
+class Finding:
+    """One kind of problem or note: all its places, the first few of them in memory."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.advice = (PROBLEMS | NOTES)[kind]
+        self.count = 0
+        self.examples: list[Example] = []
+        self._stored = tempfile.SpooledTemporaryFile(max_size=_MEMORY)  # noqa: SIM115 - closed with the finding
+        weakref.finalize(self, self._stored.close)
+
+    def add(self, example: Example) -> None:
+        """Raises OutputError when the temporary folder is full."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(example)
+        with explained(Path(tempfile.gettempdir())):
+            self._stored.write(_to_json(example._asdict()) + b"\n")
+
+    def all_places(self) -> Iterator[bytes]:
+        """Each place as a JSON object with manifest, line and detail."""
+        self._stored.seek(0)
+        for line in self._stored:
+            yield line.rstrip(b"\n")
+
+
+@dataclass
+class Counts:
+    """The content of a manifest, or of all of them. `images`, `groups` and `texts` are numbers of different ones."""
+
+    pairs: int = 0
+    images: int = 0
+    groups: int = 0
+    texts: int = 0
+    entities: int = 0
+    entities_with_box: int = 0
+    entities_without_box: int = 0
+    boxes: int = 0
+    proposals: int = 0
+    languages: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record) -> None:
+        with_box = sum(bool(entity.boxes) for entity in record.entities)
+        self.pairs += 1
+        self.entities += len(record.entities)
+        self.entities_with_box += with_box
+        self.entities_without_box += len(record.entities) - with_box
+        self.boxes += sum(len(entity.boxes) for entity in record.entities)
+        self.proposals += len(record.objects)
+        self.languages[record.lang] += 1
+        self.types.update(entity.type for entity in record.entities)
+
+
+@dataclass
+class AuditReport:
+    """Counts and findings of an audit."""
+
+    manifests: dict[str, Counts]
+    total: Counts
+    findings: dict[str, Finding]
+    decoded: bool  # images were decoded and compared by content, not only their headers read
+
+    @property
+    def problems(self) -> list[Finding]:
+        return [self.findings[kind] for kind in PROBLEMS if kind in self.findings]
+
+    @property
+    def notes(self) -> list[Finding]:
+        return [self.findings[kind] for kind in NOTES if kind in self.findings]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def write(self, path: Path) -> None:
+        """Write everything as JSON, every finding with its place, one per line. Raises OutputError."""
+        with replacing(path) as file:
+            for piece in self._pieces():
+                file.write(piece)
+
+    def _pieces(self) -> Iterator[bytes]:
+        """The JSON in pieces: millions of findings are never in memory at once."""
+        manifests = {path: vars(counts) for path, counts in self.manifests.items()}
+        head = {"ok": self.ok, "decoded": self.decoded, "manifests": manifests, "total": vars(self.total)}
+        yield _to_json(head, indent=1).removesuffix(b"\n}")
+        for title, findings in (("problems", self.problems), ("notes", self.notes)):
+            yield f',\n "{title}": ['.encode()
+            for number, finding in enumerate(findings):
+                entry = {"kind": finding.kind, "advice": finding.advice, "count": finding.count}
+                yield (b",\n  " if number else b"\n  ") + _to_json(entry).removesuffix(b"}") + b', "examples": ['
+                for place, content in enumerate(finding.all_places()):
+                    yield (b",\n   " if place else b"\n   ") + content
+                yield b"]}"
+            yield b"]"
+        yield b"\n}\n"
+
+
+def _to_json(content: object, indent: int | None = None) -> bytes:
+    return json.dumps(content, ensure_ascii=False, indent=indent).encode(errors="replace")
