@@ -269,7 +269,7 @@ def test_training_scenes_have_no_siblings() -> None:
 
 
 def test_more_siblings_than_there_can_be_are_refused() -> None:
-    with pytest.raises(DataError, match=r"has only \d+ siblings, not 500: ask for fewer, or for more concepts than"):
+    with pytest.raises(DataError, match=r"has only \d+ siblings, not 500: use fewer siblings, or more concepts than"):
         draw_scene("test", 500, replace(SMALL, siblings=500))
 
 
@@ -312,7 +312,7 @@ def test_concepts_are_different_and_of_many_kinds() -> None:
 
 @pytest.mark.parametrize("count", [0, 9, 10_000])
 def test_a_number_of_concepts_that_cannot_be_is_refused(tmp_path: Path, count: int) -> None:
-    with pytest.raises(DataError, match=rf"the demo draws from 10 to \d+ concepts, not {count}"):
+    with pytest.raises(DataError, match=rf"the demo needs 10 to \d+ concepts, not {count}"):
         write_demo(tmp_path / "out", {"train": 1}, DemoSettings(concepts=count))
     assert not (tmp_path / "out").exists()
 

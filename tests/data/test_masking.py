@@ -409,8 +409,8 @@ def test_ratios_that_are_refused(ratio: Any) -> None:
         MaskSettings.model_validate({"ratio": ratio})
 
 
-def test_a_ratio_that_is_refused_says_how_to_mend_it() -> None:
-    with pytest.raises(ValidationError, match=r"between 0 and 1, lowest first.*count=0 draws no views"):
+def test_a_ratio_that_is_refused_says_how_to_fix_it() -> None:
+    with pytest.raises(ValidationError, match=r"above 0 and below 1, lowest first.*count=0 draws no views"):
         MaskSettings(ratio=1.0)
 
 
@@ -448,8 +448,8 @@ def test_the_grid_follows_the_patches(settings: MaskSettings, tower_patch: int |
     [
         (MaskSettings(), None, "set fill of the masked views to mean"),
         (MaskSettings(fill="zero"), None, "set patch of the masked views, in pixels"),
-        (MaskSettings(patch=32), 16, "leave patch out, or set fill to mean"),
-        (MaskSettings(fill="zero", patch=30), 16, "does not divide the image of 224 pixels"),
+        (MaskSettings(patch=32), 16, "remove patch, or set fill to mean"),
+        (MaskSettings(fill="zero", patch=30), 16, "does not divide the image size of 224 pixels"),
     ],
 )
 def test_grids_that_are_refused(settings: MaskSettings, tower_patch: int | None, remedy: str) -> None:

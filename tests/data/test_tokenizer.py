@@ -64,7 +64,7 @@ def test_vocabulary_is_kept_to() -> None:
 
 def test_a_vocabulary_without_room_for_the_characters_is_refused() -> None:
     """Or ids would run past the embedding."""
-    with pytest.raises(ConfigError, match=r"vocab_size: 20 leaves no room .* set it to (\d+) or more") as refusal:
+    with pytest.raises(ConfigError, match=r"vocab_size: 20 is too small .* set it to (\d+) or more") as refusal:
         train_tokenizer(TEXTS, 20)
     needed = int(str(refusal.value).split()[-3])
     assert len(train_tokenizer(TEXTS, needed)) == needed
@@ -160,5 +160,5 @@ def test_a_model_folder_without_its_tokenizer_is_refused(tmp_path: Path, kind: s
 
 def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"slow one, which does not map tokens to characters"):
+    with pytest.raises(ConfigError, match=r"slow tokenizer, which does not map tokens to characters"):
         load_tokenizer(str(tmp_path))

@@ -1,6 +1,6 @@
-"""Samples to be looked at: images with their boxes, sentences with their spans, and what masked views hide.
+"""HTML page of samples: images with boxes, sentences with spans, masked views.
 
-One HTML page that needs nothing else. Every text is escaped: a manifest may say `<script>`.
+The page is one file without external resources. All text is escaped.
 """
 
 import base64
@@ -17,10 +17,10 @@ from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import STRATEGIES, MaskSettings, MixSettings, Proposals, Strategy, draw_views
 from spanbox.structures import Sample
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's palette, distinguishable with colour blindness.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
 MEANINGS = {1: "keeps", -1: "hides"}
-HIDDEN = 96  # grey of a hidden cell that is left out
+HIDDEN = 96  # grey of a dropped cell
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
@@ -46,14 +46,14 @@ def contact_sheet(samples: Iterable[Sample], title: str, views: MaskSettings | N
     Args:
         samples: decoded pairs.
         title: heading of the page.
-        views: how views are drawn; their number and mix do not matter here.
-        grid: cells along each side of a view.
+        views: settings of the views; their count and mix are ignored.
+        grid: side of a view in cells.
         seed: of the views.
     """
     cards = [_card(sample, views, grid, np.random.default_rng((seed, row))) for row, sample in enumerate(samples)]
     head = f'<!doctype html><html><head><meta charset="utf-8"><title>{escape(title)}</title>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    legend = "<p>Underlined: spans, in the colour of their boxes; dotted: named, but not in the image.</p>"
+    legend = "<p>Underlined: spans, in the colour of their boxes; dotted: without a box.</p>"
     return (
         f"{head}{view}<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{legend}{''.join(cards)}</body></html>"
     )
@@ -78,26 +78,28 @@ def _view(sample: Sample, strategy: Strategy, settings: MaskSettings, grid: int,
     else:
         pixels = fill_pixels(sample.pixels, plan.hidden, settings.fill, generator)[0]
     drawn = STRATEGIES[int(plan.strategy[0])]
-    name = strategy if drawn == strategy else f"{strategy}, {drawn} in its place"
+    name = strategy if drawn == strategy else f"{strategy}, replaced by {drawn}"
     share = f"{plan.hidden.float().mean():.0%} hidden"
     spans = [
         f"{MEANINGS[value]} {escape(text)}"
         for value, text in zip(meaning.spans[0].tolist(), sample.span_texts, strict=True)
         if value
     ]
-    told = {1: "for the sentence", -1: "against the sentence", 0: "neutral"}[int(meaning.sentence[0])]
-    caption = f"<b>{name}</b>, {share}: {told}<br>{'; '.join(spans)}"
+    label = {1: "positive of the sentence", -1: "negative of the sentence", 0: "not used for the sentence"}[
+        int(meaning.sentence[0])
+    ]
+    caption = f"<b>{name}</b>, {share}: {label}<br>{'; '.join(spans)}"
     return _figure(pixels, "", caption, f"{name} view of {sample.id}")
 
 
 def _enlarged(hidden: Tensor, side: int) -> Tensor:
-    """Cells (g, g) as pixels (1, S, S)."""
+    """Cells (g, g) at pixel resolution, (1, S, S)."""
     rows = torch.arange(side) * hidden.shape[0] // side
     return hidden[rows][:, rows][None]
 
 
 def _sentence(sample: Sample) -> str:
-    """The text with its spans marked. Where spans overlap, the first one is."""
+    """The text with its spans marked. Of overlapping spans only the first is marked."""
     parts, position = [], 0
     for index in sorted(range(len(sample.spans)), key=lambda index: sample.spans[index]):
         start, end = sample.spans[index]
@@ -111,7 +113,7 @@ def _sentence(sample: Sample) -> str:
 
 
 def _overlay(regions: Tensor, links: Tensor) -> str:
-    """Boxes as SVG: in the colour of the span they show, dashed where they show none."""
+    """Boxes as SVG: in the colour of their span, or dashed without a span."""
     shapes = []
     for column, (x0, y0, x1, y1) in enumerate(regions.tolist()):
         spans: Sequence[int] = links[:, column].nonzero().flatten().tolist()

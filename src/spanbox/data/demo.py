@@ -1,13 +1,13 @@
-"""Scenes to learn from at once: artwork on varied backgrounds, sentences that say what lies where.
+"""Generator of the demo scenes: artwork on random backgrounds, with sentences about the objects and their positions.
 
-A scene shows three or four objects. The sentence names them and says how they lie to each other; sometimes it names a
-thing that is not there (an entity without a box), sometimes it keeps silent about the fourth object (a distractor).
-Spans and boxes are exact. What comes out is a normal manifest with image files, like any other.
+A scene shows three or four objects. The sentence names them and their relative positions. Some sentences also name an
+absent object (an entity without a box), some omit the fourth object (a distractor). Spans and boxes are exact. The
+output is a normal manifest with image files.
 
-A set of named objects belongs to one split only, so that held-out scenes show combinations never seen in training.
+A set of named objects belongs to one split only, so held-out scenes show combinations that are not in training.
 
-Held-out scenes can have siblings: the same scene and sentence but for one object and its name. Then most objects of a
-scene do not tell it apart any more.
+Held-out scenes can have siblings: the same scene and sentence with one object exchanged, so that most objects of a
+scene do not identify it.
 """
 
 import io
@@ -35,11 +35,11 @@ from spanbox.structures import stable_id
 Language = Literal["en", "zh"]
 Split = Literal["train", "val", "test"]
 
-HELD_OUT: dict[int, Split] = {0: "val", 1: "test"}  # by the hash of the named set modulo ten; the rest is "train"
+HELD_OUT: dict[int, Split] = {0: "val", 1: "test"}  # by the hash of the named set modulo ten; the others are "train"
 OBJECT_SIZE = (0.37, 0.48)  # longer side, as a share of the scene
-FOUR_SHARE = 0.6  # of scenes that show and name a fourth object
-DISTRACTOR_SHARE = 0.07  # of scenes that show a fourth object and do not name it
-ABSENT_SHARE = 0.3  # of sentences that name a thing that is not there
+FOUR_SHARE = 0.6  # share of scenes that show and name a fourth object
+DISTRACTOR_SHARE = 0.07  # share of scenes that show a fourth object without naming it
+ABSENT_SHARE = 0.3  # share of sentences that name an absent object
 
 SENTENCES: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -71,7 +71,7 @@ RELATIONS: dict[Language, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Concept:
-    """An object that can be drawn, with its names."""
+    """An object of the scenes, with its names."""
 
     id: str
     subgroup: str
@@ -81,22 +81,22 @@ class Concept:
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the scenes are made of; equal settings give equal files."""
+    """Settings of the scenes; equal settings give equal files."""
 
     concepts: int = 120
     languages: tuple[Language, ...] = ("en",)
     size: int = 192  # pixels, both sides
     seed: int = 0
-    siblings: int = 0  # of each held-out scene: scenes that differ in one object
+    siblings: int = 0  # per held-out scene: further scenes that differ in one object
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """All that was drawn at random of a scene."""
+    """The random choices of a scene."""
 
     named: tuple[Concept, ...]
-    distractors: tuple[Concept, ...]  # shown and not named
-    absent: Concept | None  # named and not shown
+    distractors: tuple[Concept, ...]  # shown, not named
+    absent: Concept | None  # named, not shown
     boxes: tuple[Box, ...]  # in pixels, of the named and the distractors
     background: Image.Image
     language: Language
@@ -112,10 +112,10 @@ def write_demo(
 ) -> dict[Split, Path]:
     """Draw scenes into `out`: `train.jsonl`, `val.jsonl`, `test.jsonl` and `images/`. Returns the manifests by split.
 
-    `on_drawn` is told how many scenes are drawn so far.
+    `on_drawn` is called with the number of scenes drawn so far.
 
     Raises:
-        DataError: more concepts than there are, or too few to hold out combinations.
+        DataError: too many or too few concepts.
     """
     choose_concepts(settings)
     manifests = {}
@@ -137,10 +137,10 @@ def write_demo(
 
 @cache
 def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
-    """The concepts of a demo: drawn in turn from each kind of thing, so that few of them look alike."""
+    """The concepts of a demo, drawn alternately from all subgroups, so that few of them look alike."""
     everything = _all_concepts()
     if not 10 <= settings.concepts <= len(everything):
-        raise DataError(f"the demo draws from 10 to {len(everything)} concepts, not {settings.concepts}")
+        raise DataError(f"the demo needs 10 to {len(everything)} concepts, not {settings.concepts}")
     shuffled = random.Random(settings.seed).sample(everything, len(everything))
     drawn_of_kind: Counter[str] = Counter()
     turns = []
@@ -152,7 +152,7 @@ def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
 
 
 def draw_scene(split: Split, index: int, settings: DemoSettings) -> tuple[Image.Image, Record]:
-    """Scene number `index` of a split and its record; the same on every call."""
+    """Image and record of scene `index` of a split; the same on every call."""
     family_size = 1 if split == "train" else settings.siblings + 1
     first = index - index % family_size
     rng = random.Random(f"{settings.seed} {split} {first}")
@@ -185,7 +185,7 @@ def _draw_scene(rng: random.Random, split: Split, settings: DemoSettings) -> _Sc
 
 
 def _sibling(rng: random.Random, scene: _Scene, number: int, split: Split, settings: DemoSettings) -> _Scene:
-    """The same scene but for one of its named objects; siblings of different numbers differ from each other, too."""
+    """The scene with one named object exchanged; siblings with different numbers differ from each other."""
     taken = {concept.id for concept in (*scene.named, *scene.distractors, scene.absent) if concept}
     exchanges = [
         (place, concept, named)
@@ -196,7 +196,7 @@ def _sibling(rng: random.Random, scene: _Scene, number: int, split: Split, setti
     ]
     if number > len(exchanges):
         raise DataError(
-            f"a scene has only {len(exchanges)} siblings, not {number}: ask for fewer, or for more concepts than "
+            f"a scene has only {len(exchanges)} siblings, not {number}: use fewer siblings, or more concepts than "
             f"{settings.concepts}"
         )
     place, concept, named = rng.sample(exchanges, number)[-1]
@@ -206,7 +206,7 @@ def _sibling(rng: random.Random, scene: _Scene, number: int, split: Split, setti
 
 
 def _in_place_of(box: Box, concept: Concept, size: int) -> Box:
-    """A box for a concept in the quarter of the scene where `box` lies, with its longer side and nearly its centre."""
+    """A box for another concept in the same quarter, with the same longer side and nearly the same centre."""
     x0, y0, x1, y1 = box
     art, half = _artwork(concept.image), size // 2
     scale = max(x1 - x0, y1 - y0) / max(art.size)
@@ -228,7 +228,7 @@ def _draw_to_disk(out: Path, split: Split, settings: DemoSettings, index: int) -
 def _draw_concepts(
     rng: random.Random, split: Split, concepts: tuple[Concept, ...], count: int
 ) -> tuple[list[Concept], list[Concept]]:
-    """`count` concepts whose set belongs to `split`, and two others."""
+    """`count` concepts whose set belongs to `split`, and two more."""
     while True:
         drawn = rng.sample(concepts, count + 2)
         named, others = drawn[:count], drawn[count:]
@@ -242,7 +242,7 @@ def _split_of(named: Iterable[Concept]) -> Split:
 
 
 def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
-    """A box for each concept, in pixels: each somewhere in a quarter of the scene of its own, so that none overlap."""
+    """A box in pixels for each concept, each in another quarter of the scene, so that none overlap."""
     half = size // 2
     corners = rng.sample([(0, 0), (half, 0), (0, half), (half, half)], len(concepts))
     boxes: list[Box] = []
@@ -264,7 +264,7 @@ def _paint(scene: _Scene) -> Image.Image:
 
 
 def _background(rng: random.Random, size: int) -> Image.Image:
-    """Plain, a gradient, stripes, or soft clouds, between two random colours."""
+    """A plain colour, gradient, stripes or clouds, with two random colours."""
     first, second = (np.array([rng.randint(40, 255) for _ in range(3)], dtype=np.float32) for _ in range(2))
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     across = x * rng.uniform(-1, 1) + y * rng.uniform(-1, 1)
@@ -283,7 +283,7 @@ def _background(rng: random.Random, size: int) -> Image.Image:
 
 
 def _relation(box: Box, other: Box) -> str:
-    """Where `box` lies as seen from `other`, along the axis on which their centres are further apart."""
+    """Position of `box` relative to `other`, along the axis with the larger distance of the centres."""
     dx, dy = (box[i] + box[i + 2] - other[i] - other[i + 2] for i in (0, 1))
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"
@@ -297,7 +297,7 @@ def _template(rng: random.Random, language: Language, *, four: bool, absent: boo
 
 
 def _describe(scene: _Scene) -> tuple[str, list[Entity]]:
-    """The sentence about the named objects, and its entities with their exact spans."""
+    """The sentence of a scene, and its entities with exact spans."""
     language = scene.language
     things: dict[str, tuple[Concept, tuple[Box, ...]]] = {
         slot: (concept, (box,)) for slot, concept, box in zip("abcd", scene.named, scene.boxes, strict=False)

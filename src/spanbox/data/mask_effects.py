@@ -1,10 +1,10 @@
-"""What a masked view is evidence of, and what its hidden pixels are filled with.
+"""Visibility of the entities in a masked view, and the fill of its hidden pixels.
 
-The masks come from `data/masking.py`. What a view means is measured: how much of each entity's boxes it hides, whatever
-strategy drew it. Views that hide an object are negatives for it, views that keep the objects and hide the rest are
-positives, so that being masked is no shortcut; those in between leave the loss.
+The masks come from `data/masking.py`. Visibility is measured as the hidden share of an entity's boxes, for any
+strategy. Views that hide an entity are negatives of it; views that keep the entities and hide the rest are positives,
+so that masking is not a cue; views in between are left out of the loss.
 
-    V views    R regions    K spans    g cells along each side of the grid    S pixels of the image's side
+    V views    R regions    K spans    g side of the grid in cells    S side of the image in pixels
 """
 
 from typing import NamedTuple, assert_never
@@ -17,29 +17,29 @@ from torch import Tensor
 from spanbox.data.masking import MaskSettings, PixelFill
 from spanbox.geometry import box_area
 
-ROUNDING = 1e-6  # a box wholly under hidden cells may come out covered by a little less than 1
-BLUR_SIDE = 8  # cells along each side of what a blurred image still tells
+ROUNDING = 1e-6  # the coverage of a fully hidden box may be slightly below 1
+BLUR_SIDE = 8  # resolution of a blurred image, in cells per side
 
 
 class ViewMeaning(NamedTuple):
-    """What views are evidence of: 1 keeps it, -1 hides it, 0 neither (or nothing is to be seen) and leaves the loss."""
+    """Visibility in each view: 1 visible, -1 hidden, 0 in between or without boxes (left out of the loss)."""
 
     spans: Tensor  # (V, K) int8
     sentence: Tensor  # (V,) int8
 
 
 def view_meaning(coverage: Tensor, regions: Tensor, links: Tensor, settings: MaskSettings) -> ViewMeaning:
-    """What each view is evidence of, for the entities and for the sentence.
+    """Visibility of the entities and of the sentence in each view.
 
-    An entity is judged by all its boxes together: the hidden share of the sum of their areas. One without a box, or
-    whose boxes have no area, is neutral. A view is against the sentence (-1) if it hides at least one entity, and for
-    it (1) if it keeps all entities that have boxes, of which there must be one. An image without boxes is neutral.
+    For an entity the hidden share of the total area of its boxes decides. An entity without boxes, or whose boxes have
+    no area, gets 0. The sentence gets -1 if at least one entity is hidden, 1 if all entities with boxes are visible (at
+    least one), else 0.
 
     Args:
-        coverage: (V, R), share of each region's area that is hidden.
+        coverage: (V, R), hidden share of each region's area.
         regions: (R, 4), normalised and clipped.
         links: (K, R) bool, this region shows this span.
-        settings: with the two bounds.
+        settings: min_coverage and keep_coverage.
     """
     areas = links * box_area(regions)  # (K, R)
     total = areas.sum(dim=1)
@@ -53,18 +53,18 @@ def view_meaning(coverage: Tensor, regions: Tensor, links: Tensor, settings: Mas
 
 
 def fill_pixels(pixels: Tensor, hidden: Tensor, fill: PixelFill, generator: np.random.Generator) -> Tensor:
-    """The views (V, 3, S, S) uint8 of an image (3, S, S) uint8 whose masks are (V, g, g) bool; g divides S.
+    """Fill the hidden cells (V, g, g) bool of an image (3, S, S) uint8; returns (V, 3, S, S) uint8. g divides S.
 
     - zero: black.
-    - mean: the image's own mean colour.
-    - noise: normal, with the mean and deviation of each channel of the image; one draw for all views.
+    - mean: the mean colour of the image.
+    - noise: normal noise with the mean and deviation of each channel; one draw for all views.
     - blur: the image averaged to 8 x 8 cells and scaled up again.
     """
     return torch.where(_pixel_mask(hidden, pixels.shape[-1]), _filling(pixels, fill, generator), pixels)
 
 
 def _pixel_mask(hidden: Tensor, side: int) -> Tensor:
-    """Masks (V, g, g) as (V, 1, S, S)."""
+    """Masks (V, g, g) at pixel resolution, (V, 1, S, S)."""
     views, grid, _ = hidden.shape
     cell, rest = divmod(side, grid)
     assert rest == 0, "see mask_grid"
@@ -72,7 +72,7 @@ def _pixel_mask(hidden: Tensor, side: int) -> Tensor:
 
 
 def _filling(pixels: Tensor, fill: PixelFill, generator: np.random.Generator) -> Tensor:
-    """What stands in for hidden pixels: (3, S, S) uint8, or (3, 1, 1) for one colour."""
+    """Fill of the hidden pixels: (3, S, S) uint8, or (3, 1, 1) for a single colour."""
     brightness = pixels.float()
     mean = brightness.mean(dim=(1, 2), keepdim=True)
     match fill:

@@ -1,14 +1,13 @@
-"""Masked views of an image: which cells each of them hides, and whether that leaves its entities to be seen.
+"""Masked views of an image: settings, and random masks for each strategy.
 
-A view is a boolean mask over a grid of g x g cells, True where it hides the image. Views are drawn for a sample when
-it is loaded, from the sample's own generator. The vision tower then leaves the hidden patches out, or is shown filled
-pixels; what a view means to the losses is measured on its mask, never taken from its strategy (`data/mask_effects.py`).
+A view is a boolean mask over a grid of g x g cells, True where the image is hidden. Views are drawn when a sample is
+loaded, from the generator of the sample. The vision tower drops the hidden patches or gets filled pixels. The meaning
+of a view for the losses is measured on its mask, not taken from its strategy (`data/mask_effects.py`).
 
-Each strategy puts the cells into an order, and the view takes them from its front: `background` keeps them, the others
-hide them. So a view has exactly the number of visible cells that was asked for, and that number is one of few (a
-"level"), so that the shapes of a training step are few.
+Each strategy orders the cells; `background` keeps the first cells visible, the others hide them. A view has exactly the
+requested number of visible cells, rounded to one of a few "levels", so that a training step has few tensor shapes.
 
-    V views    R regions    P proposals    K spans    g cells along each side of the grid
+    V views    R regions    P proposals    K spans    g side of the grid in cells
 """
 
 import math
@@ -29,17 +28,19 @@ Shape = Literal["patch", "rectangle", "ellipse"]
 PixelFill = Literal["zero", "mean", "noise", "blur"]
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-MAX_ASPECT = 3.0  # of a block, its longer side to its shorter
+MAX_ASPECT = 3.0  # of a block: longer side / shorter side
 
 
 class MixSettings(Settings):
-    """How often each strategy is drawn: weights, which need not add up to 1."""
+    """Weight of each strategy in the random choice; the sum need not be 1."""
 
-    random: float = Field(1.0, ge=0, description="weight of views that hide cells anywhere")
-    block: float = Field(0.0, ge=0, description="weight of views that hide one block, anywhere")
+    random: float = Field(1.0, ge=0, description="weight of views that hide random cells")
+    block: float = Field(0.0, ge=0, description="weight of views that hide one block at a random place")
     centre: float = Field(0.0, ge=0, description="weight of views that hide the centre")
-    object: float = Field(1.0, ge=0, description="weight of views that hide the boxes of one entity, or a proposal's")
-    background: float = Field(1.0, ge=0, description="weight of views that hide all but the boxes of the entities")
+    object: float = Field(1.0, ge=0, description="weight of views that hide the boxes of one entity, or a proposal")
+    background: float = Field(
+        1.0, ge=0, description="weight of views that hide everything but the boxes of the entities"
+    )
 
     @model_validator(mode="after")
     def _any(self) -> Self:
@@ -54,44 +55,47 @@ class MixSettings(Settings):
 
 
 class MaskSettings(Settings):
-    """Masked views of each image, drawn anew whenever the image is read in training."""
+    """Masked views of each image, drawn again each time the image is read in training."""
 
-    count: int = Field(0, ge=0, description="masked views of an image; 0 draws none")
-    mix: MixSettings = Field(MixSettings(), description="how often each strategy is drawn")
+    count: int = Field(0, ge=0, description="masked views per image; 0: none")
+    mix: MixSettings = Field(MixSettings(), description="weights of the strategies")
     ratio: float | tuple[float, float] = Field(
-        0.5, description="share of the cells that a view hides, or [lowest, highest]; rounded to what `levels` allows"
+        0.5, description="hidden share of the cells, or [lowest, highest]; rounded to one of the `levels`"
     )
     tight: bool = Field(
         False,
-        description="object views hide little besides their object and background views keep little besides theirs, "
-        "whatever the ratio; false: they come as near to the ratio as the boxes allow, so that how much is hidden does "
-        "not tell them apart",
+        description="true: object views hide little besides their object, background views keep little besides the "
+        "boxes, and the ratio is ignored; false: both follow the ratio as far as the boxes allow, so that the hidden "
+        "share is not a cue",
     )
     proposal_share: float = Field(
-        0.25, ge=0, le=1, description="share of the object views that hide a proposal, where an image has both"
+        0.25,
+        ge=0,
+        le=1,
+        description="share of object views that hide a proposal, in images with entities and proposals",
     )
     shape: Shape = Field(
         "patch",
-        description="how a view grows around its centre or its boxes: patch (single cells, the nearer the likelier), "
-        "rectangle or ellipse; random views are always single cells",
+        description="shape of the hidden part around its centre or boxes: patch (single cells, more likely when near), "
+        "rectangle or ellipse; random views always consist of single cells",
     )
     fill: Literal["drop"] | PixelFill = Field(
         "drop",
-        description="what stands where the image is hidden: drop (the tower leaves those patches out and does not pay "
-        "for them), or pixels: zero (black), mean (the image's mean colour), noise (around that mean) or blur",
+        description="content of hidden cells: drop (the tower does not encode these patches, which saves time), or "
+        "pixels: zero (black), mean (mean colour of the image), noise (around that mean) or blur",
     )
-    patch: int | None = Field(None, gt=0, description="side of a cell in pixels; default: the tower's patches")
+    patch: int | None = Field(None, gt=0, description="side of a cell in pixels; default: patch size of the tower")
     levels: int = Field(
         8,
         ge=2,
-        description="different numbers of visible cells, evenly spaced up to the whole grid, so that the shapes of a "
-        "step are few",
+        description="number of different counts of visible cells, evenly spaced up to the whole grid; few levels give "
+        "few tensor shapes",
     )
     min_coverage: float = Field(
-        0.9, gt=0, le=1, description="an entity is hidden when at least this share of its boxes' area is"
+        0.9, gt=0, le=1, description="an entity is hidden if at least this share of the area of its boxes is"
     )
     keep_coverage: float = Field(
-        0.1, ge=0, lt=1, description="an entity is kept when at most this share of its boxes' area is hidden"
+        0.1, ge=0, lt=1, description="an entity is visible if at most this share of the area of its boxes is hidden"
     )
 
     @field_validator("ratio")
@@ -100,7 +104,7 @@ class MaskSettings(Settings):
         low, high = ratio if isinstance(ratio, tuple) else (ratio, ratio)
         if not 0 < low <= high < 1:
             raise ValueError(
-                "the ratio must lie between 0 and 1, lowest first: a view hides something and leaves something visible "
+                "the ratio must be above 0 and below 1, lowest first: a view hides some cells and shows some "
                 "(count=0 draws no views)"
             )
         return ratio
@@ -109,8 +113,8 @@ class MaskSettings(Settings):
     def _hidden_is_not_kept(self) -> Self:
         if self.keep_coverage >= self.min_coverage:
             raise ValueError(
-                f"keep_coverage={self.keep_coverage} is not below min_coverage={self.min_coverage}: a view would both "
-                "hide an entity and keep it; lower keep_coverage"
+                f"keep_coverage={self.keep_coverage} is not below min_coverage={self.min_coverage}: an entity would be "
+                "hidden and visible in the same view; lower keep_coverage"
             )
         return self
 
@@ -119,10 +123,10 @@ class MaskSettings(Settings):
 
 
 class Proposals(NamedTuple):
-    """What a detector found in an image."""
+    """Detector proposals of an image."""
 
     boxes: Tensor  # (P, 4) float32, normalised and clipped
-    scores: Tensor  # (P,) float; those below 0 count as 0
+    scores: Tensor  # (P,) float; negative scores count as 0
 
     @classmethod
     def none(cls) -> Self:
@@ -133,40 +137,40 @@ class ViewPlan(NamedTuple):
     """The masked views of one image."""
 
     hidden: Tensor  # (V, g, g) bool
-    strategy: Tensor  # (V,) int64, index into STRATEGIES of what was drawn, stand-ins included
+    strategy: Tensor  # (V,) int64, index into STRATEGIES of the strategy used
     coverage: Tensor  # (V, R) float32: share of each region's area that is hidden
 
 
 def mask_grid(settings: MaskSettings, image_size: int, tower_patch: int | None) -> int:
-    """Cells along each side of the masks of a square image.
+    """Number of cells along each side of the masks of a square image.
 
     Args:
         settings: of the views.
-        image_size: side of the image, in pixels.
-        tower_patch: side of the vision tower's patches in pixels; None for a tower that has none, or cannot drop them.
+        image_size: side of the image in pixels.
+        tower_patch: patch size of the vision tower in pixels; None if it has no patches or cannot drop them.
 
     Raises:
-        ConfigError: the tower cannot drop cells of this size, or they do not fill the image.
+        ConfigError: the tower cannot drop cells of this size, or they do not divide the image.
     """
     if settings.fill == "drop" and tower_patch is None:
         raise ConfigError("fill=drop needs a vision tower with patches: set fill of the masked views to mean")
     patch = settings.patch or tower_patch
     if patch is None:
-        raise ConfigError("this vision tower has no patches to go by: set patch of the masked views, in pixels")
+        raise ConfigError("this vision tower has no patches: set patch of the masked views, in pixels")
     if settings.fill == "drop" and patch != tower_patch:
         raise ConfigError(
-            f"fill=drop leaves out whole patches of the vision tower, {tower_patch} pixels wide, but patch of the "
-            f"masked views is {patch}: leave patch out, or set fill to mean"
+            f"fill=drop drops whole patches of the vision tower, {tower_patch} pixels wide, but patch of the masked "
+            f"views is {patch}: remove patch, or set fill to mean"
         )
     if image_size % patch:
         raise ConfigError(
-            f"patch={patch} of the masked views does not divide the image of {image_size} pixels: choose one that does"
+            f"patch={patch} of the masked views does not divide the image size of {image_size} pixels: choose a divisor"
         )
     return image_size // patch
 
 
 def kept_levels(levels: int, grid: int) -> list[int]:
-    """The numbers of cells that a view may leave visible, ascending: at least one cell, at most all."""
+    """The possible numbers of visible cells, ascending: at least one cell, at most all."""
     return sorted({math.ceil(level * grid**2 / levels) for level in range(1, levels + 1)})
 
 
@@ -180,24 +184,24 @@ def draw_views(
 ) -> ViewPlan:
     """Draw the masked views of one image.
 
-    The number of visible cells is the level nearest to the asked ratio among those that the strategy can have:
+    The number of visible cells is the level nearest to the drawn ratio, among the levels possible for the strategy:
 
-    - random, block, centre: those that hide something.
-    - object: all cells that touch the boxes of one entity (or a proposal, drawn by score) are hidden, then the cells
-      around them. What does not leave the lowest level visible cannot be hidden; a random view stands in where there is
-      nothing to hide. `tight`: the highest possible level.
-    - background: all cells that touch the box of any entity are kept, then the cells around them: the whole image, if
-      the boxes fill it. A random view stands in where there are no boxes. `tight`: the lowest possible level.
+    - random, block, centre: levels that hide at least one cell.
+    - object: hides all cells that touch the boxes of one entity (or of a proposal, drawn by score), then cells around
+      them. Objects that leave fewer visible cells than the lowest level are not used; if none remains, the view is
+      random. `tight`: the highest possible level.
+    - background: keeps all cells that touch the box of any entity visible, then cells around them; the whole image if
+      the boxes fill it. Without boxes the view is random. `tight`: the lowest possible level.
 
     At least one cell stays visible, so a grid of a single cell hides nothing.
 
     Args:
-        settings: how many, and how they are drawn.
+        settings: number and kinds of views.
         grid: cells along each side.
         regions: (R, 4) float32, normalised and clipped.
         links: (K, R) bool, this region shows this span.
-        proposals: what else is in the image, for object views.
-        generator: the sample's own; the plan depends on its state alone.
+        proposals: for object views.
+        generator: of the sample; the plan depends only on its state.
     """
     drawer = _Drawer(settings, grid, regions, links, proposals, generator)
     weights = np.array(settings.mix.weights)
@@ -209,14 +213,14 @@ def draw_views(
 
 
 class _Order(NamedTuple):
-    """The cells of a grid in the order in which a view takes them, and how many of them it has to take."""
+    """The cells of a grid in the order in which a view takes them, and the minimum number it takes."""
 
     cells: NDArray[np.intp]  # (g * g,)
     required: int
 
 
 class _Drawer:
-    """Draws views of one image, one after the other."""
+    """Draws the views of one image."""
 
     def __init__(
         self,
@@ -233,7 +237,7 @@ class _Drawer:
         self.levels = kept_levels(settings.levels, grid)
         self.generator = generator
         rows, columns = cell_shares(torch.cat([regions, proposals.boxes]), grid)
-        self.rows, self.columns = rows.numpy() > 0, columns.numpy() > 0  # (R + P, g): what each box touches
+        self.rows, self.columns = rows.numpy() > 0, columns.numpy() > 0  # (R + P, g): cells that each box touches
         areas = self.rows.sum(axis=1) * self.columns.sum(axis=1)  # (R + P,) in cells
         most = self.cells - self.levels[0]
 
@@ -247,7 +251,7 @@ class _Drawer:
         self.scores = proposals.scores.double().clamp(min=0).numpy()[hideable]
 
     def view(self, strategy: Strategy) -> tuple[NDArray[np.bool_], Strategy]:
-        """The mask (g * g,) of a view, and the strategy that it was drawn by in the end."""
+        """The mask (g * g,) of a view, and the strategy used."""
         boxes = self._object() if strategy == "object" else self.shown
         if strategy in ("object", "background") and not len(boxes):
             strategy = "random"
@@ -264,11 +268,11 @@ class _Drawer:
         return mask, strategy
 
     def _level(self, wanted: float, least: int, most: int) -> int:
-        """The level between `least` and `most` cells that is nearest to `wanted`, the lower of two."""
+        """The level between `least` and `most` cells that is nearest to `wanted`; of two the lower one."""
         return min((level for level in self.levels if least <= level <= most), key=lambda level: abs(level - wanted))
 
     def _object(self) -> NDArray[np.intp]:
-        """The boxes of an entity, each as likely, or a proposal's, by score; none if there is nothing to hide."""
+        """The boxes of a random entity, or of a proposal drawn by score; empty if there are none."""
         entities, proposals = self.hideable_entities, self.hideable_proposals
         if entities and not (len(proposals) and self.generator.random() < self.settings.proposal_share):
             return entities[self.generator.integers(len(entities))]
@@ -294,7 +298,7 @@ class _Drawer:
                 assert_never(strategy)
 
     def _around(self, boxes: NDArray[np.intp]) -> _Order:
-        """First the cells that the boxes touch, all of them required, then outwards."""
+        """Cells that the boxes touch first, all of them required, then by distance."""
         sides = np.stack([self.rows[boxes], self.columns[boxes]], axis=1)  # (N, 2, g)
         first, last = sides.argmax(axis=2), self.grid - 1 - sides[..., ::-1].argmax(axis=2)
         distance = self._distance((first + last) / 2, (last - first + 1) / 2)
@@ -303,14 +307,14 @@ class _Drawer:
         return _Order(self._sorted(distance), int(touched.sum()))
 
     def _touched(self, boxes: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """The cells (g, g) that at least one of the boxes touches."""
+        """Mask (g, g) of the cells that the boxes touch."""
         touched: NDArray[np.bool_] = np.any(self.rows[boxes, :, None] & self.columns[boxes, None, :], axis=0)
         return touched
 
     def _distance(self, centres: NDArray[np.float64], radii: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Distance (g, g) of each cell from the nearest of N centres, each measured by its own radii.
+        """Distance (g, g) of each cell from the nearest of N centres, relative to the radii of that centre.
 
-        Centres and radii (N, 2) are counted in cells, down and across; the centre of the first cell is at 0.
+        Centres and radii (N, 2) are in cells, down and across; the centre of the first cell is at 0.
         """
         away = np.abs(np.arange(self.grid) - centres[..., None]) / radii[..., None]  # (N, 2, g)
         metric = np.maximum if self.settings.shape == "rectangle" else np.hypot
@@ -318,7 +322,7 @@ class _Drawer:
         return nearest
 
     def _sorted(self, distance: NDArray[np.float64]) -> NDArray[np.intp]:
-        """Cells by distance (g, g), nearest first, equal ones in any order; for patches roughly by distance."""
+        """Cells by distance (g, g), nearest first, ties in random order; for shape=patch only roughly."""
         noise = self.generator.random(self.cells)
         if self.settings.shape == "patch":
             return np.argsort(distance.ravel() * np.sqrt(noise))

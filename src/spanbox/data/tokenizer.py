@@ -1,4 +1,4 @@
-"""Tokenizers: from a local transformers folder, or a small one made from the texts at hand."""
+"""Tokenizers: from a local transformers folder, or a small one trained on the training texts."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +20,8 @@ def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a local transformers folder, or of a model in the local hub cache.
 
     Raises:
-        ConfigError: there is none, it has no vocabulary, or it is a slow one, which cannot tell which characters a
-            token stands for.
+        ConfigError: there is none, it has no vocabulary, or it is a slow tokenizer, which does not map tokens to
+            characters.
     """
     try:
         _check_files(Path(path))
@@ -33,10 +33,10 @@ def load_tokenizer(path: str) -> Any:
         ) from None
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"{path}: its tokenizer is a slow one, which does not map tokens to characters; expected tokenizer.json"
+            f"{path}: is a slow tokenizer, which does not map tokens to characters; expected tokenizer.json"
         )
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a config.json alone
-        raise ConfigError(f"{path}: its tokenizer has no vocabulary; expected tokenizer.json in that folder")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # as transformers makes it from a config.json alone
+        raise ConfigError(f"{path}: the tokenizer has no vocabulary; expected tokenizer.json in that folder")
     return tokenizer
 
 
@@ -50,13 +50,13 @@ def _check_files(folder: Path) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A small BPE tokenizer with BERT's cleaning and splitting (lower case, Chinese by character), learned from texts.
+    """Train a small BPE tokenizer with BERT's normalisation (lower case, Chinese by character) on texts.
 
-    For models that start from nothing. It has at most `vocabulary` tokens. BPE, since its trainer breaks ties by code
-    point: equal texts give an equal tokenizer, which the WordPiece trainer does not promise.
+    For text towers with random weights. It has at most `vocabulary` tokens. BPE is deterministic, because its trainer
+    breaks ties by code point; the WordPiece trainer is not.
 
     Raises:
-        ConfigError: the characters of the texts alone are more than `vocabulary`.
+        ConfigError: the texts have more than `vocabulary` different characters.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -66,7 +66,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() > vocabulary:
         raise ConfigError(
-            f"model.text.architecture.vocab_size: {vocabulary} leaves no room for all characters of the texts; set it "
+            f"model.text.architecture.vocab_size: {vocabulary} is too small for all characters of the texts; set it "
             f"to {tokenizer.get_vocab_size()} or more"
         )
     cls, sep = SPECIAL_TOKENS["cls"], SPECIAL_TOKENS["sep"]

@@ -1,4 +1,4 @@
-"""What a transformers config says of an encoder's sizes, whatever its family calls them."""
+"""Sizes of an encoder from its transformers config, for all families."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from spanbox.models.families import Pool, TextFamily, VisionFamily
 
 
 def pooled_width(config: Any, width: int, pool: Pool) -> int:
-    """Width of the pooled state; differs from that of a token or patch only for a pooler that projects."""
+    """Width of the pooled state; it differs from the token width only for poolers with a projection."""
     if pool != "pooler":
         return width
     projected: int | None = getattr(config, "projection_size", None) or getattr(config, "pooler_output_size", None)
@@ -15,23 +15,23 @@ def pooled_width(config: Any, width: int, pool: Pool) -> int:
 
 
 def max_tokens(config: Any, family: TextFamily) -> int:
-    """The longest input that there are positions for, special tokens included."""
+    """Maximum input length by the number of positions, special tokens included."""
     positions: int = config.max_position_embeddings
     return positions - (config.pad_token_id + 1) if family.positions_after_padding else positions
 
 
 def stride_of(config: Any, family: VisionFamily) -> int:
-    """Side in pixels of what one cell of the grid stands for."""
+    """Side in pixels of one cell of the grid."""
     patch = side(config.patch_size)
     return patch * 2 ** (config.num_stages - 1) if family.convolutional else patch
 
 
 def image_side(config: Any, stride: int, wanted: int | None) -> int:
-    """The size to run at. An encoder's own may be no multiple of its patch (SigLIP: 384 of 14): the pixels beyond the
-    last whole patch would go unseen and boxes would be off by up to a patch, so it is rounded down.
+    """Image size of the tower. The encoder's default is rounded down to a multiple of the patch (SigLIP: 384 by 14),
+    because pixels beyond the last whole patch are ignored and boxes would be shifted by up to a patch.
 
     Raises:
-        ConfigError: another size is wanted that is no multiple of the patch.
+        ConfigError: `wanted` is no multiple of the patch.
     """
     if wanted is None:
         return side(config.image_size) // stride * stride
@@ -45,7 +45,7 @@ def image_side(config: Any, stride: int, wanted: int | None) -> int:
 
 
 def side(size: int | list[int] | tuple[int, ...]) -> int:
-    """The side of a square that a config gives as one number or as two equal ones.
+    """The side of a square, given as one number or as two equal ones.
 
     Raises:
         ConfigError: the two differ.

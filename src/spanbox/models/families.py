@@ -1,8 +1,8 @@
-"""What differs between the transformer families that can be towers: one row for each `model_type` of transformers.
+"""Table of the supported encoder families: one row per transformers `model_type`.
 
-The towers are written once; what a family does in its own way is a fact in its row. A family that is not listed is
-refused rather than guessed at: a wrong guess about the class token or the order of the patches shows in no loss curve.
-To add one, add a row and a tiny architecture to `tests/tiny.py`; the tower tests then check every claim of the row.
+The towers share their code; differences between families are facts in this table. Families that are not listed are
+refused: a wrong assumption about the class token or the order of the patches would not show in the loss. To add one,
+add a row and a tiny architecture to `tests/tiny.py`; the tower tests check every fact of the row.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Pool = Literal["cls", "mean", "pooler"]
 
 
 def _keep(model: Any) -> None:
-    """For a pooler without parameters of its own: nothing to take out."""
+    """For poolers without parameters."""
 
 
 def _drop_pooling_layer(model: Any) -> None:
@@ -24,7 +24,7 @@ def _drop_pooling_layer(model: Any) -> None:
 
 
 def _drop_siglip_text_head(model: Any) -> None:
-    model.head = nn.Identity()  # its forward calls it unconditionally
+    model.head = nn.Identity()  # forward always calls it
 
 
 def _drop_siglip_vision_head(model: Any) -> None:
@@ -34,49 +34,49 @@ def _drop_siglip_vision_head(model: Any) -> None:
 
 @dataclass(frozen=True)
 class TextFamily:
-    """How a family of text encoders is built and read."""
+    """Facts about a family of text encoders."""
 
-    pools: tuple[Pool, ...]  # what it offers; the first one is what "auto" means
-    layers: str = "encoder.layer"  # where the list of its layers is, lowest first
-    drop_pooler: Callable[[Any], None] = _keep  # takes its parameters out when another pool is used
-    ends_with_eos: bool = False  # causal: its pooler is the state of the end-of-sequence token
-    always_full_length: bool = False  # pretrained on texts padded to one length, the padding attended to
+    pools: tuple[Pool, ...]  # supported pools; "auto" is the first
+    layers: str = "encoder.layer"  # attribute path of the layers, lowest first
+    drop_pooler: Callable[[Any], None] = _keep  # removes the parameters of an unused pooler
+    ends_with_eos: bool = False  # the pooled state is that of the end-of-sequence token
+    always_full_length: bool = False  # pretrained with padding to one length, attending to padding
     positions_after_padding: bool = False  # the first position is pad_token_id + 1
     model_class: Any = AutoModel
 
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """How a family of image encoders is built and read."""
+    """Facts about a family of image encoders."""
 
     pools: tuple[Pool, ...]
     layers: str = "encoder.layers"
     drop_pooler: Callable[[Any], None] = _keep
-    final_norm: str | None = None  # the layer norm that the model itself applies to its pooled state only
-    convolutional: bool = False  # (N, H, h, w) states, its layers are stages: each after the first halves the grid
-    drops_patches: bool = True  # positions are added to the patches, so that those left out take nothing with them
-    asks_to_interpolate: bool = True  # an argument of its forward switches position embeddings to another image size
+    final_norm: str | None = None  # a layer norm that the model applies to the pooled state only
+    convolutional: bool = False  # states (N, H, h, w); layers are stages, each after the first halves the grid
+    drops_patches: bool = True  # positions are added to the patches, so that patches can be dropped
+    has_interpolate_argument: bool = True  # forward has an argument to interpolate position embeddings
     model_class: Any = AutoModel
 
 
 _BERT = TextFamily(pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_layer)
 _ROBERTA = TextFamily(pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_layer, positions_after_padding=True)
 _VIT = VisionFamily(pools=("cls", "pooler", "mean"), layers="layers", drop_pooler=_drop_pooling_layer)
-_DINOV2 = VisionFamily(pools=("cls", "pooler", "mean"), layers="encoder.layer", asks_to_interpolate=False)
+_DINOV2 = VisionFamily(pools=("cls", "pooler", "mean"), layers="encoder.layer", has_interpolate_argument=False)
 _DINOV3 = VisionFamily(
-    pools=("cls", "pooler", "mean"), layers="model.layer", drops_patches=False, asks_to_interpolate=False
+    pools=("cls", "pooler", "mean"), layers="model.layer", drops_patches=False, has_interpolate_argument=False
 )
-# The field (open_clip, and those who read dense features from CLIP) applies CLIP's last layer norm to the patches too:
-# without it they keep the scale of the residual stream, far from that of the class token beside them.
+# As in open_clip and work on dense CLIP features, CLIP's last layer norm is applied to the patches too: without it they
+# keep the scale of the residual stream, unlike the class token.
 _CLIP_VISION = VisionFamily(pools=("cls", "pooler", "mean"), final_norm="post_layernorm")
-# ConvNeXt normalises its average only; a region needs the cells on the scale that the norm was trained for.
+# ConvNeXt normalises only its average; regions need normalised cells.
 _CONVNEXT = VisionFamily(
     pools=("pooler", "mean"),
     layers="encoder.stages",
     final_norm="layernorm",
     convolutional=True,
     drops_patches=False,
-    asks_to_interpolate=False,
+    has_interpolate_argument=False,
 )
 
 TEXT_FAMILIES: dict[str, TextFamily] = {

@@ -1,8 +1,7 @@
-"""Where in an image a span finds what it names: maps over the grid of patches, to be looked at.
+"""Heatmaps of a span over the patches of an image.
 
-Each kind answers another question. `similarity` asks which patches look like the span, `rollout` which patches of the
-input those states were made of. They are computed for one image at a time, from the features of a feature bank and the
-image's pixels, and drawn by the report.
+`similarity` shows the similarity of each patch with the span; `rollout` the input patches that the most similar states
+attend to. Heatmaps are computed for one image at a time, from span features and pixels, and drawn by the report.
 
     K spans    P = h * w patches    T tokens: a prefix (class token, registers), then the patches    D features
 """
@@ -22,15 +21,14 @@ from spanbox.models.towers import VisionTower
 
 @torch.no_grad()
 def span_heatmaps(model: DualEncoder, pixels: Tensor, spans: Tensor) -> dict[str, Tensor]:
-    """Maps of spans over the patches of one image by kind, each (K, h, w) float32 on the CPU, row 0 at the top.
+    """Heatmaps of spans over one image by kind, each (K, h, w) float32 on the CPU, row 0 at the top.
 
-    - `similarity`: cosine of the span with each patch, projected as if it were a region of its own.
-    - `rollout`: how much of what the span is similar to comes from each patch of the input. Attention rollout by itself
-      knows nothing of a span; here its rows are averaged over the patches that are more similar to the span than the
-      mean of the image, weighted by how much more. Where none is, the map is zero.
+    - `similarity`: cosine of the span with each patch, projected like a region.
+    - `rollout`: rows of the attention rollout, averaged over the patches that are more similar to the span than
+      the mean of the image, weighted by the difference. Zero if there are none.
 
-    A kind that the model cannot give is absent: rollout of a convolutional tower; both where regions are read from
-    crops whose pooled state is no mean, since a patch has no feature to compare then.
+    Missing kinds: rollout for a convolutional tower; both for regions from crops whose pooled state is not a mean,
+    since patches have no comparable feature then.
 
     Args:
         model: in evaluation mode.
@@ -55,12 +53,12 @@ def span_heatmaps(model: DualEncoder, pixels: Tensor, spans: Tensor) -> dict[str
 
 
 def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:
-    """How much of each token after the last layer comes from each token of the input: (N, T, T), rows add up to 1.
+    """Share (N, T, T) of each input token in each output token; rows sum to 1.
 
-    The heads of a layer are averaged, and its residual connection stands for half of what it passes on.
+    Heads are averaged, and the residual connection counts as half of a layer's output.
 
     Args:
-        attentions: (N, heads, T, T) of each layer, lowest first, rows add up to 1.
+        attentions: (N, heads, T, T) of each layer, lowest first; rows sum to 1.
 
     Source: Abnar and Zuidema, Quantifying Attention Flow in Transformers, 2020, section 3.
     """
@@ -72,27 +70,27 @@ def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:
 
 
 def to_unit_range(maps: Tensor) -> Tensor:
-    """Maps (K, h, w) from 0 at the lowest to 1 at the highest value of each; zeros for one that is flat."""
+    """Scale each map (K, h, w) to [0, 1]; a constant map becomes zero."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny), 0.0)
 
 
 def _patches_have_features(model: DualEncoder) -> bool:
-    """Whether the projection of regions was made for states that a patch has, too: those of a grid, or their mean."""
+    """Whether the region projection applies to single patches: it was trained on grid states or their mean."""
     return model.settings.regions.source == "roi_align" or model.vision.settings.pool == "mean"
 
 
 def _weights_above_mean(similarity: Tensor) -> Tensor:
-    """Weights (K, P) of the patches that are more similar (K, P) than the mean: they add up to 1, or are all 0."""
+    """Weights (K, P) of the patches with above-average similarity (K, P); they sum to 1, or are all 0."""
     above = (similarity - similarity.mean(dim=1, keepdim=True)).clamp(min=0)
     return above / above.sum(dim=1, keepdim=True).clamp(min=torch.finfo(above.dtype).tiny)
 
 
 @contextmanager
 def _recorded_attentions(tower: VisionTower) -> Iterator[list[Tensor]]:
-    """Context in which the tower's attentions (N, heads, T, T) are recorded, lowest layer first; none if it has none.
+    """Context that records the attentions (N, heads, T, T) of the tower, lowest layer first; empty if it has none.
 
-    The fast kernels of attention never hold its weights, so the tower runs the plain one for as long.
+    The tower runs eager attention meanwhile, because the fast kernels do not return weights.
     """
     encoder, recorded = tower.model, list[Tensor]()
     if VISION_FAMILIES[encoder.config.model_type].convolutional:

@@ -1,4 +1,4 @@
-"""What the vision tower expects of its pixels. Images travel as bytes and are normalised on the device."""
+"""Image size and normalisation of the vision tower. Images stay uint8 until they are normalised on the device."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class Preprocessing(Settings):
 
     @classmethod
     def from_model_folder(cls, folder: Path | None, image_size: int) -> "Preprocessing":
-        """Mean and deviation as the model's publisher ships them; one half each where nothing is said, or no folder.
+        """Mean and deviation from the preprocessor file of the model folder; 0.5 each without such a file.
 
         Raises:
             ConfigError: the folder's preprocessor file is damaged.
@@ -37,5 +37,5 @@ class Preprocessing(Settings):
             values = dict(values.get("image_processor", values))
             names = {"mean": "image_mean", "std": "image_std"}
             return cls(image_size=image_size, **{ours: values[name] for ours, name in names.items() if name in values})
-        except (AttributeError, OSError, TypeError, ValueError) as error:  # no object; no JSON, or no such values
+        except (AttributeError, OSError, TypeError, ValueError) as error:  # unreadable, or no such values
             raise ConfigError(f"{shipped[0]}: image_mean and image_std cannot be read: {error}") from None

@@ -274,7 +274,7 @@ class VisionTower(Tower):
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
         """Ask for interpolated position embeddings, where a family has to be asked, for a size it was not made for."""
         native = side(self.model.config.image_size)
-        if not self._family.asks_to_interpolate or tuple(pixels.shape[-2:]) == (native, native):
+        if not self._family.has_interpolate_argument or tuple(pixels.shape[-2:]) == (native, native):
             return {}
         return {"interpolate_pos_encoding": True}
 

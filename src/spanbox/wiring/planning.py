@@ -1,4 +1,4 @@
-"""What a config needs in memory."""
+"""Memory plan of a config, for `spanbox plan`."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ PARTS: tuple[Part, ...] = ("text", "vision")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config needs before anything is trained: as it is, and with the activations of both towers computed anew.
+    """Memory of a training step, with and without gradient checkpointing.
 
     Attributes:
-        parameters, trained: how many numbers the model has, and how many of them are trained.
+        parameters, trained: number of all parameters and of the trained ones.
         plain, checkpointed: memory of a step without and with gradient checkpointing of both towers.
-        budget: bytes that may be used.
-        device: what it was measured on.
+        budget: available bytes.
+        device: device of the measurement.
     """
 
     parameters: int
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan(config: RunConfig) -> Plan:
-    """Measure the memory of a training step. Reads the towers, no data; takes seconds."""
+    """Measure the memory of a training step. Loads the towers but no data; takes seconds."""
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     model = build_model(config.model).to(device).train()
