@@ -17,13 +17,13 @@ def draw(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="folder for the manifests and the images")],
     n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 32_000,
     held_out: Annotated[int, typer.Option(min=1, help="scenes of val.jsonl, and of test.jsonl")] = 500,
-    lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh for both in turn")] = "en",
-    concepts: Annotated[int, typer.Option(help="how many different objects, 10 to 826")] = 120,
+    lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh for both")] = "en",
+    concepts: Annotated[int, typer.Option(help="number of different objects, 10 to 826")] = 120,
     size: Annotated[int, typer.Option(min=64, help="side of a scene in pixels")] = 192,
-    seed: Annotated[int, typer.Option(min=0, help="equal seeds draw equal scenes")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the scenes")] = 0,
     siblings: Annotated[
         int,
-        typer.Option(min=0, help="how many scenes follow each held-out one that differ from it in one object alone"),
+        typer.Option(min=0, help="number of scenes after each held-out one that differ from it in only one object"),
     ] = 0,
 ) -> None:
     """Draw scenes with sentences, exact spans and exact boxes, as a normal manifest.
