@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -525,3 +526,8 @@ def test_a_git_lfs_pointer_and_a_pipe_are_named(tmp_path: Path) -> None:
 
 def test_no_kind_is_both_problem_and_note() -> None:
     assert not PROBLEMS.keys() & NOTES.keys()
+
+
+def test_every_kind_has_a_name_in_chinese() -> None:
+    texts = (files("spanbox.report") / "texts" / "zh.yaml").read_text(encoding="utf-8")
+    assert not [kind for kind in (*PROBLEMS, *NOTES) if f"\n  {kind}: " not in texts]
