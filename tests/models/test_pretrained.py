@@ -215,20 +215,18 @@ class TestFoldersThatDoNotFit:
             build_text_tower(TowerSettings(path="nobody/bert-tiny"))
 
     def test_text_encoder_as_vision_tower(self, masked_lm: tuple[BertForMaskedLM, Path]) -> None:
-        with pytest.raises(
-            ConfigError, match=r"'bert' is not a family that can be a vision tower here. Known are: .*vit"
-        ):
+        with pytest.raises(ConfigError, match=r"'bert' is not a supported family for the vision tower. Known: .*vit"):
             vision(masked_lm[1])
 
 
 class TestArchitecturesThatDoNotFit:
     def test_batch_norm(self) -> None:
         settings = VisionTowerSettings(architecture={"model_type": "resnet"})
-        with pytest.raises(ConfigError, match=r"'resnet' contains BatchNorm.*two forward passes.*ConvNeXt"):
+        with pytest.raises(ConfigError, match=r"'resnet' contains BatchNorm.*both forward passes.*ConvNeXt"):
             build_vision_tower(settings)
 
     def test_unknown_family(self) -> None:
-        with pytest.raises(ConfigError, match="'gpt2' is not a family"):
+        with pytest.raises(ConfigError, match="'gpt2' is not a supported family"):
             build_text_tower(TowerSettings(architecture={"model_type": "gpt2"}))
 
     def test_unknown_model_type(self) -> None:
@@ -247,9 +245,13 @@ class TestArchitecturesThatDoNotFit:
             build_text_tower(TowerSettings(architecture=tiny.bert(**values)))
 
     def test_pool_that_the_family_lacks(self) -> None:
-        with pytest.raises(ConfigError, match=r"'electra' has no pooler. Set it to auto, cls or mean"):
+        with pytest.raises(
+            ConfigError, match=r"^model\.text\.pool: 'pooler', but 'electra' has no pooler; set it to auto, cls or mean"
+        ):
             build_text_tower(TowerSettings(architecture=tiny.electra(), pool="pooler"))
-        with pytest.raises(ConfigError, match="'siglip_vision_model' has no class token"):
+        with pytest.raises(
+            ConfigError, match=r"^model\.vision\.pool: 'cls', but 'siglip_vision_model' has no class token"
+        ):
             build_vision_tower(VisionTowerSettings(architecture=tiny.siglip_vision(), pool="cls"))
 
 

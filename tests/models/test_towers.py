@@ -200,7 +200,9 @@ class TestClipText:
         assert torch.equal(states.pooled[1], states.tokens[1, 3])
 
     def test_first_token_has_seen_only_itself(self) -> None:
-        with pytest.raises(ConfigError, match=r"no class token that sees the whole input.*auto, pooler or mean"):
+        with pytest.raises(
+            ConfigError, match=r"^model\.text\.pool: .*no class token of the whole input.*auto, pooler or mean"
+        ):
             text_tower(tiny.clip_text(), "cls")
 
 

@@ -282,7 +282,7 @@ class TestLora:
         torch.testing.assert_close(gradients(checkpointed), gradients(plain), rtol=0, atol=0)
 
     def test_all_frozen(self) -> None:
-        with pytest.raises(ValidationError, match="leave freeze out"):
+        with pytest.raises(ValidationError, match="remove freeze"):
             TowerSettings(architecture=tiny.bert(), lora=LoraSettings(), freeze="all")
         with pytest.raises(ConfigError, match=r"text tower: freeze leaves no layer for lora"):
             build(tiny.bert(), lora={}, freeze=LAYERS)

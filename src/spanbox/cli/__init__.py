@@ -1,1 +1,1 @@
-"""The `spanbox` command: one file per verb, thin."""
+"""The `spanbox` command, one thin file per subcommand."""

@@ -1,1 +1,1 @@
-"""From files on disk to batches of tensors."""
+"""Data: manifests and images to batches of tensors."""

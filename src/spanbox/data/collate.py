@@ -1,4 +1,4 @@
-"""From samples to a batch: sentences become tokens, spans become token masks, everything is padded."""
+"""Collation of samples to a padded batch, with tokenised sentences and token masks of the spans."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,22 @@ EXCERPT = 40  # characters of a text in an incident
 
 
 class Loaded(NamedTuple):
-    """A batch and what is to be told of it."""
+    """A batch with its ids and incidents."""
 
     batch: Batch
-    ids: list[str]  # of the pairs, in the batch's order
+    ids: list[str]  # of the pairs, in the order of the batch
     incidents: list[Incident]
 
 
 class Collator:
-    """Samples to a batch, their ids and the incidents met on the way.
+    """Makes a batch of samples, with ids and incidents.
 
     Args:
         tokenizer: a fast transformers tokenizer.
-        max_tokens: longer sentences are cut; spans that lose a token by it are not used, and noted.
-        own_spans: whether each span's text is also tokenised by itself.
-        sort_by_length: whether the pairs are put in the order of their numbers of tokens. A large batch is encoded in
-            chunks, and a chunk of sentences of similar length needs little padding. What is a positive of what follows
-            from ids, so the order is free.
+        max_tokens: longer sentences are truncated; spans that lose a token are not used and give an incident.
+        own_spans: also tokenise the text of each span alone.
+        sort_by_length: sort the pairs by number of tokens, so that chunks need little padding. Positives follow from
+            ids, so the order does not matter.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Collator:
         return Loaded(batch, [sample.id for sample in samples], incidents)
 
     def _tokenize(self, texts: list[str]) -> list[Encoding]:
-        """Each text as tokens, cut and padded to one length."""
+        """Tokenise texts, truncated and padded to one length."""
         encoded = self.tokenizer(texts, truncation=True, max_length=self.max_tokens, padding=True)
         encodings: list[Encoding] = encoded.encodings
         return encodings
@@ -87,7 +86,7 @@ class Collator:
     ) -> tuple[Tensor, Tensor]:
         """Tokens (B, K, T) of the spans and their identities (B, K); unusable spans are padding."""
         most = max(len(sample.spans) for sample in samples)
-        # Filled as lists: a tensor for each span would take longer than all the rest.
+        # Filled as lists, because one tensor per span would be slow.
         edge_rows = [[(0, 0)] * most for _ in samples]
         identity_rows = [[PADDING_ID] * most for _ in samples]
         for row, (sample, encoding) in enumerate(zip(samples, texts, strict=True)):
@@ -121,7 +120,7 @@ class Collator:
                 yield Incident("text of unknown tokens", sample.id, found)
 
     def _own_tokens(self, samples: Sequence[Sample], identity: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, K, U) of each span's text by itself, and which of them are real."""
+        """Tokens (B, K, U) of each span alone, and their mask without padding."""
         places = [(row, column) for row, sample in enumerate(samples) for column in range(len(sample.span_texts))]
         if not places:
             nothing = torch.zeros(*identity.shape, 1, dtype=torch.int64)
@@ -136,7 +135,7 @@ class Collator:
 
 
 def _ids_and_mask(encodings: list[Encoding]) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) and which of them are real (B, T)."""
+    """Tokens (B, T) and their mask (B, T) without padding."""
     token_ids = torch.tensor([encoding.ids for encoding in encodings])
     return token_ids, torch.tensor([encoding.attention_mask for encoding in encodings]).bool()
 
@@ -146,22 +145,22 @@ def _beginning(text: str) -> str:
 
 
 def _readable_length(encoding: Encoding) -> float:
-    """How many characters stand before the first token that was cut off; infinite when none was."""
+    """Number of characters before the first truncated token; infinite without truncation."""
     dropped: list[tuple[int, int]] = encoding.overflowing[0].offsets if encoding.overflowing else []
     return min((start for start, end in dropped if start < end), default=math.inf)
 
 
 def _of_spans(rows: Sequence[Sequence[int]], span_valid: Tensor, dtype: torch.dtype, padding: int) -> Tensor:
-    """Numbers of the spans of each pair as one tensor (B, K), with `padding` where there is no usable span."""
+    """Values of the spans of each pair as a tensor (B, K), with `padding` for unusable spans."""
     most = span_valid.shape[1]
     padded = [[*row, *[padding] * (most - len(row))] for row in rows]
     return torch.tensor(padded, dtype=dtype).reshape(len(rows), most).masked_fill(~span_valid, padding)
 
 
 def _regions(samples: Sequence[Sample], span_valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (B, R, 4), which of them are used (B, R), and links (B, K, R).
+    """Boxes (B, R, 4), mask of the used regions (B, R), and links (B, K, R).
 
-    A region whose spans are all unusable is not used either: unlinked, it would pass for a negative of what it shows.
+    A region whose spans are all unusable is not used: without links it would be a negative of its own entity.
     """
     most = max(len(sample.regions) for sample in samples)
     regions = torch.zeros(len(samples), most, 4)
@@ -179,7 +178,7 @@ def _regions(samples: Sequence[Sample], span_valid: Tensor) -> tuple[Tensor, Ten
 
 
 def _padded_crops(samples: Sequence[Sample], most: int) -> Tensor | None:
-    """Crops (B, R, 3, s, s), black where there is no region; None when the samples were not cropped."""
+    """Crops (B, R, 3, s, s), black for padding; None if the samples have no crops."""
     if samples[0].crops is None:
         return None
     crops = samples[0].crops.new_zeros(len(samples), most, *samples[0].crops.shape[1:])
@@ -190,7 +189,7 @@ def _padded_crops(samples: Sequence[Sample], most: int) -> Tensor | None:
 
 
 def _views(samples: Sequence[Sample], most_spans: int) -> dict[str, Tensor]:
-    """The fields of a batch that hold masked views; none when the samples have none."""
+    """The fields of a batch with masked views; empty if the samples have none."""
     views = [sample.views for sample in samples if sample.views is not None]
     if not views:
         return {}

@@ -1,1 +1,1 @@
-"""The training run: steps, optimiser, checkpoints, log."""
+"""Training: steps, optimiser, checkpoints, log."""

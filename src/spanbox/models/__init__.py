@@ -1,1 +1,1 @@
-"""Text and vision towers, the pooling of spans and regions, and the dual encoder made of them."""
+"""Text and vision towers, pooling of spans and regions, and the dual encoder."""

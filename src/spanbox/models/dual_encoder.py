@@ -1,4 +1,4 @@
-"""The dual encoder: two towers, the pooling of spans and regions, and a projection for each kind of feature.
+"""The dual encoder: two towers, pooling of spans and regions, and projections to the shared feature space.
 
 B pairs    K spans    R regions    T tokens    H width of a tower    D features
 """
@@ -23,40 +23,42 @@ from spanbox.structures import PADDING_ID, Batch, Features
 class SpanSettings(Settings):
     source: Literal["sentence", "own"] = Field(
         "sentence",
-        description="sentence: the span's tokens in the context of the sentence; own: the span's text read by itself",
+        description="sentence: the tokens of the span in its sentence; own: the text of the span encoded alone",
     )
-    pool: PoolKind = Field("mean", description="how a span's tokens become one feature")
+    pool: PoolKind = Field("mean", description="pooling of the tokens of a span")
 
 
 class RegionSettings(Settings):
     source: Literal["roi_align", "crop"] = Field(
         "roi_align",
-        description="roi_align: cut from the patch grid of the image; crop: cut from the image, resized and encoded",
+        description="roi_align: pooled from the patch grid of the image; crop: cut from the image, resized and encoded",
     )
-    pool: PoolKind = Field("mean", description="how the bins of a region become one feature (roi_align)")
+    pool: PoolKind = Field("mean", description="pooling of the bins of a region (roi_align)")
     output_size: int = Field(2, ge=1, description="bins along each axis of a region (roi_align)")
     sampling_ratio: int = Field(2, ge=1, description="samples along each axis of a bin (roi_align)")
-    margin: float = Field(0.1, ge=0.0, description="share of its width and height by which a box is grown (crop)")
+    margin: float = Field(
+        0.1, ge=0.0, description="margin added on each side of a box, as a fraction of its width and height (crop)"
+    )
 
 
 class ModelSettings(Settings):
     text: TowerSettings = Field(description="the text encoder")
     vision: VisionTowerSettings = Field(description="the image encoder")
-    dim: int = Field(256, ge=2, description="length of the shared features")
+    dim: int = Field(256, ge=2, description="dimension of the shared features")
     projections: Literal["separate", "shared"] = Field(
         "separate",
-        description="shared: a span is projected like its sentence and a region like its image, so that what the fine "
-        "level learns of the parts holds for the whole; best with mean pooling",
+        description="shared: spans use the projection of sentences and regions that of images, so that both levels "
+        "train the same projections; best with mean pooling",
     )
     spans: SpanSettings = Field(SpanSettings(), description="features of spans")
     regions: RegionSettings = Field(RegionSettings(), description="features of regions")
 
 
 class DualEncoder(nn.Module):
-    """From a batch to unit-length features of sentences, images, spans and regions.
+    """Maps a batch to unit-length features of sentences, images, spans and regions.
 
-    Texts that are equal, token by token, are read once and share their states, so that with dropout they also share
-    what is dropped. Names of spans repeat a lot when they are read by themselves, captions sometimes.
+    Texts with equal tokens are encoded once and share their states, including dropout. Spans that are encoded alone
+    repeat often, captions sometimes.
     """
 
     mean: Tensor
@@ -103,7 +105,7 @@ class DualEncoder(nn.Module):
         if self.settings.spans.source == "sentence":
             spans_BKH = pool_spans(text.tokens, batch.span_tokens, self.settings.spans.pool)
         else:
-            spans_BKH = self._read_own_tokens(batch)
+            spans_BKH = self._encode_own_tokens(batch)
         if self.settings.regions.source == "roi_align":
             bins = roi_align(
                 vision.grid, batch.regions, self.settings.regions.output_size, self.settings.regions.sampling_ratio
@@ -121,16 +123,16 @@ class DualEncoder(nn.Module):
         )
 
     def project_regions(self, pooled: Tensor) -> Tensor:
-        """Features (..., D), of unit length, of regions by their pooled states."""
+        """Unit-length features (..., D) of regions from their pooled states."""
         shared = self.settings.projections == "shared"
         return _unit((self.image_projection if shared else self.region_projection)(pooled))
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels (..., 3, S, S) uint8 as the vision tower expects them."""
+        """Pixels (..., 3, S, S) uint8, normalised for the vision tower."""
         return (pixels.to(self.mean.dtype) / 255.0 - self.mean) / self.std
 
-    def _read_own_tokens(self, batch: Batch) -> Tensor:
-        """(B, K, H): each valid span's text through the text tower by itself; zeros for padding."""
+    def _encode_own_tokens(self, batch: Batch) -> Tensor:
+        """States (B, K, H) of the spans encoded alone; zeros for padding."""
         assert batch.own_token_ids is not None
         assert batch.own_token_mask is not None
         valid = batch.span_valid
@@ -141,7 +143,7 @@ class DualEncoder(nn.Module):
         return _scattered(_spread(pooled, copies), valid)
 
     def _encode_views(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """(B, V, D): each masked view that tells the losses something, by the tower; zeros for the others."""
+        """Features (B, V, D) of the masked views that the losses use; zeros for the others."""
         assert batch.view_sentence is not None
         assert batch.view_spans is not None
         used = (batch.view_sentence != 0) | (batch.view_spans != 0).any(dim=2)
@@ -152,7 +154,7 @@ class DualEncoder(nn.Module):
         return _scattered(_unit(self.image_projection(pooled)), used)
 
     def _encode_visible(self, pixels: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
-        """(N, P): the visible patches of views (N, g, g) of `pixels[image]`; views with equally many go together."""
+        """States (N, P) of the visible patches of views (N, g, g) of `pixels[image]`, grouped by number of patches."""
         groups = list(by_kept_count(hidden).values())
         if not groups:
             nothing: Tensor = self.vision(pixels[:0]).pooled
@@ -164,23 +166,23 @@ class DualEncoder(nn.Module):
         return torch.cat(pooled)[torch.cat(groups).argsort()]
 
     def _encode_crops(self, batch: Batch) -> Tensor:
-        """(B, R, H): each valid region's crop through the vision tower; zeros for padding."""
+        """States (B, R, H) of the crops of valid regions; zeros for padding."""
         assert batch.crops is not None
         valid = batch.region_valid
         return _scattered(self.vision(self.normalised(batch.crops[valid])).pooled, valid)
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Unit length, in float32 or wider whatever the towers run in."""
+    """Normalise to unit length, in float32 or wider."""
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 
 def _distinct(token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows of (N, T) say something new, and which of those each row repeats; what is in the padding is ignored.
+    """Indices of the unique rows of (N, T), and the unique row that each row equals; padding is ignored.
 
     Returns:
-        rows: (M,) the first row of each kind, ascending.
-        copies: (N,) so that row i reads as row `rows[copies[i]]`.
+        rows: (M,) index of the first of each group of equal rows, ascending.
+        copies: (N,) such that row i equals row `rows[copies[i]]`.
     """
     numbers = torch.arange(len(token_ids), device=token_ids.device)
     if len(numbers) < 2:
@@ -192,12 +194,12 @@ def _distinct(token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spread(distinct: Tensor, copies: Tensor) -> Tensor:
-    """The states of all rows from those of the distinct ones: the same tensor where no row repeats."""
+    """The states of all rows from those of the unique rows; the same tensor if no row repeats."""
     return distinct if len(distinct) == len(copies) else distinct[copies]
 
 
 def _scattered(rows: Tensor, valid: Tensor) -> Tensor:
-    """Rows (N, H) at the N valid places of (B, K) -> (B, K, H), zeros elsewhere."""
+    """Scatter rows (N, H) to the N valid places of (B, K, H), zeros elsewhere."""
     out = rows.new_zeros(*valid.shape, rows.shape[-1])
     out[valid] = rows
     return out

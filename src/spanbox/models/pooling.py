@@ -1,9 +1,8 @@
-"""Pooling of the token states of a span, and of the bins of a box, into one state each.
+"""Pooling of the token states of a span and of the bins of a box into one state.
 
-Spans and regions are pooled by the same three kinds. The token states come from the text tower, the bins from
-`geometry.roi_align` on the grid of the vision tower.
+Token states come from the text tower, bins from `geometry.roi_align` on the grid of the vision tower.
 
-    B pairs    K spans    R regions    T tokens    o bins along an axis    H width
+    B pairs    K spans    R regions    T tokens    o bins per axis    H width
 """
 
 from typing import Literal, assert_never
@@ -20,7 +19,7 @@ def pooled_width(width: int, kind: PoolKind) -> int:
 
 
 def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PoolKind) -> Tensor:
-    """One state for each span from the states of its tokens.
+    """Pool the token states of each span.
 
     Args:
         tokens: (B, T, H), finite everywhere, padding included.
@@ -28,7 +27,7 @@ def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PoolKind) -> Tensor:
         kind: "mean", "max" (each dimension by itself), or "both" side by side, the mean first.
 
     Returns:
-        (B, K, H), or (B, K, 2H) for "both". A span without tokens gives zeros and passes no gradient on.
+        (B, K, H), or (B, K, 2H) for "both". A span without tokens gives zeros without gradient.
     """
     match kind:
         case "mean":
@@ -42,10 +41,10 @@ def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PoolKind) -> Tensor:
 
 
 def pool_regions(grid_bins: Tensor, kind: PoolKind) -> Tensor:
-    """One state for each region from the bins of its box.
+    """Pool the bins of each region.
 
     Args:
-        grid_bins: (B, R, o, o, H), what `roi_align` returns.
+        grid_bins: (B, R, o, o, H), from `roi_align`.
         kind: as in `pool_spans`.
 
     Returns:

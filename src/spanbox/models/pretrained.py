@@ -1,7 +1,6 @@
-"""Opening transformers encoders: their configs, and their weights from a local folder or from scratch.
+"""Configs and weights of transformers encoders, from a local folder or random.
 
-Nothing is ever downloaded. What transformers prints while it loads is replaced by checks: weights that the tower needs
-and that the folder lacks are an error, where transformers would fill them with random numbers and say so in a table.
+Nothing is downloaded. Missing weights are an error; transformers would initialise them at random and print a table.
 """
 
 import os
@@ -41,7 +40,7 @@ _WRONG_ARCHITECTURE = (
 
 
 def model_folder(path: str, part: Part) -> Path:
-    """The local folder of a model: `path` itself, or where the cache keeps the model of that name.
+    """The local folder of a model: `path`, or the folder of that name in the cache.
 
     Raises:
         ConfigError: neither exists, or the folder has no config.json.
@@ -58,10 +57,10 @@ def model_folder(path: str, part: Part) -> Path:
 
 
 def config_from_folder(folder: Path, part: Part) -> Any:
-    """The transformers config of `folder`, or of its `part` where it is a two-tower model such as CLIP.
+    """The transformers config of `folder`, or of the `part` of a two-tower model such as CLIP.
 
     Raises:
-        ConfigError: config.json is not one of transformers.
+        ConfigError: config.json is not a transformers config.
     """
     try:
         read_json(folder / "config.json")  # within limits; transformers has none
@@ -73,21 +72,21 @@ def config_from_folder(folder: Path, part: Part) -> Any:
 
 
 def config_from_architecture(architecture: dict[str, Any], part: Part) -> Any:
-    """The transformers config with the values of `architecture`, which names its `model_type`.
+    """The transformers config with the values of `architecture`, which has a `model_type`.
 
     Raises:
-        ConfigError: an unknown `model_type`, an unknown key (transformers itself would ignore it), an impossible value.
+        ConfigError: an unknown `model_type`, an unknown key (transformers would ignore it), an impossible value.
     """
     values = dict(architecture)
     model_type = values.pop("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"{part} tower: transformers knows no model_type {model_type!r}.{_nearest(model_type)}")
+        raise ConfigError(f"{part} tower: transformers has no model_type {model_type!r}.{_nearest(model_type)}")
     config_class: Any = CONFIG_MAPPING[model_type]
     known = {*_own_fields(config_class), *config_class.attribute_map}
     for key in values:
         if key not in known:
             raise ConfigError(
-                f"{part} tower: architecture has the key {key!r}, which {model_type!r} does not know."
+                f"{part} tower: architecture has the key {key!r}, which {model_type!r} does not have."
                 f"{_nearest(key, known)}"
             )
     try:
@@ -98,7 +97,7 @@ def config_from_architecture(architecture: dict[str, Any], part: Part) -> Any:
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
-    """The part of a transformers config that shapes the model, as plain JSON: inverse of `config_from_architecture`."""
+    """The architecture in a transformers config as plain JSON; the inverse of `config_from_architecture`."""
     values = config.to_dict()
     return {"model_type": config.model_type} | {key: values[key] for key in _own_fields(type(config)) if key in values}
 
@@ -135,18 +134,20 @@ def pretrained_model(
 ) -> nn.Module:
     """The model of `config` with the weights in `folder`, float32, in training mode.
 
-    `drop_unused` takes out what the tower does not use; what it takes out may be missing from the folder.
+    `drop_unused` removes modules that the tower does not use; their weights may be missing from the folder.
 
     Raises:
-        CheckpointError: the weights cannot be read, or some that the tower uses are missing.
+        CheckpointError: weights cannot be read, or weights of the tower are missing.
     """
     try:
         with _quiet():
             model, report = model_class.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32,  # the folder's own may be half precision, which does not train
-                key_mapping={rf"^{part}_model\.": ""},  # transformers knows this prefix of CLIP, not of Chinese CLIP
+                dtype=torch.float32,  # the folder may have half precision, which does not train
+                key_mapping={
+                    rf"^{part}_model\.": ""
+                },  # transformers handles this prefix for CLIP, not for Chinese CLIP
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -157,8 +158,8 @@ def pretrained_model(
     missing = sorted(set(report["missing_keys"]) & set(model.state_dict()))
     if missing:
         raise CheckpointError(
-            f"{part} tower: {folder} lacks {len(missing)} of the weights that the tower needs, the first is "
-            f"{missing[0]!r}. Give a folder that holds the whole encoder; if only a pooler is missing, set pool to "
+            f"{part} tower: {folder} lacks {len(missing)} of the weights of the tower, the first is "
+            f"{missing[0]!r}. Give a folder with the whole encoder; if only a pooler is missing, set pool to "
             "cls or mean."
         )
     trained: nn.Module = model.train()
@@ -169,14 +170,14 @@ def refuse_batch_norm(model: nn.Module, model_type: str, part: Part) -> None:
     """Raise ConfigError if `model` contains batch normalisation."""
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise ConfigError(
-            f"{part} tower: {model_type!r} contains BatchNorm, which mixes the samples of a chunk with each other and "
-            "updates its statistics on each of the two forward passes of the exact large-batch step. Use an encoder "
-            "with layer normalisation, for example ConvNeXt in place of ResNet."
+            f"{part} tower: {model_type!r} contains BatchNorm, which makes features depend on the other samples of a "
+            "chunk and updates its statistics in both forward passes of the exact large-batch step. Use an encoder "
+            "with layer normalisation, for example ConvNeXt instead of ResNet."
         )
 
 
 def refuse_family(config: Any, known: dict[str, Any], part: Part) -> ConfigError:
-    """The error for a `model_type` that is no `part` tower: for its BatchNorm if it has any, else for being unknown."""
+    """The error for an unsupported `model_type`; raises another one if the model contains BatchNorm."""
     try:
         with _quiet(), torch.device("meta"):
             model = AutoModel.from_config(config)
@@ -185,13 +186,13 @@ def refuse_family(config: Any, known: dict[str, Any], part: Part) -> ConfigError
     else:
         refuse_batch_norm(model, config.model_type, part)
     return ConfigError(
-        f"{part} tower: {config.model_type!r} is not a family that can be a {part} tower here. "
-        f"Known are: {', '.join(sorted(known))}."
+        f"{part} tower: {config.model_type!r} is not a supported family for the {part} tower. "
+        f"Known: {', '.join(sorted(known))}."
     )
 
 
 def _cached_folder(path: str, part: Part) -> Path:
-    """Where the cache keeps a model. Found here: given a name, transformers may still ask the hub for other files."""
+    """Folder of a model in the cache. Given only a name, transformers could still request files from the hub."""
     if not _HUB_NAME.fullmatch(path):
         raise ConfigError(
             f"{part} tower: there is no folder {path}. Fetch a model with `hf download NAME --local-dir DIR` and "
@@ -207,7 +208,7 @@ def _cached_folder(path: str, part: Part) -> Path:
 
 
 def _own_fields(config_class: Any) -> list[str]:
-    """What a config class adds to the bookkeeping that all of them share."""
+    """The fields of a config class that are not common to all configs."""
     shared = {field.name for field in fields(PreTrainedConfig)}
     return [f.name for f in fields(config_class) if f.name not in shared and not f.name.startswith("_")]
 
@@ -219,7 +220,7 @@ def _nearest(name: str, known: Any = CONFIG_MAPPING) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and loading tables of transformers; its errors are still raised."""
+    """Suppress the progress bars and loading tables of transformers, not its errors."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

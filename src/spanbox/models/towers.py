@@ -1,8 +1,8 @@
-"""Text and vision towers: transformers encoders behind one interface each.
+"""Text and vision towers: a common interface for transformers encoders.
 
-A batch's token ids and pixels enter, states leave: one for each token or patch, and one for the whole sentence or
-image. Spans and regions are pooled from the former (`pooling`), the coarse level uses the latter. What differs between
-families of encoders stands in `families`, how they are opened in `pretrained`, what of them is trained in `trainable`.
+A tower maps token ids or pixels to states: one per token or patch, and one pooled state of the whole sentence or image.
+Spans and regions are pooled from the former (`pooling`); the coarse level uses the latter. `families` lists the
+differences between encoders, `pretrained` loads them, `trainable` freezes or adapts them.
 
     N rows    T tokens    S image size in pixels    h, w patches down and across    H width
 """
@@ -33,36 +33,36 @@ from spanbox.settings import PathText, Settings
 
 
 class TowerSettings(Settings):
-    """Which encoder a tower is, which of its states stands for the whole input, and what of it is trained."""
+    """Encoder, pooled state and trained parameters of a tower."""
 
     path: PathText | None = Field(
         default=None,
-        description="Local transformers folder of a pretrained encoder, or of a whole CLIP or SigLIP; or the name of "
-        "a model that is already in the local cache. Nothing is downloaded: `hf download NAME --local-dir DIR`.",
+        description="local transformers folder of a pretrained encoder or of a whole CLIP or SigLIP, or the name of a "
+        "model in the local cache; nothing is downloaded: use `hf download NAME --local-dir DIR`",
     )
     architecture: dict[str, Any] | None = Field(
         default=None,
-        description="In place of path: a transformers config with its model_type, for an encoder with random weights.",
+        description="instead of path: a transformers config with its model_type, for an encoder with random weights",
     )
     pool: Literal["auto", "cls", "mean", "pooler"] = Field(
         default="auto",
-        description="State of the whole input: the class token, the mean over real tokens or patches, the encoder's "
-        "own pooler; auto takes the class token where there is one, else the pooler.",
+        description="pooled state: the class token, the mean over tokens or patches without padding, or the encoder's "
+        "pooler; auto: the class token if there is one, else the pooler",
     )
     freeze: Freeze = Field(
         default=0,
-        description="Lowest layers that are not trained, with the embeddings below them; all: the whole tower, which "
-        "then has no dropout either. ConvNeXt counts stages. With lora: the lowest layers without an update.",
+        description="number of lowest layers that are not trained, including the embeddings; all: the whole tower, "
+        "also without dropout; counts stages for ConvNeXt; with lora: the lowest layers without an update",
     )
     lora: LoraSettings | None = Field(
         default=None,
-        description="Train low-rank updates in place of the tower's own weights: rank, alpha, dropout, targets; {} for "
-        'the defaults. Needs `pip install "spanbox[lora]"`.',
+        description="train low-rank updates instead of the weights: rank, alpha, dropout, targets; {} for the "
+        'defaults; needs `pip install "spanbox[lora]"`',
     )
     gradient_checkpointing: bool = Field(
         default=False,
-        description="Compute each layer twice in place of keeping what is in it for the backward pass: the same "
-        "gradients with much less memory, in a third to a half more time. Not for ConvNeXt.",
+        description="compute the activations of each layer again in the backward pass: the same gradients with much "
+        "less memory, a third to a half slower; not for ConvNeXt",
     )
 
     @field_validator("architecture")
@@ -85,57 +85,57 @@ class TowerSettings(Settings):
     def _something_to_update(self) -> Self:
         if self.lora is not None and self.freeze == "all":
             raise ValueError(
-                "lora leaves the tower's own weights alone by itself, and freeze=all leaves it no layer to update: "
-                "leave freeze out, or give the number of lowest layers that get no update"
+                "lora freezes the weights of the tower, and freeze=all leaves no layer to update: remove freeze, "
+                "or set it to the number of lowest layers without an update"
             )
         return self
 
 
 class VisionTowerSettings(TowerSettings):
-    """A vision tower's encoder, and the size of the images it reads."""
+    """Encoder and image size of the vision tower."""
 
     image_size: int | None = Field(
         default=None,
         ge=1,
-        description="Side of the square input in pixels, a multiple of the patch size. Default: what the encoder was "
-        "made for, rounded down to such a multiple. Another size interpolates the position embeddings.",
+        description="side of the square input in pixels, a multiple of the patch size; default: the encoder's size, "
+        "rounded down to a multiple; other sizes interpolate the position embeddings",
     )
 
 
 class TextStates(NamedTuple):
-    """What a text tower makes of sentences."""
+    """Output of a text tower."""
 
-    tokens: Tensor  # (N, T, H), meaningless on padding
-    pooled: Tensor  # (N, P), P = H but for the rare pooler of another width
+    tokens: Tensor  # (N, T, H), undefined on padding
+    pooled: Tensor  # (N, P), P = H except for poolers of another width
 
 
 class VisionStates(NamedTuple):
-    """What a vision tower makes of images."""
+    """Output of a vision tower."""
 
     grid: Tensor  # (N, h, w, H), row 0 at the top
     pooled: Tensor  # (N, P)
 
 
 class Tower(nn.Module):
-    """What both towers have in common.
+    """Base class of both towers.
 
     Attributes:
         model: the transformers encoder.
-        settings: with these alone `build_*_tower` makes the same architecture, without the folder it came from.
+        settings: resolved; `build_*_tower` makes the same architecture from them, without the original folder.
     """
 
     def __init__(self, model: Any, family: TextFamily | VisionFamily, pool: Pool, settings: TowerSettings) -> None:
         super().__init__()
         self.model = model
-        read = {"path": None, "architecture": architecture_of(model.config), "pool": pool}
-        self.settings = settings.model_copy(update=read)
+        resolved = {"path": None, "architecture": architecture_of(model.config), "pool": pool}
+        self.settings = settings.model_copy(update=resolved)
         self._pool = pool
         self._layers = family.layers
         self.train()
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The encoder's layers, lowest first; the stages of a ConvNeXt."""
+        """The layers of the encoder, lowest first; stages for ConvNeXt."""
         return _layers(self.model, self._layers)
 
     def architecture(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Tower(nn.Module):
         return dict(self.settings.architecture or {})
 
     def train(self, mode: bool = True) -> Self:
-        """As for every module, but a wholly frozen tower stays in evaluation mode: dropout would teach it nothing."""
+        """Set training mode; a fully frozen tower stays in eval mode."""
         return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
 
@@ -151,9 +151,9 @@ class TextTower(Tower):
     """A text encoder. Build it with `build_text_tower`.
 
     Attributes:
-        width: of a token's state.
-        pooled_width: of the pooled state; differs from `width` only for a pooler that projects.
-        max_tokens: the longest input, special tokens included.
+        width: of a token state.
+        pooled_width: of the pooled state; differs from `width` only for poolers with a projection.
+        max_tokens: maximum input length, special tokens included.
     """
 
     def __init__(self, model: Any, family: TextFamily, pool: Pool, settings: TowerSettings) -> None:
@@ -164,12 +164,12 @@ class TextTower(Tower):
         self._family = family
 
     def forward(self, token_ids: Tensor, token_mask: Tensor) -> TextStates:
-        """States of sentences that are padded at their end.
+        """States of sentences with padding at the end.
 
         Args:
             token_ids: (N, T) int64, special tokens included.
-            token_mask: (N, T) bool, False on padding. Padding never changes the states of real tokens. A row without
-                any real token gives finite states without a meaning. N may be 0.
+            token_mask: (N, T) bool, False on padding. Padding does not change the states of other tokens. A row of only
+                padding gives finite, undefined states. N may be 0.
         """
         if len(token_ids) == 0:
             return TextStates(*(states[:0] for states in self.forward(*_one_row(token_ids, token_mask))))
@@ -187,10 +187,10 @@ class TextTower(Tower):
         return TextStates(tokens, self._pooled(tokens, token_mask, outputs))
 
     def _fill_up(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
-        """(N, max_tokens) ids padded the way SigLIP was pretrained: always to one length, with padding attended to.
+        """Ids (N, max_tokens), padded as in SigLIP's pretraining: to one length, without an attention mask.
 
-        Its pooled state is that of the last position, usually padding. So no mask is passed, and the states do not
-        depend on how far the batch happens to be padded.
+        Its pooled state is that of the last position, usually padding. With a fixed length the states do not depend on
+        the padding of the batch.
         """
         ids = token_ids.masked_fill(~token_mask, self.model.config.pad_token_id)
         missing = self.max_tokens - ids.shape[1]
@@ -203,8 +203,8 @@ class TextTower(Tower):
             weights = token_mask.to(tokens.dtype)[..., None]
             return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
         if self._family.ends_with_eos:
-            # Found by the mask, not by its id: configs carry ids that are wrong for their vocabulary (2, or 49407
-            # beside a small one), and CLIP's own search then returns the first token in silence.
+            # Found by the mask, not by the id: some configs have a wrong eos_token_id (2, or 49407 with a small
+            # vocabulary), and CLIP's search then returns the first token.
             last = torch.where(token_mask, torch.arange(token_mask.shape[1], device=tokens.device), 0).amax(dim=1)
             return tokens[torch.arange(len(tokens), device=tokens.device), last]
         pooled: Tensor = outputs.pooler_output
@@ -215,10 +215,10 @@ class VisionTower(Tower):
     """An image encoder. Build it with `build_vision_tower`.
 
     Attributes:
-        width: of a patch's state.
-        pooled_width: of the pooled state; differs from `width` only for a pooler that projects.
+        width: of a patch state.
+        pooled_width: of the pooled state; differs from `width` only for poolers with a projection.
         image_size: side of the square input in pixels.
-        stride: side in pixels of what one cell of the grid stands for.
+        stride: side in pixels of one cell of the grid.
     """
 
     def __init__(self, model: Any, family: VisionFamily, pool: Pool, settings: VisionTowerSettings) -> None:
@@ -235,16 +235,16 @@ class VisionTower(Tower):
 
     @property
     def drops_patches(self) -> bool:
-        """Whether the encoder can leave patches out."""
+        """Whether the encoder can drop patches."""
         return self._family.drops_patches
 
     def forward(self, pixels: Tensor, views: VisiblePatches | None = None) -> VisionStates:
         """States of images, or of masked views of them.
 
         Args:
-            pixels: (N, 3, S, S), normalised as the encoder expects. S may be another size, N may be 0.
-            views: what is encoded instead of the images, whose other patches are never seen. The grid is then a row
-                (M, 1, n, H) of the visible patches. They alone are paid for, and the embedding of each image, once.
+            pixels: (N, 3, S, S), normalised. S may differ from `image_size`, N may be 0.
+            views: encode these instead of the whole images. The grid is then a row (M, 1, n, H) of the visible patches.
+                The cost is that of the visible patches, plus the patch embedding of each image once.
         """
         if len(pixels) == 0:
             return VisionStates(*(states[:0] for states in self.forward(_one_row(pixels)[0])))
@@ -272,30 +272,30 @@ class VisionTower(Tower):
         return VisionStates(grid, outputs.pooler_output)
 
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
-        """Ask for interpolated position embeddings, where a family has to be asked, for a size it was not made for."""
+        """Arguments that switch interpolation of position embeddings on, for another size than the native one."""
         native = side(self.model.config.image_size)
         if not self._family.has_interpolate_argument or tuple(pixels.shape[-2:]) == (native, native):
             return {}
         return {"interpolate_pos_encoding": True}
 
     def _to_grid(self, states: Tensor, pixels: Tensor) -> Tensor:
-        """(N, h, w, H) patch states of (N, prefix + h * w, H): class token and registers come before the patches."""
+        """Patch states (N, h, w, H) from (N, prefix + h * w, H); the prefix is the class token and registers."""
         rows, columns = pixels.shape[-2] // self.stride, pixels.shape[-1] // self.stride
         prefix = states.shape[1] - rows * columns
         return states[:, prefix:].reshape(len(states), rows, columns, self.width)
 
 
 def build_text_tower(settings: TowerSettings, *, pad_token_id: int | None = None) -> TextTower:
-    """The text tower that `settings` describe, in training mode.
+    """Build a text tower in training mode.
 
     Args:
-        settings: which encoder.
-        pad_token_id: the tokenizer's, which SigLIP needs since it attends to padding. Default: the encoder's config.
+        settings: of the tower.
+        pad_token_id: of the tokenizer, for SigLIP, which attends to padding. Default: from the encoder's config.
 
     Raises:
-        ConfigError: no such folder, an impossible architecture, a family or pool that does not fit, more frozen layers
-            than there are, lora without peft.
-        CheckpointError: the folder lacks weights that the tower needs.
+        ConfigError: no such folder, an impossible architecture, an unsupported family or pool, more frozen layers than
+            layers, lora without peft.
+        CheckpointError: the folder lacks weights of the tower.
     """
     config = _open_config(settings, "text")
     family = TEXT_FAMILIES.get(config.model_type)
@@ -303,17 +303,17 @@ def build_text_tower(settings: TowerSettings, *, pad_token_id: int | None = None
         raise refuse_family(config, TEXT_FAMILIES, "text")
     if family.always_full_length and pad_token_id is not None:
         config.pad_token_id = pad_token_id
-    pool = _resolve_pool(settings, config, family)
+    pool = _resolve_pool(settings, config, family, "text")
     return TextTower(_open_model(settings, config, family, pool, "text"), family, pool, settings)
 
 
 def build_vision_tower(settings: VisionTowerSettings) -> VisionTower:
-    """The vision tower that `settings` describe, in training mode. Raises as `build_text_tower` does."""
+    """Build a vision tower in training mode. Raises like `build_text_tower`."""
     config = _open_config(settings, "vision")
     family = VISION_FAMILIES.get(config.model_type)
     if family is None:
         raise refuse_family(config, VISION_FAMILIES, "vision")
-    pool = _resolve_pool(settings, config, family)
+    pool = _resolve_pool(settings, config, family, "vision")
     model = _open_model(settings, config, family, pool, "vision")
     return VisionTower(model, family, pool, settings)
 
@@ -329,7 +329,7 @@ def _open_model(
     settings: TowerSettings, config: Any, family: TextFamily | VisionFamily, pool: Pool, part: Part
 ) -> nn.Module:
     def drop_unused(model: Any) -> None:
-        """Leave no parameter without a gradient: data-parallel training waits for each of them."""
+        """Remove parameters that get no gradient: data-parallel training waits for each of them."""
         if pool != "pooler":
             family.drop_pooler(model)
         if getattr(model.embeddings, "mask_token", None) is not None:
@@ -344,7 +344,7 @@ def _open_model(
     layers = _layers(model, family.layers)
     freeze_layers(model, layers, settings.freeze, part)
     if settings.lora is not None:
-        assert settings.freeze != "all"  # TowerSettings refuses the two together
+        assert settings.freeze != "all"  # refused by TowerSettings
         add_lora(model, layers[settings.freeze :], settings.lora, part)
     if settings.gradient_checkpointing:
         checkpoint_gradients(model, part)
@@ -357,24 +357,26 @@ def _layers(model: nn.Module, path: str) -> nn.ModuleList:
     return layers
 
 
-def _resolve_pool(settings: TowerSettings, config: Any, family: TextFamily | VisionFamily) -> Pool:
+def _resolve_pool(settings: TowerSettings, config: Any, family: TextFamily | VisionFamily, part: Part) -> Pool:
     if settings.pool == "auto":
         return family.pools[0]
     if settings.pool in family.pools:
         return settings.pool
-    offered = " or ".join(family.pools)
-    reason = "has no class token that sees the whole input" if settings.pool == "cls" else "has no pooler"
-    raise ConfigError(f"pool is {settings.pool!r}, but {config.model_type!r} {reason}. Set it to auto, {offered}.")
+    known = " or ".join(family.pools)
+    reason = "has no class token of the whole input" if settings.pool == "cls" else "has no pooler"
+    raise ConfigError(
+        f"model.{part}.pool: {settings.pool!r}, but {config.model_type!r} {reason}; set it to auto, {known}"
+    )
 
 
 def _one_row(*inputs: Tensor) -> list[Tensor]:
-    """One row of zeros in place of none: attention cannot reshape an empty batch, and nothing is cut from it later
-    but its shape, its dtype and its place in the graph."""
+    """One row of zeros for an empty batch, which attention cannot reshape; the caller slices it off again, which keeps
+    shape, dtype and graph."""
     return [tensor.new_zeros(1, *tensor.shape[1:]) for tensor in inputs]
 
 
 def _never_empty(token_mask: Tensor) -> Tensor:
-    """The mask with the first token shown to rows that have none: attention over nothing is 0/0 in some kernels."""
+    """The mask with the first token unmasked in empty rows: attention over nothing is 0/0 in some kernels."""
     first = torch.zeros_like(token_mask)
     first[:, 0] = ~token_mask.any(dim=1)
     return token_mask | first

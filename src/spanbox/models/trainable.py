@@ -1,7 +1,7 @@
-"""What of an encoder is trained, and what it keeps for the backward pass: freezing, LoRA, gradient checkpointing.
+"""Freezing, LoRA and gradient checkpointing of an encoder.
 
-An opened encoder enters, the same encoder leaves with fewer trained weights or less memory in use; its states are what
-they were. The towers call this when they are built, in the order of the functions below.
+The functions change an encoder in place without changing its outputs. Towers call them when they are built, in the
+order below.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,21 +17,21 @@ Freeze = Annotated[int, Field(strict=True, ge=0)] | Literal["all"]  # strict: `t
 
 
 class LoraSettings(Settings):
-    """Low-rank updates in place of training the weights themselves (LoRA, https://arxiv.org/abs/2106.09685)."""
+    """Low-rank updates instead of full training (LoRA, https://arxiv.org/abs/2106.09685)."""
 
     rank: int = Field(8, ge=1, description="rank of the update of each weight matrix")
-    alpha: float = Field(16.0, gt=0.0, description="an update is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="share of an update's inputs that training drops")
+    alpha: float = Field(16.0, gt=0.0, description="updates are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the inputs of the updates")
     targets: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="ends of the names of the linear layers to update, e.g. [query, value]; "
+        description="suffixes of the names of the linear layers to update, e.g. [query, value]; "
         "default: all linear layers of the encoder's layers",
     )
 
 
 def freeze_layers(model: Any, layers: nn.ModuleList, freeze: Freeze, part: Part) -> None:
-    """Stop the training of the `freeze` lowest layers and of all that comes before them, or of the whole model.
+    """Freeze the `freeze` lowest layers and everything before them, or the whole model.
 
     Raises:
         ConfigError: there are fewer layers.
@@ -52,13 +52,13 @@ def freeze_layers(model: Any, layers: nn.ModuleList, freeze: Freeze, part: Part)
 
 
 def add_lora(model: Any, layers: nn.ModuleList, lora: LoraSettings, part: Part) -> None:
-    """Freeze the model and give an update to the linear layers of `layers`. At first the updates are zero.
+    """Freeze the model and add updates, initially zero, to the linear layers of `layers`.
 
-    Only what lies within `layers` is a default target: a pooler may read a linear layer's weight without calling it
-    (SigLIP's does), and an update there would never get a gradient.
+    By default only linear layers within `layers` are targets: a pooler may use the weight of a linear layer without
+    calling it (as in SigLIP), so an update there would get no gradient.
 
     Raises:
-        ConfigError: peft is not installed, there are no layers, or a target is not there.
+        ConfigError: peft is not installed, there are no layers, or a target does not exist.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -76,12 +76,12 @@ def add_lora(model: Any, layers: nn.ModuleList, lora: LoraSettings, part: Part) 
 
 
 def _matching(names: list[str], targets: tuple[str, ...], part: Part) -> list[str]:
-    """The names that end in one of `targets`, each of which must be the end of some."""
+    """The names that end in one of `targets`; each target must match."""
     for target in targets:
         if not any(_ends_in(name, target) for name in names):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
             raise ConfigError(
-                f"{part} tower: lora.targets has {target!r}, but no linear layer that is trained is called so. "
+                f"{part} tower: lora.targets has {target!r}, but no trained linear layer has that name. "
                 f"Known are: {known}."
             )
     return [name for name in names if any(_ends_in(name, target) for target in targets)]
@@ -92,7 +92,7 @@ def _ends_in(name: str, target: str) -> bool:
 
 
 def checkpoint_gradients(model: Any, part: Part) -> None:
-    """Keep only the inputs of each layer in training, and run the layer again in the backward pass.
+    """Store only the inputs of each layer, and compute the layer again in the backward pass.
 
     Raises:
         ConfigError: transformers does not offer it for this family.
@@ -102,10 +102,10 @@ def checkpoint_gradients(model: Any, part: Part) -> None:
             f"{part} tower: transformers offers no gradient checkpointing for {model.config.model_type!r}. Set "
             "gradient_checkpointing to false; a smaller train.chunk_size saves memory too."
         )
-    # transformers 5.23 calls it activation checkpointing, and warns at the old name.
+    # transformers 5.23 renamed it to activation checkpointing; the old name warns.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    # It also makes the word embeddings' output ask for a gradient, which only the reentrant kind needs: a graph would
-    # be built through frozen layers.
+    # It also sets requires_grad on the output of the word embeddings, which only reentrant checkpointing needs: it
+    # would build a graph through frozen layers.
     model.disable_input_require_grads()
     model.config.use_cache = False  # encoders cache nothing, but BERT's default makes transformers warn

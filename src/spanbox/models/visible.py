@@ -1,8 +1,7 @@
-"""Masked views in the time of their visible patches: embeddings that pass on chosen patches only.
+"""Selection of the visible patches of masked views, so that a view costs only its visible patches.
 
-The embeddings of a transformers encoder become a subclass of their own class, so that all names of weights stay. The
-chosen patches reach them as data, an attribute that the tower sets around its call. `torch.compile` traces both cases
-and guards them; a forward hook it would not guard.
+The embeddings of a transformers encoder get a subclass of their own class, which keeps all weight names. The visible
+patches are an attribute that the tower sets around its call. `torch.compile` guards attributes, but not forward hooks.
 """
 
 from functools import cache

@@ -1,1 +1,1 @@
-"""What a run has become, as one HTML page: reads the files of run folders, and never a model."""
+"""HTML report of runs, made from the files of run folders and never from a model."""

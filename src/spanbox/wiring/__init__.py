@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: the only place that knows all parts."""
+"""Builds the objects of a run from its config; the only package that imports all others."""
 
 from spanbox.wiring.evaluating import Evaluated, EvaluationOptions, evaluate_checkpoint, evaluate_to_folder
 from spanbox.wiring.loading import Loaded, load
