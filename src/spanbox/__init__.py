@@ -16,6 +16,6 @@ def load(path: Path | str, device: str = "cpu") -> "Loaded":
         >>> trained = spanbox.load("runs/demo")
         >>> trained.model.text, trained.model.vision, trained.tokenizer
     """
-    from spanbox.wiring import load as load_checkpoint  # here, since it brings PyTorch and transformers in
+    from spanbox.wiring import load as load_checkpoint  # imports PyTorch and transformers
 
     return load_checkpoint(path, device)

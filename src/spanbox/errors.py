@@ -1,16 +1,16 @@
-"""What a user can get wrong, said so that it can be mended.
+"""Errors that a user can fix.
 
-Every error carries where it is (a file and line, or a config key), what was found, what was expected and what to do.
-The command line prints it without a traceback and exits with 2. What only a programmer can get wrong is an `assert`.
+Every message has the place (file and line, or config key), what was found, what was expected and the remedy. The
+command line prints it without a traceback and exits with 2. Programming errors are `assert`s.
 """
 
 
 class SpanboxError(Exception):
-    """Base of every error that a user can mend. The message says how."""
+    """Base class of all errors that a user can fix."""
 
 
 class ConfigError(SpanboxError):
-    """A config file, an override or a combination of settings is wrong."""
+    """A wrong config file, override or combination of settings."""
 
 
 class OutputError(SpanboxError):
@@ -18,12 +18,12 @@ class OutputError(SpanboxError):
 
 
 class DataError(SpanboxError):
-    """A manifest, an image or a data set that is read or imported is wrong."""
+    """A wrong manifest, image or data set."""
 
 
 class CheckpointError(SpanboxError):
-    """A run folder or checkpoint is missing, damaged or of another architecture."""
+    """A run folder or checkpoint that is missing, damaged or of another architecture."""
 
 
 class TrainingError(SpanboxError):
-    """Training cannot go on: a loss that is not finite, too many broken images."""
+    """Training cannot continue: a loss that is not finite, too many broken images."""

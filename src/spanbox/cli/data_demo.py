@@ -9,7 +9,7 @@ import typer
 from spanbox.errors import ConfigError
 from spanbox.progress import Progress
 
-if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
+if TYPE_CHECKING:  # importing PyTorch takes seconds
     from spanbox.data.demo import DemoSettings, Language, Split
 
 

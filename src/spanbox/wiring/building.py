@@ -1,4 +1,4 @@
-"""The parts of a run from its config: model, tokenizer, collator, manifest."""
+"""Builds model, tokenizer, collator and manifest from a config."""
 
 import sys
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from spanbox.models.pretrained import model_folder
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.structures import Batch
 
-EXAMPLE_SPAN_TOKENS = 8  # a name has few
+EXAMPLE_SPAN_TOKENS = 8  # tokens of a typical name
 
 
 def build_model(settings: ModelSettings, pad_token_id: int | None = None) -> DualEncoder:
-    """A dual encoder with the weights that the towers' folders hold, the rest random from torch's generator."""
+    """A dual encoder with the weights of the towers' folders; other weights are random, from torch's generator."""
     architecture = settings.text.architecture
     if architecture is not None and pad_token_id is not None:
-        # The tokenizer was made for this tower, so its ids are the ones that count.
+        # The tokenizer was trained for this tower, so its padding id applies.
         fitted = {**architecture, "pad_token_id": pad_token_id}
         settings = settings.model_copy(update={"text": settings.text.model_copy(update={"architecture": fitted})})
     text = build_text_tower(settings.text, pad_token_id=pad_token_id)
@@ -37,14 +37,14 @@ def build_model(settings: ModelSettings, pad_token_id: int | None = None) -> Dua
 
 
 def make_tokenizer(config: RunConfig, manifest: Manifest) -> Any:
-    """The text tower's tokenizer, or one learned from the training texts when the tower starts from nothing."""
+    """The tokenizer of the text tower, or one trained on the training texts for a tower with random weights."""
     text = config.model.text
     if text.path is not None:
         return load_tokenizer(str(model_folder(text.path, "text")))
     assert text.architecture is not None
     vocabulary = text.architecture.get("vocab_size")
     if not isinstance(vocabulary, int):
-        raise ConfigError("model.text.architecture: needs vocab_size, the tokens to learn from the texts, e.g. 8192")
+        raise ConfigError("model.text.architecture: needs vocab_size, the size of the vocabulary to train, e.g. 8192")
     return train_tokenizer((record.text for record in manifest), vocabulary)
 
 
@@ -56,7 +56,7 @@ def make_collator(config: RunConfig, tokenizer: Any, *, sort_by_length: bool = F
 def sample_limits(
     config: RunConfig, model: DualEncoder, *, training: bool = False, objects_only: bool = False
 ) -> SampleLimits:
-    """How much of a record enters a sample. Only training draws masked views and limits spans and regions; a limit of 0
+    """Limits of a sample. Only training draws masked views and limits spans and regions; a limit of 0
     turns the fine level off for both."""
     size = model.preprocessing.image_size
     crops = config.model.regions.source == "crop"
@@ -76,13 +76,13 @@ def sample_limits(
 
 
 def view_grid(config: RunConfig, model: DualEncoder) -> int:
-    """Cells along each side of the masked views that the vision tower can be shown."""
+    """Cells along each side of the masked views."""
     patch = model.vision.stride if model.vision.drops_patches else None
     return mask_grid(config.data.views, model.preprocessing.image_size, patch)
 
 
 def example_views(config: RunConfig, model: DualEncoder) -> dict[str, torch.Tensor]:
-    """The fields of a pair's masked views, all of them used; none when there are none."""
+    """The view fields of a synthetic pair, with all views used; empty without views."""
     settings = config.data.views
     if not settings.count:
         return {}
@@ -100,7 +100,7 @@ def example_views(config: RunConfig, model: DualEncoder) -> dict[str, torch.Tens
 
 
 def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Batch]:
-    """Batches to measure memory with: as many tokens, spans and regions as a pair may have, all different."""
+    """Synthetic batches for memory measurements, with the maximum of tokens, spans and regions per pair."""
     data, size = config.data, model.preprocessing.image_size
     vocabulary = model.text.model.config.vocab_size
     own, cropped = config.model.spans.source == "own", config.model.regions.source == "crop"
@@ -133,7 +133,7 @@ def example_batches(config: RunConfig, model: DualEncoder) -> Callable[[int], Ba
 
 
 def open_manifest(config: RunConfig, path: str | None, key: str, *, subset: int | None = None) -> Manifest:
-    """The manifest, or a subset of it, after a look whether its images can be there at all."""
+    """Open a manifest or a subset of it, and check that the folder of its first image exists."""
     if path is None:
         raise ConfigError(f"{key}: is not set; give the path of a manifest, see docs/data.md")
     manifest = Manifest(path, config.data.inverted_boxes, subset=subset)
