@@ -8,7 +8,7 @@ All four steps train the same towers on the same 16 pairs, read from JPEG files 
 
 - published code: a sentence against its image, the other images of the batch, and one copy of each image with up to 15
   boxes painted black; the name of one entity a pair against the crop of its object and 15 crops of other objects.
-- paper's reading: the same, but 15 copies of each image, with one box painted in each.
+- its paper: the same, but 15 copies of each image, with one box painted in each.
 - recipe `published`: 15 masked views of an image, of which the tower encodes only the visible patches; all entities
   of a sentence, in its context, against 15 of the crops in the batch.
 - recipe `published`, boxes cut from the patch grid (`model.regions.source=roi_align`) instead of encoded as crops.
@@ -214,9 +214,11 @@ def main() -> None:
         common = (arguments.size, tokenizer, manifest)
         settings = {
             "published code": published_setting(*common, 1, arguments.device),
-            "paper's reading": published_setting(*common, 15, arguments.device),
+            "its paper": published_setting(*common, 15, arguments.device),
             "recipe `published`": recipe_setting(arguments.size, "crop", *common[1:], folder, arguments.device),
-            "the same, `roi_align`": recipe_setting(arguments.size, "roi_align", *common[1:], folder, arguments.device),
+            "recipe with `roi_align`": recipe_setting(
+                arguments.size, "roi_align", *common[1:], folder, arguments.device
+            ),
         }
         data = {name: setting.read() for name, setting in settings.items()}
         steps = {name: lambda name=name: settings[name].step(data[name]) for name in settings}
@@ -231,7 +233,11 @@ def main() -> None:
     how = "counted" if arguments.operations else f"median of {arguments.rounds} rounds"
     print(f"{describe()}; {arguments.size} towers, {arguments.pairs} pairs, {how}\n")
     print(f"| a step | {' | '.join(settings)} |\n|---|{'---:|' * len(settings)}")
-    _print_row("images encoded", {name: setting.images for name, setting in settings.items()}, "{:.0f}")
+    _print_row(
+        "images encoded (views by their visible patches)",
+        {name: setting.images for name, setting in settings.items()},
+        "{:.0f}",
+    )
     _print_row("sentences contrasted", dict.fromkeys(settings, arguments.pairs), "{:d}")
     _print_row("spans contrasted", spans, "{:d}")
     for label, row in rows.items():
@@ -240,10 +246,14 @@ def main() -> None:
     _print_row("cost of a step, against the recipe", {name: cost / base for name, cost in whole.items()}, "{:.2f}x")
     per_span = {name: cost / spans[name] for name, cost in whole.items()}
     base = per_span["recipe `published`"]
-    _print_row("cost of a span, against the recipe", {name: cost / base for name, cost in per_span.items()}, "{:.1f}x")
+    _print_row(
+        "cost per span contrasted, against the recipe",
+        {name: cost / base for name, cost in per_span.items()},
+        "{:.1f}x",
+    )
     if not arguments.operations:
-        _print_row("pairs a second", {name: arguments.pairs / cost for name, cost in whole.items()}, "{:.1f}")
-        _print_row("spans a second", {name: spans[name] / cost for name, cost in whole.items()}, "{:.1f}")
+        _print_row("pairs per second", {name: arguments.pairs / cost for name, cost in whole.items()}, "{:.1f}")
+        _print_row("spans per second", {name: spans[name] / cost for name, cost in whole.items()}, "{:.1f}")
 
 
 def _print_row(label: str, values: dict[str, Any], form: str) -> None:
