@@ -1,4 +1,4 @@
-"""Text, JSON and YAML from files that nobody vouches for, read within limits of size and depth.
+"""Text, JSON and YAML from untrusted files, read within limits of size and depth.
 
 Every config, plan, log and description is read here. The limits keep a hostile or damaged file from filling memory,
 hanging the process or ending it with a traceback; docs/limits.md lists them.

@@ -1,4 +1,4 @@
-"""`spanbox ablate`: variants of a recipe compared by several seeds."""
+"""`spanbox ablate`: comparison of variants of a recipe over several seeds."""
 
 from pathlib import Path
 from typing import Annotated

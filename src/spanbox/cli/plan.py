@@ -1,4 +1,4 @@
-"""`spanbox plan`: what a training step needs, before anything is trained."""
+"""`spanbox plan`: predicted memory of a training step."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +20,9 @@ def plan(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example train.memory_gb=8")
     ] = None,
 ) -> None:
-    """How large a batch fits into memory, and in chunks of how many pairs.
+    """Predict which batch and chunk sizes fit into memory.
 
-    Measures two small chunks on the device that training would use; reads the towers and no data:
+    Measures small chunks on the device of the training; loads the towers but no data:
 
         spanbox plan gmner model.text.path=DIR model.vision.path=DIR train.memory_gb=8
     """
@@ -34,9 +34,7 @@ def plan(
     console = make_console()
     console.print(_costs(made.plain, made.checkpointed))
     console.print(_batches(made.plain, made.checkpointed, made.budget))
-    print(
-        "peaks are predicted, ten per cent for the allocator included; without chunks a batch would be one of its own"
-    )
+    print('peaks are predicted, with 10 % for the allocator; "whole": one chunk; "*": with gradient checkpointing')
 
 
 def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
@@ -48,7 +46,7 @@ def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
         "gradients": "gradients",
         "optimiser state": "optimiser",
         "activations of a pair": "pair",
-        "activations of a chunk besides": "chunk",
+        "other activations of a chunk": "chunk",
         "features of a pair": "features",
     }.items():
         table.add_row(label, *(f"{getattr(memory, part) / MIB:,.2f}" for memory in (plain, checkpointed)))
