@@ -26,42 +26,40 @@ PARTS_PER_PAIR = 16
 class DataSettings(Settings):
     train: PathText | None = Field(None, description="manifest to train on; paths are relative to the working folder")
     val: PathText | None = Field(None, description="manifest to validate on and to choose the best checkpoint by")
-    subset: int | None = Field(
-        None, ge=2, description="train on so many pairs, spread evenly over the manifest: to try something out first"
-    )
+    subset: int | None = Field(None, ge=2, description="train on this many pairs, spread evenly over the manifest")
     workers: NonNegativeInt | Literal["auto"] = Field(
         "auto",
-        description="processes that load data; 0: the training process itself; auto: 0 when training on the CPU, whose "
-        "cores they would take from the towers, else one a core but one, 8 at most",
+        description="loader processes; 0: load in the training process; auto: 0 on a CPU, where they would compete "
+        "with the towers, else the number of cores minus one, at most 8",
     )
     cache_gb: float = Field(
-        0.0, ge=0, description="memory for decoded samples, in each process that loads; of use when a set fits into it"
+        0.0, ge=0, description="cache of decoded samples per loader process; useful if the whole set fits"
     )
-    max_tokens: int = Field(64, ge=4, description="longer sentences are cut")
+    max_tokens: int = Field(64, ge=4, description="longer sentences are truncated")
     max_spans: int = Field(
-        16, ge=0, description="spans used of a sentence, those with boxes first; 0: coarse level only"
+        16, ge=0, description="maximum number of spans per sentence, those with boxes first; 0: coarse level only"
     )
-    max_regions: int = Field(16, ge=0, description="regions used of an image")
+    max_regions: int = Field(16, ge=0, description="maximum number of regions per image")
     ambiguous: Literal["use", "skip"] = Field(
         "use",
-        description="entities for which the data does not say which of several boxes is meant: use (each of their "
-        "boxes is a positive) or skip (leave them out of training)",
+        description="entities marked ambiguous, with several possible boxes: use (each box is a positive) or skip (not "
+        "used in training)",
     )
     proposals: int = Field(
-        0, ge=0, description="regions taken from an image's proposals as negatives, besides the entities'"
+        0, ge=0, description="number of detector proposals per image used as further regions, as negatives"
     )
     views: MaskSettings = Field(MaskSettings(), description="masked views of each image, drawn during training")
     inverted_boxes: InvertedBoxes = Field(
         "error", description="boxes without an area: refuse the manifest, or drop them"
     )
     neighbours: PathText | None = Field(
-        None, description="hard neighbours of the training pairs, the file of `spanbox data mine`; none: random batches"
+        None, description="file of hard neighbours from `spanbox data mine`; null: random batches"
     )
-    mining: MiningSettings = Field(MiningSettings(), description="hard neighbours mined while the run goes on")
+    mining: MiningSettings = Field(MiningSettings(), description="mining of hard neighbours during training")
     hard_share: float = Field(
-        0.5, ge=0, lt=1, description="share of a batch that is drawn from the hard neighbours of the rest"
+        0.5, ge=0, lt=1, description="share of a batch drawn from the hard neighbours of its other pairs"
     )
-    broken_limit: float = Field(0.01, ge=0, le=1, description="largest share of the images that may be broken")
+    broken_limit: float = Field(0.01, ge=0, le=1, description="maximum share of broken images")
 
     def worker_count(self, device: torch.device) -> int:
         if self.workers == "auto":

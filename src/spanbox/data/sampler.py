@@ -1,4 +1,4 @@
-"""The order in which a run sees its pairs: a function of (seed, step) alone, so that it resumes mid-epoch exactly."""
+"""Order of the training pairs: a function of seed and step, so that a run resumes exactly within an epoch."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -14,24 +14,23 @@ Key = tuple[int, int]  # (epoch, index)
 
 
 class StepSampler(Sampler[list[Key]]):
-    """The batches of steps `start` to `stop`: shuffled epochs, one after another, incomplete batches left out.
+    """The batches of steps `start` to `stop`: shuffled epochs without incomplete batches.
 
-    One stream over all epochs, so that workers persist; step `s` needs no step before it to be drawn.
+    One stream over all epochs, so that workers persist. A step can be drawn without the steps before it.
 
-    With `neighbours` a batch has two parts: seeds, taken from the shuffled epoch, and after each seed some of its hard
-    neighbours, drawn at random. An epoch is then a pass over the seeds: each pair is a seed once, as far as batches
-    are complete, and may come as a neighbour besides, which makes epochs longer. Where the seeds have too few
-    neighbours the batch is filled up with the pairs that follow in the epoch. No pair is twice in a batch.
+    With `neighbours` a batch consists of seeds from the shuffled epoch, each followed by a random choice of its hard
+    neighbours. In an epoch each pair is a seed once, as far as batches are complete, and may also occur as a neighbour,
+    so epochs are longer. If the seeds have too few neighbours, the batch is filled with the next pairs of the epoch. A
+    batch contains no pair twice.
 
     Args:
         size: pairs of the manifest.
         batch_size: pairs that are contrasted with each other, over all ranks; a multiple of `world_size`.
-        stop: the step to end before; None: there is no end, and no length either.
-        rank: which of the `world_size` equal shares of every batch is drawn. The shares, joined in the order of the
-            ranks, are the batch that a single rank would draw.
-        neighbours: of each pair, as `spanbox data mine` finds them. Resumed with others, a run takes other batches.
-        hard_share: share of a batch, below 1, that is drawn from the neighbours of the rest; at least one pair is a
-            seed.
+        stop: first step after the last one; None: endless, without a length.
+        rank: draw this one of the `world_size` equal shares of each batch. The shares in rank order are the batch of a
+            single rank.
+        neighbours: of each pair, from `spanbox data mine`. Other neighbours give other batches.
+        hard_share: share of a batch, below 1, drawn from the neighbours of the seeds; at least one pair is a seed.
     """
 
     def __init__(
@@ -93,19 +92,19 @@ class StepSampler(Sampler[list[Key]]):
         if self.neighbours is None:
             return seeds
         drawn, seed_of_drawn = self._draw(self.neighbours[seeds], step)
-        # Twice a batch is enough to find a whole one in, whatever stands in it already.
+        # Twice a batch is enough to fill a batch without repetitions.
         ahead = np.arange(min(self.size, 2 * self.batch_size))
         following = order[(first + self.seeds_per_batch + ahead) % self.size]
         candidates = np.concatenate([seeds, drawn, following])
         after = np.concatenate([np.arange(len(seeds)), seed_of_drawn, np.full(len(following), len(seeds))])
         chosen = np.sort(np.unique(candidates, return_index=True)[1])[: self.batch_size]
-        # Each seed is followed by its neighbours: where a batch is contrasted chunk by chunk they stay together.
+        # Each seed is followed by its neighbours, so that they share a chunk under naive accumulation.
         return candidates[chosen[np.argsort(after[chosen], kind="stable")]]
 
     def _draw(self, neighbours: Neighbours, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All neighbours of a batch's seeds in a random order, one of each seed by turns, and the place of its seed."""
+        """All neighbours of the seeds in random order, alternating between the seeds, and the seed index of each."""
         shuffled = np.random.default_rng((self.seed, step)).permuted(neighbours.astype(np.int64), axis=1)
-        by_turns = shuffled.T.flatten()
+        alternating = shuffled.T.flatten()
         seed_of = np.tile(np.arange(len(neighbours)), shuffled.shape[1])
-        exists = by_turns >= 0
-        return by_turns[exists], seed_of[exists]
+        exists = alternating >= 0
+        return alternating[exists], seed_of[exists]

@@ -1,4 +1,4 @@
-"""How a run is trained: the `train` section of the config."""
+"""The `train` section of the config."""
 
 from typing import Any, Literal
 
@@ -11,55 +11,53 @@ from spanbox.settings import Settings
 
 
 class TrainSettings(Settings):
-    batch_size: int = Field(
-        128, ge=2, description="pairs contrasted with each other in one step, over all processes together"
-    )
+    batch_size: int = Field(128, ge=2, description="pairs contrasted with each other in one step, over all processes")
     chunk_size: PositiveInt | Literal["auto"] = Field(
         "auto", description="pairs encoded at a time; auto: as many as fit into memory_gb"
     )
     memory_gb: float | None = Field(
-        None, gt=0, description="memory that training may use; default: what the card has free, 8 GB on a processor"
+        None, gt=0, description="memory limit of training; default: the free memory of the GPU, 8 GB on a CPU"
     )
     accumulation: Literal["exact", "naive"] = Field(
         "exact",
-        description="exact: chunks give the gradient of the whole batch; naive: each chunk is contrasted with itself "
-        "alone, as gradient accumulation usually does (it adds no negatives; to compare with)",
+        description="exact: the gradient of the whole batch; naive: plain gradient accumulation, each chunk contrasted "
+        "only with itself (no added negatives; for comparison)",
     )
     steps: int = Field(1000, ge=1, description="optimiser steps of the whole run")
     minutes: float | None = Field(
-        None, gt=0, description="train for so many minutes instead of so many steps; the schedules follow the time"
+        None, gt=0, description="train for this many minutes instead of `steps`; schedules follow the time"
     )
     clock: Literal["wall", "processor"] = Field(
         "wall",
-        description="what minutes are: time that passes, or processor time of the training process, which is fairer "
-        "where runs are compared on a busy machine without a card (data.workers are not in it)",
+        description="clock for `minutes`: wall time, or CPU time of the training process, which is fairer for "
+        "comparisons on a busy machine without a GPU (excludes data.workers)",
     )
     optimiser: OptimiserSettings = Field(OptimiserSettings(), description="AdamW and its learning rate")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of the towers; auto: bfloat16 on cards that have it, else float32"
+        "auto", description="precision of the towers; auto: bfloat16 on GPUs that compute in it, else float32"
     )
-    compile: bool = Field(False, description="compile the towers: slower to start, faster to run on a card")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; with torchrun auto is the process's own card")
+    compile: bool = Field(False, description="compile the towers: slower start, faster steps on a GPU")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto with torchrun: the GPU of the process")
     parallel: Parallel = Field(
         "ddp",
-        description="with torchrun: ddp keeps the model on every card, fsdp a part of each of its parameters",
+        description="with torchrun: ddp keeps the model on every GPU, fsdp a part of each parameter",
     )
     log_every: int = Field(20, ge=1, description="steps between two lines of the log")
     validate_every: int = Field(500, ge=1, description="steps between two validations; the last step always has one")
     save_every: int = Field(500, ge=1, description="steps between two checkpoints; the last step always has one")
-    keep: int = Field(2, ge=1, description="how many checkpoints to keep besides the best")
+    keep: int = Field(2, ge=1, description="number of checkpoints to keep besides the best")
     best_metric: str | dict[str, float] = Field(
         "retrieval.t2i.r1",
-        description="validation metric that chooses the best checkpoint; of ranks and embedding.* the smaller value is "
-        "better. Or a weighted sum, {retrieval.t2i.r1: 1, matching.within_image: 0.5}: the weights say the sign",
+        description="validation metric that selects the best checkpoint; smaller is better for ranks and embedding.*; or "
+        "a weighted sum, {retrieval.t2i.r1: 1, matching.within_image: 0.5}, where the weights set the sign",
     )
     patience: PositiveInt | None = Field(
         None,
-        description="validations in a row without a better best_metric after which the run ends; null: it never ends "
-        "early. Schedules follow steps (or minutes) all the same, so such a run ends before the learning rate is down",
+        description="validations in a row without improvement after which the run stops early; null: never; schedules "
+        "follow `steps` or `minutes`, so an early stop comes before the learning rate has decayed",
     )
     track: tuple[TrackerName, ...] = Field(
-        (), description="what shows the curves beside log.jsonl: any of tensorboard, wandb, trackio; all work offline"
+        (), description="trackers to write to besides log.jsonl: tensorboard, wandb, trackio; all work offline"
     )
     resume: bool = Field(False, description="go on from the last checkpoint of run.dir")
 
@@ -70,7 +68,7 @@ class TrainSettings(Settings):
 
     @property
     def best_name(self) -> str:
-        """What the value that chooses the best checkpoint is called."""
+        """Name of the value that selects the best checkpoint."""
         if isinstance(self.best_metric, str):
             return self.best_metric
         return " + ".join(f"{weight:g} {name}" for name, weight in self.best_metric.items())

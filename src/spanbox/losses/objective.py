@@ -1,4 +1,4 @@
-"""What training minimises: a coarse and a fine contrastive loss, both directions each, from features alone."""
+"""The training loss: a coarse and a fine contrastive loss, each in both directions."""
 
 import math
 from functools import partial
@@ -22,12 +22,12 @@ RANKINGS = {"coarse": sentence_ranking, "fine": span_ranking}
 
 
 class Objective(nn.Module):
-    """Weighted sum of a coarse and a fine loss, each the mean of its two directions, and of what views add.
+    """Weighted sum of the coarse, the fine and, if used, the view loss.
 
-    Schedules and random choices follow `set_progress`; before it is called the run stands at its start.
+    Schedules and random choices follow `set_progress`; the initial state is the start of a run.
 
     Args:
-        dim: width of the features; only a gate needs it.
+        dim: dimension of the features; needed only for a gate.
     """
 
     def __init__(self, settings: LossSettings, dim: int | None = None) -> None:
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         self._done, self._step = 0.0, 0
 
     def forward(self, features: Features, targets: Targets) -> Losses:
-        """Losses of a whole contrastive batch, from its features, ids and links."""
+        """Losses of a whole batch, from its features, ids and links."""
         terms: dict[str, Tensor] = {}
         total = features.text.new_zeros(())
         for name, level in self.settings.levels().items():
@@ -66,10 +66,10 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def set_progress(self, done: float, step: int = 0) -> None:
-        """Move the temperatures and weights that follow a schedule to where the share `done` of the run is done.
+        """Set scheduled temperatures and weights for the share `done` of the run.
 
         Args:
-            step: of the run; negatives that are chosen at random are a function of it.
+            step: of the run; random negatives depend on it.
         """
         self._done, self._step = done, step
         for name, level in self.settings.levels().items():
@@ -87,8 +87,8 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def clamp_temperatures(self) -> None:
-        """Keep the temperatures above their bound. On the parameter, after a step: a clamp inside `forward` would cut
-        off the gradient that could bring it back."""
+        """Clamp the temperatures to their bound. On the parameter, after a step: a clamp inside `forward` would have no
+        gradient beyond the bound."""
         for log_scale in self._log_scales().values():
             log_scale.clamp_(max=MAX_LOG_SCALE)
 
@@ -96,13 +96,13 @@ class Objective(nn.Module):
         return {"coarse": self.coarse_log_scale, "fine": self.fine_log_scale}
 
     def _options(self, name: str) -> dict[str, Any]:
-        """What the loss of a level takes besides: numbers of the config, and the bias, which is learned."""
+        """Further arguments of the loss of a level: numbers of the config and the learned bias."""
         level = self.settings.levels()[name]
         options = {option: getattr(level, option) for option in LOSSES[level.loss].options}
         return options | ({"bias": self.biases[name]} if name in self.biases else {})
 
     def _selection(self, name: str) -> Selection | None:
-        """Of the negatives of a level, where not all are used; the same on every rank."""
+        """Selection of negatives of a level, or None for all; the same on every rank."""
         negatives = self.settings.levels()[name].negatives
         if not negatives.used_at(self._done):
             return None
@@ -110,13 +110,13 @@ class Objective(nn.Module):
         return partial(selected, negatives, generator)
 
     def _ranking(self, features: Features, targets: Targets) -> Tensor:
-        """Views ranked below the image, the sum of what the levels that are used make of it."""
+        """The ranking loss of views, summed over the levels."""
         rankings = (RANKINGS[name] for name in self.settings.levels())
         nothing = features.text.new_zeros(())
         return sum((rank(features, targets, self.settings.views, self.gate) for rank in rankings), start=nothing)
 
     def _weighted(self, name: str, term: Tensor) -> Tensor:
-        """The share of a level in the total. Learned weights: Kendall et al., 2018, eq. 7, times two."""
+        """The weighted term of a level. Learned weights: Kendall et al., 2018, eq. 7, times two."""
         if name in self.log_variances:
             log_variance: Tensor = self.log_variances[name]
             return (-log_variance).exp() * term + log_variance
