@@ -213,7 +213,7 @@ class TestMistakes:
         self.told(outcome, "train.batch_size: Input should be greater than or equal to 2; found 1")
 
     def test_unknown_recipe(self, spanbox: Command) -> None:
-        self.told(spanbox("train", "dmeo"), "dmeo: no such config file, nor a recipe; recipes are demo, gmner, pairs")
+        self.told(spanbox("train", "dmeo"), "dmeo: no such config file or recipe; recipes are demo, gmner, pairs")
 
     def test_unknown_metric(self, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", "demo", *overrides(scenes, "train.best_metric=retrieval.t2i.recall1"))

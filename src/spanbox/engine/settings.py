@@ -48,8 +48,8 @@ class TrainSettings(Settings):
     keep: int = Field(2, ge=1, description="number of checkpoints to keep besides the best")
     best_metric: str | dict[str, float] = Field(
         "retrieval.t2i.r1",
-        description="validation metric that selects the best checkpoint; smaller is better for ranks and embedding.*; or "
-        "a weighted sum, {retrieval.t2i.r1: 1, matching.within_image: 0.5}, where the weights set the sign",
+        description="validation metric that selects the best checkpoint; smaller is better for ranks and embedding.*; "
+        "or a weighted sum, {retrieval.t2i.r1: 1, matching.within_image: 0.5}, where the weights set the sign",
     )
     patience: PositiveInt | None = Field(
         None,
