@@ -27,7 +27,8 @@ def mine(
     by: Annotated[
         str,
         typer.Option(
-            help="what asks: sentences, images, spans or regions; coarse: the first two, fine: the last two, both: all"
+            help="which features are the queries: sentences, images, spans or regions; coarse: the first two, fine: "
+            "the last two, both: all"
         ),
     ] = "both",
     margin: Annotated[

@@ -30,12 +30,13 @@ class MiningSettings(Settings):
     every: float | None = Field(
         None,
         gt=0,
-        description="epochs after which they are mined, and mined anew, with the model as it is; null: never",
+        description="epochs between two minings with the current model; null: no mining",
     )
     count: int = Field(15, ge=1, description="neighbours of a pair")
     by: By = Field(
         "both",
-        description="what asks: sentences, images, spans, regions; coarse: the first two, fine: the others, both: all",
+        description="features that are the queries: sentences, images, spans, regions; coarse: the first two, fine: "
+        "the others, both: all",
     )
     margin: float | None = Field(
         None,
