@@ -1,4 +1,4 @@
-"""A trained model from its checkpoint, with all that it needs to be used."""
+"""Loading a trained model from its checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,31 @@ from spanbox.engine.device import choose_device
 from spanbox.errors import CheckpointError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
+from spanbox.models.export import ImageProcessorFiles, make_exportable
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.towers import TowerSettings, build_text_tower, build_vision_tower
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A trained model with all that it needs to be used."""
+    """A trained model with its tokenizer and config."""
 
     model: DualEncoder  # in evaluation mode
     objective: Objective
     tokenizer: Any
     config: RunConfig
     checkpoint: Path
+
+    def save_towers(self, folder: Path | str) -> None:
+        """Save both encoders as transformers folders, `text/` and `vision/`, with tokenizer and image processor.
+
+        LoRA updates are merged into the weights. `model.text.model.save_pretrained(folder)` saves one encoder so.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        self.model.text.model.save_pretrained(Path(folder) / "text")
+        self.model.vision.model.save_pretrained(Path(folder) / "vision")
 
 
 def load(path: Path | str, device: str = "cpu") -> Loaded:
@@ -45,6 +57,8 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
     model = DualEncoder(text, vision, preprocessing, settings)
     objective = Objective(config.loss, config.model.dim)
     load_weights(folder, model, objective)
+    make_exportable(model.text.model, tokenizer)
+    make_exportable(model.vision.model, ImageProcessorFiles(preprocessing))
     return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
 
 

@@ -1,0 +1,95 @@
+"""Trained towers as transformers folders: `save_pretrained` writes weights, config and preprocessing.
+
+A tower's encoder with LoRA has names of weights that transformers fills with random numbers, and an encoder by itself
+has no tokenizer. Here the encoder becomes a subclass of its own class whose `save_pretrained` merges the updates into a
+copy and writes the tokenizer or image processor beside the weights, so that `AutoModel`, `AutoTokenizer` and
+`AutoImageProcessor` open the folder.
+"""
+
+import copy
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from spanbox.errors import CheckpointError
+from spanbox.models.preprocessing import FILE_NAMES, Preprocessing
+
+
+class Companion(Protocol):
+    """A tokenizer or an image processor."""
+
+    def save_pretrained(self, folder: str) -> Any: ...
+
+
+class ImageProcessorFiles:
+    """The image processor of a vision tower: bicubic to a square, then normalised channel by channel."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+
+    def save_pretrained(self, folder: str) -> None:
+        side = self.preprocessing.image_size
+        values = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": side, "width": side},
+            "resample": 3,  # bicubic
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.preprocessing.mean),
+            "image_std": list(self.preprocessing.std),
+        }
+        (Path(folder) / FILE_NAMES[0]).write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
+class _Exporting:
+    """Mixin before the class of a transformers encoder."""
+
+    companion: Companion
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        folder = os.fspath(save_directory)
+        if Path(folder).is_file():
+            raise CheckpointError(f"{folder}: is a file; give a folder to save the encoder to")
+        merged: Any = _merged(self)
+        try:
+            super(_Exporting, merged).save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
+            self.companion.save_pretrained(folder)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: the encoder cannot be saved there ({error.strerror or error})") from None
+
+
+def make_exportable(encoder: Any, companion: Companion) -> None:
+    """Let the encoder's `save_pretrained` write a folder that transformers opens with the same outputs, in place."""
+    encoder.__class__ = _exporting_class(type(encoder))  # type: ignore[arg-type]
+    encoder.companion = companion
+
+
+@cache
+def _exporting_class(encoder_class: Any) -> Any:
+    # Of the same name, which transformers writes into the config.
+    return type(encoder_class.__name__, (_Exporting, encoder_class), {"__module__": encoder_class.__module__})
+
+
+def _merged(encoder: Any) -> Any:
+    """The encoder; if it has LoRA updates, a copy in which they are added to the weights."""
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError:
+        return encoder
+    if not any(isinstance(module, BaseTunerLayer) for module in encoder.modules()):
+        return encoder
+    merged: nn.Module = copy.deepcopy(encoder)
+    merged.__dict__.pop("peft_config", None)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+            parent, _, own = name.rpartition(".")
+            setattr(merged.get_submodule(parent), own, module.get_base_layer())
+    return merged
