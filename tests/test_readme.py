@@ -51,6 +51,17 @@ def source_tree(readme: str) -> set[str]:
     return paths
 
 
+@pytest.mark.parametrize("readme", READMES)
+def test_the_source_tree_lists_every_file(readme: str) -> None:
+    listed = source_tree(readme)
+    assert not [path for path in listed if not (ROOT / path).exists()]
+    collapsed = tuple(
+        path for path in listed if path.endswith("/") and not any(p != path and p.startswith(path) for p in listed)
+    )
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if not path.name.startswith("__")]
+    assert not [path for path in files if path not in listed and not path.startswith(collapsed)]
+
+
 def test_both_source_trees_list_the_same_files() -> None:
     assert source_tree(READMES[0]) == source_tree(READMES[1])
 
