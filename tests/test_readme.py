@@ -102,8 +102,9 @@ def test_the_readme_works_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest
             run(words[1:])
     for block in readme_blocks("README.md", "python"):
         exec(compile(block, "README.md", "exec"), {})  # our own text, from the repository
-    assert (tmp_path / "bert" / "model.safetensors").is_file()
-    assert (tmp_path / "vit" / "model.safetensors").is_file()
+    for name, companion in (("text", "tokenizer.json"), ("vision", "preprocessor_config.json")):
+        assert (tmp_path / "encoders" / name / "model.safetensors").is_file()
+        assert (tmp_path / "encoders" / name / companion).is_file()
 
 
 def run(words: list[str]) -> None:
