@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertModel,
     ChineseCLIPConfig,
     ChineseCLIPModel,
     CLIPConfig,
@@ -271,3 +272,20 @@ class TestSettings:
     def test_image_size_below_one(self) -> None:
         with pytest.raises(ValidationError, match="image_size"):
             VisionTowerSettings(architecture=tiny.vit(), image_size=0)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:53aa51172d142c89d9012cce15ae4d6c\nsize 90868376\n"
+
+
+class TestGitLfs:
+    @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "vocab.txt"])
+    def test_pointers_are_refused_by_name(self, name: str, tmp_path: Path) -> None:
+        BertModel(BertConfig(**tiny.bert())).save_pretrained(tmp_path)
+        (tmp_path / name).write_text(POINTER)
+        with pytest.raises(ConfigError, match=rf"{name} is a Git LFS pointer, not the file.*git lfs pull.*hf download"):
+            build_text_tower(TowerSettings(path=str(tmp_path)))
+
+    def test_pointers_of_unused_files_are_accepted(self, tmp_path: Path) -> None:
+        BertModel(BertConfig(**tiny.bert())).save_pretrained(tmp_path)
+        (tmp_path / "pytorch_model.bin").write_text(POINTER)
+        assert build_text_tower(TowerSettings(path=str(tmp_path))).width == 32

@@ -46,7 +46,7 @@ def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
         "gradients": "gradients",
         "optimiser state": "optimiser",
         "activations of a pair": "pair",
-        "other activations of a chunk": "chunk",
+        "of a chunk besides, temporary gradients included": "chunk",
         "features of a pair": "features",
     }.items():
         table.add_row(label, *(f"{getattr(memory, part) / MIB:,.2f}" for memory in (plain, checkpointed)))

@@ -27,6 +27,12 @@ from spanbox.errors import CheckpointError, ConfigError
 Part = Literal["text", "vision"]
 
 MOST_LAYERS = 1_000
+LFS_POINTER_SIZE = 1024  # bytes; the format allows no larger pointer
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_SMALL_FILES = (
+    *("config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt"),
+)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WRONG_ARCHITECTURE = (
     ArithmeticError,
@@ -53,7 +59,22 @@ def model_folder(path: str, part: Part) -> Path:
             f"{part} tower: the folder {folder} has no config.json. Give the folder that transformers saved, "
             "or one fetched with `hf download NAME --local-dir DIR`."
         )
+    _refuse_lfs_pointers(folder, part)
     return folder
+
+
+def _refuse_lfs_pointers(folder: Path, part: Part) -> None:
+    """A folder cloned without Git LFS has small text files in place of the large ones."""
+    names = {path.name for path in folder.glob("*.safetensors")} or {path.name for path in folder.glob("*.bin")}
+    for name in sorted(names | set(_SMALL_FILES)):
+        file = folder / name
+        if not file.is_file() or file.stat().st_size > LFS_POINTER_SIZE:
+            continue
+        if file.read_bytes().startswith(_LFS_POINTER):
+            raise ConfigError(
+                f"{part} tower: {file} is a Git LFS pointer, not the file. Run `git lfs pull` in its folder, or fetch "
+                "the model with `hf download NAME --local-dir DIR`."
+            )
 
 
 def config_from_folder(folder: Path, part: Part) -> Any:
