@@ -63,7 +63,11 @@ def log_line(step: int, **values: Any) -> dict[str, Any]:
 
 def evaluate(folder: Path, manifest: Path, *, boxes: bool, offset: float) -> None:
     """Write what `spanbox evaluate` writes."""
-    metrics: dict[str, Any] = {"checkpoint": "step-000040", "data": str(manifest)}
+    metrics: dict[str, Any] = {
+        "checkpoint": "step-000040",
+        "data": str(manifest),
+        "fingerprint": f"content of {manifest.parent.name}",
+    }
     for name in ("retrieval.i2t.r1", "retrieval.t2i.r1") + (("matching.within_image",) if boxes else ()):
         metrics |= score(name, 0.75 + offset)
     if boxes:
@@ -122,6 +126,7 @@ def examples(manifest: Path, *, boxes: bool) -> dict[str, Any]:
             "regions": [{"id": "pair-0", "box": left}, {"id": "pair-0", "box": right}],
             "matrix": [[0.1, 0.9]],
             "linked": [[False, True]],
+            "same_identity": [[False, False]],
         }
         maps = {"similarity": "0/similarity", "rollout": "0/rollout"}
         content["heatmaps"] = [{"id": "pair-0", "entity": 0, "maps": maps}]

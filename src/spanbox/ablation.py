@@ -160,7 +160,7 @@ def _cell(row: AblationRow, *, is_first: bool) -> str:
 
 
 def _mean_and_spread(values: tuple[float, ...], *, signed: bool, error: bool) -> str:
-    mean = f"{statistics.fmean(values):{'+' if signed else ''}.3f}"
+    mean = f"{statistics.fmean(values):{'+' if signed else ''}z.3f}"
     if len(values) < 2:
         return mean
     spread = statistics.stdev(values) / (len(values) ** 0.5 if error else 1.0)
@@ -248,4 +248,4 @@ def _value(metrics: Mapping[str, float], name: str) -> float:
 
 def _headline(plan: AblationPlan, out: Path, variant: str, seed: int) -> str:
     metrics = _read_metrics(_metrics_file(out, variant, seed))
-    return "  ".join(f"{name} {_value(metrics, name):.3f}" for name in plan.metrics)
+    return "  ".join(f"{name} {_value(metrics, name):z.3f}" for name in plan.metrics)

@@ -102,18 +102,25 @@ def test_the_result_comes_first_with_interval_chance_and_baseline(evaluated: Pat
     found = page(evaluated)
     assert next(iter(found.sections)) == "result"
     result = found.sections["result"]
-    for words in ("75.0 %", "65.0 % to 85.0 %", "chance 25.0 %", "trivial baseline 30.0 %", "40 queries", "More than"):
+    for words in (
+        "75.0 %",
+        "65.0 % to 85.0 %",
+        "chance 25.0 %",
+        "trivial baseline 30.0 %",
+        "40 queries",
+        "Above chance",
+    ):
         assert words in result
-    assert "Weakest: type: <script>" in result
+    assert "Weakest group: type: <script>" in result
 
 
 def test_pictures_matches_heatmaps_and_numbers_are_shown(evaluated: Path) -> None:
     found = page(evaluated)
     assert "rank 7" in found.sections["retrieval"]
     assert "0.60" in found.sections["matching"]
-    assert "66.7 % of it inside the box" not in found.sections["matching"]
-    assert "100.0 % of it inside the box, peak inside" in found.sections["heatmaps"]
-    assert "broken image" in found.sections["retrieval"]
+    assert "66.7 % inside the box" not in found.sections["matching"]
+    assert "100.0 % inside the box, peak inside" in found.sections["heatmaps"]
+    assert "no image that Pillow can read" in found.sections["retrieval"]
     assert "a card" in found.sections["setup"]
     assert found.without_alt == 0
 
@@ -171,7 +178,7 @@ def test_an_older_version_has_figures_without_intervals(tmp_path: Path) -> None:
     metrics = {"retrieval.i2t.r1": 0.5, "retrieval.i2t.count": 8, "retrieval.i2t.chance_r1": 0.125}
     (tmp_path / "metrics.json").write_text(json.dumps({"checkpoint": "step-1", "data": "x.jsonl"} | metrics))
     result = page(tmp_path).sections["result"]
-    for words in ("50.0 %", "no interval", "chance 12.5 %", "How sure this is was not measured"):
+    for words in ("50.0 %", "no interval", "chance 12.5 %", "No interval was computed"):
         assert words in result
 
 
@@ -201,7 +208,7 @@ def test_runs_on_other_data_are_not_compared(tmp_path: Path, evaluated: Path) ->
     metrics = json.loads((other / "metrics.json").read_text())
     (other / "evaluation" / "outcomes.npz").unlink()
     found = page(evaluated, other)
-    assert f"other was measured on other data ({metrics['data']})" in found.sections["comparison"]
+    assert f"other was evaluated on other data ({metrics['data']})" in found.sections["comparison"]
     assert "[" not in found.sections["result"]
 
 
@@ -243,7 +250,7 @@ def test_of_many_groups_the_weakest_are_in_sight(evaluated: Path) -> None:
     for index in range(12):
         metrics |= run_folders.score(f"matching.within_image.type.T{index}", 0.3 + index / 20)
     (evaluated / "metrics.json").write_text(json.dumps(metrics))
-    in_sight, _, behind = page(evaluated).sections["weakness"].partition("5 more groups, none of them weaker")
+    in_sight, _, behind = page(evaluated).sections["weakness"].partition("5 more groups with higher values")
     assert "T6" in in_sight
     assert "T7" not in in_sight
     assert "T11" in behind

@@ -15,7 +15,7 @@ from spanbox.report.pictures import Album, dimmed, heat_inside, heat_source
 @pytest.fixture
 def album(tmp_path: Path) -> Album:
     manifest = run_folders.write_data(tmp_path)
-    return Album(msgspec.convert(run_folders.examples(manifest, boxes=True), Examples))
+    return Album(msgspec.convert(run_folders.examples(manifest, boxes=True), Examples), tmp_path)
 
 
 def decoded(source: str, kind: str) -> Image.Image:
@@ -36,7 +36,7 @@ def test_a_picture_has_its_pair_and_boxes_as_fractions(album: Album) -> None:
 def test_a_broken_image_says_why(album: Album) -> None:
     picture = album["pair-3"]
     assert picture.image is None
-    assert "broken image" in picture.fault
+    assert picture.fault == "no image that Pillow can read"
     assert picture.text == run_folders.TEXTS[3]
     assert picture.boxes_of(0) == []
 
@@ -53,14 +53,54 @@ def test_an_entity_that_is_not_in_the_record(album: Album) -> None:
 
 
 def test_a_manifest_that_is_gone_leaves_pairs_without_pictures(tmp_path: Path) -> None:
-    album = Album(Examples(str(tmp_path / "gone.jsonl")))
+    album = Album(Examples(str(tmp_path / "gone.jsonl")), tmp_path)
     assert album["pair-0"].image is None
-    assert "no such manifest" in album["pair-0"].fault
+    assert "no such manifest" in album.missing[2]
+
+
+def test_the_manifest_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = run_folders.write_data(tmp_path / "data")
+    content = run_folders.examples(manifest, boxes=True)
+    monkeypatch.chdir(tmp_path / "data")
+    assert Album(msgspec.convert(content, Examples), tmp_path / "run")["pair-1"].image
+
+
+def test_run_and_data_that_moved_together_are_found(tmp_path: Path) -> None:
+    run_folders.write_data(tmp_path / "here" / "data")
+    gone = tmp_path / "there" / "data" / "pairs.jsonl"
+    content = run_folders.examples(gone, boxes=True) | {"manifest_from_here": "../../data/pairs.jsonl"}
+    folder = tmp_path / "here" / "run" / "evaluation"
+    folder.mkdir(parents=True)
+    album = Album(msgspec.convert(content, Examples), folder)
+    assert album["pair-1"].image
+    assert album.missing == (0, 4, "")
+
+
+def test_a_manifest_that_moved_can_be_named(tmp_path: Path) -> None:
+    content = run_folders.examples(tmp_path / "gone.jsonl", boxes=True)
+    album = Album(msgspec.convert(content, Examples), tmp_path, run_folders.write_data(tmp_path / "new"))
+    assert album["pair-1"].image
+
+
+def test_images_that_are_missing_are_counted_once(tmp_path: Path, album: Album) -> None:
+    (tmp_path / "0.png").unlink()
+    (tmp_path / "2.png").unlink()
+    assert album.missing == (2, 4, str(tmp_path / "0.png"))
+
+
+@pytest.mark.parametrize("place", ["\0", "x" * 5000, "/proc/self/mem", "", "."])
+def test_a_place_that_the_system_refuses(tmp_path: Path, place: str) -> None:
+    content = run_folders.examples(Path("x"), boxes=True) | {"manifest": place, "manifest_from_here": place}
+    album = Album(msgspec.convert(content, Examples), tmp_path)
+    assert album["pair-1"].image is None
+    assert album.missing[:2] == (4, 4)
 
 
 def test_a_large_picture_becomes_a_thumbnail(tmp_path: Path) -> None:
     Image.new("RGB", (900, 600)).save(tmp_path / "0.png")
-    album = Album(msgspec.convert(run_folders.examples(run_folders.write_data(tmp_path), boxes=False), Examples))
+    album = Album(
+        msgspec.convert(run_folders.examples(run_folders.write_data(tmp_path), boxes=False), Examples), tmp_path
+    )
     assert album["pair-0"].image is not None
     assert album["pair-0"].image.size == (224, 149)
     assert album["pair-0"].full_size == (900, 600)

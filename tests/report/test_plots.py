@@ -90,7 +90,7 @@ def test_a_region_is_right_chosen_instead_or_another() -> None:
 
 def test_pictures_for_papers(tmp_path: Path) -> None:
     examples = msgspec.convert(run_folders.examples(run_folders.write_data(tmp_path), boxes=True), Examples)
-    album = Album(examples)
+    album = Album(examples, tmp_path)
     heat = {"similarity": np.eye(2, dtype=np.float32), "rollout": np.eye(2, dtype=np.float32)}
     match = plots.match_figure("match", album["pair-1"], examples.matching[1])
     heatmap = plots.heatmap_figure("heatmap", album["pair-0"], examples.heatmaps[0], heat, EN)

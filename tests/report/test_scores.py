@@ -16,7 +16,7 @@ def test_a_score_has_all_that_stands_beside_it() -> None:
     scores = parse_scores(metrics | {f"{name}.count": 9.0})
     assert list(scores) == [name]
     assert (scores[name].low, scores[name].high, scores[name].count) == (0.4, 0.6, 9.0)
-    assert (scores[name].floor, scores[name].is_above_floor) == (0.2, True)
+    assert (scores[name].floor, scores[name].against_floor) == (0.2, "above")
 
 
 def test_the_older_form_names_chance_and_count_beside_a_family() -> None:
@@ -25,16 +25,20 @@ def test_the_older_form_names_chance_and_count_beside_a_family() -> None:
     assert list(scores) == ["retrieval.i2t.r1", "retrieval.i2t.r5"]
     assert (scores["retrieval.i2t.r1"].chance, scores["retrieval.i2t.r5"].chance) == (0.1, None)
     assert scores["retrieval.i2t.r5"].count == 8.0
-    assert scores["retrieval.i2t.r1"].is_above_floor is None
+    assert scores["retrieval.i2t.r1"].against_floor is None
 
 
 def test_a_count_by_itself_is_a_figure() -> None:
     assert list(parse_scores({"matching.presence.count": 3.0})) == ["matching.presence.count"]
 
 
-def test_an_interval_that_reaches_chance_is_not_above_it() -> None:
-    score = parse_scores({"a": 0.5, "a.low": 0.1, "a.high": 0.9, "a.chance": 0.2})["a"]
-    assert score.is_above_floor is False
+@pytest.mark.parametrize(
+    ("low", "high", "where"),
+    [(0.1, 0.9, "overlaps"), (0.3, 0.9, "above"), (0.0, 0.1, "below"), (0.2, 0.3, "overlaps"), (0.1, 0.2, "overlaps")],
+)
+def test_where_an_interval_lies_relative_to_chance(low: float, high: float, where: str) -> None:
+    score = parse_scores({"a": 0.5, "a.low": low, "a.high": high, "a.chance": 0.2, "a.baseline": 0.1})["a"]
+    assert score.against_floor == where
 
 
 def test_without_boxes_there_is_no_headline_of_the_fine_level() -> None:
@@ -45,11 +49,29 @@ def test_without_boxes_there_is_no_headline_of_the_fine_level() -> None:
 
 def test_groups_stand_weakest_first_whatever_they_are_called() -> None:
     names = {"LOC.city": 0.9, "object": 0.2, "<script>": 0.5}
-    scores = parse_scores({f"{WITHIN}.type.{name}": value for name, value in names.items()} | {WITHIN: 0.6})
-    assert [name for name, _ in breakdown(scores, "type")] == ["object", "<script>", "LOC.city"]
-    assert breakdown(scores, "size") == []
+    metrics = {f"{WITHIN}.type.{name}": value for name, value in names.items()} | {WITHIN: 0.6}
+    scores = parse_scores(metrics | {f"{WITHIN}.type.{name}.count": 20.0 for name in names})
+    large, small = breakdown(scores, "type")
+    assert [name for name, _ in large] == ["object", "<script>", "LOC.city"]
+    assert small == []
+    assert breakdown(scores, "size") == ([], [])
     assert is_part(f"{WITHIN}.type.object")
     assert not is_part(f"{WITHIN}.hard")
+
+
+def test_groups_of_few_queries_stand_apart() -> None:
+    counts = {"rare": (0.0, 19.0), "common": (0.5, 20.0), "rarer": (0.2, 1.0)}
+    metrics = {f"{WITHIN}.type.{name}": value for name, (value, _) in counts.items()}
+    metrics |= {f"{WITHIN}.type.{name}.count": count for name, (_, count) in counts.items()}
+    large, small = breakdown(parse_scores(metrics), "type")
+    assert [name for name, _ in large] == ["common"]
+    assert [name for name, _ in small] == ["rare", "rarer"]
+
+
+def test_many_dotted_names_are_parsed_in_linear_time() -> None:
+    """Every name has as many dots as fit, each with an annotation of its own."""
+    metrics = {f"{'a.' * 100}{index}{end}": 0.5 for index in range(3000) for end in ("", ".low", ".count")}
+    assert len(parse_scores(metrics)) == 3000
 
 
 @pytest.mark.parametrize(
@@ -69,10 +91,11 @@ def test_which_metrics_are_read_in_percent(name: str, rate: bool) -> None:
     assert is_rate(name) is rate
 
 
-def run(name: str, values: list[float], image: list[int] | None = None, data: str = "test.jsonl") -> Run:
+def run(name: str, values: list[float], image: list[int] | None = None, content: str = "x", chance: float = 0.1) -> Run:
     array = np.array(values, dtype=np.float64)
     outcomes = {} if image is None else {name: Outcomes(array, np.array(image))}
-    return Run("run", Path("run"), data=data, metrics={name: float(array.mean())}, outcomes=outcomes)
+    metrics = {name: float(array.mean()), f"{name}.chance": chance}
+    return Run("run", Path("run"), data="test.jsonl", fingerprint=content, metrics=metrics, outcomes=outcomes)
 
 
 IMAGES = list(range(8))
@@ -116,8 +139,15 @@ def test_outcomes_of_other_images_are_not_paired(image: list[int] | None) -> Non
 
 
 def test_other_data_has_no_difference() -> None:
-    assert difference(run("a", [1.0], data="other.jsonl"), run("a", [0.0]), "a") is None
+    """The name of the manifest is the same, its content is not; with the outcomes of the same images even."""
+    assert difference(run("a", [1.0], content="y"), run("a", [0.0]), "a") is None
+    assert difference(run("a", [1.0] * 8, IMAGES, content="y"), run("a", [0.0] * 8, IMAGES), "a") is None
+    assert difference(run("a", [1.0], content=""), run("a", [0.0], content=""), "a") is None
     assert difference(run("a", [1.0]), run("b", [0.0]), "a") is None
+
+
+def test_other_candidates_have_no_difference() -> None:
+    assert difference(run("a", [1.0], chance=0.2), run("a", [0.0]), "a") is None
 
 
 def test_a_single_image_has_a_difference_without_an_interval() -> None:

@@ -89,5 +89,5 @@ def _print_similarity(mined: "Mined") -> None:
     for column in ("asked by", "positive", "mined negative"):
         table.add_column(column, justify="left" if column == "asked by" else "right")
     for kind, similarity in mined.similarity.items():
-        table.add_row(kind, f"{similarity.positive:.3f}", f"{similarity.negative:.3f}")
+        table.add_row(kind, f"{similarity.positive:z.3f}", f"{similarity.negative:z.3f}")
     make_console().print(table)

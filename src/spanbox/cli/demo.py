@@ -78,5 +78,5 @@ def _print_side_by_side(both: dict[str, float], coarse: dict[str, float]) -> Non
     for heading in ("", "sentences and spans", "sentences alone"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, meaning in HEADLINES.items():
-        table.add_row(meaning, f"{both[name]:.3f}", f"{coarse[name]:.3f}")
+        table.add_row(meaning, f"{both[name]:z.3f}", f"{coarse[name]:z.3f}")
     make_console().print(table)

@@ -17,26 +17,37 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="HTML file; default: report.html in the folder, here for several")
     ] = None,
-    figures: Annotated[
-        Path | None, typer.Option("--figures", help="folder to write the figures to, as PNG and SVG")
+    figures: Annotated[Path | None, typer.Option("--figures", help="folder for the figures as PNG and SVG")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="manifest of the evaluation, if it was moved: for the pictures")
     ] = None,
 ) -> None:
-    """One page that shows how a run went: figures with intervals, curves, examples, heatmaps, data, setup.
+    """Report of a run as one page: metrics with intervals, curves, examples, heatmaps, data, setup.
 
-    It is a single file that needs no network. Several runs stand side by side, with their differences:
+    It is a single file that needs no network. Several runs are shown side by side, with their differences:
 
         spanbox report runs/demo
 
         spanbox report runs/first runs/second --lang zh --figures figures
     """
+    from spanbox.errors import DataError
+    from spanbox.files import check_writable_file, check_writable_folder, write_text
     from spanbox.report.page import make_report
+    from spanbox.report.reading import check_folders
 
-    made = make_report(runs, lang)
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(made.html, encoding="utf-8")
+    check_folders(runs)
+    if data is not None and not data.is_file():
+        raise DataError(f"{data}: no such manifest; --data names the JSON Lines file that was evaluated")
+    check_writable_file(path)
+    if figures:
+        check_writable_folder(figures)
+    made = make_report(runs, lang, data)
+    write_text(path, made.html)
     if figures:
         for figure in made.figures:
             figure.write(figures)
         print(f"{len(made.figures)} figures in {figures}, as PNG and SVG")
-    print(f"{path} ({len(made.html.encode()) / 1e6:.1f} MB): open it in a browser")
+    for note in made.notes:
+        print(note)
+    print(f"{path} ({len(made.html) / 1e6:.1f} MB): open it in a browser")

@@ -281,7 +281,7 @@ class Trainer:
                 log.write(self.step, "validation", metrics)
                 name = self.settings.best_name
                 best = " (best)" if improved else ""
-                progress.note(f"step {self.step}: {name} {metrics.get(name, value):.4f}{best}")
+                progress.note(f"step {self.step}: {name} {metrics.get(name, value):z.4f}{best}")
         is_best = self.ranks.largest(improved)[0] > 0
         self.since_best = 0 if is_best else self.since_best + 1
         if log and self._patience_used_up() and self.done < 1.0:
@@ -349,4 +349,4 @@ class Trainer:
 
 def _progress_line(values: dict[str, Any]) -> str:
     wait = f"waiting for data {values['data_wait']:.0%}"
-    return f"loss {values['loss']:.3f}  {values['pairs_per_second']:.0f} pairs/s  {wait}"
+    return f"loss {values['loss']:z.3f}  {values['pairs_per_second']:.0f} pairs/s  {wait}"

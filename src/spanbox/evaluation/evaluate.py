@@ -113,8 +113,8 @@ def _shown(name: str, value: float) -> str:
 
 def _bare(name: str, value: float) -> str:
     if is_rate(name):
-        return f"{100 * value:.1f}"
+        return f"{100 * value:z.1f}"
     last = name.rpartition(".")[2]
     if last == "count":
         return f"{value:,.0f}"
-    return f"{value:,.1f}" if last in COUNTED else f"{value:.3f}"
+    return f"{value:z,.1f}" if last in COUNTED else f"{value:z.3f}"

@@ -1,11 +1,28 @@
-"""`evaluation/examples.json` as it was written: pairs, by their ids in the manifest, that are worth looking at.
+"""`evaluation/examples.json`: examples of an evaluation, as ids of pairs of the manifest.
 
-Boxes are fractions of the image as shown, x0 y0 x1 y1. `entity` is an index of a record's entities.
+Boxes are fractions of the image as shown, x0 y0 x1 y1. `entity` is an index of a record's entities. Lists beyond the
+limits and matrices of a wrong shape are refused.
 """
+
+from typing import Annotated
 
 import msgspec
 
 Box = tuple[float, float, float, float]
+Few = msgspec.Meta(max_length=1000)
+Rank = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+Matrix = list[list[float]]
+SIDE = 512  # of a matrix
+
+
+def _check_box(box: Box) -> None:
+    if not all(-1 <= edge <= 2 for edge in box):
+        raise ValueError(f"{list(box)} is no box in fractions of the image")
+
+
+def _check_shape(matrix: list[list[float]] | list[list[bool]], rows: int, columns: int) -> None:
+    if len(matrix) != rows or any(len(row) != columns for row in matrix) or max(rows, columns) > SIDE:
+        raise ValueError(f"a matrix is not {rows} x {columns}, or larger than {SIDE} x {SIDE}")
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -17,12 +34,12 @@ class Scored(msgspec.Struct, frozen=True):
 
 
 class Retrieval(msgspec.Struct, frozen=True):
-    """A query, what it found first, and the rank of the first right answer."""
+    """A query, its best candidates, and the rank of the first right one."""
 
     kind: str  # best, median, worst
     query: str
-    rank: int
-    found: list[Scored]  # best first
+    rank: Rank
+    found: Annotated[list[Scored], Few]  # best first
     right: Scored | None = None
 
 
@@ -33,6 +50,9 @@ class Candidate(msgspec.Struct, frozen=True):
     score: float
     linked: bool  # it shows the entity
 
+    def __post_init__(self) -> None:
+        _check_box(self.box)
+
 
 class Match(msgspec.Struct, frozen=True):
     """An entity among the regions of its image."""
@@ -40,7 +60,7 @@ class Match(msgspec.Struct, frozen=True):
     id: str
     entity: int
     right: bool
-    candidates: list[Candidate]
+    candidates: Annotated[list[Candidate], Few]
 
 
 class EntityOf(msgspec.Struct, frozen=True):
@@ -52,21 +72,32 @@ class RegionOf(msgspec.Struct, frozen=True):
     id: str
     box: Box
 
+    def __post_init__(self) -> None:
+        _check_box(self.box)
+
 
 class CoarseSimilarity(msgspec.Struct, frozen=True):
     """Sentences (rows) against images (columns) of the same pairs."""
 
     ids: list[str]
-    matrix: list[list[float]]
+    matrix: Matrix
+
+    def __post_init__(self) -> None:
+        _check_shape(self.matrix, len(self.ids), len(self.ids))
 
 
 class FineSimilarity(msgspec.Struct, frozen=True):
-    """Spans (rows) against regions (columns)."""
+    """Spans (rows) against regions (columns). Right are linked regions and those of the same identity."""
 
     spans: list[EntityOf]
     regions: list[RegionOf]
-    matrix: list[list[float]]
+    matrix: Matrix
     linked: list[list[bool]]
+    same_identity: list[list[bool]]
+
+    def __post_init__(self) -> None:
+        for matrix in (self.matrix, self.linked, self.same_identity):
+            _check_shape(matrix, len(self.spans), len(self.regions))
 
 
 class Similarity(msgspec.Struct, frozen=True):
@@ -83,10 +114,15 @@ class HeatmapExample(msgspec.Struct, frozen=True):
 
 
 class Examples(msgspec.Struct, frozen=True):
-    """What `spanbox evaluate` picked; parts that the data does not allow are empty."""
+    """The choice of `spanbox evaluate`; parts that do not exist for the data are empty."""
 
-    manifest: str
-    retrieval: dict[str, list[Retrieval]] = {}  # by direction: i2t, t2i
-    matching: list[Match] = []
+    manifest: str  # absolute
+    manifest_from_here: str = ""  # relative to the folder of the file
+    retrieval: dict[str, Annotated[list[Retrieval], Few]] = {}  # by direction: i2t, t2i
+    matching: Annotated[list[Match], Few] = []
     similarity: Similarity | None = None
-    heatmaps: list[HeatmapExample] = []
+    heatmaps: Annotated[list[HeatmapExample], Few] = []
+
+    def __post_init__(self) -> None:
+        if not self.retrieval.keys() <= {"i2t", "t2i"}:
+            raise ValueError("a direction other than i2t and t2i")

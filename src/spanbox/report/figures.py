@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
@@ -19,18 +20,22 @@ from unicodedata import east_asian_width
 import numpy as np
 from numpy.typing import NDArray
 
+from spanbox.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the strongest on white first.
+# Okabe and Ito's colours, distinct for the colour-blind; the strongest on white first.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, SOFT, RULE = "#1b1f24", "#5b6470", "#d9dde2"
 
-POINTS = 400  # of a curve: more cannot be seen, and makes the page heavy
+POINTS = 400  # of a curve: more make the page heavy and are not visible
 WIDTH = 3.9  # inches
+LEAST_LOG = 1e-30  # smallest value on a logarithmic axis
+LARGEST_CELL = 1e6  # of a matrix; a cell beyond it, or one that is not finite, stays empty
 LEGEND_ROW = 0.14  # inches
 LEGEND_CHARACTERS = 52  # of a row; Chinese ones count twice
 CHINESE_FONTS = (
@@ -51,7 +56,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure: a name for its files, what it shows in words, and how it is drawn."""
+    """A figure: a name for its files, a description in words, and the function that draws it."""
 
     name: str
     alt: str
@@ -63,10 +68,10 @@ class Figure:
 
     def write(self, folder: Path) -> list[Path]:
         """As NAME.png and NAME.svg, on white."""
-        folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{self.name}.{format}" for format in ("png", "svg")]
         for path in paths:
-            path.write_bytes(self._saved(path.suffix[1:], facecolor="white"))
+            with replacing(path) as file:
+                file.write(self._saved(path.suffix[1:], facecolor="white"))
         return paths
 
     def _saved(self, format: str, **options: Any) -> bytes:
@@ -108,10 +113,8 @@ def curves(
             marker = MARKERS[one.style % len(MARKERS)] if len(steps) <= 12 else ""
             axes.plot(steps, heights, color=colour, linestyle=dash, linewidth=1.5, marker=marker, ms=4, label=one.label)
         values = [value for one in series for value in one.values]
-        if log and min(values) > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: "")
+        if log and min(values) > LEAST_LOG:
+            _log_scale(axes, min(values), max(values))
         elif from_zero or min(values) == max(values):
             axes.set_ylim(0, 1.1 * max(values) or 1)
         if share:
@@ -129,22 +132,29 @@ def matrix(
     title: str,
     values: Sequence[Sequence[float]],
     right: NDArray[np.bool_],
+    also_right: NDArray[np.bool_] | None = None,
     *,
     rows: str,
     columns: str,
     alt: str,
 ) -> Figure:
-    """Similarities as a grid of colours, with a small square on each pair that belongs together. Rows and columns are
-    numbered from 1."""
+    """Similarities as a grid of colours. Rows and columns are numbered from 1.
+
+    Args:
+        right: cells with a small square.
+        also_right: cells with a small circle.
+    """
     grid = np.asarray(values, dtype=np.float64)
+    grid = np.where(np.abs(grid) <= LARGEST_CELL, grid, np.nan)
+    marks = [("s", right)] + ([("o", also_right)] if also_right is not None else [])
 
     def draw() -> "Canvas":
         canvas, axes = _canvas(WIDTH, WIDTH * min(1.3, 0.35 + 0.72 * grid.shape[0] / grid.shape[1]))
         image = axes.imshow(grid, cmap="cividis", interpolation="nearest")
         size = 130 / max(grid.shape)
-        for colour, scale in (("black", 1.0), ("white", 0.6)):
-            y, x = right.nonzero()
-            axes.scatter(x, y, s=(scale * size * 0.55) ** 2, marker="s", facecolor="none", edgecolor=colour, lw=1)
+        for (marker, cells), (colour, scale) in product(marks, (("black", 1.0), ("white", 0.6))):
+            y, x = cells.nonzero()
+            axes.scatter(x, y, s=(scale * size * 0.55) ** 2, marker=marker, facecolor="none", edgecolor=colour, lw=1)
         for axis, count, label in ((axes.xaxis, grid.shape[1], columns), (axes.yaxis, grid.shape[0], rows)):
             every = math.ceil(count / 16)
             axis.set_ticks(range(0, count, every), [str(index + 1) for index in range(0, count, every)])
@@ -242,6 +252,22 @@ def _style(name: str) -> dict[Any, Any]:
         "ytick.major.size": 0,
         "ytick.minor.size": 0,
     }
+
+
+def _log_scale(axes: "Axes", low: float, high: float) -> None:
+    """A logarithmic vertical axis with at least two numbers on it, also for values within a decade."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    decades = math.log10(high / low)
+    axes.set_yscale("log")
+    if decades < 1.3:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        pad = (high / low) ** 0.05 if high > low else 1.1
+        axes.set_ylim(low / pad, high * pad)
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _title(axes: "Axes", title: str, legend: Sequence[str] = ()) -> None:

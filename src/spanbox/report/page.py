@@ -21,23 +21,25 @@ from numpy.typing import NDArray
 
 from spanbox.metric_names import BREAKDOWNS, is_part, is_rate
 from spanbox.report import plots, scores
-from spanbox.report.examples import HeatmapExample, Match, Retrieval
+from spanbox.report.examples import Box, HeatmapExample, Match, Retrieval
 from spanbox.report.figures import COLOURS, Figure
 from spanbox.report.pictures import Album, Picture, heat_inside, heat_source
 from spanbox.report.reading import Ablation, Run, read_folders
 from spanbox.report.scores import Difference, Score, parse_scores
-from spanbox.report.text import Language, Texts, number, percent, points, signed, texts
+from spanbox.report.text import Language, Texts, number, percent, points, signed, similarity, texts
 
 SHOWN = {"retrieval": 18, "matching": 24, "heatmaps": 8}
-"""How many examples of each sort a page holds; several runs share them."""
+"""Number of examples of each kind on a page; several runs share them."""
 
-GROUPS_SHOWN = 8  # of a breakdown, the weakest; the others are a click away
-WEAK_COUNT = 20  # queries that a group needs before it is called the weakest
+GROUPS_SHOWN = 8  # of a breakdown, the lowest; the others are behind a click
+
+
+LABEL_HEIGHT, LABEL_WIDTH = 0.12, 0.3  # room for a label, as shares of a picture
 
 
 @dataclass(frozen=True)
 class RunView:
-    """A run with all that the page shows of it."""
+    """A run with everything that the page shows of it."""
 
     run: Run
     first: Run
@@ -45,6 +47,7 @@ class RunView:
     share: int  # of how many runs it is one
     t: Texts
     figure_t: Texts
+    manifest: Path | None = None  # of the evaluation, where it was moved
 
     @cached_property
     def scores(self) -> dict[str, Score]:
@@ -52,7 +55,16 @@ class RunView:
 
     @cached_property
     def album(self) -> Album | None:
-        return Album(self.run.examples) if self.run.examples else None
+        folder = self.run.folder / "evaluation"
+        return Album(self.run.examples, folder, self.manifest) if self.run.examples else None
+
+    @cached_property
+    def missing_pictures(self) -> str:
+        """A sentence if images of the examples are missing, with the remedy; empty otherwise."""
+        count, total, first = self.album.missing if self.album else (0, 0, "")
+        if not count:
+            return ""
+        return self.t("pictures_missing", count=number(count), total=number(total), first=first)
 
     @property
     def is_first(self) -> bool:
@@ -66,15 +78,16 @@ class RunView:
 
     @property
     def unfinished(self) -> str:
-        """How far a run is that has not reached its end, or why it ended before; empty for one that has reached it."""
+        """The progress of a run that has not reached its end, or the reason why it ended early; empty otherwise."""
         if self.run.stopped_early:
             return self.t("stopped_early", step=number(self.run.step))
         if self.run.is_finished:
             return ""
-        settings = self.run.config["train"]
-        if minutes := settings.get("minutes"):
-            return self.t("unfinished_minutes", done=f"{self.run.seconds / 60:.1f}", minutes=minutes)
-        return self.t("unfinished", step=number(self.run.step), steps=number(settings["steps"]))
+        if self.run.minutes_set is not None:
+            return self.t(
+                "unfinished_minutes", done=f"{self.run.seconds / 60:.1f}", minutes=number(self.run.minutes_set)
+            )
+        return self.t("unfinished", step=number(self.run.step), steps=number(self.run.steps_set))
 
     def headline(self, level: str) -> list[Score]:
         return scores.headline(self.scores, level)
@@ -83,17 +96,17 @@ class RunView:
         """To the first run; None for that one."""
         return None if self.is_first else scores.difference(self.run, self.first, name)
 
-    def breakdowns(self) -> dict[str, list[tuple[str, Score]]]:
+    def breakdowns(self) -> dict[str, tuple[list[tuple[str, Score]], list[tuple[str, Score]]]]:
+        """By kind: the groups, lowest first, and those with too few queries to compare."""
         found = {kind: scores.breakdown(self.scores, kind) for kind in BREAKDOWNS}
-        return {kind: groups for kind, groups in found.items() if groups}
+        return {kind: groups for kind, groups in found.items() if any(groups)}
 
     def weakest(self) -> tuple[str, Score] | None:
-        """The weakest group of entities that is large enough to speak of."""
+        """The group of entities with the lowest score, among those with enough queries."""
         groups = [
             (f"{self.t.measures[kind]}: {self.t.group(kind, group)}", score)
-            for kind, members in self.breakdowns().items()
+            for kind, (members, _) in self.breakdowns().items()
             for group, score in members
-            if (score.count or 0) >= WEAK_COUNT
         ]
         return min(groups, key=lambda pair: pair[1].value, default=None)
 
@@ -108,19 +121,19 @@ class RunView:
         return figures
 
     def retrievals(self) -> dict[str, list[Retrieval]]:
-        """By direction; of each kind as many, so that a page of several runs shows all kinds."""
+        """By direction, equally many of each kind."""
         found = self.run.examples.retrieval if self.run.examples else {}
         return {direction: _some_of_each(found[direction], self._shown("retrieval") // 2) for direction in found}
 
     def matches(self) -> list[Match]:
-        """The wrong ones first: there is more to see."""
+        """Wrong ones first."""
         found = self.run.examples.matching if self.run.examples else []
         half = -(-self._shown("matching") // 2)
         right, wrong = [m for m in found if m.right][:half], [m for m in found if not m.right][:half]
         return [match for match in (*wrong, *right) if match.candidates]
 
     def heatmaps(self) -> list[tuple[HeatmapExample, dict[str, NDArray[np.float32]]]]:
-        """Examples with their maps that are there; spread over all, which stand in the order of the matches."""
+        """Examples that have maps, spread evenly over all of them, which are in the order of the matches."""
         found = self.run.examples.heatmaps if self.run.examples else []
         with_maps = [(one, {way: self.run.heatmaps.get(key) for way, key in one.maps.items()}) for one in found]
         kept = [(one, {way: heat for way, heat in maps.items() if heat is not None}) for one, maps in with_maps]
@@ -128,9 +141,8 @@ class RunView:
         return there[:: -(-len(there) // self._shown("heatmaps")) or 1]
 
     def incidents(self) -> dict[str, int]:
-        """What was worked around in the data, as the log says last."""
-        last = self.run.training[-1].get("incidents") if self.run.training else None
-        return dict(last) if isinstance(last, dict) else {}
+        """Counts of the incidents in the training data, from the last line of the log."""
+        return dict(self.run.training[-1].get("incidents", {})) if self.run.training else {}
 
     def picture_figures(self) -> list[Figure]:
         """The matches and heatmaps as figures for files."""
@@ -155,10 +167,16 @@ class Report:
 
     html: str
     figures: list[Figure]
+    notes: list[str]  # problems for the terminal
 
 
-def make_report(folders: Sequence[Path], language: Language) -> Report:
+def make_report(folders: Sequence[Path], language: Language, manifest: Path | None = None) -> Report:
     """The report of runs, and of ablations, side by side.
+
+    Args:
+        folders: of runs and ablations; the first run is the reference.
+        language: of the texts.
+        manifest: of the evaluation, where it is no longer at the place that the runs name.
 
     Raises:
         CheckpointError: a folder is neither a run nor an ablation.
@@ -166,7 +184,7 @@ def make_report(folders: Sequence[Path], language: Language) -> Report:
     t = texts(language)
     runs, ablations = read_folders(folders)
     figure_t = plots.figure_texts(t)
-    views = [RunView(run, runs[0], index, len(runs), t, figure_t) for index, run in enumerate(runs)]
+    views = [RunView(run, runs[0], index, len(runs), t, figure_t, manifest) for index, run in enumerate(runs)]
     training, validation = plots.training_curves(runs, figure_t), plots.validation_curves(runs, figure_t)
     dots = {ablation.name: plots.ablation_dots(ablation, figure_t) for ablation in ablations}
     script = (files("spanbox.report") / "templates" / "page.js").read_text(encoding="utf-8").strip()
@@ -192,16 +210,17 @@ def make_report(folders: Sequence[Path], language: Language) -> Report:
     figures = [*training, *validation, *(figure for found in dots.values() for figure in found)]
     for view in views:
         figures += [*view.matrices.values(), *view.picture_figures()]
-    return Report(html, figures)
+    problems = [t("problem", problem=problem) for view in views for problem in view.run.problems]
+    return Report(html, figures, [*problems, *(view.missing_pictures for view in views if view.missing_pictures)])
 
 
 def shown(name: str, value: float | None) -> str:
-    """A metric's value as people read it."""
+    """A metric's value with its unit."""
     return percent(value) if is_rate(name) else number(value)
 
 
 def shown_difference(name: str, value: float) -> str:
-    """A difference of a metric as people read it; of rates in percentage points."""
+    """A difference of a metric; of rates in percentage points."""
     return points(value) if is_rate(name) else signed(value)
 
 
@@ -240,12 +259,15 @@ def _environment() -> Environment:
         "heat_source": heat_source,
         "is_rate": is_rate,
         "map_label": plots.map_label,
+        "label_place": label_place,
         "marked": marked,
+        "same_data": scores.same_data,
         "shown": shown,
-        "weakest_shown": GROUPS_SHOWN,
+        "groups_shown": GROUPS_SHOWN,
+        "least_queries": scores.LEAST_QUERIES,
         "shown_difference": shown_difference,
     }
-    environment.filters |= {"percent": percent, "number": number, "yaml": _as_yaml}
+    environment.filters |= {"percent": percent, "number": number, "similarity": similarity, "yaml": _as_yaml}
     return environment
 
 
@@ -253,6 +275,12 @@ def marked(picture: Picture, entity: int) -> tuple[str, str, str]:
     """The sentence before, in and after an entity."""
     start, end = picture.span_of(entity)
     return picture.text[:start], picture.text[start:end], picture.text[end:]
+
+
+def label_place(box: Box) -> str:
+    """Classes that place the label of a box beside it, within the picture: above or inside, from its left or right."""
+    above = "above" if box[1] > LABEL_HEIGHT else "inside"
+    return f"{above} {'to-left' if box[0] > 1 - LABEL_WIDTH else 'to-right'}"
 
 
 def _as_yaml(tree: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Pictures of the manifest's pairs, small enough for a page: data URIs of JPEG thumbnails and of heatmaps.
 
-Only files that the manifest names are opened. One that is missing or broken becomes a picture without pixels that says
-why, because a report of a thousand pairs must not fail for one.
+Only files that the manifest names are opened. One that is missing or broken becomes a picture without pixels that holds
+the reason, because a report of a thousand pairs must not fail for one.
 """
 
 import base64
@@ -43,7 +43,7 @@ class Picture:
         return _data_uri(self.image, "JPEG", quality=QUALITY, optimize=True)
 
     def boxes_of(self, entity: int) -> list[Box]:
-        """The boxes of an entity, as fractions of the image; none where it is not known."""
+        """The boxes of an entity, as fractions of the image; none where the entity is unknown."""
         width, height = self.full_size
         if self.record is None or not 0 <= entity < len(self.record.entities) or not width:
             return []
@@ -51,54 +51,87 @@ class Picture:
         return [(x0 / width, y0 / height, x1 / width, y1 / height) for x0, y0, x1, y1 in boxes]
 
     def span_of(self, entity: int) -> tuple[int, int]:
-        """Where an entity stands in the text; (0, 0) where it is not known."""
+        """Start and end of an entity in the text; (0, 0) where the entity is unknown."""
         if self.record is None or not 0 <= entity < len(self.record.entities):
             return 0, 0
         return self.record.entities[entity].start, self.record.entities[entity].end
 
     def words_of(self, entity: int) -> str:
-        """The words of an entity; the pair's id where they are not known."""
+        """The words of an entity; the pair's id where the entity is unknown."""
         start, end = self.span_of(entity)
         return self.record.text[start:end] if self.record and end else self.id
 
     @property
     def text(self) -> str:
-        """The sentence; the pair's id where it is not known."""
+        """The sentence; the pair's id where the pair is unknown."""
         return self.record.text if self.record else self.id
 
 
 class Album:
-    """The pairs that the examples of a run speak of.
+    """The pairs of the examples of a run.
 
-    A manifest that is not there any more leaves pictures without pixels.
+    Args:
+        examples: they name the manifest and the ids.
+        folder: of `examples.json`, for the relative place of the manifest.
+        manifest: the manifest, where it was moved; None: the places that the examples name.
     """
 
-    def __init__(self, examples: Examples) -> None:
-        self.fault = ""
+    def __init__(self, examples: Examples, folder: Path, manifest: Path | None = None) -> None:
         self._manifest: Manifest | None = None
         self._records: dict[str, Record] = {}
         self._pictures: dict[str, Picture] = {}
+        self._fault = ""
+        path = manifest or _find_manifest(examples, folder)
         try:
-            self._manifest = Manifest(Path(examples.manifest), "drop")
+            self._manifest = Manifest(path, "drop")
             self._records = _find(self._manifest, set(_ids(examples)))
-        except DataError as error:
-            self.fault = str(error)
+        except (DataError, OSError, ValueError) as error:  # ValueError: a path that the system refuses
+            self._fault = str(error)
+        self._pictured = set(_pictured_ids(examples))
 
     def __getitem__(self, id: str) -> Picture:
         if id not in self._pictures:
             self._pictures[id] = self._open(id)
         return self._pictures[id]
 
+    @property
+    def missing(self) -> tuple[int, int, str]:
+        """How many of the examples' images are missing, of how many, and the first of them or the manifest's fault."""
+        if self._fault:
+            return len(self._pictured), len(self._pictured), self._fault
+        assert self._manifest is not None
+        paths = {id: self._manifest.image_path(self._records[id]) for id in self._pictured if id in self._records}
+        gone = sorted(id for id in self._pictured if id not in paths or not _is_file(paths[id]))
+        first = str(paths.get(gone[0], f"{self._manifest.path}: no pair {gone[0]!r}")) if gone else ""
+        return len(gone), len(self._pictured), first
+
     def _open(self, id: str) -> Picture:
         record = self._records.get(id)
         if record is None or self._manifest is None:
-            return Picture(id, None, None, (0, 0), self.fault or "no such pair in the manifest")
+            return Picture(id, None, None, (0, 0), "no manifest" if self._fault else "no such pair in the manifest")
+        path = self._manifest.image_path(record)
         try:
-            image, full_size = load_reduced(self._manifest.image_path(record), THUMBNAIL)
+            image, full_size = load_reduced(path, THUMBNAIL)
         except (DataError, OSError, ValueError) as error:  # the latter two: a path that the system refuses
-            return Picture(id, record, None, (0, 0), str(error))
+            return Picture(
+                id, record, None, (0, 0), str(error).removeprefix(f"{path}: ").removeprefix("broken image: ")
+            )
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
         return Picture(id, record, image, full_size)
+
+
+def _find_manifest(examples: Examples, folder: Path) -> Path:
+    """The first place of the manifest at which there is a file."""
+    beside = folder / examples.manifest_from_here if examples.manifest_from_here else None
+    places = [place for place in (beside, Path(examples.manifest)) if place is not None]
+    return next((place for place in places if _is_file(place)), places[-1])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a path that the system refuses
+        return False
 
 
 def heat_source(heat: NDArray[np.float32]) -> str:
@@ -158,6 +191,15 @@ def _find(manifest: Manifest, ids: set[str]) -> dict[str, Record]:
             if len(found) == len(ids):
                 break
     return found
+
+
+def _pictured_ids(examples: Examples) -> Iterable[str]:
+    """The pairs of which the image is shown, and not the sentence alone."""
+    for direction, retrievals in examples.retrieval.items():
+        for retrieval in retrievals:
+            yield from [retrieval.query] if direction == "i2t" else (scored.id for scored in retrieval.found)
+    yield from (match.id for match in examples.matching)
+    yield from (example.id for example in examples.heatmaps)
 
 
 def _ids(examples: Examples) -> Iterable[str]:

@@ -1,10 +1,11 @@
-"""Which figures a report has, and what they show: from runs to curves, matrices, dots and pictures with boxes."""
+"""The figures of a report: from runs to curves, matrices, dots and pictures with boxes."""
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spanbox.metric_names import is_rate
 from spanbox.report.examples import Box, CoarseSimilarity, FineSimilarity, HeatmapExample, Match
@@ -12,12 +13,13 @@ from spanbox.report.figures import COLOURS, Figure, Series, can_draw, curves, do
 from spanbox.report.pictures import Picture, dimmed, heat_image
 from spanbox.report.reading import Ablation, Run
 from spanbox.report.scores import HEADLINE
-from spanbox.report.text import Texts, number, percent, texts
+from spanbox.report.text import Texts, number, percent, similarity, texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
+MOST_LINES = 12  # of a figure
 GROUPS = ("loss", "temperature", "weight")  # quantities of the log that have a value for each level
 SINGLES = ("lr", "pairs_per_second", "data_wait")
 SHARES = frozenset({"data_wait"})
@@ -41,7 +43,8 @@ def training_curves(runs: Sequence[Run], t: Texts) -> list[Figure]:
     """One run: each quantity with all its levels. Several runs: each quantity of each level, with all runs."""
     keys = list(dict.fromkeys(key for run in runs for line in run.training for key in line))
     quantities = [
-        (group, [key for key in keys if key == group or key.startswith(f"{group}.")]) for group in (*GROUPS, *SINGLES)
+        (group, [key for key in keys if key == group or key.startswith(f"{group}.")][:MOST_LINES])
+        for group in (*GROUPS, *SINGLES)
     ]
     figures = []
     for quantity, found in quantities:
@@ -75,16 +78,16 @@ def validation_curves(runs: Sequence[Run], t: Texts) -> list[Figure]:
     return figures
 
 
-def coarse_matrix(run: Run, similarity: CoarseSimilarity, t: Texts) -> Figure:
-    right = np.eye(len(similarity.ids), dtype=bool)
+def coarse_matrix(run: Run, example: CoarseSimilarity, t: Texts) -> Figure:
+    right = np.eye(len(example.ids), dtype=bool)
     axes = t("axis_sentence"), t("axis_image")
-    return _matrix(run, "coarse", similarity.matrix, right, axes, t)
+    return _matrix(run, "coarse", example.matrix, right, axes, t)
 
 
-def fine_matrix(run: Run, similarity: FineSimilarity, t: Texts) -> Figure:
-    right = np.asarray(similarity.linked, dtype=bool).reshape(len(similarity.spans), len(similarity.regions))
-    axes = t("axis_span"), t("axis_region")
-    return _matrix(run, "fine", similarity.matrix, right, axes, t)
+def fine_matrix(run: Run, example: FineSimilarity, t: Texts) -> Figure:
+    shape = len(example.spans), len(example.regions)
+    linked, same = (np.asarray(mask, dtype=bool).reshape(shape) for mask in (example.linked, example.same_identity))
+    return _matrix(run, "fine", example.matrix, linked, (t("axis_span"), t("axis_region")), t, also_right=same)
 
 
 def ablation_dots(ablation: Ablation, t: Texts) -> list[Figure]:
@@ -103,14 +106,14 @@ def ablation_dots(ablation: Ablation, t: Texts) -> list[Figure]:
 
 
 def match_figure(name: str, picture: Picture, match: Match) -> Figure:
-    """An image with its regions: solid what shows the entity, dashed what was chosen instead, dotted the others."""
+    """An image with its regions: solid if linked to the entity, dashed if chosen by mistake, dotted otherwise."""
 
     def draw() -> "Canvas":
         canvas, (axes,) = _pictures([picture], [drawable(picture.words_of(match.entity), picture.id)])
         for index in drawing_order(match):
             candidate = match.candidates[index]
             style = candidate_style(match, index)
-            _frame(axes, picture, candidate.box, style, f"{candidate.score:.2f}")
+            _frame(axes, picture, candidate.box, style, "" if style == "other" else similarity(candidate.score))
         return canvas
 
     return Figure(name, picture.id, draw)
@@ -137,12 +140,12 @@ def heatmap_figure(name: str, picture: Picture, example: HeatmapExample, maps: d
 
 
 def map_label(way: str, t: Texts) -> str:
-    """What a way of making heatmaps is called."""
+    """The label of a kind of heatmap."""
     return t.sentences.get(f"map_{way}", way)
 
 
 def candidate_style(match: Match, index: int) -> str:
-    """`linked`: it shows the entity; `chosen`: it scored highest and does not; `other`."""
+    """`linked`: it shows the entity; `chosen`: it has the highest score and does not; `other`."""
     if match.candidates[index].linked:
         return "linked"
     chosen = max(range(len(match.candidates)), key=lambda i: match.candidates[i].score)
@@ -150,7 +153,7 @@ def candidate_style(match: Match, index: int) -> str:
 
 
 def drawing_order(match: Match) -> list[int]:
-    """What matters is drawn last, above the others."""
+    """Indices of the candidates; linked and chosen ones are drawn last, above the others."""
     return sorted(
         range(len(match.candidates)), key=lambda i: ("other", "chosen", "linked").index(candidate_style(match, i))
     )
@@ -192,18 +195,28 @@ def _pictures(pictures: Sequence[Picture], labels: Sequence[str]) -> "tuple[Canv
     return canvas, list(row)
 
 
-def _matrix(run: Run, level: str, values: Any, right: Any, axes: tuple[str, str], t: Texts) -> Figure:
-    asked = right.any(axis=1)
-    brightest = right[np.arange(len(right)), np.nan_to_num(np.asarray(values), nan=-np.inf).argmax(axis=1)]
+def _matrix(
+    run: Run,
+    level: str,
+    values: Sequence[Sequence[float]],
+    right: NDArray[np.bool_],
+    axes: tuple[str, str],
+    t: Texts,
+    *,
+    also_right: NDArray[np.bool_] | None = None,
+) -> Figure:
+    all_right = right if also_right is None else right | also_right
+    has_right = all_right.any(axis=1)
+    brightest = all_right[np.arange(len(right)), np.nan_to_num(np.asarray(values), nan=-np.inf).argmax(axis=1)]
     alt = t(
         "similarity_alt",
         rows=right.shape[0],
         columns=right.shape[1],
-        right=int(brightest[asked].sum()),
-        asked=int(asked.sum()),
+        right=int(brightest[has_right].sum()),
+        of=int(has_right.sum()),
     )
-    title = t(f"similarity_{level}")
-    return matrix(slug(f"similarity-{level}-{run.name}"), title, values, right, rows=axes[0], columns=axes[1], alt=alt)
+    name, title = slug(f"similarity-{level}-{run.name}"), t(f"similarity_{level}")
+    return matrix(name, title, values, right, also_right, rows=axes[0], columns=axes[1], alt=alt)
 
 
 def _curves(

@@ -1,10 +1,11 @@
-"""Flat metrics as scores: a value with its interval, what chance and the trivial baseline reach, and how many queries.
+"""Flat metrics as scores: a value with its interval, chance level, trivial baseline and number of queries.
 
 retrieval.i2t.r1: 0.86    retrieval.i2t.r1.low: 0.83    retrieval.i2t.r1.chance: 0.002    ...
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +17,11 @@ HEADLINE = {
     "coarse": ("retrieval.i2t.r1", "retrieval.t2i.r1"),
     "fine": ("matching.within_image", "matching.across_set.r1", "matching.presence.auc"),
 }
-"""What tells most of each level."""
+"""The main metrics of each level."""
+
+LEAST_QUERIES = 20
+"""Queries that a group needs to be called weak."""
+SAME_CHANCE = 1e-6
 
 _SMALLER_IS_BETTER = ("median_rank", "mean_rank", "alignment", "uniformity")
 _NO_DIRECTION = ("mean_candidates", "candidates", "count", "threshold", "trivial", "elsewhere", "modality_gap")
@@ -24,7 +29,7 @@ _NO_DIRECTION = ("mean_candidates", "candidates", "count", "threshold", "trivial
 
 @dataclass(frozen=True)
 class Score:
-    """One metric with all that stands beside it; None where it was not measured."""
+    """One metric with its annotations; None where they were not computed."""
 
     name: str
     value: float
@@ -36,26 +41,36 @@ class Score:
 
     @property
     def floor(self) -> float | None:
-        """What is reached without looking at the pair: chance or the trivial baseline, whichever is more."""
+        """Chance level or trivial baseline, whichever is higher."""
         return max((value for value in (self.chance, self.baseline) if value is not None), default=None)
 
     @property
-    def is_above_floor(self) -> bool | None:
-        """Whether the whole interval lies above it; None where either is unknown."""
-        return None if self.low is None or self.floor is None else self.low > self.floor
+    def against_floor(self) -> Literal["above", "overlaps", "below"] | None:
+        """Where the interval lies relative to chance and baseline; None where either is unknown."""
+        if self.low is None or self.high is None or self.floor is None:
+            return None
+        return "above" if self.low > self.floor else "below" if self.high < self.floor else "overlaps"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a run's score is from the first run's."""
+    """A run's score minus the first run's."""
 
     value: float
     interval: Interval | None  # None: the runs have no outcomes of the same queries
-    is_better: bool | None  # None: it may be chance, or the metric has no better side
+    is_better: bool | None  # None: not distinguishable from 0, or the metric has no better direction
 
 
 def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
     """Scores by name. Knows the older form too, in which chance and count stood beside a family of metrics."""
+    annotated = {name.rpartition(".")[0] for name in metrics if _is_suffix(name)}
+    families = {
+        name[:dot]
+        for name in metrics
+        if not _is_suffix(name)
+        for dot, letter in enumerate(name)
+        if letter == "." and name[:dot] in annotated
+    }
     return {
         name: Score(
             name,
@@ -67,32 +82,43 @@ def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
             count=metrics.get(f"{name}.count", metrics.get(f"{name.rpartition('.')[0]}.count")),
         )
         for name, value in metrics.items()
-        if not _is_annotation(name, metrics)
+        if not _is_annotation(name, metrics, families)
     }
 
 
 def headline(scores: Mapping[str, Score], level: str) -> list[Score]:
-    """The scores that tell most of a level; none where the data has no boxes."""
+    """The main scores of a level; none of the fine level where the data has no boxes."""
     return [scores[name] for name in HEADLINE[level] if name in scores]
 
 
-def breakdown(scores: Mapping[str, Score], kind: str) -> list[tuple[str, Score]]:
-    """Groups of entities with their score, weakest first."""
+def breakdown(scores: Mapping[str, Score], kind: str) -> tuple[list[tuple[str, Score]], list[tuple[str, Score]]]:
+    """Groups of entities with their score, lowest first: those with LEAST_QUERIES or more, and the smaller ones."""
     prefix = f"{WITHIN}.{kind}."
-    groups = [(name.removeprefix(prefix), score) for name, score in scores.items() if name.startswith(prefix)]
-    return sorted(groups, key=lambda pair: pair[1].value)
+    found = [(name.removeprefix(prefix), score) for name, score in scores.items() if name.startswith(prefix)]
+    groups = sorted(found, key=lambda pair: pair[1].value)
+    large = [pair for pair in groups if (pair[1].count or 0) >= LEAST_QUERIES]
+    return large, [pair for pair in groups if pair not in large]
+
+
+def same_data(run: Run, first: Run) -> bool:
+    """Whether both runs were evaluated on data of the same content, wherever the files are."""
+    return bool(run.fingerprint) and run.fingerprint == first.fingerprint
 
 
 def difference(run: Run, first: Run, name: str) -> Difference | None:
-    """The difference of a run to the first one; None where both were not measured on the same data.
+    """The difference of a run to the first one; None where the data or the candidates of the queries differ.
 
-    With the outcomes of the same queries in the same order it has an interval, paired by image.
+    Candidates differ where the chance level does: one of the runs may take more regions of an image. With the outcomes
+    of the same queries in the same order the difference has an interval, paired by image.
     """
-    if name not in run.metrics or name not in first.metrics:
+    if not same_data(run, first) or name not in run.metrics or name not in first.metrics:
+        return None
+    chances = [one.metrics.get(f"{name}.chance", 0.0) for one in (run, first)]
+    if is_rate(name) and abs(chances[0] - chances[1]) > SAME_CHANCE:
         return None
     ours, theirs = run.outcomes.get(name), first.outcomes.get(name)
-    if ours is None or theirs is None or not np.array_equal(ours.image, theirs.image):
-        return Difference(run.metrics[name] - first.metrics[name], None, None) if run.data == first.data else None
+    if ours is None or theirs is None or not np.array_equal(ours.image, theirs.image) or not len(ours.image):
+        return Difference(run.metrics[name] - first.metrics[name], None, None)
     rates = is_rate(name) and all(bool(((one.values >= 0) & (one.values <= 1)).all()) for one in (ours, theirs))
     value, interval = paired_difference(ours.values, theirs.values, ours.image, rates=rates)
     return Difference(value, interval, interval and _is_better(name, interval))
@@ -105,12 +131,15 @@ def _is_better(name: str, interval: Interval) -> bool | None:
     return (interval.low > 0) != any(part in _SMALLER_IS_BETTER for part in parts)
 
 
-def _is_annotation(name: str, metrics: Mapping[str, float]) -> bool:
+def _is_suffix(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last in ANNOTATIONS or last.startswith("chance_")
+
+
+def _is_annotation(name: str, metrics: Mapping[str, float], families: Set[str]) -> bool:
+    """Whether a name belongs to another metric or family; a count without either is a metric of its own."""
     family, _, last = name.rpartition(".")
-    if last.startswith("chance_"):
-        return True
-    has_members = any(key.startswith(f"{family}.") and key.rpartition(".")[2] not in ANNOTATIONS for key in metrics)
-    return last in ANNOTATIONS and (family in metrics or has_members)
+    return last.startswith("chance_") or (last in ANNOTATIONS and (family in metrics or family in families))
 
 
 def _beside(metrics: Mapping[str, float], name: str, prefix: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What the report says, in English and in Chinese: one YAML file a language, with the same keys in both."""
+"""The texts of the report in English and in Chinese: one YAML file per language, with the same keys."""
 
 from functools import cache
 from importlib.resources import files
@@ -27,15 +27,15 @@ class Texts:
         return self.sentences[key].format(**values)
 
     def group(self, kind: str, name: str) -> str:
-        """A group of entities as a reader would call it: of a kind of groups, by its name in the metrics."""
+        """The label of a group of entities, by the kind of groups and its name in the metrics."""
         return self.groups.get(f"{kind}.{name}", name)
 
     def count(self, name: str) -> str:
-        """What is counted, or a part of the data, as a reader would call it."""
+        """The label of a count, a finding, an incident or a part of the data."""
         return self.counts.get(name, name)
 
     def metric(self, name: str) -> str:
-        """A metric as a reader would call it; its dotted name where nobody has given it another."""
+        """The label of a metric; its dotted name where it has none."""
         for family in sorted(self.families, key=len, reverse=True):
             if name == family:
                 return self.families[family]
@@ -54,28 +54,34 @@ def texts(language: Language) -> Texts:
 
 
 def percent(value: float | None) -> str:
-    """A share as people read it; a dash where there is none."""
-    return "–" if value is None else _minus(f"{100 * value:.1f} %")
+    """A share in percent; a dash for None."""
+    return "–" if value is None else _minus(f"{100 * value:z.1f} %")
 
 
 def points(value: float) -> str:
-    """A difference of shares, in percentage points with their sign."""
-    return _minus(f"{100 * value:+.1f}")
+    """A difference of shares in percentage points with its sign."""
+    return _minus(f"{100 * value:+z.1f}")
 
 
 def number(value: float | None) -> str:
-    """A number with as many digits as say something; a dash where there is none."""
+    """A number with four significant digits, or one decimal from 100; a dash for None."""
     if value is None:
         return "–"
     if value == int(value) and abs(value) < 1e15:
-        return _minus(f"{value:,.0f}")
-    return _minus(f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}")
+        return _minus(f"{value:z,.0f}")
+    return _minus(f"{value:z,.1f}" if abs(value) >= 100 else f"{value:z.4g}")
 
 
 def signed(value: float) -> str:
-    """A difference of numbers, with its sign."""
-    return _minus(f"{value:+.3g}")
+    """A difference of numbers with its sign."""
+    return _minus(f"{value:+z.3g}")
+
+
+def similarity(value: float, decimals: int = 2) -> str:
+    """A similarity."""
+    return _minus(f"{value:z.{decimals}f}")
 
 
 def _minus(text: str) -> str:
+    """With the sign for minus, and without one before a zero (format `z`)."""
     return text.replace("-", "−")

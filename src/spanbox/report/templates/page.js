@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables whose headings sort: a button in each heading, aria-sort on the one that does.
+// Sortable tables: a button in each heading, aria-sort on the active one.
 function makeSortable(table) {
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
@@ -16,7 +16,7 @@ function sortBy(table, headings, column) {
   const heading = headings[column];
   const isText = heading.dataset.sort === "text";
   const before = heading.getAttribute("aria-sort");
-  // Numbers are asked for from the largest, words from A.
+  // The first click sorts numbers from the largest, words from A.
   const order = before === null ? (isText ? "ascending" : "descending") : before === "ascending" ? "descending" : "ascending";
   headings.forEach((other) => other.removeAttribute("aria-sort"));
   heading.setAttribute("aria-sort", order);
@@ -27,7 +27,7 @@ function sortBy(table, headings, column) {
   };
   const compare = (a, b) => {
     if (isText) return sign * a.localeCompare(b, document.documentElement.lang, { numeric: true });
-    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // what is absent comes last
+    if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // missing values last
     return sign * (a - b);
   };
   const body = table.tBodies[0];
@@ -36,7 +36,7 @@ function sortBy(table, headings, column) {
 
 document.querySelectorAll("table.sortable").forEach(makeSortable);
 
-// In print everything is open.
+// Open all details in print.
 const opened = [];
 addEventListener("beforeprint", () => {
   document.querySelectorAll("details:not([open], .long)").forEach((one) => {
