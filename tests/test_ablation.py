@@ -134,7 +134,7 @@ class TestRuns:
         assert run_plan(plan, tmp_path / "runs") == rows
         assert times == [path.stat().st_mtime_ns for path in sorted((tmp_path / "runs").glob("*/metrics.json"))]
         more = load_plan(write_plan(tmp_path, **plan.model_dump(mode="json") | {"seeds": [0], "steps": 3}))
-        with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings than the plan's; remove it"):
+        with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings than the plan; remove it"):
             run_plan(more, tmp_path / "runs")
         (tmp_path / "runs" / "base-0" / "commands.json").unlink()
         with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings"):

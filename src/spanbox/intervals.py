@@ -3,13 +3,13 @@
 Queries of one image are not independent: a sentence about it, its entities and its boxes succeed and fail together. So
 the unit is the image, and all queries of an image count together.
 
-Rates and ratios (recall, precision, F1, differences of rates): the Wilson score interval (1927) with the effective
+Rates and ratios (recall, precision, F1, AUC, differences of rates): the Wilson score interval (1927) with the effective
 number of queries, that is their number over the design effect (Kish, Survey Sampling, 1965; Korn & Graubard, 1998).
 The design effect is the variance between images over that of independent queries. It is estimated with two images
 added, one all right and one all wrong, as Agresti & Coull (1998) add successes and failures. So the interval keeps a
 width where all queries came out alike: of 10 images, all right, it is 72 % to 100 %.
 
-Other statistics (ranks, distances, areas): the percentile bootstrap over images (Efron & Tibshirani, An Introduction to
+Other statistics (ranks, distances): the percentile bootstrap over images (Efron & Tibshirani, An Introduction to
 the Bootstrap, 1993, chapters 8 and 13). Images are drawn with replacement, as many as there are, 1,000 times. Where
 all draws agree there is no interval: agreement of the draws is not certainty. Draws depend on the number of images and
 on the seed only.
@@ -92,6 +92,13 @@ def ratio_interval(
     share = min(1.0, max(0.0, float(successes.sum() / size)))
     interval = wilson_interval(share, float(size) / _design_effect(successes, sizes, added))
     return Interval(*(low + (high - low) * bound for bound in interval))
+
+
+def effective_count(values: Numbers, image: IntArray, *, added: float = 1.0) -> float:
+    """How many independent queries have a mean as certain as that of `values` (Q,) in [0, 1]; see `ratio_interval`."""
+    _, image_of = np.unique(image, return_inverse=True)
+    sums: FloatArray = np.bincount(image_of, weights=values).astype(np.float64)
+    return len(values) / _design_effect(sums, np.bincount(image_of).astype(np.float64), added)
 
 
 def _design_effect(successes: FloatArray, sizes: FloatArray, added: float) -> float:

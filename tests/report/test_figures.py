@@ -70,6 +70,42 @@ def test_losses_that_reach_zero_have_no_logarithmic_scale() -> None:
     assert "<svg" in curves("c", "C", [Series("x", [1, 2], [1.0, 0.0], 0)], step="s", alt="c", log=True).inline()
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(4.1, 4.4), (2.0, 6.0), (1.1, 9.9), (0.31, 0.33), (3.0, 3.0), (0.5, 40.0), (1e-4, 9.0), (1e-9, 5.0)],
+)
+def test_a_logarithmic_axis_has_numbers_also_within_a_decade(low: float, high: float) -> None:
+    figure = curves("c", "C", [Series("x", [1, 2], [low, high], 0)], step="s", alt="c", log=True)
+    axes = figure.draw().axes[0]
+    bottom, top = axes.get_ylim()
+    assert bottom < low
+    assert high < top
+    shown = [axes.yaxis.get_major_formatter()(tick) for tick in axes.get_yticks() if bottom <= tick <= top]
+    assert len(set(shown)) >= 2
+    assert all(label.strip() for label in shown)
+
+
+def test_one_step_has_one_number_on_the_axis() -> None:
+    figure = curves("c", "C", [Series("x", [3], [0.5], 0)], step="s", alt="c")
+    canvas = figure.draw()
+    canvas.canvas.draw()
+    assert [label.get_text() for label in canvas.axes[0].get_xticklabels()] == ["3"]
+
+
+def test_both_kinds_of_right_cells_are_marked() -> None:
+    right, also = np.eye(3, dtype=bool), np.eye(3, k=1, dtype=bool)
+    figure = matrix("m", "M", np.zeros((3, 3)).tolist(), right, also, rows="r", columns="c", alt="m")
+    marks = figure.draw().axes[0].collections
+    assert [len(one.get_offsets()) for one in marks] == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize("cell", [float("nan"), float("inf"), 1e300])
+def test_cells_that_are_no_similarity_stay_empty(cell: float) -> None:
+    for values in ([[cell, 0.5]], [[cell, cell]]):
+        figure = matrix("m", "M", values, np.zeros((1, 2), dtype=bool), rows="r", columns="c", alt="m")
+        assert "<svg" in figure.inline()
+
+
 def test_a_long_curve_is_thinned_by_means() -> None:
     steps, values = figures._thinned(range(1000), [float(step % 2) for step in range(1000)])
     assert len(steps) == len(values) == figures.POINTS

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import run_folders
+from spanbox.report.examples import Box
 from spanbox.report.figures import Figure
-from spanbox.report.page import make_report
+from spanbox.report.page import label_place, make_report
 
 URLS = {"src", "href", "xlink:href", "action", "poster", "data", "srcset"}
 
@@ -254,3 +255,55 @@ def test_of_many_groups_the_weakest_are_in_sight(evaluated: Path) -> None:
     assert "T6" in in_sight
     assert "T7" not in in_sight
     assert "T11" in behind
+
+
+def test_figures_below_chance_are_called_so(evaluated: Path) -> None:
+    name = "retrieval.i2t.r1"
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    (evaluated / "metrics.json").write_text(json.dumps(metrics | {name: 0.05, f"{name}.low": 0.0, f"{name}.high": 0.2}))
+    result = page(evaluated).sections["result"]
+    assert "Below the higher of chance and the trivial baseline" in result
+    assert "低于随机水平与简单基线中的较高者" in page(evaluated, language="zh").sections["result"]
+
+
+def test_groups_of_few_queries_are_listed_after_the_others_and_never_weakest(evaluated: Path) -> None:
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    name = "matching.within_image.type.rare"
+    (evaluated / "metrics.json").write_text(json.dumps(metrics | {name: 0.0, f"{name}.count": 5.0}))
+    found = page(evaluated)
+    before, _, after = found.sections["weakness"].partition("1 groups with fewer than 20 queries")
+    assert "rare" not in before
+    assert "rare" in after
+    assert "rare" not in found.sections["result"]
+
+
+def test_missing_pictures_are_reported_once_with_the_remedy(tmp_path: Path, evaluated: Path) -> None:
+    (tmp_path / "data").rename(tmp_path / "moved")
+    for language, words in (("en", "4 of 4 images"), ("zh", "4 张图像中缺少 4 张")):
+        found = page(evaluated, language=language)
+        assert found.html.count(words) == 1
+        assert found.html.count(str(tmp_path / "data")) <= 8  # and not in each picture
+        assert "--data" in found.html.split(words)[1][:400]
+    report = make_report([evaluated], "en", tmp_path / "moved" / "pairs.jsonl")
+    assert report.notes == []
+    assert "images of the examples are missing" not in report.html
+
+
+@pytest.mark.parametrize(
+    ("box", "places"),
+    [
+        ((0.1, 0.5, 0.12, 0.9), "above to-right"),
+        ((0.9, 0.5, 0.95, 0.9), "above to-left"),
+        ((0.1, 0.0, 0.2, 0.5), "below to-right"),
+        ((0.0, 0.0, 1.0, 1.0), "inside to-right"),
+    ],
+)
+def test_labels_lie_outside_of_their_box_within_the_picture(box: Box, places: str) -> None:
+    assert label_place(box) == places
+
+
+def test_only_the_right_and_the_chosen_region_have_a_label(evaluated: Path) -> None:
+    html = page(evaluated).html
+    labels = re.findall(r'<i class="box (\w+)[^>]*>(<b>)?', html)
+    assert {("linked", "<b>"), ("chosen", "<b>")} <= set(labels)
+    assert ("other", "<b>") not in labels

@@ -1,10 +1,16 @@
 import json
+import zipfile
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import run_folders
 from spanbox.errors import CheckpointError
+from spanbox.report import reading
+from spanbox.report.page import make_report
 from spanbox.report.reading import AblationRow, read_ablation, read_folders, read_run
 
 
@@ -74,6 +80,86 @@ def test_a_damaged_file_is_named_and_left_out(tmp_path: Path, name: str, content
     run = read_run(folder)
     assert [problem.partition(":")[0] for problem in run.problems] == [name]
     assert run.step == 40
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", DEEP),
+        ("metrics.json", '{"a": ' + "9" * 6000 + "}"),
+        ("metrics.json", " " * (8 * 2**20 + 1)),
+        ("config.yaml", DEEP),
+        ("config.yaml", "a: !!python/object/apply:os.system [id]"),
+        ("evaluation/audit.json", '{"test": {"pairs": 1e999}}'),
+        ("evaluation/audit.json", '{"test": {"pairs": "x"}}'),
+        ("evaluation/examples.json", '{"manifest": "x", "retrieval": {"other": []}}'),
+        ("evaluation/examples.json", '{"manifest": "x", "similarity": {"coarse": {"ids": ["a"], "matrix": [[1, 2]]}}}'),
+        ("evaluation/examples.json", '{"manifest": "x", "heatmaps": [{"id": "a", "entity": 0, "maps": {"a": 1}}]}'),
+    ],
+)
+def test_hostile_files_are_named_and_left_out(tmp_path: Path, name: str, content: str) -> None:
+    folder = run_folders.write_run(tmp_path / "run", manifest=run_folders.write_data(tmp_path / "data"))
+    (folder / name).write_text(content)
+    run = read_run(folder)
+    assert [problem.partition(":")[0] for problem in run.problems] == [name]
+    assert len(run.problems[0]) < 400
+    assert make_report([folder], "en").html
+
+
+@pytest.mark.parametrize("values", [np.array([np.inf]), np.zeros((2, 2)), np.array(["a"]), np.zeros(3)])
+def test_outcomes_that_do_not_match_are_left_out(tmp_path: Path, values: Any) -> None:
+    folder = run_folders.write_run(tmp_path / "run", manifest=run_folders.write_data(tmp_path / "data"))
+    arrays = {"a/values": values, "a/image": np.zeros(1, dtype=np.int64)}
+    np.savez(folder / "evaluation" / "outcomes.npz", **arrays)
+    assert len(read_run(folder).problems) == 1
+
+
+def test_an_archive_that_unpacks_to_much_is_left_out(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "run", manifest=run_folders.write_data(tmp_path / "data"))
+    with zipfile.ZipFile(folder / "evaluation" / "heatmaps.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0/similarity.npy", bytes(65 * 2**20))
+    run = read_run(folder)
+    assert run.heatmaps == {}
+    assert "MiB" in run.problems[0]
+
+
+def test_values_of_a_wrong_type_in_config_and_log_do_no_harm(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "run", manifest=run_folders.write_data(tmp_path / "data"))
+    (folder / "config.yaml").write_text("train: {steps: many, minutes: [1]}\ndata: {train: {a: 1}}\n")
+    lines = [
+        '{"step": 1e400}',
+        '{"step": true, "kind": "train"}',
+        '{"step": 5, "kind": "train", "loss": "x", "lr": []}',
+    ]
+    lines += ['{"step": 6, "kind": "train", "seconds": null, "incidents": {"a": "b", "c": 2}}', "[" * 5000, "\0", "3"]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(folder)
+    assert (run.step, run.seconds, run.is_finished) == (6, 0.0, True)
+    assert run.training[-1]["incidents"] == {"c": 2}
+    assert make_report([folder], "zh").html
+
+
+def test_text_that_no_page_can_hold_is_replaced(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "run", manifest=run_folders.write_data(tmp_path / "data"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    name = "matching.within_image.type.\ud800\x00"
+    (folder / "metrics.json").write_text(json.dumps(metrics | run_folders.score(name, 0.5)))
+    html = make_report([folder], "en").html
+    assert html.encode()
+    assert "\x00" not in html
+
+
+def test_a_long_log_is_thinned_and_keeps_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "LOG_LINES", 8)
+    lines = [json.dumps({"step": step, "kind": "train", "loss": 1.0}) for step in range(1, 102)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    steps = [line["step"] for line in read_run(tmp_path).training]
+    assert 4 <= len(steps) <= 9
+    assert (steps[0], steps[-1]) == (1, 101)
+    assert len({later - earlier for earlier, later in pairwise(steps[:-1])}) == 1
 
 
 def test_an_archive_that_was_cut_off_is_left_out(tmp_path: Path) -> None:

@@ -1,9 +1,15 @@
 import re
+from io import StringIO
+from pathlib import Path
 from string import Formatter
 
 import pytest
+from rich.console import Console
 
-from spanbox.report.text import Texts, number, percent, points, signed, texts
+import spanbox
+from spanbox.data.audit import NOTES, PROBLEMS
+from spanbox.evaluation.evaluate import metrics_table
+from spanbox.report.text import Texts, number, percent, points, signed, similarity, texts
 
 EN, ZH = texts("en"), texts("zh")
 
@@ -60,3 +66,28 @@ def test_numbers() -> None:
         "1,234.6",
     ]
     assert [number(None), signed(-0.5), signed(0.25)] == ["–", "−0.5", "+0.25"]
+
+
+@pytest.mark.parametrize("value", [-0.0, -1e-9, -0.00004])
+def test_zero_has_no_minus(value: float) -> None:
+    texts_of_zero = [percent(value), points(value), similarity(value), similarity(value, 3), number(-0.0), signed(-0.0)]
+    assert not any("−" in text or "-" in text for text in texts_of_zero)
+    assert (percent(value), similarity(value, 3), number(-0.0)) == ("0.0 %", "0.000", "0")
+
+
+def test_the_terminal_has_no_minus_before_zero() -> None:
+    table = metrics_table({"occlusion.fine.object": -0.0001, "retrieval.i2t.r1": -0.0, "x.mean_rank": -0.01})
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(table)
+    shown = console.export_text()
+    assert "0.000" in shown
+    assert not re.search(r"-0\.0+\b", shown)
+
+
+def test_all_incidents_and_findings_have_a_chinese_name() -> None:
+    """Kinds are the first argument of `Incident` in the sources, and the keys of the audit's tables."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (Path(spanbox.__file__).parent).rglob("*.py"))
+    kinds = set(re.findall(r'Incident\(\s*"([^"]+)"', sources))
+    assert "clipped box" in kinds
+    missing = {kind for kind in kinds | PROBLEMS.keys() | NOTES.keys() if ZH.count(kind) == kind}
+    assert missing == set()

@@ -36,7 +36,7 @@ POINTS = 400  # of a curve: more make the page heavy and are not visible
 WIDTH = 3.9  # inches
 LEAST_LOG = 1e-30  # smallest value on a logarithmic axis
 LARGEST_CELL = 1e6  # of a matrix; a cell beyond it, or one that is not finite, stays empty
-LEGEND_ROW = 0.14  # inches
+LEGEND_ROW = 0.165  # inches
 LEGEND_CHARACTERS = 52  # of a row; Chinese ones count twice
 CHINESE_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
@@ -120,6 +120,9 @@ def curves(
         if share:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.locator_params(axis="x", integer=True)
+        reached = {step for one in series for step in one.steps}
+        if len(reached) == 1:
+            axes.set_xticks(list(reached), [f"{step:,.0f}" for step in reached])
         axes.set_xlabel(step)
         _title(axes, title, labels)
         return canvas

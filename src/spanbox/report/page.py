@@ -278,9 +278,9 @@ def marked(picture: Picture, entity: int) -> tuple[str, str, str]:
 
 
 def label_place(box: Box) -> str:
-    """Classes that place the label of a box beside it, within the picture: above or inside, from its left or right."""
-    above = "above" if box[1] > LABEL_HEIGHT else "inside"
-    return f"{above} {'to-left' if box[0] > 1 - LABEL_WIDTH else 'to-right'}"
+    """Classes that place the label of a box outside of it, within the picture, so that it hides no object."""
+    vertical = "above" if box[1] > LABEL_HEIGHT else "below" if box[3] < 1 - LABEL_HEIGHT else "inside"
+    return f"{vertical} {'to-left' if box[0] > 1 - LABEL_WIDTH else 'to-right'}"
 
 
 def _as_yaml(tree: Mapping[str, Any]) -> str:
