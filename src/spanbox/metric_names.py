@@ -9,7 +9,7 @@ ANNOTATIONS = ("low", "high", "chance", "baseline", "count")
 WITHIN = "matching.within_image"
 """Entity-object matching within the image, the metric with breakdowns."""
 
-BREAKDOWNS = ("type", "size", "candidates")
+BREAKDOWNS = ("type", "size", "candidates", "links")
 """Kinds of breakdown: `matching.within_image.KIND.GROUP` is the metric of one group of queries."""
 
 COUNTED = frozenset({"median_rank", "mean_rank", "mean_candidates", "candidates", "count"})

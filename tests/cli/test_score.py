@@ -38,7 +38,7 @@ def test_the_table_and_the_file(spanbox: Command, data: Path, tmp_path: Path) ->
     assert rows[0][1:4] == ["100.00", "37.50", "54.55"]
     assert rows[0][-3:] == ["3", "3", "8"]
     assert rows[4][1:4] == ["0.00", "0.00", "0.00"]
-    assert "note: 1 of 4 pairs have no line of predictions: nothing is found in them" in outcome.out
+    assert "note: 1 of 4 pairs have no line of predictions: all their entities are missed" in outcome.out
     written = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert written["predictions"] == str(tmp_path / "found.jsonl")
     assert written["gmner.recall"] == 0.375
@@ -58,3 +58,35 @@ def test_a_wrong_line_is_named(spanbox: Command, data: Path, tmp_path: Path) -> 
     outcome = spanbox("score", write_predictions(tmp_path / "found.jsonl", "0", "9"), "--data", data)
     assert outcome.code == 2
     assert outcome.err.startswith(f"spanbox: {tmp_path}/found.jsonl, line 2: id: '9' is no pair of the data")
+
+
+def test_predictions_with_gold_spans_are_called_so(spanbox: Command, data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "0", "entities": [], "gold_spans": true}\n')
+    outcome = spanbox("score", path, "--data", data)
+    assert outcome.code == 0
+    assert "EEG, gold spans" in outcome.out
+    assert "MNER " not in outcome.out.partition("note:")[0]
+    written = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert written["gold_spans"] is True
+    assert not any(name.startswith(("gmner", "mner", "eeg.")) for name in written)
+
+
+def test_types_are_no_markup_and_control_nothing(spanbox: Command, tmp_path: Path) -> None:
+    entity = Entity(0, 2, type="[/b]\x1b[31m\r")
+    write_manifest(tmp_path / "[b].jsonl", [Record(id="0", image="0.jpg", text="姚明", entities=(entity,))])
+    (tmp_path / "p.jsonl").write_text(
+        '{"id": "0", "entities": [{"start": 0, "end": 1, "type": "[/i]", "box": null}]}\n'
+    )
+    outcome = spanbox("score", tmp_path / "p.jsonl", "--data", tmp_path / "[b].jsonl")
+    assert outcome.code == 0, outcome.err
+    assert r"[/b]\x1b[31m\r" in outcome.out
+    assert "types that the data does not have: [/i]" in outcome.out
+    assert "\x1b[31m" not in outcome.out
+
+
+def test_an_output_that_is_a_folder(spanbox: Command, data: Path, tmp_path: Path) -> None:
+    outcome = spanbox("score", write_predictions(tmp_path / "p.jsonl", "0"), "--data", data, "--out", tmp_path)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+    assert "cannot be written" in outcome.err

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pairs import save_manifest
-from spanbox.data.manifest import Manifest, Record
-from spanbox.data.neighbours import Neighbours, check_writable, load_neighbours, save_neighbours
-from spanbox.errors import DataError
+from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.data.neighbours import Neighbours, check_writable, load_neighbours, manifest_digest, save_neighbours
+from spanbox.errors import DataError, OutputError
 
 NEIGHBOURS = np.array([[1, 2], [0, -1], [-1, -1]], dtype=np.int32)
 
@@ -40,8 +40,7 @@ def test_read_as_written(saved: Path, manifest: Manifest) -> None:
     described = json.loads(saved.with_name("neighbours.npy.json").read_text(encoding="utf-8"))
     assert described == {
         "manifest": str(manifest.path),
-        "manifest_size": manifest.path.stat().st_size,
-        "manifest_mtime_ns": manifest.path.stat().st_mtime_ns,
+        "manifest_digest": manifest_digest(manifest.path),
         "pairs": 3,
         "k": 2,
         "checkpoint": "runs/first/checkpoints/best",
@@ -67,40 +66,70 @@ def test_a_missing_file(manifest: Manifest, tmp_path: Path) -> None:
 def test_a_manifest_that_has_changed(saved: Path, manifest: Manifest) -> None:
     with manifest.path.open("ab") as file:
         file.write(b"\n")
-    with pytest.raises(DataError, match=r"was mined for .*pairs\.jsonl when that had \d+ bytes.*mine anew"):
+    with pytest.raises(DataError, match=r"was mined for .*pairs\.jsonl, and .* has other lines.*mine again"):
         load(saved, manifest)
+
+
+def test_a_manifest_in_another_order(saved: Path, manifest: Manifest, tmp_path: Path) -> None:
+    """Of the same size, with the same pairs: every neighbour would be another pair."""
+    write_manifest(manifest.path, list(manifest)[::-1])
+    reordered = Manifest(manifest.path)
+    assert [record.id for record in reordered] == ["2", "1", "0"]
+    with pytest.raises(DataError, match=r"has other lines or another order; mine again: spanbox data mine CHECKPOINT"):
+        load(saved, reordered)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY damaged", b"not an array"])
 def test_a_damaged_file(saved: Path, manifest: Manifest, content: bytes) -> None:
     saved.write_bytes(content)
-    with pytest.raises(DataError, match=r"missing or damaged .*mine anew"):
+    with pytest.raises(DataError, match=r"neighbours\.npy: expected the int32 neighbours of 3 pairs .*mine again"):
         load(saved, manifest)
 
 
 def test_a_pickle_is_not_opened(saved: Path, manifest: Manifest) -> None:
     np.save(saved, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"missing or damaged"):
+    with pytest.raises(DataError, match=r"expected the int32 neighbours"):
         load(saved, manifest)
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"manifest": "a.jsonl"}'])
+def test_a_huge_shape(saved: Path, manifest: Manifest) -> None:
+    """Nothing is allocated for it."""
+    content = saved.read_bytes()
+    saved.write_bytes(content.replace(b"(3, 2), }" + b" " * 12, b"(3000000000000, 2), }"))
+    assert saved.stat().st_size == len(content)
+    with pytest.raises(DataError, match=r"shape \(3000000000000, 2\) of int32 takes \d+ bytes, the file has 152"):
+        load(saved, manifest)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "[]",
+        "{}",
+        '{"manifest": "a.jsonl"}',
+        "[" * 10**5,
+        '{"manifest": 3, "manifest_digest": 4}',
+        " " * 2**21,
+    ],
+)
 def test_a_description_that_is_missing_or_damaged(saved: Path, manifest: Manifest, content: str | None) -> None:
     description = saved.with_name("neighbours.npy.json")
     if content is None:
         description.unlink()
     else:
         description.write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=r"neighbours\.npy\.json is missing or damaged .*mine anew"):
+    with pytest.raises(DataError, match=r"neighbours\.npy\.json: is missing or damaged .*mine again"):
         load(saved, manifest)
 
 
 @pytest.mark.parametrize(
     ("array", "fault"),
     [
-        (NEIGHBOURS[:2], r"of 3 pairs, found int32 of shape \(2, 2\)"),
-        (NEIGHBOURS[0], r"shape \(2,\)"),
-        (NEIGHBOURS.astype(np.float32), "found float32"),
+        (NEIGHBOURS[:2], r"neighbours of 3 pairs, found 2"),
+        (NEIGHBOURS[0], r"expected 2 dimensions, found shape \(2,\)"),
+        (NEIGHBOURS.astype(np.float32), "expected int32, found float32"),
         (NEIGHBOURS + 1, "places from -1 to 3, expected -1 to 2"),
         (NEIGHBOURS - 1, "places from -2 to 1, expected -1 to 2"),
     ],
@@ -114,7 +143,7 @@ def test_an_array_of_something_else(saved: Path, manifest: Manifest, array: np.n
 def test_a_place_that_cannot_be_written(tmp_path: Path, manifest: Manifest) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "file" / "neighbours.npy"):
-        with pytest.raises(DataError, match="cannot be written"):
+        with pytest.raises(OutputError, match="cannot be written"):
             check_writable(path)
-        with pytest.raises(DataError, match="cannot be written"):
+        with pytest.raises(OutputError, match="cannot be written"):
             save_neighbours(path, NEIGHBOURS, manifest.path, {})

@@ -1,6 +1,7 @@
 """A bank on disk: what was written comes back, mapped, and anything else is made anew."""
 
 import json
+import resource
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from banks import make_bank, random_bank
+from spanbox.errors import OutputError
 from spanbox.evaluation.bank_files import FIELDS, open_bank, write_bank
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.structures import Incident
@@ -32,6 +34,15 @@ def parts() -> list[FeatureBank]:
 def assert_equal_banks(first: FeatureBank, second: FeatureBank) -> None:
     for name in FIELDS:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.fixture
+def smallest_files() -> Iterator[None]:
+    """No file may grow beyond 4 KiB: stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class TestWriting:
@@ -119,17 +130,23 @@ class TestOpening:
         write_bank(folder, FINGERPRINT, [random_bank(0)], [])
         assert open_bank(folder, other) is None
 
-    def test_half_written(self, folder: Path) -> None:
+    def test_one_that_was_cut_short_leaves_nothing_and_the_older_one_stays(self, folder: Path) -> None:
         def stopped() -> Iterator[FeatureBank]:
             yield random_bank(0)
             raise KeyboardInterrupt
 
         write_bank(folder, FINGERPRINT, [random_bank(1)], [])
         with pytest.raises(KeyboardInterrupt):
-            write_bank(folder, FINGERPRINT, stopped(), [])
-        assert (folder / "text.npy").exists()
-        assert open_bank(folder, FINGERPRINT) is None
-        assert_equal_banks(write_bank(folder, FINGERPRINT, [random_bank(2)], []).bank, random_bank(2))
+            write_bank(folder, {**FINGERPRINT, "checkpoint": "step-000009"}, stopped(), [])
+        assert list(folder.parent.iterdir()) == [folder]
+        stored = open_bank(folder, FINGERPRINT)
+        assert stored is not None
+        assert_equal_banks(stored.bank, random_bank(1))
+
+    def test_no_space_left(self, folder: Path, smallest_files: None) -> None:
+        with pytest.raises(OutputError, match=r"features-test: cannot be written \(File too large\)"):
+            write_bank(folder, FINGERPRINT, [random_bank(seed, pairs=60) for seed in range(9)], [])
+        assert list(folder.parent.iterdir()) == []
 
     @pytest.mark.parametrize("name", ["text.npy", "links.npy", "bank.json"])
     @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "rubbish"])
@@ -153,7 +170,47 @@ class TestOpening:
         assert open_bank(folder, FINGERPRINT) is None
 
     @pytest.mark.parametrize(
-        "change", [{"version": 0}, {"shapes": {}}, {"incidents": [["too", "few"]]}, {"incidents": None}]
+        ("name", "array"),
+        [
+            ("text", np.zeros((7, 2), np.float32)),  # of another width
+            ("text", np.zeros((7, 3), np.int64)),
+            ("text", np.zeros((6, 3), np.float32)),
+            ("place", np.full(7, -1)),
+            ("span_pair", np.full(14, 7)),
+            ("region_pair", np.full(21, -1)),
+            ("span_entity", np.full(14, -1)),
+            ("span_shown", np.ones(14)),
+            ("region_box", np.zeros((21, 3), np.float32)),
+            ("links", np.full((1, 2), 2**40)),
+            ("links", np.full((1, 2), -1)),
+            ("links", np.zeros((1, 3), np.int64)),
+            ("links", np.zeros(2, np.int64)),
+        ],
+    )
+    def test_arrays_that_do_not_fit_together(self, name: str, array: np.ndarray, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        np.save(folder / f"{name}.npy", array)
+        assert open_bank(folder, FINGERPRINT) is None
+
+    def test_a_header_with_a_huge_shape(self, folder: Path) -> None:
+        """Nothing is allocated for it."""
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        path = folder / "regions.npy"
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"(21, 3), }" + b" " * 12, b"(21000000000000, 3), }"))
+        assert path.stat().st_size == len(content)
+        assert open_bank(folder, FINGERPRINT) is None
+
+    @pytest.mark.parametrize(
+        "content", [b"[" * 100_000, b'{"version": 2, "x": ' + b"9" * 5000 + b"}", b"\xff", b"null"]
+    )
+    def test_a_hostile_description(self, content: bytes, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [random_bank(0)], [])
+        (folder / "bank.json").write_bytes(content)
+        assert open_bank(folder, FINGERPRINT) is None
+
+    @pytest.mark.parametrize(
+        "change", [{"version": 0}, {"incidents": [["too", "few"]]}, {"incidents": [[1, 2, 3]]}, {"incidents": None}]
     )
     def test_a_description_that_says_something_else(self, change: dict[str, object], folder: Path) -> None:
         write_bank(folder, FINGERPRINT, [random_bank(0)], [])

@@ -147,7 +147,7 @@ class TestNothing:
     def test_no_line_for_a_pair(self) -> None:
         scores = score([ENGLISH, CHINESE], {CHINESE.id: Prediction(CHINESE.id, (predicted(3, 5, "LOC"),))})
         assert counts(scores)["gmner"] == (1, 1, 4)
-        assert scores.notes == ("1 of 2 pairs have no line of predictions: nothing is found in them",)
+        assert scores.notes == ("1 of 2 pairs have no line of predictions: all their entities are missed",)
 
     def test_nothing_predicted_at_all(self) -> None:
         metrics = scored(ENGLISH).metrics()
@@ -280,12 +280,81 @@ class TestFiles:
 
     def test_an_unknown_id(self, data: Path) -> None:
         said = self.problem(data, self.line(name="71044"), self.line(name="71045"))
-        assert said == "line 2: id: '71045' is no pair of the data; give the manifest that was predicted for"
+        assert said == "line 2: id: '71045' is no pair of the data; give the manifest of these predictions"
 
     def test_a_pair_with_two_lines(self, data: Path) -> None:
         said = self.problem(data, self.line(), self.line(name="71044"), self.line())
-        assert said == "line 3: id: '中-17' is in line 1 too; a pair has one line"
+        assert said == "line 3: id: '中-17' is also in line 1; a pair has one line"
 
     def test_data_that_gives_two_pairs_one_id(self, data: Path) -> None:
         write_manifest(data, [ENGLISH, CHINESE, ENGLISH])
         assert "1 ids name several pairs, '71044' among them" in self.problem(data, self.line())
+
+
+class TestGoldSpans:
+    """Predictions that took spans and types from the data: whatever their regions, MNER would be perfect."""
+
+    def test_only_their_regions_are_scored(self) -> None:
+        records = [record_of_types(0, "PER"), record_of_types(1, "LOC")]
+        predictions = {
+            "0": Prediction("0", (predicted(0, 1, "PER", (0.0, 0.0, 9.0, 9.0)),), gold_spans=True),
+            "1": Prediction("1", (predicted(0, 1, "LOC", None),), gold_spans=True),
+        }
+        scores = score(records, predictions)
+        assert {name: counts.sum(axis=0).tolist() for name, counts in scores.counts.items()} == {
+            "eeg_gold_spans": [1, 2, 2]
+        }
+        assert "spans and types of these predictions were taken from the data" in scores.notes[0]
+
+    def test_one_such_line_is_enough(self) -> None:
+        predictions = {"0": Prediction("0", (), gold_spans=True), "1": Prediction("1", ())}
+        assert set(score([record_of_types(0, "PER"), record_of_types(1, "LOC")], predictions).counts) == {
+            "eeg_gold_spans"
+        }
+
+
+def record_of_types(number: int, *types: str) -> Record:
+    entities = tuple(Entity(i, i + 1, type=kind, boxes=((0.0, 0.0, 10.0, 10.0),)) for i, kind in enumerate(types))
+    return Record(id=str(number), image=f"{number}.jpg", text="x" * max(1, len(types)), entities=entities)
+
+
+class TestSizes:
+    """Inputs made to take long or much memory."""
+
+    def test_a_thousand_predictions_that_have_to_be_moved_along(self) -> None:
+        """Row i can take i or i + 1, the last one only 0: every augmenting path is as long as can be."""
+        rows = 3000
+        choices = [[i + 1, i] for i in range(rows)] + [[0]]
+        assert largest_matching(choices) == rows + 1
+        assert largest_matching([*choices, [0]]) == rows + 1
+
+    def test_types_beyond_the_hundred_most_frequent_have_no_rows(self) -> None:
+        records = [record_of_types(i, *(f"T{j}" for j in range(i, 130))) for i in range(3)]
+        scores = score(records, {})
+        kinds = {name.partition(".type.")[2] for name in scores.counts if ".type." in name}
+        assert len(kinds) == 100
+        assert {"T2", "T99"} <= kinds
+        assert "the data has 130 types; the 100 with the most entities" in scores.notes[0]
+
+    @pytest.mark.parametrize(
+        ("content", "fault"),
+        [
+            (b"[" * 100_000, "is no JSON"),
+            (b'{"id": "0", "entities": ' + b"[" * 100_000, "the line|entities"),
+            (b" " * (2**24 + 1), "has more than 16,777,216 bytes"),
+            (
+                b'{"id": "0", "entities": [' + b",".join([b'{"start":0,"end":1,"type":"","box":null}'] * 1001) + b"]}",
+                "has 1,001 predictions; at most 1,000",
+            ),
+        ],
+    )
+    def test_lines_beyond_the_limits(self, content: bytes, fault: str, tmp_path: Path) -> None:
+        write_manifest(tmp_path / "gold.jsonl", [record_of_types(0, "PER")])
+        (tmp_path / "p.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=fault):
+            score_file(tmp_path / "p.jsonl", tmp_path / "gold.jsonl")
+
+    def test_boxes_beyond_what_areas_can_be(self) -> None:
+        boxes = [(0.0, 0.0, 1e300, 1e300), (-1e308, 0.0, 1e308, 1.0)]
+        found = tuple(predicted(0, 1, "PER", box) for box in boxes)
+        assert score([record_of_types(0, "PER")], {"0": Prediction("0", found)}).counts["gmner"].tolist() == [[0, 2, 1]]

@@ -1,5 +1,6 @@
 """What an evaluation leaves in a folder: figures, features that are used again, examples, predictions, the audit."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -12,14 +13,16 @@ import pytest
 import torch
 
 import miniature
-from spanbox.data.manifest import Manifest, Record, write_manifest
-from spanbox.errors import CheckpointError, ConfigError, DataError
-from spanbox.evaluation.gmner import Prediction
+from reference import iou
+from spanbox.data.manifest import Manifest, ObjectBox, Record, write_manifest
+from spanbox.errors import CheckpointError, DataError, OutputError
+from spanbox.evaluation.gmner import Prediction, score_file
 from spanbox.intervals import bootstrap_mean, rate_interval
 from spanbox.metric_names import is_rate
 from spanbox.structures import stable_id
 from spanbox.wiring import Evaluated, EvaluationOptions, evaluate_checkpoint, evaluate_to_folder, train
 from spanbox.wiring.artefacts import data_fingerprint
+from spanbox.wiring.embedding import features_folder
 
 FILES = {"metrics.json", "evaluation"}
 LIGHT = EvaluationOptions(examples=1, occlusion=4)
@@ -259,19 +262,15 @@ class TestPredictions:
             for entity, predicted in zip(record.entities, predictions[record.id].entities, strict=True):
                 assert (predicted.start, predicted.end, predicted.type) == (entity.start, entity.end, entity.type)
 
-    def test_take_the_best_region_in_pixels(self, evaluated: Path, scenes: Path) -> None:
+    def test_take_the_best_object_in_pixels(self, evaluated: Path, scenes: Path) -> None:
         predictions = self.predictions(evaluated / "predictions.jsonl")
-        records = {record.id: record for record in Manifest(scenes / "test.jsonl")}
-        threshold = read(evaluated / "metrics.json")["matching.presence.threshold"]
-        for match in read(evaluated / "evaluation" / "examples.json")["matching"]:
-            predicted = predictions[match["id"]].entities[match["entity"]].box
-            best = match["candidates"][0]
-            if best["score"] < threshold:
-                assert predicted is None
-            elif best["score"] > match["candidates"][1]["score"]:
-                assert predicted == pytest.approx([64 * edge for edge in best["box"]], abs=1e-3)
-        boxes = {box for record in records.values() for entity in record.entities for box in entity.boxes}
-        assert boxes
+        given = 0
+        for record in Manifest(scenes / "test.jsonl"):
+            objects = [proposal.box for proposal in record.objects]
+            for predicted in predictions[record.id].entities:
+                given += predicted.box is not None
+                assert predicted.box is None or any(predicted.box == pytest.approx(box, abs=1e-3) for box in objects)
+        assert given
 
     def test_without_a_threshold_every_entity_has_a_region(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         copied = shutil.copytree(run / "checkpoints" / "last", tmp_path / "alone")
@@ -282,21 +281,58 @@ class TestPredictions:
         for prediction in self.predictions(tmp_path / "deep" / "p.jsonl").values():
             assert all(entity.box is not None for entity in prediction.entities)
 
-    def test_what_the_model_did_not_see_has_none(self, run: Path, copied_scenes: Path, tmp_path: Path) -> None:
-        broken = Manifest(copied_scenes / "test.jsonl")[2]
-        (copied_scenes / broken.image).write_bytes(b"")
+    def test_entities_that_the_model_did_not_read_have_none(
+        self, run: Path, copied_scenes: Path, tmp_path: Path
+    ) -> None:
+        for place in (2, 11):  # in the middle, and the last
+            broken = Manifest(copied_scenes / "test.jsonl")[place]
+            (copied_scenes / broken.image).write_bytes(b"")
         options = EvaluationOptions(examples=0, occlusion=0, predictions=tmp_path / "p.jsonl")
         evaluate_to_folder(run, copied_scenes / "test.jsonl", tmp_path / "m.json", options, "cpu")
-        entities = self.predictions(tmp_path / "p.jsonl")[broken.id].entities
+        predictions = self.predictions(tmp_path / "p.jsonl")
+        assert list(predictions) == [record.id for record in Manifest(copied_scenes / "test.jsonl")]
+        entities = predictions[broken.id].entities
         assert len(entities) == len(broken.entities)
         assert all(entity.box is None for entity in entities)
 
-    def test_without_regions(self, run: Path, scenes: Path, tmp_path: Path) -> None:
-        manifest = without_boxes(scenes, spans=True)
+    def test_are_refused_without_candidates(self, run: Path, scenes: Path, tmp_path: Path) -> None:
+        """The entities' own boxes are none: any choice among them would look right."""
+        path = scenes / "no-objects.jsonl"
+        write_manifest(path, [msgspec.structs.replace(one, objects=()) for one in Manifest(scenes / "test.jsonl")])
         options = EvaluationOptions(examples=0, occlusion=0, predictions=tmp_path / "p.jsonl")
-        evaluate_to_folder(run, manifest, tmp_path / "m.json", options, "cpu")
-        predictions = self.predictions(tmp_path / "p.jsonl").values()
-        assert all(entity.box is None for prediction in predictions for entity in prediction.entities)
+        with pytest.raises(DataError, match=r"needs candidates, and no pair has `objects`; add the boxes"):
+            evaluate_to_folder(run, path, tmp_path / "m.json", options, "cpu")
+        assert not (tmp_path / "m.json").exists()
+
+    def test_an_untrained_model_scores_near_chance(self, scenes: Path, tmp_path: Path) -> None:
+        """Among the entities' own boxes it would find everything: here every entity's box has decoys, and the figures
+        say that spans and types were given."""
+        generator = np.random.default_rng(0)
+        records = []
+        for record in Manifest(scenes / "train.jsonl"):
+            decoys = [ObjectBox((x, y, x + 14.0, y + 14.0)) for x, y in generator.uniform(0, 50, (12, 2)).tolist()]
+            shifted = [ObjectBox((x0 + 1, y0, x1 + 1, y1)) for one in record.objects for x0, y0, x1, y1 in [one.box]]
+            shown = tuple(entity for entity in record.entities if entity.boxes)  # not shown would be easy to get right
+            records.append(msgspec.structs.replace(record, entities=shown, objects=(*shifted, *decoys)))
+        manifest = scenes / "decoys.jsonl"
+        write_manifest(manifest, records)
+        chance = np.mean(
+            [
+                np.mean([max(iou(list(one.box), list(box)) for box in entity.boxes) > 0.5 for one in record.objects])
+                for record in records
+                for entity in record.entities
+            ]
+        )
+        untrained = ["train.steps=1", "train.optimiser.lr=1e-12"]
+        train(miniature.demo_config(scenes, tmp_path / "run", *untrained, "data.val=null"))
+        options = EvaluationOptions(examples=0, occlusion=0, predictions=tmp_path / "p.jsonl")
+        evaluate_to_folder(tmp_path / "run", manifest, tmp_path / "m.json", options, "cpu")
+        scores = score_file(tmp_path / "p.jsonl", manifest)
+        metrics = scores.metrics()
+        assert not any(name.startswith(("gmner", "mner", "eeg.")) for name in metrics)
+        assert 0 < chance < 0.2
+        assert metrics["eeg_gold_spans.f1"] < 2 * chance
+        assert "no results of GMNER, MNER or EEG" in scores.notes[0]
 
 
 class TestFeatures:
@@ -331,7 +367,7 @@ class TestFeatures:
             return evaluate_to_folder(copied, manifest, options=LIGHT, device="cpu")[0]
 
         evaluate()
-        folder = copied / "evaluation" / "features-test"
+        folder = features_folder(copied / "evaluation", manifest)
         before = times(folder)
         changes: dict[str, Callable[[], object]] = {
             "manifest": lambda: write_manifest(manifest, Manifest(manifest)[:11]),
@@ -393,6 +429,56 @@ class TestAudit:
         assert "id used twice" not in audit["all"]
 
 
+class TestRecords:
+    def test_two_pairs_of_one_id(self, run: Path, copied_scenes: Path, tmp_path: Path) -> None:
+        """The first of them has a broken image; entities, types and boxes are those of the second."""
+        records = list(Manifest(copied_scenes / "test.jsonl"))
+        second = msgspec.structs.replace(records[5], id=records[0].id, text=f"{records[5].text} ", entities=())
+        longest = max(records, key=lambda record: len(record.entities))
+        longest = msgspec.structs.replace(longest, id=records[0].id)
+        write_manifest(copied_scenes / "test.jsonl", [second, longest, *records[1:5]])
+        (copied_scenes / second.image).write_bytes(b"")
+        metrics = evaluate_to_folder(run, copied_scenes / "test.jsonl", tmp_path, LIGHT, "cpu")[0].metrics
+        counts = [value for name, value in metrics.items() if ".type." in name and name.endswith(".count")]
+        assert sum(counts) == metrics["matching.within_image.count"]
+        matching = read(tmp_path / "evaluation" / "examples.json")["matching"]
+        assert all(one["entity"] < len(longest.entities) for one in matching)
+
+    def test_more_boxes_than_training_uses(self, copied: Path, copied_scenes: Path) -> None:
+        """The limits of training do not hold, and boxes outside of the image say nothing on presence."""
+        checkpoint = (copied / "checkpoints" / "best").resolve()
+        TestFeatures.replace(checkpoint / "config.yaml", "max_regions: 4", "max_regions: 1")
+        records = list(Manifest(copied_scenes / "test.jsonl"))
+        metrics = evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")[0].metrics
+        boxed = [entity for record in records for entity in record.entities if entity.boxes]
+        assert metrics["matching.within_image.count"] == len(boxed)
+        assert metrics["matching.presence.count"] == sum(len(record.entities) for record in records) - len(boxed)
+
+        def outside(record: Record) -> Record:
+            entities = [
+                one if one.boxes else msgspec.structs.replace(one, boxes=((900.0, 900.0, 990.0, 990.0),))
+                for one in record.entities
+            ]
+            return msgspec.structs.replace(record, entities=tuple(entities))
+
+        write_manifest(copied_scenes / "test.jsonl", [outside(record) for record in records])
+        metrics = evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")[0].metrics
+        assert metrics["matching.within_image.count"] == len(boxed)
+        assert not any(name.startswith("matching.presence") for name in metrics)
+
+    def test_ambiguous_entities_have_figures_of_their_own(self, run: Path, copied_scenes: Path, tmp_path: Path) -> None:
+        records = list(Manifest(copied_scenes / "test.jsonl"))
+        ambiguous = msgspec.structs.replace(
+            records[0], entities=tuple(msgspec.structs.replace(one, ambiguous=True) for one in records[0].entities)
+        )
+        write_manifest(copied_scenes / "test.jsonl", [ambiguous, *records[1:]])
+        metrics = evaluate_to_folder(run, copied_scenes / "test.jsonl", tmp_path / "m.json", LIGHT, "cpu")[0].metrics
+        prefix = "matching.within_image"
+        assert metrics[f"{prefix}.links.ambiguous.count"] == sum(bool(one.boxes) for one in ambiguous.entities)
+        both = metrics[f"{prefix}.links.ambiguous.count"] + metrics[f"{prefix}.links.certain.count"]
+        assert both == metrics[f"{prefix}.count"]
+
+
 class TestPlaces:
     def test_into_the_run(self, copied: Path, scenes: Path) -> None:
         before = {path.name for path in copied.iterdir()}
@@ -404,8 +490,7 @@ class TestPlaces:
             "examples.json",
             "heatmaps.npz",
             "audit.json",
-            "features-test",
-            "features-val",
+            *(features_folder(Path(), scenes / f"{name}.jsonl").name for name in ("test", "val")),
         }
 
     def test_of_a_checkpoint_of_a_run_into_the_run(self, copied: Path, scenes: Path) -> None:
@@ -435,8 +520,37 @@ class TestPlaces:
 
     def test_where_nothing_can_be_written(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigError, match=r"file/evaluation: cannot be made .*; name another place with --out"):
+        (tmp_path / "metrics.json").mkdir()
+        with pytest.raises(OutputError, match=r"file: cannot be written .* name another place"):
             evaluate_to_folder(run, scenes / "test.jsonl", tmp_path / "file", LIGHT, "cpu")
+        with pytest.raises(OutputError, match=r"metrics.json: cannot be written"):
+            evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, LIGHT, "cpu")
+        options = EvaluationOptions(examples=0, occlusion=0, predictions=tmp_path)
+        with pytest.raises(OutputError, match=r"cannot be written .* is a folder"):
+            evaluate_to_folder(run, scenes / "test.jsonl", tmp_path / "m.json", options, "cpu")
+
+    def test_a_full_disk_leaves_the_evaluation_before(
+        self, copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def content() -> dict[str, bytes]:
+            return {str(path): path.read_bytes() for path in sorted(copied.rglob("*")) if path.is_file()}
+
+        evaluate_to_folder(copied, scenes / "test.jsonl", options=LIGHT, device="cpu")
+        before = content()
+        monkeypatch.setattr("spanbox.wiring.evaluating.write_audit", full)
+        with pytest.raises(OutputError, match=r"evaluation: cannot be written \(No space left on device\)"):
+            evaluate_to_folder(copied, scenes / "test.jsonl", options=LIGHT, device="cpu")
+        assert content() == before
+
+    def test_two_manifests_of_one_name(self, copied: Path, scenes: Path, tmp_path: Path) -> None:
+        """Their features do not replace each other."""
+        other = shutil.copytree(scenes, tmp_path / "other") / "test.jsonl"
+        for manifest in (scenes / "test.jsonl", other):
+            evaluate_to_folder(copied, manifest, options=EvaluationOptions(None, 0, 0), device="cpu")
+        assert len(list((copied / "evaluation").glob("features-test-*"))) == 2
 
 
 class TestData:

@@ -20,9 +20,7 @@ def mine(
         Path, typer.Argument(metavar="CHECKPOINT", help="a run folder (its best checkpoint) or a checkpoint folder")
     ],
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="manifest of the pairs to train on")],
-    out: Annotated[
-        Path, typer.Option("--out", help="where the neighbours go, a .npy file; data.neighbours=FILE uses it")
-    ],
+    out: Annotated[Path, typer.Option("--out", help="file for the neighbours, .npy; data.neighbours=FILE uses it")],
     k: Annotated[int, typer.Option("--k", min=1, help="neighbours of a pair")] = 15,
     by: Annotated[
         str,
@@ -36,22 +34,22 @@ def mine(
         typer.Option(
             min=0,
             max=1,
-            help="leave out what is nearer than this share of the own positive, such as 0.95: it may be right",
+            help="skip negatives above this fraction of the positive's similarity, such as 0.95: they may be right",
         ),
     ] = None,
     search: Annotated[
         str,
         typer.Option(
-            help="exact: all pairs are compared; approximate: most of the nearest are found, sooner where there are "
-            "hundreds of thousands (needs faiss)"
+            help="exact: all pairs are compared; approximate: finds most of the nearest, in less time where there are "
+            "hundreds of thousands of pairs (needs faiss)"
         ),
     ] = "exact",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Find for each pair the wrong pairs that a trained model comes nearest to mixing it up with.
+    """Find for each pair the other pairs that a trained model most easily confuses with it.
 
-    Left out is what may be right: the same image, the same sentence, the same entity. A run with the file draws a pair
-    and its neighbours into one batch:
+    Pairs that may be right are left out: the same image, the same sentence, the same entity. A run with the file draws
+    a pair and its neighbours into one batch:
 
         spanbox data mine runs/first train.jsonl --out neighbours.npy
 
@@ -72,7 +70,7 @@ def _parse_by(text: str) -> "By":
     from spanbox.evaluation.mining import KINDS
 
     if text not in KINDS:
-        raise ConfigError(f"--by: {text!r} cannot ask; expected one of {', '.join(KINDS)}")
+        raise ConfigError(f"--by: {text!r} is no choice; expected one of {', '.join(KINDS)}")
     return cast("By", text)
 
 
@@ -86,8 +84,8 @@ def _parse_search(text: str) -> "SearchName":
 
 def _print_similarity(mined: "Mined") -> None:
     table = Table(title="mean similarity")
-    for column in ("asked by", "positive", "mined negative"):
-        table.add_column(column, justify="left" if column == "asked by" else "right")
+    for column in ("queries", "positive", "mined negative"):
+        table.add_column(column, justify="left" if column == "queries" else "right")
     for kind, similarity in mined.similarity.items():
         table.add_row(kind, f"{similarity.positive:z.3f}", f"{similarity.negative:z.3f}")
     make_console().print(table)

@@ -1,4 +1,4 @@
-"""`spanbox data show`: samples to be looked at."""
+"""`spanbox data show`: a page of samples."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def show(
         typer.Argument(metavar="[KEY=VALUE]...", help="for example data.views.ratio=0.5"),
     ] = None,
 ) -> None:
-    """Look at what the model will see: boxes on images, spans in sentences, masked views.
+    """Make a page of samples as the model gets them: boxes on images, spans in sentences, masked views.
 
     spanbox data show runs/demo-data/train.jsonl --views --out views.html
     """

@@ -15,35 +15,34 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="VAL.jsonl",
-            help="manifest on which to choose the score from which an entity counts as shown; default: the run's "
-            "data.val, if it is there",
+            help="manifest used to choose the visibility threshold; default: the run's data.val, if it exists",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="folder for metrics.json and evaluation/, in place of the run's; a FILE.json gets the figures alone",
+            help="folder for metrics.json and evaluation/ instead of the run's; a FILE.json holds the metrics alone",
         ),
     ] = None,
     examples: Annotated[
-        int, typer.Option(min=0, help="retrievals of each kind (best, median, worst) to keep for the report; 0: none")
+        int, typer.Option(min=0, help="examples of each kind (best, median, worst) for the report; 0: none")
     ] = 4,
     occlusion: Annotated[int, typer.Option(min=0, help="entities in the occlusion test; 0: no test")] = 500,
     predictions: Annotated[
         Path | None,
         typer.Option(
             metavar="OUT.jsonl",
-            help="also write, for every entity of the manifest, the region that the model gives it: spans and types "
-            "are the manifest's, so `spanbox score` tells of the regions alone (EEG with gold spans)",
+            help="also write the region that the model gives every entity, chosen among the manifest's `objects`; "
+            "spans and types are the manifest's, so `spanbox score` reports EEG with gold spans alone",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Retrieval both ways, entity-object matching and more of a trained model, with what a report shows of it.
+    """Retrieval both ways, entity-object matching and more of a trained model, with the files of a report.
 
-    Ties count against the model; chance stands beside each figure. Without boxes in the data there is retrieval only.
-    Features are kept in evaluation/, so that the next evaluation of the same pairs starts from them:
+    Ties count against the model; chance stands beside each metric. Without boxes in the data there is retrieval only.
+    Features are kept in evaluation/ and used again by the next evaluation of the same pairs:
 
         spanbox evaluate runs/demo --data runs/demo-data/test.jsonl
     """

@@ -10,20 +10,21 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from spanbox.cli.show import plain
 from spanbox.terminal import make_console
 
-TASKS = {"gmner": "GMNER", "mner": "MNER", "eeg": "EEG"}
-MOST_TYPES = 12  # that the table shows; the file has all
+TASKS = {"gmner": "GMNER", "mner": "MNER", "eeg": "EEG", "eeg_gold_spans": "EEG, gold spans"}
+MOST_TYPES = 12  # in the table; the file has all
 
 
 def score(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines, one pair a line")],
-    data: Annotated[Path, typer.Option("--data", help="manifest of the pairs that were predicted for")],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines, one pair per line")],
+    data: Annotated[Path, typer.Option("--data", help="manifest with the entities of these pairs")],
     out: Annotated[Path, typer.Option("--out", help="JSON file for all figures")] = Path("scores.json"),
 ) -> None:
-    """Official GMNER, MNER and EEG figures of a file of predictions, of whatever model.
+    """Official GMNER, MNER and EEG metrics of a file of predictions, of any model.
 
-    A line of it holds all that was found in a pair; offsets and pixels are as in the manifest, and a box of null says
+    A line holds all predicted entities of a pair; offsets and pixels are as in the manifest, and a box of null means
     that the image does not show the entity:
 
         {"id": "71044", "entities": [{"start": 25, "end": 38, "type": "LOC", "box": [12.0, 30.5, 200.0, 310.0]}]}
@@ -32,31 +33,30 @@ def score(
 
         spanbox score predictions.jsonl --data data/gmner/test.jsonl
     """
-    from spanbox.errors import DataError
-    from spanbox.evaluation.gmner import score_file
+    from spanbox.evaluation.gmner import GOLD_SPANS, score_file
+    from spanbox.files import check_writable_file, write_text
 
+    check_writable_file(out)
     scores = score_file(predictions, data)
     metrics = scores.metrics()
     console = make_console()
     console.print(_table(metrics, list(scores.counts), f"{predictions} for {data}"))
     for note in scores.notes:
-        console.print(f"note: {note}", soft_wrap=True)
-    content = {"predictions": str(predictions), "data": str(data), **metrics}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
+        console.print(plain(f"note: {note}"), soft_wrap=True)
+    content = {"predictions": str(predictions), "data": str(data), "gold_spans": GOLD_SPANS in scores.counts, **metrics}
+    write_text(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {out}")
 
 
 def _table(metrics: Mapping[str, float], rows: list[str], title: str) -> Table:
     """Each task, and below it its types unless they are many."""
-    table = Table(title=Text(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=plain(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for heading in ("precision", "recall", "F1", "F1, 95 %", "right", "predicted", "gold"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task, name in TASKS.items():
+        if task not in rows:
+            continue
         types = [row for row in rows if row.startswith(f"{task}.type.")]
         for row in (task, *(types if len(types) <= MOST_TYPES else ())):
             rates = [f"{100 * metrics[f'{row}.{rate}']:.2f}" for rate in ("precision", "recall", "f1")]
@@ -64,6 +64,6 @@ def _table(metrics: Mapping[str, float], rows: list[str], title: str) -> Table:
                 f"{100 * metrics[f'{row}.f1.{end}']:.1f}" for end in ("low", "high") if f"{row}.f1.{end}" in metrics
             ]
             counts = [f"{metrics[f'{row}.{count}']:,.0f}" for count in ("correct", "predicted", "gold")]
-            label = Text(name, style="bold") if row == task else Text(f"  {row.partition('.type.')[2]}")
+            label = Text(name, style="bold") if row == task else plain(f"  {row.partition('.type.')[2]}")
             table.add_row(label, *rates, " to ".join(ends), *counts)
     return table

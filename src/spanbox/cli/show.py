@@ -1,9 +1,10 @@
-"""What several verbs print."""
+"""Terminal output that several verbs share."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from spanbox.terminal import make_console
 
@@ -12,24 +13,32 @@ if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
 
 
 def print_metrics(metrics: Mapping[str, float], title: str) -> None:
-    """The metrics as a table: value, interval, chance, trivial rule, number of queries."""
+    """Print the metrics as a table: value, interval, chance, trivial rule, number of queries."""
     from spanbox.evaluation.evaluate import metrics_table
     from spanbox.metric_names import is_part
 
-    make_console().print(metrics_table(metrics, title))
+    make_console().print(metrics_table(metrics, plain(title)))
     if any(map(is_part, metrics)):
         print("by entity type, box size and number of candidates: metrics.json, or the report")
 
 
 def print_incidents(incidents: "Sequence[Incident]") -> None:
-    """What was worked around in the data, counted by kind; nothing when there was nothing."""
+    """Print the incidents in the data, counted by kind; nothing where there are none."""
     if not incidents:
         return
-    table = Table(title="worked around in the data")
-    table.add_column("what")
+    table = Table(title="incidents in the data")
+    table.add_column("incident")
     table.add_column("pairs", justify="right")
-    table.add_column("for example")
-    for kind in dict.fromkeys(incident.kind for incident in incidents):
-        met = [incident for incident in incidents if incident.kind == kind]
-        table.add_row(kind, str(len({incident.sample for incident in met})), f"{met[0].sample}: {met[0].detail}")
+    table.add_column("example")
+    of_kind: dict[str, list[Incident]] = {}
+    for incident in incidents:
+        of_kind.setdefault(incident.kind, []).append(incident)
+    for kind, found in of_kind.items():
+        pairs = len({incident.sample for incident in found})
+        table.add_row(plain(kind), str(pairs), plain(f"{found[0].sample}: {found[0].detail}"))
     make_console().print(table)
+
+
+def plain(text: str) -> Text:
+    """Text from the data or a path for the terminal: no markup, and control characters as escapes."""
+    return Text("".join(character if character.isprintable() else ascii(character)[1:-1] for character in text))

@@ -1,19 +1,23 @@
-"""The hard neighbours of each pair of a manifest, on disk: what mining finds and the sampler draws from.
+"""The hard neighbours of each pair of a manifest, on disk: mining writes them, the sampler draws from them.
 
-A file `NAME.npy` of numbers alone, and `NAME.npy.json` beside it, which says which manifest it belongs to and where it
-comes from. Written last, it is also the sign that the other file is complete.
+An array `NAME.npy`, and `NAME.npy.json` beside it, with a digest of the manifest and the settings of the mining. The
+description is written last, so that its presence means that the array is complete.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from spanbox.arrays import DamagedArrayError, open_array
 from spanbox.errors import DataError
+from spanbox.files import check_writable_file, explained, replacing, write_text
 from spanbox.settings import Settings
 
 Neighbours = NDArray[np.int32]
@@ -23,9 +27,12 @@ By = Literal["sentences", "images", "spans", "regions", "coarse", "fine", "both"
 
 SearchName = Literal["exact", "approximate"]
 
+LARGEST_DESCRIPTION = 2**20
+"""Bytes of a description that are read."""
+
 
 class MiningSettings(Settings):
-    """How hard neighbours are mined while a run goes on."""
+    """Mining of hard neighbours during a run."""
 
     every: float | None = Field(
         None,
@@ -42,42 +49,44 @@ class MiningSettings(Settings):
         None,
         ge=0,
         le=1,
-        description="leave out what is nearer than this share of the own positive, such as 0.95: it may be right",
+        description="skip negatives above this fraction of the positive's similarity, such as 0.95: they may be right",
     )
     search: SearchName = Field(
         "exact",
-        description="exact: all pairs are compared; approximate: most of the nearest are found, sooner where there are "
-        'hundreds of thousands (needs faiss: pip install "spanbox[faiss]")',
+        description="exact: all pairs are compared; approximate: finds most of the nearest, in less time where there "
+        'are hundreds of thousands of pairs (needs faiss: pip install "spanbox[faiss]")',
     )
 
     def steps(self, steps_per_epoch: int) -> int | None:
-        """Steps between two minings; None: there is none."""
+        """Steps between two minings; None: no mining."""
         return None if self.every is None else max(1, round(self.every * steps_per_epoch))
 
 
+class _Description(msgspec.Struct):
+    """The file beside the neighbours, as far as loading needs it."""
+
+    manifest: str
+    manifest_digest: str
+
+
 def save_neighbours(path: Path, neighbours: Neighbours, manifest: Path, origin: Mapping[str, object]) -> None:
-    """Write the neighbours of all pairs of `manifest`; `origin`, what they were mined with, is kept beside them.
+    """Write the neighbours of all pairs of `manifest`, and beside them `origin`, the settings of the mining.
 
     Raises:
-        DataError: `path` cannot be written.
+        OutputError: `path` cannot be written.
     """
-    check_writable(path)
-    stat = manifest.stat()
     described = {
         "manifest": str(manifest),
-        "manifest_size": stat.st_size,
-        "manifest_mtime_ns": stat.st_mtime_ns,
+        "manifest_digest": manifest_digest(manifest),
         "pairs": len(neighbours),
         "k": neighbours.shape[1],
         **origin,
     }
-    try:
-        _description(path).unlink(missing_ok=True)
-        with path.open("wb") as file:
-            np.save(file, neighbours.astype(np.int32, copy=False), allow_pickle=False)
-        _description(path).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise _not_writable(path, error) from None
+    with explained(path):
+        _description(path).unlink(missing_ok=True)  # it must not describe other neighbours, whatever happens next
+    with replacing(path) as file:
+        np.save(file, neighbours.astype(np.int32, copy=False), allow_pickle=False)
+    write_text(_description(path), json.dumps(described, indent=1, ensure_ascii=False) + "\n")
 
 
 def remove_neighbours(path: Path) -> None:
@@ -86,16 +95,15 @@ def remove_neighbours(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of `path`, and see that a file can be made there: before long work rather than after it.
+    """Check that the neighbours can be written to `path`, before long work. Raises OutputError."""
+    check_writable_file(path)
+    check_writable_file(_description(path))
 
-    Raises:
-        DataError: it cannot.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise _not_writable(path, error) from None
+
+def manifest_digest(manifest: Path) -> str:
+    """A digest of a manifest's content: neighbours are places in it, so its lines and their order count."""
+    with manifest.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def load_neighbours(path: Path, manifest: Path, pairs: int) -> Neighbours:
@@ -104,37 +112,39 @@ def load_neighbours(path: Path, manifest: Path, pairs: int) -> Neighbours:
     Raises:
         DataError: no such file, a damaged one, or one that was mined for another manifest or another state of it.
     """
-    mine_again = f"mine anew: spanbox data mine CHECKPOINT {manifest} --out {path}"
+    mine_again = f"mine again: spanbox data mine CHECKPOINT {manifest} --out {path}"
     if not path.is_file():
         raise DataError(f"{path}: no such file of neighbours; make it: spanbox data mine CHECKPOINT {manifest}")
     try:
-        described = json.loads(_description(path).read_text(encoding="utf-8"))
-        size, mined_for = described["manifest_size"], described["manifest"]
-        neighbours: Neighbours = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
+        described = _read_description(_description(path))
+        neighbours: Neighbours = open_array(path, [np.int32], 2)
+    except DamagedArrayError as error:
+        raise DataError(f"{path}: expected the int32 neighbours of {pairs} pairs ({error}); {mine_again}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{_description(path)}: is missing or damaged ({error}); {mine_again}") from None
+    if described.manifest_digest != manifest_digest(manifest):
         raise DataError(
-            f"{path}: it or {_description(path).name} is missing or damaged ({found}); {mine_again}"
-        ) from None
-    if size != manifest.stat().st_size:
-        raise DataError(
-            f"{path}: was mined for {mined_for} when that had {size} bytes, but {manifest} has "
-            f"{manifest.stat().st_size}; {mine_again}"
+            f"{path}: was mined for {described.manifest}, and {manifest} has other lines or another order; {mine_again}"
         )
-    if neighbours.dtype != np.int32 or neighbours.ndim != 2 or len(neighbours) != pairs:
-        raise DataError(
-            f"{path}: expected int32 neighbours of {pairs} pairs, found {neighbours.dtype} of shape "
-            f"{neighbours.shape}; {mine_again}"
-        )
+    if len(neighbours) != pairs:
+        raise DataError(f"{path}: expected neighbours of {pairs} pairs, found {len(neighbours)}; {mine_again}")
     lowest, highest = neighbours.min(initial=-1), neighbours.max(initial=-1)
     if lowest < -1 or highest >= pairs:
         raise DataError(f"{path}: holds places from {lowest} to {highest}, expected -1 to {pairs - 1}; {mine_again}")
     return neighbours
 
 
+def _read_description(path: Path) -> _Description:
+    """Raises OSError or ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError("no such file")
+    if path.stat().st_size > LARGEST_DESCRIPTION:
+        raise ValueError(f"larger than {LARGEST_DESCRIPTION} bytes")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Description)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _description(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _not_writable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written ({error.strerror}); name another file")

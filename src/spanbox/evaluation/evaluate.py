@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
+from torch import Tensor
 
 from spanbox.evaluation.embedding import alignment_outcomes, embedding_figures
 from spanbox.evaluation.extract import FeatureBank
@@ -26,7 +28,7 @@ from spanbox.progress import StartProgress, hidden
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and what it was measured on."""
+    """Metrics, and their values query by query."""
 
     metrics: dict[str, float]  # NAME, NAME.low, NAME.high, NAME.chance, NAME.baseline, NAME.count
     outcomes: dict[str, Outcome]  # of the metrics that are means over queries, by NAME
@@ -35,6 +37,7 @@ class Evaluation:
 def evaluate(
     bank: FeatureBank,
     entity_types: Sequence[str | None] | None = None,
+    ambiguous: Tensor | None = None,
     *,
     intervals: bool = True,
     threshold: float | None = None,
@@ -43,22 +46,23 @@ def evaluate(
     progress: StartProgress = hidden,
 ) -> Evaluation:
     """Every metric that the data allow: those of sentences and images always, the others where spans are linked to
-    regions. What cannot be measured is absent, not zero.
+    regions. A metric that cannot be measured is absent, not zero.
 
     Args:
-        entity_types: (S,) type of each span of the bank, for figures by type; None where it is not known.
-        intervals: whether figures come with their intervals, which takes longer than the figures of a small set.
-        threshold: from which score on to decide that an entity has an object, chosen on other data.
-        device: where spans, sentences and what they are compared with are multiplied; it needs float64.
+        entity_types: (S,) type of each span of the bank, for figures by type; None where it is unknown.
+        ambiguous: (S,) bool, spans for which the data does not say which of several boxes is meant.
+        intervals: whether to compute intervals, which takes longer than the figures of a small set.
+        threshold: score from which an entity counts as shown, chosen on other data.
+        device: where similarities are computed; it needs float64.
         block_elements: similarities that are held at a time.
-        progress: shows what is ranked.
+        progress: shows the rankings.
     """
     outcomes = retrieval_outcomes(bank, device=device, block_elements=block_elements, progress=progress)
     figures: dict[str, Figure] = {}
     facts: dict[str, float] = {}
     if len(bank.links):
         own = score_own_image(bank)
-        outcomes |= within_image_outcomes(own, entity_types)
+        outcomes |= within_image_outcomes(own, entity_types, ambiguous)
         outcomes |= across_set_outcomes(bank, device=device, block_elements=block_elements, progress=progress)
         outcomes |= grounding_outcomes(own)
         figures, facts = presence_figures(own, bank.span_shown, threshold=threshold, intervals=intervals)
@@ -70,10 +74,14 @@ def evaluate(
     return Evaluation(metrics | facts, means)
 
 
-def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Table:
-    """The metrics for the terminal, shares in percent: value, interval, what chance and a trivial rule would reach, and
-    over how many queries. Names stand below what they begin with. Breakdowns, which may be long, are left out."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+def metrics_table(metrics: Mapping[str, float], title: str | Text | None = None) -> Table:
+    """The metrics for the terminal, shares in percent: value, interval, chance, a trivial rule, number of queries.
+
+    Names are grouped by their first two parts. Breakdowns, which may be long, are left out.
+    """
+    table = Table(
+        title=Text(title) if isinstance(title, str) else title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("metric", no_wrap=True)
     for heading in ("value", "95 %", "chance", "baseline", "count"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The official figures of grounded multimodal named-entity recognition, from a file of predictions.
+"""The official metrics of grounded multimodal named-entity recognition, from a file of predictions.
 
 A prediction is a span, its type and its region: a box, or None for an entity that the image does not show. It is right
 (Yu et al., "Grounded Multimodal Named Entity Recognition on Social Media", ACL 2023) when it agrees with an entity of
@@ -11,35 +11,50 @@ the manifest in
 Regions agree when the box overlaps one of the entity's boxes by an IoU above 0.5, or when both are none. Precision,
 recall and F1 are over all predictions and entities of the set.
 
-Where one prediction is made for a span, the figures are those of the published code. It keeps the last one of several;
+With one prediction per span, the figures are those of the published code. Of several, that code keeps the last one;
 here all count: an entity is found once at most, a prediction finds one entity at most, and the largest number of such
-pairs is taken. Repetitions of the same span, type and region count once, predicted or gold. Of entities that share a
-span each has to be found by a prediction of its own. A pair without predictions misses all its entities.
+matches is taken. Repetitions of the same span, type and region count once, predicted or gold. Entities that share a
+span each need a prediction of their own. A pair without predictions misses all its entities.
+
+Predictions with `gold_spans` took spans and types from the manifest. MNER would be perfect and GMNER equal to EEG, so
+only EEG is computed, under a name of its own (`GOLD_SPANS`).
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import codecs
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from spanbox.data.manifest import Box, Entity, Manifest, Record, is_inverted, line_error, manifest_lines
+from spanbox.data.manifest import Box, Entity, Manifest, Record, is_inverted, line_error
 from spanbox.errors import DataError
-from spanbox.geometry import box_iou
 from spanbox.intervals import ratio_interval
 from spanbox.structures import stable_id
 
 LEAST_IOU = 0.5
 """Boxes overlap when their IoU is above it; at exactly 0.5 they do not, as in the published code."""
 
+GOLD_SPANS = "eeg_gold_spans"
+"""Row of predictions whose spans and types are those of the manifest."""
+
+LONGEST_LINE = 2**24
+"""Bytes of a line of predictions."""
+MOST_ENTITIES = 1000
+"""Predicted entities of a pair."""
+SHOWN_TYPES = 20
+"""Types that a note names."""
+MOST_TYPES = 100
+"""Types with rows of their own: those with the most entities."""
+
 
 class PredictedEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model says is an entity. No field has a default: a misspelt `box` would read as none."""
+    """A predicted entity. No field has a default: a misspelt `box` would count as null."""
 
     start: int  # half-open, in Unicode code points of the text
     end: int
@@ -47,11 +62,12 @@ class PredictedEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     box: Box | None  # x0 y0 x1 y1 in pixels of the image, as in the manifest; None: the image does not show it
 
 
-class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a file of predictions: all that a model finds in a pair."""
+class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One line of a file of predictions: all entities that a model finds in a pair."""
 
     id: str
     entities: tuple[PredictedEntity, ...]
+    gold_spans: bool = False  # spans and types were taken from the manifest: only the regions are predictions
 
 
 class Counts(NamedTuple):
@@ -68,7 +84,7 @@ class Scores:
 
     image: NDArray[np.int64]  # (N,) hash of what the pair's image is: pairs of one image are resampled together
     counts: dict[str, NDArray[np.int64]]  # (N, 3) correct, predicted, gold
-    notes: tuple[str, ...]  # what a reader of the figures should know of the predictions
+    notes: tuple[str, ...]  # remarks on the predictions that change how the figures read
 
     def metrics(self) -> dict[str, float]:
         """`.precision .recall .f1` of each row, each with `.low` and `.high` (95 % over images), and its counts.
@@ -95,26 +111,26 @@ class Scores:
 
 
 def read_predictions(path: Path, texts: Mapping[str, str]) -> dict[str, Prediction]:
-    """The predictions of a JSON Lines file, `{"id", "entities": [{"start", "end", "type", "box"}]}` a line, by id.
+    """The predictions of a JSON Lines file by id; a line is `{"id", "entities": [{"start", "end", "type", "box"}]}`.
 
     Args:
         texts: the sentence of each pair that may be predicted for, by id.
 
     Raises:
-        DataError: no such file, or a wrong line: its fields, an id that is unknown or was there before, or a span
-            outside of its text.
+        DataError: no such file, or a wrong line: its fields or size, an unknown or repeated id, or a span outside of
+            its text.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file of predictions; expected JSON Lines, see docs/scoring.md")
     predictions: dict[str, Prediction] = {}
     lines: dict[str, int] = {}
-    for number, _, line in manifest_lines(path):
+    for number, line in _lines(path):
         prediction = _decoded(line, path, number)
         if prediction.id in predictions:
             first = lines[prediction.id]
-            raise line_error(path, number, "id", f"{prediction.id!r} is in line {first} too; a pair has one line")
+            raise line_error(path, number, "id", f"{prediction.id!r} is also in line {first}; a pair has one line")
         if prediction.id not in texts:
-            fault = f"{prediction.id!r} is no pair of the data; give the manifest that was predicted for"
+            fault = f"{prediction.id!r} is no pair of the data; give the manifest of these predictions"
             raise line_error(path, number, "id", fault)
         _check_spans(prediction, len(texts[prediction.id]), path, number)
         predictions[prediction.id], lines[prediction.id] = prediction, number
@@ -140,30 +156,54 @@ def score_file(predictions: Path, manifest: Path) -> Scores:
 
 def score(records: Sequence[Record], predictions: Mapping[str, Prediction]) -> Scores:
     """Score predictions, by id, for the pairs with these records."""
-    types = sorted({entity.type for record in records for entity in record.entities if entity.type})
-    rows: dict[str, list[Counts]] = {}
-    for record in records:
+    types = Counter(entity.type for record in records for entity in record.entities if entity.type)
+    kinds = sorted(sorted(types, key=lambda kind: -types[kind])[:MOST_TYPES])
+    gold_spans = any(prediction.gold_spans for prediction in predictions.values())
+    tasks = {GOLD_SPANS: _TASKS["eeg"]} if gold_spans else _TASKS
+    typed = [] if gold_spans else ["gmner", "mner"]  # EEG has no types
+    counts = {task: np.zeros((len(records), 3), dtype=np.int64) for task in tasks}
+    counts |= {f"{task}.type.{kind}": np.zeros((len(records), 3), dtype=np.int64) for kind in kinds for task in typed}
+    for place, record in enumerate(records):
         gold, found = _without_repetitions(record, predictions.get(record.id))
-        for task, agrees in _TASKS.items():
-            rows.setdefault(task, []).append(_count(found, gold, agrees))
-        for kind in types:
+        for task, agrees in tasks.items():
+            counts[task][place] = _count(found, gold, agrees)
+        for kind in {entity.type for entity in gold} | {entity.type for entity in found}:
             found_kind = [entity for entity in found if entity.type == kind]
             gold_kind = [entity for entity in gold if entity.type == kind]
-            for task in ("gmner", "mner"):  # EEG knows no types
-                rows.setdefault(f"{task}.type.{kind}", []).append(_count(found_kind, gold_kind, _TASKS[task]))
+            for task in typed:
+                if f"{task}.type.{kind}" in counts:
+                    counts[f"{task}.type.{kind}"][place] = _count(found_kind, gold_kind, tasks[task])
     image = np.array([stable_id(record.group_key) for record in records], dtype=np.int64)
-    counts = {row: np.array(numbers, dtype=np.int64) for row, numbers in rows.items()}
-    return Scores(image, counts, tuple(_notes(records, predictions, types)))
+    return Scores(image, counts, tuple(_notes(records, predictions, types, gold_spans=gold_spans)))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every line that is not blank, with its number. Raises DataError for one that is too long to read."""
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(LONGEST_LINE + 1)
+            if len(line) > LONGEST_LINE:
+                raise line_error(path, number, "the line", f"has more than {LONGEST_LINE:,} bytes; expected one pair")
+            if not line:
+                return
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield number, line
 
 
 def _decoded(line: bytes, path: Path, number: int) -> Prediction:
     try:
-        return msgspec.json.decode(line, type=Prediction)
+        prediction = msgspec.json.decode(line, type=Prediction)
     except msgspec.ValidationError as error:
         problem, _, field = str(error).partition(" - at ")
         raise line_error(path, number, field.strip("`$.") or "the line", problem) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise line_error(path, number, "the line", f"is no JSON ({error}); every line is one JSON object") from None
+    if len(prediction.entities) > MOST_ENTITIES:
+        fault = f"has {len(prediction.entities):,} predictions; at most {MOST_ENTITIES:,} are read for a pair"
+        raise line_error(path, number, "entities", fault)
+    return prediction
 
 
 def _check_spans(prediction: Prediction, characters: int, path: Path, number: int) -> None:
@@ -192,8 +232,19 @@ def _same_type(found: PredictedEntity, gold: Entity) -> bool:
 def _same_region(found: PredictedEntity, gold: Entity) -> bool:
     if found.box is None or not gold.boxes:
         return found.box is None and not gold.boxes
-    boxes, own = torch.tensor(gold.boxes, dtype=torch.float64), torch.tensor([found.box], dtype=torch.float64)
-    return bool((box_iou(own, boxes) > LEAST_IOU).any())
+    return any(_iou(found.box, box) > LEAST_IOU for box in gold.boxes)
+
+
+def _iou(first: Box, second: Box) -> float:
+    """IoU of two boxes in float64; 0 where one of them has no area."""
+    if is_inverted(first) or is_inverted(second):
+        return 0.0
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return width * height / (sum(areas) - width * height)
 
 
 Agrees = Callable[[PredictedEntity, Entity], bool]
@@ -206,31 +257,58 @@ _TASKS: dict[str, tuple[Agrees, ...]] = {
 
 
 def _count(found: Sequence[PredictedEntity], gold: Sequence[Entity], agrees: tuple[Agrees, ...]) -> Counts:
-    right = [[i for i, entity in enumerate(gold) if all(agree(one, entity) for agree in agrees)] for one in found]
+    of_span: dict[tuple[int, int], list[int]] = {}
+    for i, entity in enumerate(gold):
+        of_span.setdefault((entity.start, entity.end), []).append(i)
+    right = [
+        [i for i in of_span.get((one.start, one.end), ()) if all(agree(one, gold[i]) for agree in agrees)]
+        for one in found
+    ]
     return Counts(largest_matching(right), len(found), len(gold))
 
 
 def largest_matching(choices: Sequence[Sequence[int]]) -> int:
-    """How many of the rows can get one of their choices when no two may take the same (augmenting paths, Kuhn 1955)."""
+    """Size of the largest matching of rows and their choices (breadth-first augmenting paths; Kuhn 1955)."""
     taken_by: dict[int, int] = {}
+    matched = 0
+    for start in range(len(choices)):
+        row_before: dict[int, int] = {}  # the row from which each choice was reached
+        queue = deque([start])
+        free = None
+        while queue and free is None:
+            row = queue.popleft()
+            for choice in choices[row]:
+                if choice not in row_before:
+                    row_before[choice] = row
+                    if choice not in taken_by:
+                        free = choice
+                        break
+                    queue.append(taken_by[choice])
+        if free is None:
+            continue
+        matched += 1
+        choice_of = {row: choice for choice, row in taken_by.items()}
+        while free is not None:  # along the path, every row gives its choice to the row before it
+            row = row_before[free]
+            taken_by[free] = row
+            free = choice_of.get(row)
+    return matched
 
-    def find(row: int, tried: set[int]) -> bool:
-        for choice in choices[row]:
-            if choice not in tried:
-                tried.add(choice)
-                if choice not in taken_by or find(taken_by[choice], tried):
-                    taken_by[choice] = row
-                    return True
-        return False
 
-    return sum(find(row, set()) for row in range(len(choices)))
-
-
-def _notes(records: Sequence[Record], predictions: Mapping[str, Prediction], types: Sequence[str]) -> Iterable[str]:
+def _notes(
+    records: Sequence[Record], predictions: Mapping[str, Prediction], types: Counter[str], *, gold_spans: bool
+) -> Iterable[str]:
+    if gold_spans:
+        yield (
+            "spans and types of these predictions were taken from the data, so only regions are scored: MNER would be "
+            "perfect and GMNER equal to EEG. These are no results of GMNER, MNER or EEG"
+        )
+    if len(types) > MOST_TYPES:
+        yield f"the data has {len(types):,} types; the {MOST_TYPES} with the most entities have figures of their own"
     entities = [entity for prediction in predictions.values() for entity in prediction.entities]
     missing = sum(record.id not in predictions for record in records)
     if missing:
-        yield f"{missing:,} of {len(records):,} pairs have no line of predictions: nothing is found in them"
+        yield f"{missing:,} of {len(records):,} pairs have no line of predictions: all their entities are missed"
     repeated = sum(len(one.entities) - len(set(one.entities)) for one in predictions.values())
     if repeated:
         yield f"{repeated:,} predictions repeat another one of their pair: they count once"
@@ -239,4 +317,9 @@ def _notes(records: Sequence[Record], predictions: Mapping[str, Prediction], typ
         yield f"{flat:,} predicted boxes have no area and overlap nothing; a box is [x0, y0, x1, y1], x0 < x1, y0 < y1"
     unknown = sorted({entity.type for entity in entities} - set(types))
     if unknown:
-        yield f"types that the data does not have: {', '.join(unknown)}; it has: {', '.join(types)}"
+        yield f"types that the data does not have: {_listed(unknown)}; it has: {_listed(sorted(types))}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN_TYPES])
+    return shown if len(names) <= SHOWN_TYPES else f"{shown} and {len(names) - SHOWN_TYPES:,} more"

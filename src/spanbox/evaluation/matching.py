@@ -1,7 +1,7 @@
 """Entity-object matching: does a span find the region that shows it?
 
-Asked twice: among the regions of its own image, as in grounding, and among those of the whole set, as in search. Only
-spans with a linked region ask. Rules of ranking, ties among them: `ranking`.
+Measured twice: among the regions of its own image, as in grounding, and among those of the whole set, as in search.
+Queries are the spans with a linked region. Rules of ranking and ties: `ranking`.
 
 Suffixes of names:  Q queries    S spans    M regions of the set    R regions of one pair, padded    D features
 """
@@ -30,14 +30,18 @@ CANDIDATES = {"2": (2, 2), "3-5": (3, 5), "6+": (6, 2**31)}
 """Number of regions in the image: from, to. A single one cannot be missed."""
 
 
-def within_image_outcomes(own: OwnImage, entity_types: Sequence[str | None] | None = None) -> dict[str, Outcome]:
+def within_image_outcomes(
+    own: OwnImage, entity_types: Sequence[str | None] | None = None, ambiguous: Tensor | None = None
+) -> dict[str, Outcome]:
     """Whether linked spans find a region that shows them among the regions of their own pair.
 
     Keys: `matching.within_image` (R@1), `.r5` and, of the R@1 of some of the spans, `.hard` (those that can go wrong:
-    not every region of the image is right), `.type.T`, `.size.S` and `.candidates.C`.
+    not every region of the image is right), `.type.T`, `.size.S`, `.candidates.C` and, where some are ambiguous,
+    `.links.ambiguous` (any of their boxes is right) and `.links.certain`.
 
     Args:
-        entity_types: (S,) type of each span of the bank; None where it is not known.
+        entity_types: (S,) type of each span of the bank; None where it is unknown.
+        ambiguous: (S,) bool, spans for which the data does not say which of several boxes is meant.
     """
     asked = own.of_spans(own.has_box_S)
     first = found_within(asked, asked.linked_SR, 1)
@@ -45,6 +49,8 @@ def within_image_outcomes(own: OwnImage, entity_types: Sequence[str | None] | No
     groups = {"hard": _can_go_wrong(asked), **dict(_by_size(asked)), **dict(_by_candidates(asked))}
     if entity_types is not None:
         groups |= _by_type([entity_types[span] for span in own.has_box_S.nonzero()[:, 0].tolist()])
+    if ambiguous is not None and ambiguous[own.has_box_S].any():
+        groups |= {"links.ambiguous": ambiguous[own.has_box_S], "links.certain": ~ambiguous[own.has_box_S]}
     return outcomes | {f"{WITHIN}.{name}": first.of_queries(chosen) for name, chosen in groups.items()}
 
 

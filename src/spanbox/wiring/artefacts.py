@@ -1,4 +1,4 @@
-"""Files of an evaluation besides its figures: examples, heatmaps, predictions, the audit of the data.
+"""Files of an evaluation besides its figures: examples, heatmaps, the audit of the data.
 
     evaluation/examples.json    retrievals, matches, similarity matrices and heatmaps, by the ids of records
     evaluation/heatmaps.npz     maps over the grid of patches, in [0, 1], by the keys that examples.json names
@@ -12,13 +12,11 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -26,7 +24,6 @@ from torch import Tensor
 
 from spanbox.data.audit import Counts, audit
 from spanbox.data.dataset import PairDataset
-from spanbox.data.images import image_size
 from spanbox.data.manifest import Manifest, Record
 from spanbox.errors import DataError
 from spanbox.evaluation.examples import (
@@ -38,15 +35,10 @@ from spanbox.evaluation.examples import (
     similarity_example,
 )
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.gmner import PredictedEntity, Prediction
-from spanbox.evaluation.own_image import score_own_image
-from spanbox.evaluation.ranking import nan_last
 from spanbox.files import replacing, write_text
-from spanbox.geometry import denormalise_boxes
 from spanbox.models.heatmaps import span_heatmaps, to_unit_range
-from spanbox.progress import progress_of, track
+from spanbox.progress import progress_of
 from spanbox.structures import Sample
-from spanbox.wiring.embedding import places_in_manifest
 from spanbox.wiring.loading import Loaded
 
 
@@ -58,12 +50,8 @@ class Pairs:
         self.manifest = dataset.manifest
         self._dataset = dataset
 
-    @cached_property
-    def _places(self) -> NDArray[np.int64]:
-        return places_in_manifest(self.bank, self.manifest)
-
     def record(self, pair: int) -> Record:
-        return self.manifest[int(self._places[pair])]
+        return self.manifest[int(self.bank.place[pair])]
 
     def sample(self, pair: int) -> Sample:
         """The pair, decoded as it was when its features were extracted.
@@ -71,7 +59,7 @@ class Pairs:
         Raises:
             DataError: its image is gone since.
         """
-        item = self._dataset[0, int(self._places[pair])]
+        item = self._dataset[0, int(self.bank.place[pair])]
         if not isinstance(item, Sample):
             raise DataError(item.detail)
         return item
@@ -85,6 +73,12 @@ class Pairs:
             types += [entities[entity].type or None for _, entity in spans]
         return types
 
+    def ambiguous(self) -> Tensor:
+        """(S,) bool: the data does not say which of the span's boxes is meant."""
+        pair, entity = self.bank.span_pair.tolist(), self.bank.span_entity.tolist()
+        flags = [self.record(i).entities[j].ambiguous for i, j in zip(pair, entity, strict=True)]
+        return torch.tensor(flags, dtype=torch.bool)
+
     def names_of(self, span: int) -> dict[str, Any]:
         """A span by the id of its record and its entity."""
         pair, entity = int(self.bank.span_pair[span]), int(self.bank.span_entity[span])
@@ -92,21 +86,27 @@ class Pairs:
 
 
 def write_examples(
-    folder: Path, pairs: Pairs, retrievals: Mapping[str, Iterable[RetrievalExample]], loaded: Loaded, count: int
+    folder: Path,
+    pairs: Pairs,
+    retrievals: Mapping[str, Iterable[RetrievalExample]],
+    loaded: Loaded,
+    count: int,
+    seen_from: Path,
 ) -> None:
     """Write `examples.json` and `heatmaps.npz`. What the data does not allow is absent.
 
     Args:
-        folder: is there.
+        folder: an existing one.
         pairs: what was evaluated.
         retrievals: examples by direction, `i2t` and `t2i`.
         loaded: the model, for the heatmaps.
         count: of matches, wrong ones and right ones each, and of the entities with heatmaps where there are no matches.
+        seen_from: folder where the files will lie in the end.
     """
     bank, seed = pairs.bank, loaded.config.seed
     matches = matching_examples(bank, count, seed)
     content: dict[str, Any] = {
-        **manifest_places(pairs.manifest.path, folder),
+        **manifest_places(pairs.manifest.path, seen_from),
         "retrieval": {name: [_retrieval(pairs, one) for one in examples] for name, examples in retrievals.items()},
         "similarity": _similarity(pairs, similarity_example(bank, seed)),
     }
@@ -143,25 +143,6 @@ def _size_of(path: Path) -> int | None:
         return path.stat().st_size
     except (OSError, ValueError):  # no such file, or a path that the system refuses
         return None
-
-
-def write_predictions(path: Path, pairs: Pairs, threshold: float | None) -> None:
-    """Write, for every entity of the manifest, the region that the model gives it, as `spanbox score` reads it.
-
-    A box is in pixels of the image as shown. It is null where the best score is below the threshold, where the image
-    offers no region, and where the model did not get to see the entity (a broken image, a span beyond the limits).
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        predicted = _predicted_boxes(pairs, threshold)
-        for record in track(pairs.manifest, "writing predictions", len(pairs.manifest)):
-            boxes = predicted.get(record.id, {})
-            pixels = image_size(pairs.manifest.image_path(record)) if boxes else (1, 1)
-            entities = tuple(
-                PredictedEntity(entity.start, entity.end, entity.type, _in_pixels(boxes.get(index), pixels))
-                for index, entity in enumerate(record.entities)
-            )
-            file.write(msgspec.json.encode(Prediction(record.id, entities)) + b"\n")
 
 
 def write_audit(path: Path, manifests: Mapping[str, Path]) -> None:
@@ -248,27 +229,6 @@ def _heatmaps(
         if keys:
             described.append({**pairs.names_of(span), "maps": keys})
     return described, arrays
-
-
-def _predicted_boxes(pairs: Pairs, threshold: float | None) -> dict[str, dict[int, Tensor]]:
-    """The best region's box, normalised, of each entity that has one, by id of the record and index of the entity."""
-    predicted: dict[str, dict[int, Tensor]] = {}
-    if not len(pairs.bank.regions):
-        return predicted
-    own = score_own_image(pairs.bank)
-    best_S, slot_S = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).max(dim=1)
-    shown_S = best_S > -torch.inf if threshold is None else best_S >= threshold
-    for span in shown_S.nonzero()[:, 0].tolist():
-        name = pairs.names_of(span)
-        predicted.setdefault(name["id"], {})[name["entity"]] = own.boxes_SR4[span, slot_S[span]]
-    return predicted
-
-
-def _in_pixels(box: Tensor | None, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    if box is None:
-        return None
-    x0, y0, x1, y1 = denormalise_boxes(box[None], *size)[0].tolist()
-    return x0, y0, x1, y1
 
 
 def _numbers(counts: Counts) -> dict[str, int]:

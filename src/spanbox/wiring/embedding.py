@@ -1,13 +1,13 @@
 """The features of a manifest's pairs by a model: in memory during training, on disk for an evaluation."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
@@ -23,56 +23,75 @@ from spanbox.wiring.building import make_collator, sample_limits
 from spanbox.wiring.loading import Loaded
 
 EVALUATION_BATCH = 128
+"""Pairs of a batch, at most; fewer where they have many spans or regions."""
+LONGEST_STEM = 40
+"""Characters of a manifest's name in the name of a folder, which is limited to 255 bytes."""
 
 
-def evaluation_dataset(config: RunConfig, model: DualEncoder, manifest: Manifest) -> PairDataset:
-    return PairDataset(manifest, sample_limits(config, model), config.seed, replace_broken=False)
+def evaluation_dataset(
+    config: RunConfig, model: DualEncoder, manifest: Manifest, *, objects_only: bool = False
+) -> PairDataset:
+    """The pairs of a manifest without limits of spans and regions.
+
+    Args:
+        objects_only: regions are the manifest's `objects` alone, the candidates of predictions.
+    """
+    limits = sample_limits(config, model, objects_only=objects_only)
+    return PairDataset(manifest, limits, config.seed, replace_broken=False)
+
+
+def features_folder(evaluation: Path, manifest: Path) -> Path:
+    """Folder of a manifest's features: by its name, for the eye, and by its path, since names repeat."""
+    of_path = hashlib.blake2b(os.fsencode(manifest.resolve()), digest_size=4).hexdigest()
+    return evaluation / f"features-{manifest.stem[:LONGEST_STEM]}-{of_path}"
 
 
 def embed(
     model: DualEncoder, config: RunConfig, tokenizer: Any, dataset: PairDataset, progress: StartProgress = Progress
 ) -> tuple[FeatureBank, list[Incident]]:
-    """The features of a data set's pairs, without those whose image is broken, and what was met in the data.
+    """The features of a data set's pairs, without those with a broken image, and the incidents.
 
     Args:
         model: in evaluation mode.
     """
     incidents: list[Incident] = []
-    return FeatureBank.cat(_parts(model, config, tokenizer, dataset, incidents, progress)), incidents
+    return FeatureBank.cat(embed_parts(model, config, tokenizer, dataset, incidents, progress)), incidents
 
 
 def embed_to_disk(loaded: Loaded, dataset: PairDataset, folder: Path) -> StoredBank:
-    """As `embed`, kept in `folder`, and taken from there when they were made by this checkpoint of these pairs."""
+    """As `embed`, stored in `folder`, and read from there when this checkpoint made them of these pairs."""
     fingerprint = _fingerprint(loaded, dataset)
     stored = open_bank(folder, fingerprint)
-    if stored is not None:
+    if stored is not None and _fits(stored.bank, dataset, loaded.config.model.dim):
         return stored
     incidents: list[Incident] = []
-    parts = _parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents, Progress)
+    parts = embed_parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents)
     return write_bank(folder, fingerprint, parts, incidents)
 
 
-def places_in_manifest(bank: FeatureBank, manifest: Manifest) -> NDArray[np.int64]:
-    """Place (N,) in the manifest of each pair of the bank, which has them in this order, without some."""
-    wanted = bank.sample.tolist()
-    places = np.empty(len(wanted), dtype=np.int64)
-    found = 0
-    for place, record in enumerate(manifest):
-        if found < len(wanted) and stable_id(record.id) == wanted[found]:
-            places[found] = place
-            found += 1
-    assert found == len(wanted), "a bank of this manifest"
-    return places
+def _fits(bank: FeatureBank, dataset: PairDataset, width: int) -> bool:
+    """Whether a bank from files that may be damaged names pairs and entities of the manifest."""
+    manifest, places = dataset.manifest, bank.place.tolist()
+    if bank.text.shape[1] != width or max(places, default=0) >= len(manifest):
+        return False
+    most_entities = torch.zeros(len(places), dtype=torch.int64)
+    most_entities.scatter_reduce_(0, bank.span_pair, bank.span_entity + 1, "amax")
+    for place, sample, entities in zip(places, bank.sample.tolist(), most_entities.tolist(), strict=True):
+        record = manifest[place]
+        if stable_id(record.id) != sample or len(record.entities) < entities:
+            return False
+    return True
 
 
-def _parts(
+def embed_parts(
     model: DualEncoder,
     config: RunConfig,
     tokenizer: Any,
     dataset: PairDataset,
     incidents: list[Incident],
-    progress: StartProgress,
+    progress: StartProgress = Progress,
 ) -> Iterator[FeatureBank]:
+    """As `embed`, one bank per batch; incidents are added to `incidents`."""
     device = next(model.parameters()).device
     workers = config.data.worker_count(device)
     batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
@@ -90,7 +109,7 @@ def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
 
 
 def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
-    """What the features depend on: the weights, the pairs with their images, and what enters of each."""
+    """Everything that the features depend on: weights, pairs, images, limits, precision."""
     config, device = loaded.config, next(loaded.model.parameters()).device
     return {
         "checkpoint": loaded.checkpoint.name,
@@ -106,7 +125,7 @@ def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
 
 
 def _digest_of_images(manifest: Manifest) -> str:
-    """A digest of the size and time of every image, which no image is read for."""
+    """A digest of the size and time of every image; images are not read."""
     digest = hashlib.blake2b(digest_size=16)
     for record in manifest:
         digest.update(repr(_size_and_time(manifest.image_path(record))).encode())

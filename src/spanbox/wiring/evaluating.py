@@ -1,22 +1,27 @@
-"""Measuring a model on a manifest: its figures alone, as during training, or with all that a report shows of it.
+"""Evaluation of a model on a manifest: the figures alone, as during training, or with all files that a report needs.
 
-FOLDER/metrics.json                figures under flat, dotted names
-FOLDER/evaluation/outcomes.npz     what they are means of, query by query: NAME/values and NAME/image
-FOLDER/evaluation/features-STEM/   features of the manifest STEM.jsonl, see `evaluation/bank_files.py`
-FOLDER/evaluation/...              examples, heatmaps and the audit, see `artefacts.py`
+FOLDER/metrics.json                    figures under flat, dotted names
+FOLDER/evaluation/outcomes.npz         values of the means, query by query: NAME/values and NAME/image
+FOLDER/evaluation/features-STEM-HASH/  features of the manifest STEM.jsonl, see `evaluation/bank_files.py`
+FOLDER/evaluation/...                  examples, heatmaps and the audit, see `artefacts.py`
+
+Outputs are checked before anything is encoded. The files of an evaluation are written aside first, so that a full disk
+leaves those of the evaluation before it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
+from spanbox.data.manifest import Manifest
 from spanbox.engine.device import choose_precision, make_encode
-from spanbox.errors import ConfigError
 from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
@@ -25,6 +30,7 @@ from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import choose_threshold
 from spanbox.evaluation.selection import check_selectable, selection_value
+from spanbox.files import PARTIAL, check_writable_file, check_writable_folder, explained
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
 from spanbox.structures import Incident
@@ -35,11 +41,14 @@ from spanbox.wiring.artefacts import (
     write_audit,
     write_examples,
     write_json,
-    write_predictions,
 )
 from spanbox.wiring.building import make_collator, open_manifest
-from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset
+from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset, features_folder
 from spanbox.wiring.loading import Loaded, load
+from spanbox.wiring.predicting import check_objects, write_predictions
+
+FILES = ("outcomes.npz", "examples.json", "heatmaps.npz", "audit.json")
+"""Files of an evaluation that replace those of the one before it."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +69,13 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What an evaluation does besides its figures.
+    """Parts of an evaluation besides its figures.
 
     Attributes:
-        threshold_from: manifest on which to choose the score from which an entity counts as shown; None: the config's
-            data.val, where it is there.
+        threshold_from: manifest used to choose the visibility threshold; None: the config's data.val, if it exists.
         examples: retrievals of each kind and direction, and half of the wrong and of the right matches; 0: none.
-        occlusion: entities whose object is hidden; 0: none.
-        predictions: file for the regions that the model gives the manifest's entities.
+        occlusion: entities in the occlusion test; 0: no test.
+        predictions: file for the regions that the model gives the manifest's entities, see `predicting.py`.
     """
 
     threshold_from: Path | None = None
@@ -94,31 +102,43 @@ def evaluate_to_folder(
     options: EvaluationOptions | None = None,
     device: str = "auto",
 ) -> tuple[Evaluated, Path]:
-    """Evaluate a checkpoint (or the best of a run) with intervals, and write all that a report shows of it.
+    """Evaluate a checkpoint (or the best of a run) with intervals, and write the files that a report needs.
 
     Args:
         path: a run folder or a checkpoint folder.
         manifest: the pairs to evaluate on.
         out: folder for the files; None: the run's, or that of a checkpoint which belongs to no run. A file that ends in
             `.json` gets the figures, and nothing else is written.
-        options: what else is done.
+        options: further parts.
         device: where the towers run.
 
     Returns:
-        What was found, and where the figures are.
+        The figures, and the path of their file.
+
+    Raises:
+        OutputError: an output cannot be written; said before anything is encoded, where that is possible.
+        DataError: the manifest is wrong, or predictions are wanted and it has no candidates for them.
     """
     options = options or EvaluationOptions()
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     metrics_path, folder = _destination(path, out)
-    _make_folder(folder or metrics_path.parent)
+    _check_outputs(metrics_path, folder, options.predictions)
+    if options.predictions is not None:
+        check_objects(opened)
+    validation = _validation(loaded, options.threshold_from)
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
     stored = _features(loaded, dataset, folder)
     pairs = Pairs(stored.bank, dataset)
-    threshold = _threshold(loaded, stored.bank, options.threshold_from, folder)
+    threshold = _threshold(loaded, stored.bank, validation, folder)
     device_of_model = next(loaded.model.parameters()).device
     evaluation = evaluate(
-        stored.bank, pairs.entity_types(), threshold=threshold, device=device_of_model, progress=Progress
+        stored.bank,
+        pairs.entity_types(),
+        pairs.ambiguous(),
+        threshold=threshold,
+        device=device_of_model,
+        progress=Progress,
     )
     occluded, facts = _occlude(loaded, pairs, options.occlusion)
     outcomes = {**evaluation.outcomes, **occluded}
@@ -126,14 +146,14 @@ def evaluate_to_folder(
     for name, figure in figures_of(occluded).items():
         metrics |= figure.named(name)
     if options.predictions is not None:
-        write_predictions(options.predictions, pairs, threshold)
+        write_predictions(options.predictions, loaded, opened, validation)
     if folder is not None:
-        _remove(folder, ("outcomes.npz", "examples.json", "heatmaps.npz", "audit.json"))
-        _write_outcomes(folder / "outcomes.npz", outcomes)
-        if options.examples:
-            retrievals = _retrievals(stored.bank, outcomes, options.examples, loaded.config.seed)
-            write_examples(folder, pairs, retrievals, loaded, 2 * options.examples)
-        write_audit(folder / "audit.json", _manifests(loaded.config, manifest))
+        with _replacing_files(folder, FILES) as aside:
+            _write_outcomes(aside / "outcomes.npz", outcomes)
+            if options.examples:
+                retrievals = _retrievals(stored.bank, outcomes, options.examples, loaded.config.seed)
+                write_examples(aside, pairs, retrievals, loaded, 2 * options.examples, folder)
+            write_audit(aside / "audit.json", _manifests(loaded.config, manifest))
     evaluated = Evaluated(loaded.checkpoint, manifest, data_fingerprint(opened), metrics, stored.incidents)
     evaluated.write(metrics_path)  # last: where it is, the rest is complete
     return evaluated, metrics_path
@@ -155,12 +175,13 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
 
 
 def _figures_alone(bank: FeatureBank, dataset: PairDataset, progress: StartProgress) -> dict[str, float]:
-    """Every metric that a validation can choose by, without intervals."""
-    return evaluate(bank, Pairs(bank, dataset).entity_types(), intervals=False, progress=progress).metrics
+    """Every metric that validation can use, without intervals."""
+    pairs = Pairs(bank, dataset)
+    return evaluate(bank, pairs.entity_types(), pairs.ambiguous(), intervals=False, progress=progress).metrics
 
 
 def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
-    """Where the figures go, and the folder of all else; None: nowhere."""
+    """The file of the figures, and the folder of all other files; None: they are not written."""
     if out is not None and out.suffix == ".json":
         return out, None
     belongs_to_a_run = path.parent.name == "checkpoints"
@@ -168,37 +189,54 @@ def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
     return folder / "metrics.json", folder / "evaluation"
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); name another place with --out") from None
+def _check_outputs(metrics: Path, folder: Path | None, predictions: Path | None) -> None:
+    for path in (metrics, predictions):
+        if path is not None:
+            check_writable_file(path)
+    if folder is not None:
+        check_writable_folder(folder)
 
 
-def _remove(folder: Path, names: Iterable[str]) -> None:
-    """Remove what an earlier evaluation left: it may be of another checkpoint."""
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
+@contextmanager
+def _replacing_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder for new files, which replace all of these names in `folder` when the block succeeds.
+
+    Raises:
+        OutputError: they cannot be written; the older files stay.
+    """
+    with explained(folder), TemporaryDirectory(prefix=".", suffix=PARTIAL, dir=folder) as aside:
+        yield Path(aside)
+        for name in names:
+            if (Path(aside) / name).exists():
+                (Path(aside) / name).replace(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)  # of an earlier evaluation, perhaps of another checkpoint
 
 
 def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None) -> StoredBank:
     if folder is not None:
-        return embed_to_disk(loaded, dataset, folder / f"features-{dataset.manifest.path.stem}")
+        return embed_to_disk(loaded, dataset, features_folder(folder, dataset.manifest.path))
     return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset))
 
 
-def _threshold(loaded: Loaded, bank: FeatureBank, given: Path | None, folder: Path | None) -> float | None:
-    """The score from which an entity counts as shown, chosen on other data; None where there are none, or no scores."""
+def _validation(loaded: Loaded, given: Path | None) -> Manifest | None:
+    """The manifest used to choose the visibility threshold."""
     val = loaded.config.data.val
-    if not (len(bank.spans) and len(bank.regions)) or (given is None and (val is None or not Path(val).is_file())):
+    if given is None and (val is None or not Path(val).is_file()):
         return None
-    opened = open_manifest(loaded.config, str(given or val), "--threshold-from")
-    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
+    return open_manifest(loaded.config, str(given or val), "--threshold-from")
+
+
+def _threshold(loaded: Loaded, bank: FeatureBank, validation: Manifest | None, folder: Path | None) -> float | None:
+    """The score from which an entity counts as shown; None without validation data or without scores."""
+    if validation is None or not (len(bank.spans) and len(bank.regions)):
+        return None
+    dataset = evaluation_dataset(loaded.config, loaded.model, validation)
     return choose_threshold(_features(loaded, dataset, folder).bank)
 
 
 def _occlude(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Outcome], dict[str, float]]:
-    """How far scores fall when objects are hidden, and how many of the entities could not be asked."""
+    """The occlusion test, and the number of entities whose object is too large for it."""
     config, model = loaded.config, loaded.model
     spans = draw_linked_spans(pairs.bank, entities, config.seed).tolist()
     if not spans:
@@ -220,13 +258,13 @@ def _occlude(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Out
 def _retrievals(
     bank: FeatureBank, outcomes: Mapping[str, Outcome], count: int, seed: int
 ) -> dict[str, list[RetrievalExample]]:
-    """Examples of both directions; all queries have a rank, since each pair's own is right."""
+    """Examples of both directions; every query has a rank, since its own pair is right."""
     ranks = {way: torch.from_numpy(outcomes[f"retrieval.{way}.mean_rank"].values).long() for way in DIRECTIONS}
     return {way: retrieval_examples(bank, way, ranks[way], count, seed) for way in DIRECTIONS}
 
 
 def _write_outcomes(path: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """What means are made of: intervals and differences between runs are computed from it."""
+    """Values of the means, from which intervals and differences between runs are computed."""
     means = {name: outcome for name, outcome in outcomes.items() if outcome.summary == "mean"}
     arrays = {f"{name}/values": outcome.values for name, outcome in means.items()}
     images = {f"{name}/image": outcome.image for name, outcome in means.items()}

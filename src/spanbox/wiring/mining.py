@@ -18,7 +18,7 @@ from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Incident
 from spanbox.wiring.building import open_manifest
-from spanbox.wiring.embedding import embed, evaluation_dataset, places_in_manifest
+from spanbox.wiring.embedding import embed, evaluation_dataset
 from spanbox.wiring.loading import load
 
 SEARCHES: Mapping[SearchName, NearestWrong] = {"exact": nearest_wrong, "approximate": nearest_wrong_approximately}
@@ -92,7 +92,7 @@ def check_search(search: SearchName) -> None:
 
 def _in_manifest(mined: Mined, bank: FeatureBank, manifest: Manifest) -> Neighbours:
     """Neighbours by the pairs' places in the bank as neighbours by their places in the manifest."""
-    places = places_in_manifest(bank, manifest)
+    places = bank.place.numpy()
     found = mined.neighbours.numpy()
     neighbours = np.full((len(manifest), found.shape[1]), -1, dtype=np.int32)
     neighbours[places] = np.where(found < 0, -1, places[found])

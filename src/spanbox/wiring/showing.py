@@ -8,6 +8,7 @@ from spanbox.data.contact_sheet import contact_sheet
 from spanbox.data.dataset import PairDataset, SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.data.masking import mask_grid
+from spanbox.files import check_writable_file, write_text
 from spanbox.structures import Sample
 
 PROPOSALS = 8  # shown besides the entities' boxes
@@ -16,7 +17,12 @@ PROPOSALS = 8  # shown besides the entities' boxes
 def show_samples(
     manifest: Path, out: Path, *, n: int, with_views: bool, size: int, patch: int, overrides: Sequence[str]
 ) -> int:
-    """Write a page of `n` pairs, spread evenly over the manifest. Returns how many could be read."""
+    """Write a page of `n` pairs, spread evenly over the manifest. Returns how many could be read.
+
+    Raises:
+        OutputError: `out` cannot be written; checked first.
+    """
+    check_writable_file(out)
     opened = Manifest(manifest)
     settings = load_config("demo", overrides).data.views
     grid = mask_grid(settings, size, patch)
@@ -26,6 +32,5 @@ def show_samples(
     items = [dataset[0, index * len(opened) // n] for index in range(n)]
     samples = [item for item in items if isinstance(item, Sample)]
     page = contact_sheet(samples, manifest.name, settings if with_views else None, grid)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_text(out, page)
     return len(samples)
