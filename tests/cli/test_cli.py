@@ -166,7 +166,8 @@ class TestTrainAndEvaluate:
         assert (code, f"written to {run}/metrics.json" in out) == (0, True)
         assert "occlusion.coarse" in out
         written = {path.name for path in (run / "evaluation").iterdir()}
-        assert written >= {"outcomes.npz", "examples.json", "heatmaps.npz", "audit.json", "features-test"}
+        assert written >= {"outcomes.npz", "examples.json", "heatmaps.npz", "audit.json"}
+        assert len(list((run / "evaluation").glob("features-test-*"))) == 1
         assert len(Path("regions.jsonl").read_text(encoding="utf-8").splitlines()) == 12
 
     def test_evaluate_tells_what_it_worked_around(

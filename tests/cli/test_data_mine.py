@@ -95,7 +95,7 @@ def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--out", "n.npy", "--by", "words"], "--by: 'words' cannot ask; expected one of sentences, images"),
+        (["--out", "n.npy", "--by", "words"], "--by: 'words' is no choice; expected one of sentences, images"),
         (["--out", "n.npy", "--search", "nearly"], "--search: 'nearly' is no search; expected one of exact, approx"),
         (["--out", "."], "cannot be written"),
         (["--out", "n.npy", "--k", "0"], "--k"),
@@ -181,7 +181,7 @@ def test_neighbours_of_another_manifest_are_refused(
 ) -> None:
     mined = tmp_path / "neighbours.npy"
     assert spanbox(run.run_dir, scenes / "val.jsonl", "--out", mined, "--k", "3")[0] == 0
-    with pytest.raises(DataError, match="mine anew"):
+    with pytest.raises(DataError, match="mine again"):
         train(miniature.demo_config(scenes, tmp_path / "run", f"data.neighbours={mined}"))
 
 
