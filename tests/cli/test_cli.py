@@ -180,6 +180,37 @@ class TestTrainAndEvaluate:
         assert "broken image" in out
         assert f"{record.id}: " in out
 
+    def test_evaluate_prints_ids_as_they_are(self, spanbox: Command, trained: Path, faulty: Path) -> None:
+        """No markup, and nothing that controls the terminal."""
+
+        def worked_around(record: dict[str, Any]) -> None:
+            record["id"] = "[/b]\x1b[31m"
+            first_box(record)[2] = 900.0
+
+        change_line(faulty / "test.jsonl", 1, worked_around)
+        data = (faulty / "test.jsonl").rename(faulty / "[b]test.jsonl")
+        outcome = spanbox("evaluate", trained, "--data", data, "--out", "m.json", "--occlusion", "0")
+        assert outcome.code == 0, outcome.err
+        assert r"[/b]\x1b[31m: " in outcome.out
+        assert "clipped box" in outcome.out
+        assert "\x1b[31m" not in outcome.out
+
+    @pytest.mark.parametrize("option", ["--out", "--predictions"])
+    def test_evaluate_checks_its_outputs_first(
+        self, option: str, spanbox: Command, trained: Path, scenes: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        outcome = spanbox("evaluate", trained, "--data", scenes / "test.jsonl", option, tmp_path / "file" / "x.json")
+        assert outcome.code == 2
+        assert "cannot be written" in outcome.err
+        assert "encoding" not in outcome.err
+        assert (tmp_path / "file").read_text() == ""
+
+    def test_show_checks_its_output_first(self, spanbox: Command, scenes: Path, tmp_path: Path) -> None:
+        outcome = spanbox("data", "show", scenes / "test.jsonl", "--out", tmp_path)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert "cannot be written" in outcome.err
+
     def test_inverted_boxes_can_be_left_out_and_are_counted(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 3, lambda record: first_box(record).reverse())
         code, _, err = spanbox("train", "demo", *overrides(faulty, "data.inverted_boxes=drop", "train.steps=1"))

@@ -240,8 +240,15 @@ def test_inverted_boxes_can_be_dropped_and_are_counted(tmp_path: Path) -> None:
     for _ in ("index made", "index read"):
         manifest = Manifest(path, inverted_boxes="drop")
         assert manifest.inverted_count == 3
-        assert manifest[0].entities[0].boxes == (good,)
+        assert manifest[0].entities[0] == Entity(0, 1, boxes=(good,))
         assert manifest[0].objects == (ObjectBox(good),)
+
+
+def test_an_entity_that_loses_all_its_boxes_may_still_be_shown(tmp_path: Path) -> None:
+    """Dropped boxes do not make it an entity that the text only names."""
+    write_manifest(tmp_path / "m.jsonl", [Record("1", "a.jpg", "cat", entities=(Entity(0, 1, boxes=INVERTED[:1]),))])
+    (entity,) = Manifest(tmp_path / "m.jsonl", inverted_boxes="drop")[0].entities
+    assert (entity.boxes, entity.ambiguous) == ((), True)
 
 
 def test_boxes_that_are_not_finite_count_as_inverted() -> None:

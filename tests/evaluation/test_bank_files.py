@@ -143,6 +143,13 @@ class TestOpening:
         assert stored is not None
         assert_equal_banks(stored.bank, random_bank(1))
 
+    def test_more_incidents_than_are_read_again(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("spanbox.evaluation.bank_files.LARGEST_DESCRIPTION", 300)
+        stored = write_bank(folder, FINGERPRINT, [random_bank(0)], INCIDENTS * 9)
+        assert stored.incidents == INCIDENTS * 9
+        assert_equal_banks(stored.bank, random_bank(0))
+        assert open_bank(folder, FINGERPRINT) is None
+
     def test_no_space_left(self, folder: Path, smallest_files: None) -> None:
         with pytest.raises(OutputError, match=r"features-test: cannot be written \(File too large\)"):
             write_bank(folder, FINGERPRINT, [random_bank(seed, pairs=60) for seed in range(9)], [])

@@ -37,7 +37,7 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     type: str = ""
     identity: str = ""  # equal for the same entity in other pairs; default: its text, case-folded, spaces collapsed
     boxes: tuple[Box, ...] = ()  # x0 y0 x1 y1 in pixels of the image as shown; empty: not in the image
-    ambiguous: bool = False  # there were several boxes to choose from, and the importer could not decide
+    ambiguous: bool = False  # unknown which of its boxes is meant; without boxes: unknown whether the image shows it
 
 
 class ObjectBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -138,12 +138,18 @@ def find_inverted_boxes(record: Record) -> list[tuple[str, str]]:
     ]
 
 
+def _without_inverted_boxes(entity: Entity) -> Entity:
+    """An entity whose boxes are all without area becomes one that the image may show, not one that is only named."""
+    boxes = tuple(box for box in entity.boxes if not is_inverted(box))
+    return msgspec.structs.replace(entity, boxes=boxes, ambiguous=entity.ambiguous or not boxes)
+
+
 def without_inverted_boxes(record: Record) -> Record:
     """The record with its inverted boxes left out."""
     return msgspec.structs.replace(
         record,
         entities=tuple(
-            msgspec.structs.replace(entity, boxes=tuple(box for box in entity.boxes if not is_inverted(box)))
+            _without_inverted_boxes(entity) if any(map(is_inverted, entity.boxes)) else entity
             for entity in record.entities
         ),
         objects=tuple(proposal for proposal in record.objects if not is_inverted(proposal.box)),

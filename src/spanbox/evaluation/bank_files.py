@@ -31,7 +31,7 @@ from spanbox.structures import Incident
 VERSION = 2
 FIELDS = tuple(entry.name for entry in fields(FeatureBank))
 LARGEST_DESCRIPTION = 2**26
-"""Bytes of bank.json that are read."""
+"""Bytes of bank.json that are read; a bank with more, which has some 500,000 incidents, is not used again."""
 
 _FEATURES = ("text", "image", "spans", "regions")
 _DTYPES: dict[str, tuple[type[np.generic], ...]] = {
@@ -83,8 +83,7 @@ def open_bank(folder: Path, fingerprint: Fingerprint) -> StoredBank | None:
         return None
     if not _is_consistent(arrays):
         return None
-    bank = FeatureBank(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-    return StoredBank(bank, [Incident(*incident) for incident in description.incidents])
+    return StoredBank(_as_bank(arrays), [Incident(*incident) for incident in description.incidents])
 
 
 def write_bank(
@@ -118,9 +117,7 @@ def write_bank(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    stored = open_bank(folder, fingerprint)
-    assert stored is not None, "a bank that was just written"
-    return stored
+    return StoredBank(_as_bank({name: _open_field(folder, name) for name in FIELDS}), list(incidents))
 
 
 class _GrowingArray:
@@ -163,6 +160,10 @@ class _GrowingArray:
         assert self._dtype is not None
         header = {"descr": npy.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self._rows, *self._row)}
         npy.write_array_header_1_0(self._file, header)
+
+
+def _as_bank(arrays: Mapping[str, NDArray[Any]]) -> FeatureBank:
+    return FeatureBank(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def _open_field(folder: Path, name: str) -> NDArray[Any]:
