@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -59,7 +60,9 @@ def run_isolated(make: Callable[[Path], Case], folder: Path, time_limit: float =
     case_folder = folder / "case"
     case_folder.mkdir(parents=True)
     began = time.monotonic()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, which the child does not use
+        child = os.fork()
     if child == 0:
         _run_child(make, case_folder, folder)
     status, peak, stopped = _wait(child, began + time_limit)
@@ -164,6 +167,7 @@ def _call(case: Case) -> int:
 def _watch_writes(case_folder: Path, allowed: tuple[str, ...], report: Path) -> None:
     """Append to `report` each path outside of `allowed` that Python opens for writing, makes, moves or removes."""
     root = os.path.realpath(case_folder)
+    allowed = (*allowed, ".*.partial")  # written aside, renamed later
     descriptor = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     busy = False
@@ -187,10 +191,12 @@ def _watch_writes(case_folder: Path, allowed: tuple[str, ...], report: Path) -> 
         busy = True
         try:
             if event == "open":
-                if arguments[2] & changing and arguments[0] is not None:
-                    check(arguments[0])
+                path, _, flags = arguments
+                is_folder = isinstance(path, str | bytes | os.PathLike) and Path(os.fsdecode(path)).is_dir()
+                if flags & changing and path is not None and not is_folder:  # a nameless file opens its folder
+                    check(path)
             elif event == "os.mkdir":
-                if not os.path.lexists(arguments[0]):  # or it is only asked whether it exists
+                if not Path(os.fsdecode(arguments[0])).is_dir():  # or it is made where it is missing
                     check(arguments[0])
             elif event in ("os.remove", "os.rmdir", "os.truncate"):
                 check(arguments[0])

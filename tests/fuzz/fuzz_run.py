@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -49,22 +50,26 @@ def run_input(samples: Samples, kind: str, number: int, seed: int, work: Path, t
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def prepare(work: Path) -> Samples:
-    """Make the valid samples in a process of their own: threads do not survive a fork."""
+def prepare(work: Path, folder: Path) -> Samples:
+    """Make the valid samples, unless they are there, in a process of their own: threads do not survive a fork."""
+    if (folder / "ablation" / "runs" / "table.csv").exists():  # made last
+        return Samples(folder)
     child = os.fork()
     if child == 0:
         code = 1
         try:
             with (work / "samples.txt").open("w") as file:
                 os.dup2(file.fileno(), 1)
-                make_samples(work / "samples")
+                make_samples(folder)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         raise SystemExit("fuzz: the valid samples cannot be made, see above")
-    return Samples(work / "samples")
+    return Samples(folder)
 
 
 def warm_up() -> None:
@@ -99,6 +104,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="number of the first input of each kind")
     parser.add_argument("--only", type=int, help="run this one number and print its output")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="seconds after which an input hangs")
+    parser.add_argument("--samples", type=Path, help="folder of the valid samples, kept for the next time")
     parser.add_argument("--json", type=Path, help="file for all results")
     arguments = parser.parse_args()
     kinds = arguments.kind or list(KINDS)
@@ -106,7 +112,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="spanbox-fuzz-") as temporary:
         work = Path(temporary)
         os.environ["HOME"] = str(work)
-        samples = prepare(work)
+        samples = prepare(work, arguments.samples or work / "samples")
         warm_up()
         numbers = range(arguments.start, arguments.start + arguments.count // len(kinds))
         if arguments.only is not None:
