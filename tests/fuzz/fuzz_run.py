@@ -10,6 +10,7 @@ a GiB of memory, or a file written outside of the target.
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -50,6 +52,10 @@ def run_input(samples: Samples, kind: str, number: int, seed: int, work: Path, t
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _run_input(samples: Samples, seed: int, work: Path, time_limit: float, chosen: tuple[str, int]) -> Result:
+    return run_input(samples, *chosen, seed, work, time_limit)
+
+
 def prepare(work: Path, folder: Path) -> Samples:
     """Make the valid samples, unless they are there, in a process of their own: threads do not survive a fork."""
     if (folder / "ablation" / "runs" / "table.csv").exists():  # made last
@@ -75,7 +81,7 @@ def prepare(work: Path, folder: Path) -> Samples:
 def warm_up() -> None:
     """Load fonts and renderers once, so that the forks share them."""
     figure, axes = matplotlib.pyplot.subplots()
-    axes.set_title("图 0.5")
+    axes.set_title("0.5")
     for form in ("png", "svg"):
         figure.savefig(io.BytesIO(), format=form)
     matplotlib.pyplot.close(figure)
@@ -103,12 +109,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", type=int, default=0, help="number of the first input of each kind")
     parser.add_argument("--only", type=int, help="run this one number and print its output")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="inputs at the same time")
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT, help="seconds after which an input hangs")
     parser.add_argument("--samples", type=Path, help="folder of the valid samples, kept for the next time")
     parser.add_argument("--json", type=Path, help="file for all results")
     arguments = parser.parse_args()
     kinds = arguments.kind or list(KINDS)
     torch.set_num_threads(1)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="spanbox-fuzz-") as temporary:
         work = Path(temporary)
         os.environ["HOME"] = str(work)
@@ -117,17 +125,17 @@ def main() -> int:
         numbers = range(arguments.start, arguments.start + arguments.count // len(kinds))
         if arguments.only is not None:
             numbers = range(arguments.only, arguments.only + 1)
-        results: dict[str, list[Result]] = {}
-        for kind in kinds:
-            began, shown = time.monotonic(), 0
-            results[kind] = []
-            for number in numbers:
-                result = run_input(samples, kind, number, arguments.seed, work, arguments.time_limit)
+        inputs = [(kind, number) for kind in kinds for number in numbers]
+        run = partial(_run_input, samples, arguments.seed, work, arguments.time_limit)
+        results: dict[str, list[Result]] = {kind: [] for kind in kinds}
+        with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+            for (kind, number), result in zip(inputs, pool.imap(run, inputs), strict=True):
+                failed = sum(earlier.outcome in FAILURES for earlier in results[kind])
                 results[kind].append(result)
-                if arguments.only is not None or (result.outcome in FAILURES and shown < KEPT):
-                    shown += 1
+                if arguments.only is not None or (result.outcome in FAILURES and failed < KEPT):
                     print(f"--- {kind} {number}: {result.outcome}\n{result.detail}", file=sys.stderr, flush=True)
-            print(f"{kind}: {len(results[kind])} in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+                if len(results[kind]) == len(numbers):
+                    print(f"{kind}: {len(numbers)} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         if arguments.json:
             content = {kind: [asdict(result) for result in found] for kind, found in results.items()}
             arguments.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
