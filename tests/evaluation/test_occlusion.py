@@ -209,6 +209,21 @@ class TestFalls:
         torch.testing.assert_close(found.coarse, expected.coarse, rtol=0, atol=1e-5)
         torch.testing.assert_close(found.fine, expected.fine, rtol=0, atol=1e-5)
 
+    def test_other_regions_of_the_image_are_not_encoded(self) -> None:
+        """Nothing limits their number, and each may have a crop."""
+        sizes: list[tuple[int, ...]] = []
+
+        def batches(samples: list[Sample]) -> Batch:
+            batch = batch_of(samples)
+            sizes.append((*batch.span_identity.shape, batch.regions.shape[1]))
+            return batch
+
+        many = make_sample(1, spans=2, regions=200)
+        corner = torch.linspace(0.0, 0.4, 200)[:, None]
+        many = replace(many, regions=torch.cat([corner, corner, corner + 0.3, corner + 0.3], dim=1))
+        assert len(measure_falls(make_model().eval(), batches, [Query(many, 1)], GRID).coarse) == 1
+        assert sizes == [(3, 1, 1)]
+
     def test_no_gradient(self) -> None:
         assert not measure_falls(make_model().eval(), batch_of, [Query(small_boxes(0), 0)], GRID).coarse.requires_grad
 

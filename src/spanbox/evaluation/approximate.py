@@ -2,9 +2,8 @@
 
 Same arguments and results as `nearest_wrong` (`evaluation/mining.py`), whose time grows with the square of the data
 set. Keys are assigned to cells around centroids, and a query is compared only with the keys of the nearest cells
-(inverted
-file: Sivic and Zisserman, Video Google, 2003; faiss: Douze et al., The Faiss library, 2024). Keys in other cells are
-missed.
+(inverted file: Sivic and Zisserman, Video Google, 2003; faiss: Douze et al., The Faiss library, 2024). Keys in other
+cells are missed.
 
 False negatives are removed from the results, so the search requests more candidates than neighbours, and many more for
 queries with too few wrong pairs.

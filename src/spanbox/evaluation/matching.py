@@ -43,10 +43,10 @@ def within_image_outcomes(
         entity_types: (S,) type of each span of the bank; None where it is unknown.
         ambiguous: (S,) bool, spans for which the data does not say which of several boxes is meant.
     """
-    asked = own.of_spans(own.has_box_S)
-    first = found_within(asked, asked.linked_SR, 1)
-    outcomes = {WITHIN: first, f"{WITHIN}.r5": found_within(asked, asked.linked_SR, 5)}
-    groups = {"hard": _can_go_wrong(asked), **dict(_by_size(asked)), **dict(_by_candidates(asked))}
+    queries = own.of_spans(own.has_box_S)
+    first = found_within(queries, queries.linked_SR, 1)
+    outcomes = {WITHIN: first, f"{WITHIN}.r5": found_within(queries, queries.linked_SR, 5)}
+    groups = {"hard": _can_go_wrong(queries), **dict(_by_size(queries)), **dict(_by_candidates(queries))}
     if entity_types is not None:
         groups |= _by_type([entity_types[span] for span in own.has_box_S.nonzero()[:, 0].tolist()])
     if ambiguous is not None and ambiguous[own.has_box_S].any():
@@ -57,10 +57,10 @@ def within_image_outcomes(
 def within_image_facts(own: OwnImage) -> dict[str, float]:
     """What the data make of the task: `.mean_candidates` of a linked span, and `.trivial`, the share of the spans that
     cannot go wrong, because every candidate is right."""
-    asked = own.of_spans(own.has_box_S)
+    queries = own.of_spans(own.has_box_S)
     return {
-        f"{WITHIN}.mean_candidates": float(asked.candidates_SR.sum(dim=1).double().mean()),
-        f"{WITHIN}.trivial": float((~_can_go_wrong(asked)).double().mean()),
+        f"{WITHIN}.mean_candidates": float(queries.candidates_SR.sum(dim=1).double().mean()),
+        f"{WITHIN}.trivial": float((~_can_go_wrong(queries)).double().mean()),
     }
 
 
@@ -79,11 +79,11 @@ def across_set_outcomes(
     Keys under `matching.across_set`: `.r1 .r5 .r10 .median_rank .mean_rank .map`. The baseline of `.r1` answers every
     span with the region that is right most often.
     """
-    asks_Q = bank.links[:, 0].bincount().nonzero()[:, 0]
+    query_Q = bank.links[:, 0].bincount().nonzero()[:, 0]
     shown = torch.unique(torch.stack([bank.span_identity[bank.links[:, 0]], bank.links[:, 1]]), dim=1).contiguous()
-    relevance = _same_identity(bank, asks_Q, shown, device)
+    relevance = _same_identity(bank, query_Q, shown, device)
     ranking = rank_in_blocks(
-        bank.spans[asks_Q],
+        bank.spans[query_Q],
         bank.regions,
         relevance,
         device=device,
@@ -91,8 +91,8 @@ def across_set_outcomes(
         progress=progress,
         label="entity to object",
     )
-    image_Q = bank.group[bank.span_pair[asks_Q]]
-    return ranking_outcomes(ACROSS, ranking, image_Q, {1: _most_frequent(bank.span_identity[asks_Q], shown)})
+    image_Q = bank.group[bank.span_pair[query_Q]]
+    return ranking_outcomes(ACROSS, ranking, image_Q, {1: _most_frequent(bank.span_identity[query_Q], shown)})
 
 
 def _can_go_wrong(own: OwnImage) -> Tensor:
@@ -116,10 +116,10 @@ def _by_type(types: Sequence[str | None]) -> dict[str, Tensor]:
     return {f"type.{name}": torch.tensor([other == name for other in types]) for name in known}
 
 
-def _same_identity(bank: FeatureBank, asks_Q: Tensor, shown: Tensor, device: torch.device | str) -> Relevance:
+def _same_identity(bank: FeatureBank, query_Q: Tensor, shown: Tensor, device: torch.device | str) -> Relevance:
     """Args: `shown` (2, E): different identities, each beside a region that shows it."""
-    pair_Q, pair_M = bank.span_pair[asks_Q].to(device), bank.region_pair.to(device)
-    identity_Q, group = bank.span_identity[asks_Q].to(device), bank.group.to(device)
+    pair_Q, pair_M = bank.span_pair[query_Q].to(device), bank.region_pair.to(device)
+    identity_Q, group = bank.span_identity[query_Q].to(device), bank.group.to(device)
     of_identity, of_group = Index(*shown.to(device)), Index(group[pair_M])
 
     def relevance(rows: slice) -> tuple[Places, Places]:
@@ -139,6 +139,6 @@ def _flat(places: Places, width: int) -> Tensor:
 def _most_frequent(identity_Q: Tensor, shown: Tensor) -> Tensor:
     """For which queries (Q,) bool the region is right that is right for most."""
     identities, count = torch.unique(identity_Q, return_counts=True)
-    asked_E = count[torch.searchsorted(identities, shown[0])]
-    region = shown[1].bincount(weights=asked_E.double()).argmax()
+    queries_E = count[torch.searchsorted(identities, shown[0])]
+    region = shown[1].bincount(weights=queries_E.double()).argmax()
     return torch.isin(identity_Q, shown[0, shown[1] == region])

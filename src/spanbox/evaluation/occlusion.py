@@ -83,7 +83,8 @@ def measure_falls(
                 too_large += 1
                 continue
             tested.append(query)
-            versions += [query.sample, *(hide(query.sample, mask, crop_margin) for mask in (hidden, elsewhere))]
+            alone = _entity_alone(query)
+            versions += [alone, *(hide(alone, mask, crop_margin) for mask in (hidden, elsewhere))]
         if tested:
             coarse_scores, fine_scores = _scores(encode, collate(versions), [query.entity for query in tested])
             coarse.append(coarse_scores[:, :1] - coarse_scores[:, 1:])
@@ -148,6 +149,24 @@ def hide(sample: Sample, hidden: Tensor, crop_margin: float = 0.0) -> Sample:
     hidden_in_crops = hidden[rows[:, :, None], columns[:, None, :]]  # (R, s, s)
     colour = sample.pixels.float().mean(dim=(1, 2)).round().to(torch.uint8)[:, None, None]
     return replace(sample, pixels=pixels, crops=torch.where(hidden_in_crops[:, None], colour, sample.crops))
+
+
+def _entity_alone(query: Query) -> Sample:
+    """The sample without other entities and regions: an image may have hundreds, each with a crop."""
+    sample, linked = query.sample, _linked(query)
+    row = sample.entities.index(query.entity)
+    own = slice(row, row + 1)
+    return replace(
+        sample,
+        spans=sample.spans[own],
+        span_texts=sample.span_texts[own],
+        entities=sample.entities[own],
+        identities=sample.identities[own],
+        shown=sample.shown[own],
+        regions=sample.regions[linked],
+        links=sample.links[own, linked],
+        crops=None if sample.crops is None else sample.crops[linked],
+    )
 
 
 def _linked(query: Query) -> Tensor:
