@@ -180,9 +180,9 @@ class TestFalls:
 
         def encode(batch: Batch) -> Features:
             ones = torch.ones(len(batch), 1)
-            fine = torch.tensor([[0.2], [0.6], [0.9]]).expand(len(batch), 3, 1).clone()
+            fine = torch.tensor([[0.2], [0.6]]).expand(len(batch), 2, 1).clone()  # of the entity's two boxes
             fine[1::3] *= 0.5  # with the object hidden
-            return Features(text=ones, image=ones, spans=torch.ones(len(batch), 2, 1), regions=fine)
+            return Features(text=ones, image=ones, spans=torch.ones(len(batch), 1, 1), regions=fine)
 
         assert measure_falls(encode, batch_of, [Query(sample, 0)], GRID).fine.tolist() == [
             [pytest.approx(0.3), pytest.approx(0.0)]
