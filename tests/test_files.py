@@ -106,3 +106,13 @@ def test_files_have_the_mode_of_a_new_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "text")
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "a.txt")}
     assert len(modes) == 1
+
+
+def test_only_a_file_of_its_own_kind_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("data")
+    with pytest.raises(OutputError, match=r"train\.jsonl: exists and is not a \.html file, so it is not replaced"):
+        check_writable_file(tmp_path / "train.jsonl", ".html")
+    assert (tmp_path / "train.jsonl").read_text() == "data"
+    (tmp_path / "page.html").write_text("old")
+    check_writable_file(tmp_path / "page.html", ".html")
+    check_writable_file(tmp_path / "new", ".html")

@@ -290,7 +290,10 @@ class TestStarting:
             train(miniature.demo_config(copied_scenes, tmp_path / "run"))
 
     def test_fewer_pairs_than_a_batch(self, scenes: Path, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"^train\.batch_size: 33 .* has 32; set it to 32 or less$"):
+        with pytest.raises(
+            ConfigError,
+            match=r"a batch of 33 needs more pairs than the 32 of .*; set train\.batch_size=32 or less$",
+        ):
             train(miniature.demo_config(scenes, tmp_path / "run", "train.batch_size=33"))
 
     def test_more_tokens_than_positions(self, scenes: Path, tmp_path: Path) -> None:

@@ -53,11 +53,14 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", errors="replace"))
 
 
-def check_writable_file(path: Path) -> None:
+def check_writable_file(path: Path, suffix: str = "") -> None:
     """Check that `path` can be written, before long work whose result it will hold. Raises OutputError.
 
-    Missing parent folders are made; an existing file is left as it is.
+    Missing parent folders are made; an existing file is left as it is. With a `suffix`, such as `.html`, only a file of
+    that kind may be replaced, so that a mistyped path costs no data.
     """
+    if suffix and path.is_file() and path.suffix != suffix:
+        raise OutputError(f"{path}: exists and is not a {suffix} file, so it is not replaced; name another file")
     with explained(path):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")

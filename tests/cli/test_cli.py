@@ -316,6 +316,17 @@ class TestMistakes:
         outcome = spanbox("evaluate", damaged, "--data", scenes / "test.jsonl")
         self.told(outcome, "damaged/model.safetensors: cannot be read")
 
+    def test_predictions_in_place_of_a_manifest(self, spanbox: Command, trained: Path, faulty: Path) -> None:
+        manifest = faulty / "test.jsonl"
+        before = manifest.read_bytes()
+        outcome = spanbox("evaluate", trained, "--data", manifest, "--out", "out", "--predictions", manifest)
+        self.told(outcome, "is a manifest of this run, so it is not replaced")
+        assert manifest.read_bytes() == before
+
+    def test_a_page_in_place_of_a_manifest(self, spanbox: Command, faulty: Path) -> None:
+        manifest = faulty / "test.jsonl"
+        self.told(spanbox("data", "show", manifest, "--out", manifest), "is not a .html file, so it is not replaced")
+
     def test_unknown_language(self, spanbox: Command) -> None:
         self.told(spanbox("data", "demo", "out", "--lang", "fr"), "'fr' is not a language of the demo")
 

@@ -97,13 +97,13 @@ def check(
     ] = None,
 ) -> None:
     if json_path is not None:
-        check_writable_file(json_path)
+        check_writable_file(json_path, ".json")
     with progress_of("checking") as on_progress:
         report = audit(manifests, decode=not fast, on_progress=on_progress)
     _show_audit(report)
     if json_path is not None:
         report.write(json_path)
-        _print(Console(), f"Full report: {json_path}")
+        _print(make_console(), f"Full report: {json_path}")
     elif any(finding.count > len(finding.examples) for finding in (*report.problems, *report.notes)):
         print("--json PATH writes a full report with all of them.")
     if not report.ok:

@@ -111,6 +111,8 @@ def main() -> None:
         code = _fail("interrupted", INTERRUPTED)
     except OSError as error:
         code = _fail(_describe(error))
+    except UnicodeEncodeError as error:  # of a file name, in a locale such as C without UTF-8 mode
+        code = _fail(f"{error.object!r} cannot be a file name in this locale; set PYTHONUTF8=1")
     except MemoryError:
         code = _fail("out of memory; use smaller input or settings, `spanbox plan` shows what fits")
     except RecursionError:

@@ -39,7 +39,7 @@ def report(
     check_folders(runs)
     if data is not None and not data.is_file():
         raise DataError(f"{data}: no such manifest; --data names the JSON Lines file that was evaluated")
-    check_writable_file(path)
+    check_writable_file(path, ".html")
     if figures:
         check_writable_folder(figures)
     made = make_report(runs, lang, data)

@@ -36,7 +36,7 @@ def score(
     from spanbox.evaluation.gmner import GOLD_SPANS, score_file
     from spanbox.files import check_writable_file, write_text
 
-    check_writable_file(out)
+    check_writable_file(out, ".json")
     scores = score_file(predictions, data)
     metrics = scores.metrics()
     console = make_console()

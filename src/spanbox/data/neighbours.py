@@ -96,8 +96,8 @@ def remove_neighbours(path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """Check that the neighbours can be written to `path`, before long work. Raises OutputError."""
-    check_writable_file(path)
-    check_writable_file(_description(path))
+    check_writable_file(path, ".npy")
+    check_writable_file(_description(path), ".json")
 
 
 def manifest_digest(manifest: Path) -> str:

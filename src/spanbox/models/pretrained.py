@@ -33,6 +33,7 @@ _SMALL_FILES = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt"),
 )
+_SIDES = ("hidden_size", "intermediate_size", "vocab_size", "patch_size", "image_size", "dim", "hidden_dim")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WRONG_ARCHITECTURE = (
     ArithmeticError,
@@ -143,6 +144,8 @@ def _check_size(config: Any, build: Callable[..., nn.Module]) -> None:
     for name, value in config.to_dict().items():
         if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
             raise ValueError(f"{name} is {value}, at most {MOST_LAYERS} layers are built")
+        if name in _SIDES and isinstance(value, int) and value < 1:
+            raise ValueError(f"{name} is {value}, at least 1 is needed")
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build(config, dtype=torch.float32).parameters()) * 4
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

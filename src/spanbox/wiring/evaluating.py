@@ -9,7 +9,7 @@ Outputs are checked before anything is encoded. The files of an evaluation are w
 leaves those of the evaluation before it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest
 from spanbox.engine.device import choose_precision, make_encode
+from spanbox.errors import OutputError
 from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
@@ -123,7 +124,8 @@ def evaluate_to_folder(
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     metrics_path, folder = _destination(path, out)
-    _check_outputs(metrics_path, folder, options.predictions)
+    inputs = {*_manifests(loaded.config, manifest).values(), options.threshold_from}
+    _check_outputs(metrics_path, folder, options.predictions, inputs)
     if options.predictions is not None:
         check_objects(opened)
     validation = _validation(loaded, options.threshold_from)
@@ -189,10 +191,14 @@ def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
     return folder / "metrics.json", folder / "evaluation"
 
 
-def _check_outputs(metrics: Path, folder: Path | None, predictions: Path | None) -> None:
-    for path in (metrics, predictions):
-        if path is not None:
-            check_writable_file(path)
+def _check_outputs(
+    metrics: Path, folder: Path | None, predictions: Path | None, inputs: Collection[Path | None]
+) -> None:
+    check_writable_file(metrics, ".json")
+    if predictions is not None:
+        if predictions.resolve() in {path.resolve() for path in inputs if path is not None}:
+            raise OutputError(f"{predictions}: is a manifest of this run, so it is not replaced; name another file")
+        check_writable_file(predictions, ".jsonl")
     if folder is not None:
         check_writable_folder(folder)
 

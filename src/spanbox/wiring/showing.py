@@ -22,7 +22,7 @@ def show_samples(
     Raises:
         OutputError: `out` cannot be written; checked first.
     """
-    check_writable_file(out)
+    check_writable_file(out, ".html")
     opened = Manifest(manifest)
     settings = load_config("demo", overrides).data.views
     grid = mask_grid(settings, size, patch)

@@ -121,10 +121,10 @@ def _check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) ->
             f"train.batch_size: {size} pairs cannot be shared evenly among {world_size} processes; set it to "
             f"{nearest}, or start another number of them"
         )
-    if config.train.batch_size > len(manifest):
+    if size > len(manifest):
         raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} pairs are asked for, but {manifest.path} has "
-            f"{len(manifest)}; set it to {len(manifest)} or less"
+            f"train.batch_size: a batch of {size} needs more pairs than the {len(manifest)} of {manifest.path}; set "
+            f"train.batch_size={len(manifest) // world_size * world_size} or less"
         )
 
 
