@@ -1,4 +1,4 @@
-# Two commands need nothing but Python 3.11 or newer: `make demo` and `make test`.
+# `make demo` and `make test` need nothing but Python 3.11 or newer. `make fuzz` takes about an hour on two cores.
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -1,4 +1,4 @@
-"""What running the command gives."""
+"""The result of running the command."""
 
 from collections.abc import Callable
 from typing import NamedTuple

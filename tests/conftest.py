@@ -1,4 +1,4 @@
-"""Every test runs offline, on one thread, from the same seed, and reads output without colours."""
+"""Settings of all tests: offline, one thread, the same seed, output without colours."""
 
 import os
 

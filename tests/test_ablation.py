@@ -1,4 +1,4 @@
-"""Plans of variants: read with care, run once, gone on with, and summed up by hand."""
+"""Plans of ablations: checked before the first run, run once, continued, and summarised as by hand."""
 
 import csv
 import json

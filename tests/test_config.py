@@ -1,4 +1,4 @@
-"""The config: recipes, overrides, and errors that name the key, what was found and how to mend it."""
+"""The config: recipes, files, overrides, and errors with the key, the value found and the remedy."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command, as the tests of its verbs run it."""
+"""The command, as the tests of its subcommands run it."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from spanbox.cli.main import main
 
 @pytest.fixture
 def spanbox(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Runs the command in an empty folder, its output going to a file of 200 columns."""
+    """Runs the command in an empty folder, with output of 200 columns that is no terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 

@@ -1,4 +1,4 @@
-"""The command: its help, what it prints, and that every mistake is told in words with exit code 2."""
+"""The command: help, output, and a message with exit code 2 for every mistake of the user."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def faulty(scenes: Path, tmp_path: Path) -> Path:
-    """A copy of the scenes, to be spoiled."""
+    """A copy of the scenes, which tests damage."""
     return shutil.copytree(scenes, tmp_path / "faulty")
 
 
@@ -181,7 +181,7 @@ class TestTrainAndEvaluate:
         assert f"{record.id}: " in out
 
     def test_evaluate_prints_ids_as_they_are(self, spanbox: Command, trained: Path, faulty: Path) -> None:
-        """No markup, and nothing that controls the terminal."""
+        """Neither markup nor control characters of the terminal."""
 
         def worked_around(record: dict[str, Any]) -> None:
             record["id"] = "[/b]\x1b[31m"
@@ -227,9 +227,9 @@ class TestTrainAndEvaluate:
 
 
 class TestMistakes:
-    """Each is told in a few words, without a traceback, and exits with 2."""
+    """Each has a short message without a traceback, and exit code 2."""
 
-    def told(self, outcome: Outcome, *parts: object) -> None:
+    def refused(self, outcome: Outcome, *parts: object) -> None:
         assert outcome.code == 2
         assert outcome.err.startswith("spanbox: ")
         assert "Traceback" not in outcome.err
@@ -238,18 +238,18 @@ class TestMistakes:
 
     def test_unknown_key(self, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", "demo", *overrides(scenes, "train.batchsize=4"))
-        self.told(outcome, "train.batchsize: unknown key; the nearest known one is train.batch_size")
+        self.refused(outcome, "train.batchsize: unknown key; the nearest known one is train.batch_size")
 
     def test_batch_of_one(self, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", "demo", *overrides(scenes, "train.batch_size=1"))
-        self.told(outcome, "train.batch_size: Input should be greater than or equal to 2; found 1")
+        self.refused(outcome, "train.batch_size: Input should be greater than or equal to 2; found 1")
 
     def test_unknown_recipe(self, spanbox: Command) -> None:
-        self.told(spanbox("train", "dmeo"), "dmeo: no such config file or recipe; recipes are demo, gmner, pairs")
+        self.refused(spanbox("train", "dmeo"), "dmeo: no such config file or recipe; recipes are demo, gmner, pairs")
 
     def test_unknown_metric(self, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", "demo", *overrides(scenes, "train.best_metric=retrieval.t2i.recall1"))
-        self.told(
+        self.refused(
             outcome,
             "train.best_metric: 'retrieval.t2i.recall1' cannot choose a checkpoint. Did you mean 'retrieval.t2i.r1'?",
         )
@@ -257,78 +257,78 @@ class TestMistakes:
     def test_line_that_is_no_json(self, spanbox: Command, faulty: Path) -> None:
         with (faulty / "train.jsonl").open("a") as file:
             file.write('{"id": "x", "image"\n')
-        self.told(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl, line 33: the line: is not JSON")
+        self.refused(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl, line 33: the line: is not JSON")
 
     def test_offset_past_the_text(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 5, lambda record: record["entities"][1].update(end=999))
         outcome = spanbox("train", "demo", *overrides(faulty))
-        self.told(outcome, f"{faulty}/train.jsonl, line 5: entities[1]: ", ", 999) is no span of a text of ")
+        self.refused(outcome, f"{faulty}/train.jsonl, line 5: entities[1]: ", ", 999) is no span of a text of ")
 
     def test_inverted_box(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 3, lambda record: first_box(record).reverse())
         outcome = spanbox("train", "demo", *overrides(faulty))
-        self.told(outcome, f"{faulty}/train.jsonl, line 3: ", "has no area", "set data.inverted_boxes=drop")
+        self.refused(outcome, f"{faulty}/train.jsonl, line 3: ", "has no area", "set data.inverted_boxes=drop")
 
     def test_missing_image_folder(self, spanbox: Command, faulty: Path) -> None:
         shutil.rmtree(faulty / "images" / "train")
-        self.told(spanbox("train", "demo", *overrides(faulty)), f"there is no folder {faulty}/images/train")
+        self.refused(spanbox("train", "demo", *overrides(faulty)), f"there is no folder {faulty}/images/train")
 
     def test_too_many_broken_images(self, spanbox: Command, faulty: Path) -> None:
         for record in Manifest(faulty / "train.jsonl"):
             (faulty / record.image).unlink()
         outcome = spanbox("train", "demo", *overrides(faulty))
-        self.told(outcome, f"{faulty}/train.jsonl: 20 images in a row cannot be read")
+        self.refused(outcome, f"{faulty}/train.jsonl: 20 images in a row cannot be read")
 
     @pytest.mark.parametrize("text", ["", "\n\n"])
     def test_empty_manifest(self, text: str, spanbox: Command, faulty: Path) -> None:
         (faulty / "train.jsonl").write_text(text)
-        self.told(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl: the manifest is empty")
+        self.refused(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl: the manifest is empty")
 
     def test_missing_manifest(self, spanbox: Command) -> None:
-        self.told(spanbox("train", "demo"), "runs/demo-data/train.jsonl: no such manifest")
+        self.refused(spanbox("train", "demo"), "runs/demo-data/train.jsonl: no such manifest")
 
     def test_nothing_to_resume(self, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", "demo", "--resume", *overrides(scenes))
-        self.told(outcome, "run: nothing to resume, no checkpoints/last")
+        self.refused(outcome, "run: nothing to resume, no checkpoints/last")
 
     def test_resuming_with_another_architecture(self, spanbox: Command, scenes: Path) -> None:
         assert spanbox("train", "demo", *overrides(scenes, "train.steps=1")).code == 0
         outcome = spanbox("train", "demo", "--resume", *overrides(scenes, "model.dim=24"))
-        self.told(outcome, "another architecture than the config asks for", "(16,) in the checkpoint")
+        self.refused(outcome, "another architecture than the config asks for", "(16,) in the checkpoint")
 
     @pytest.mark.parametrize("path", ["gmner", "pairs"])
     def test_missing_models(self, path: str, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", path, *miniature.paths(scenes, Path("run")), *miniature.SCHEDULE)
-        self.told(outcome, "models/bert-base-uncased")
+        self.refused(outcome, "models/bert-base-uncased")
 
     def test_no_card(self, spanbox: Command, scenes: Path) -> None:
-        self.told(spanbox("train", "demo", *overrides(scenes, "train.device=gpu")), "train.device: 'gpu' is no device")
+        self.refused(spanbox("train", "demo", *overrides(scenes, "train.device=gpu")), "train.device: 'gpu' is no device")
 
     def test_evaluate_nothing(self, spanbox: Command, scenes: Path) -> None:
-        self.told(spanbox("evaluate", "run", "--data", scenes / "test.jsonl"), "run: no checkpoint here")
+        self.refused(spanbox("evaluate", "run", "--data", scenes / "test.jsonl"), "run: no checkpoint here")
 
     def test_evaluate_on_nothing(self, spanbox: Command, trained: Path) -> None:
-        self.told(spanbox("evaluate", trained, "--data", "no.jsonl"), "no.jsonl: no such manifest")
+        self.refused(spanbox("evaluate", trained, "--data", "no.jsonl"), "no.jsonl: no such manifest")
 
     def test_evaluate_a_damaged_checkpoint(self, spanbox: Command, trained: Path, scenes: Path, tmp_path: Path) -> None:
         damaged = shutil.copytree(trained / "checkpoints" / "best", tmp_path / "damaged")
         (damaged / "model.safetensors").write_bytes(b"half")
         outcome = spanbox("evaluate", damaged, "--data", scenes / "test.jsonl")
-        self.told(outcome, "damaged/model.safetensors: cannot be read")
+        self.refused(outcome, "damaged/model.safetensors: cannot be read")
 
     def test_predictions_in_place_of_a_manifest(self, spanbox: Command, trained: Path, faulty: Path) -> None:
         manifest = faulty / "test.jsonl"
         before = manifest.read_bytes()
         outcome = spanbox("evaluate", trained, "--data", manifest, "--out", "out", "--predictions", manifest)
-        self.told(outcome, "is a manifest of this run, so it is not replaced")
+        self.refused(outcome, "is a manifest of this run, so it is not replaced")
         assert manifest.read_bytes() == before
 
     def test_a_page_in_place_of_a_manifest(self, spanbox: Command, faulty: Path) -> None:
         manifest = faulty / "test.jsonl"
-        self.told(spanbox("data", "show", manifest, "--out", manifest), "is not a .html file, so it is not replaced")
+        self.refused(spanbox("data", "show", manifest, "--out", manifest), "is not a .html file, so it is not replaced")
 
     def test_unknown_language(self, spanbox: Command) -> None:
-        self.told(spanbox("data", "demo", "out", "--lang", "fr"), "'fr' is not a language of the demo")
+        self.refused(spanbox("data", "demo", "out", "--lang", "fr"), "'fr' is not a language of the demo")
 
     @pytest.mark.parametrize("arguments", [["fly"], ["train"], ["train", "demo", "--fast"], ["evaluate", "run"]])
     def test_usage(self, arguments: list[str], spanbox: Command) -> None:
