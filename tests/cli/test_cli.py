@@ -257,7 +257,9 @@ class TestMistakes:
     def test_line_that_is_no_json(self, spanbox: Command, faulty: Path) -> None:
         with (faulty / "train.jsonl").open("a") as file:
             file.write('{"id": "x", "image"\n')
-        self.refused(spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl, line 33: the line: is not JSON")
+        self.refused(
+            spanbox("train", "demo", *overrides(faulty)), f"{faulty}/train.jsonl, line 33: the line: is not JSON"
+        )
 
     def test_offset_past_the_text(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 5, lambda record: record["entities"][1].update(end=999))
@@ -302,7 +304,9 @@ class TestMistakes:
         self.refused(outcome, "models/bert-base-uncased")
 
     def test_no_card(self, spanbox: Command, scenes: Path) -> None:
-        self.refused(spanbox("train", "demo", *overrides(scenes, "train.device=gpu")), "train.device: 'gpu' is no device")
+        self.refused(
+            spanbox("train", "demo", *overrides(scenes, "train.device=gpu")), "train.device: 'gpu' is no device"
+        )
 
     def test_evaluate_nothing(self, spanbox: Command, scenes: Path) -> None:
         self.refused(spanbox("evaluate", "run", "--data", scenes / "test.jsonl"), "run: no checkpoint here")
