@@ -181,10 +181,20 @@ class TestLoading:
             load(tmp_path / "bert")
 
     @pytest.mark.parametrize("name", ["config.yaml", "preprocessing.json"])
-    def test_a_file_is_missing(self, name: str, copied: Path) -> None:
-        (copied / "checkpoints" / "best" / name).unlink()
-        with pytest.raises(CheckpointError, match=rf"{name}: no such file; a checkpoint is copied as a whole"):
-            load(copied)
+    def test_a_file_of_a_checkpoint_is_missing(self, name: str, copied: Path) -> None:
+        checkpoint = (copied / "checkpoints" / "best").resolve()
+        (checkpoint / name).unlink()
+        with pytest.raises(CheckpointError, match=rf"{name}: no such file; a checkpoint is copied"):
+            load(checkpoint)
+
+    def test_of_an_incomplete_best_is_the_newest_complete_one_and_says_so(
+        self, copied: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        best = (copied / "checkpoints" / "best").resolve()
+        (best / "config.yaml").unlink()
+        other = next(path for path in (copied / "checkpoints").glob("step-*") if path != best)
+        assert load(copied).checkpoint == other
+        assert f"best: points at no complete checkpoint; {other.name} is used" in capsys.readouterr().err
 
     @pytest.mark.parametrize("name", ["architecture.json", "preprocessing.json"])
     def test_a_file_is_damaged(self, name: str, copied: Path) -> None:
@@ -194,9 +204,10 @@ class TestLoading:
             load(copied)
 
     def test_its_tokenizer_is_missing(self, copied: Path) -> None:
-        shutil.rmtree(copied / "checkpoints" / "best" / "tokenizer")
+        checkpoint = (copied / "checkpoints" / "best").resolve()
+        shutil.rmtree(checkpoint / "tokenizer")
         with pytest.raises(ConfigError, match="tokenizer: no tokenizer could be loaded"):
-            load(copied)
+            load(checkpoint)
 
 
 class TestEvaluation:
@@ -317,7 +328,7 @@ class TestStarting:
 
 class TestEarlierRun:
     def test_is_not_overwritten_unasked(self, copied: Path, scenes: Path) -> None:
-        with pytest.raises(ConfigError, match=r"holds a run already; go on with it \(--resume\)"):
+        with pytest.raises(ConfigError, match=r"holds a run already \(.+\); resume it \(--resume\)"):
             train(miniature.demo_config(scenes, copied))
 
     def test_is_replaced_when_asked(self, copied: Path, scenes: Path) -> None:
@@ -346,7 +357,7 @@ class TestEarlierRun:
         assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
     def test_there_is_none_to_resume(self, scenes: Path, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match=r"nothing to resume, no checkpoints/last; start without"):
+        with pytest.raises(CheckpointError, match=r"nothing to resume, checkpoints/ holds no complete"):
             train(miniature.demo_config(scenes, tmp_path / "run", "train.resume=true"))
 
 
@@ -394,3 +405,113 @@ class TestPlan:
             for more in ([], [*views, "data.views.ratio=0.75"], [*views, "data.views.ratio=0.25"])
         )
         assert none < some < many
+
+
+class TestMovedRuns:
+    """A config.yaml inside a run folder means that folder, whatever its name was."""
+
+    def resumed(self, folder: Path, *more: str) -> Trained:
+        return train(load_config(str(folder / "config.yaml"), ["train.resume=true", "train.steps=8", *more]))
+
+    def test_a_renamed_run_is_resumed_where_it_is(self, copied: Path, run: Trained) -> None:
+        trained = self.resumed(copied)
+        assert (trained.step, trained.run_dir) == (8, copied)
+        assert losses(copied)[:6] == losses(run.run_dir)
+        assert load_config(str(copied / "config.yaml")).run.dir == str(copied)
+
+    def test_run_dir_on_the_command_line_counts(self, copied: Path, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="other: nothing to resume"):
+            self.resumed(copied, f"run.dir={tmp_path / 'other'}")
+
+    @pytest.mark.parametrize("lost", [["last"], ["best", "last"]])
+    def test_a_run_that_lost_its_links_goes_on_from_the_newest_step(
+        self, lost: list[str], copied: Path, run: Trained
+    ) -> None:
+        for name in lost:
+            (copied / "checkpoints" / name).unlink()
+        assert self.resumed(copied).step == 8
+        assert losses(copied)[:6] == losses(run.run_dir)
+
+    def test_a_copy_that_followed_the_links_goes_on(self, run: Trained, tmp_path: Path) -> None:
+        copy = shutil.copytree(run.run_dir, tmp_path / "copy")
+        assert self.resumed(copy).step == 8
+        assert (copy / "checkpoints" / "last").resolve().name == "step-000008"
+        assert self.resumed(copy, "train.steps=9").step == 9
+
+    @pytest.mark.parametrize("lost", [["last"], ["best", "last"], ["config.yaml"]])
+    def test_a_damaged_run_is_not_replaced_unasked(self, lost: list[str], copied: Path, scenes: Path) -> None:
+        for name in lost:
+            (copied / (name if name == "config.yaml" else f"checkpoints/{name}")).unlink()
+        before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError, match="holds a run already"):
+            train(miniature.demo_config(scenes, copied))
+        assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+    def test_a_replacing_run_that_fails_before_its_first_checkpoint_gives_the_old_one_back(
+        self, copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+
+        def fail(*arguments: object) -> None:
+            raise TrainingError("out of memory")
+
+        monkeypatch.setattr(Trainer, "train_step", fail)
+        with pytest.raises(TrainingError, match="out of memory"):
+            train(miniature.demo_config(scenes, copied, "run.overwrite=true"))
+        assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+class TestLearnedValues:
+    @pytest.mark.parametrize(
+        ("override", "key"),
+        [("loss.coarse.temperature=0.5", "loss.coarse.temperature=0.5"), ("loss.fine.temperature=0.2", "loss.fine")],
+    )
+    def test_a_learned_temperature_cannot_be_set_on_resume(self, override: str, key: str, copied: Path) -> None:
+        config = load_config(str(copied / "config.yaml"), ["train.resume=true", override])
+        with pytest.raises(ConfigError, match=rf"{key}.*the run began with .*would be ignored"):
+            train(config)
+
+    def test_a_rate_can_be_set_on_resume(self, copied: Path) -> None:
+        overrides = ["train.resume=true", "train.steps=7", "train.optimiser.lr=1e-5"]
+        assert train(load_config(str(copied / "config.yaml"), overrides)).step == 7
+
+
+class TestIncidents:
+    def test_are_in_the_result_of_training(self, copied_scenes: Path, tmp_path: Path) -> None:
+        break_images(copied_scenes / "train.jsonl", 2)
+        trained = train(miniature.demo_config(copied_scenes, tmp_path / "run", "data.broken_limit=0.2"))
+        count, example = trained.incidents["broken image"]
+        assert count == 2
+        assert "broken image" in example
+
+
+class TestNothingToContrast:
+    """A level in which no row has both a positive and a negative has a loss of 0, which must not look like success."""
+
+    @staticmethod
+    def pairs(scenes: Path, **same: str) -> Path:
+        """The training pairs without entities, alike in what `same` gives."""
+        path = scenes / f"alike-{'-'.join(same)}.jsonl"
+        records = Manifest(scenes / "train.jsonl")
+        write_manifest(path, [Record(**{"id": r.id, "image": r.image, "text": r.text, **same}) for r in records])
+        return path
+
+    @pytest.mark.parametrize("same", [{"text": "a photo"}, {"text": "一张照片"}, {"group": "album"}])
+    def test_one_text_or_one_group_for_all_ends_the_run(
+        self, same: dict[str, str], scenes: Path, tmp_path: Path
+    ) -> None:
+        alike = f"data.train={self.pairs(scenes, **same)}"
+        with pytest.raises(TrainingError, match="nothing to contrast: no row of coarse and fine had both"):
+            train(miniature.demo_config(scenes, tmp_path / "run", alike))
+
+    def test_one_level_without_boxes_is_reported_and_the_other_learns(
+        self, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert train(miniature.demo_config(scenes, tmp_path / "run", f"data.train={self.pairs(scenes)}")).finished
+        assert capsys.readouterr().err.count("the fine level has nothing to contrast") == 1
+
+    def test_usual_pairs_are_not_reported(
+        self, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        train(miniature.demo_config(scenes, tmp_path / "run", "train.steps=1"))
+        assert "nothing to contrast" not in capsys.readouterr().err

@@ -4,6 +4,7 @@ Each section is declared beside the component that it configures; this module jo
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -69,6 +70,9 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(source)
     if path.suffix in (".yaml", ".yml") and _exists(path):
+        if path.name == "config.yaml" and (path.parent / "checkpoints").is_dir():
+            # The config of a run means the folder that it lies in, which may have been copied or renamed.
+            overrides = [f"run.dir={json.dumps(str(path.parent))}", *overrides]
         return _config_of(_read(path), str(path), overrides)
     name = source.removesuffix(".yaml")
     if name in recipe_names():

@@ -5,6 +5,7 @@ process never leaves half a file, and an older file stays until the new one is c
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,14 @@ def check_writable_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"\0")
             file.flush()
+
+
+def remove_entry(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds; nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -447,35 +447,35 @@ def test_a_broken_image_is_replaced_and_noted(tmp_path: Path) -> None:
     assert "b.png" in incident.detail
 
 
-def test_the_replacement_is_drawn_from_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+def test_the_replacement_is_drawn_from_seed_step_and_index_alone(tmp_path: Path) -> None:
     manifest = manifest_with_broken(tmp_path, "bc")
 
     def replacements(seed: int, index: int) -> list[str]:
         dataset = dataset_of(manifest, seed=seed)
         torch.rand(3)  # moves the global random state
-        items = [dataset[epoch, index] for epoch in range(12)]
+        items = [dataset[step, index] for step in range(12)]
         assert all(isinstance(item, Sample) for item in items)
         return [item.id for item in items if isinstance(item, Sample)]
 
     first = replacements(seed=0, index=1)
     assert replacements(seed=0, index=1) == first
     assert set(first) <= set("adef")
-    assert len(set(first)) > 1, "it differs between epochs"
+    assert len(set(first)) > 1, "it differs between steps"
     assert replacements(seed=1, index=1) != first
     assert replacements(seed=0, index=2) != first
 
 
-def test_a_readable_pair_is_itself_in_every_epoch(tmp_path: Path) -> None:
+def test_a_readable_pair_is_itself_in_every_step(tmp_path: Path) -> None:
     dataset = dataset_of(manifest_with_broken(tmp_path, "b"))
-    for epoch in range(3):
-        sample = dataset[epoch, 3]
+    for step in range(3):
+        sample = dataset[step, 3]
         assert isinstance(sample, Sample)
         assert (sample.id, sample.incidents) == ("d", ())
 
 
 def test_every_broken_image_on_the_way_is_noted(tmp_path: Path) -> None:
     dataset = dataset_of(manifest_with_broken(tmp_path, "bcdef"))
-    samples = [dataset[epoch, 1] for epoch in range(8)]
+    samples = [dataset[step, 1] for step in range(8)]
     assert {sample.id for sample in samples if isinstance(sample, Sample)} == {"a"}
     assert max(len(sample.incidents) for sample in samples if isinstance(sample, Sample)) > 1
 
@@ -530,7 +530,7 @@ class TestViews:
         assert views.pixels.shape == (6, 3, 32, 32)
         assert redness(views.pixels).max() == 0
 
-    def test_they_come_from_seed_epoch_and_index(self, manifest: Manifest) -> None:
+    def test_they_come_from_seed_step_and_index(self, manifest: Manifest) -> None:
         once, again = self.drawn(manifest, (1, 0)), self.drawn(manifest, (1, 0))
         assert torch.equal(once.hidden, again.hidden)
         assert not torch.equal(once.hidden, self.drawn(manifest, (2, 0)).hidden)

@@ -9,7 +9,7 @@ import torch
 from pairs import entity, save_manifest
 from spanbox.data.collate import Collator, Loaded
 from spanbox.data.dataset import PairDataset, SampleLimits
-from spanbox.data.loader import DataSettings, evaluation_batches, training_loader
+from spanbox.data.loader import DataSettings, evaluation_batches, training_batches
 from spanbox.data.manifest import Manifest, Record
 from spanbox.data.sampler import StepSampler
 from spanbox.data.tokenizer import train_tokenizer
@@ -59,7 +59,7 @@ def dataset(manifest: Manifest, *, training: bool) -> PairDataset:
 def loaded(manifest: Manifest, tokenizer: Any, workers: int, start: int = 0, stop: int = 7) -> list[Loaded]:
     sampler = StepSampler(len(manifest), 3, 3, start, stop)
     data = dataset(manifest, training=True)
-    batches = list(training_loader(data, collator(tokenizer), sampler, workers, pin_memory=False))
+    batches = list(training_batches(data, collator(tokenizer), sampler, workers, pin_memory=False))
     assert all(isinstance(batch, Loaded) for batch in batches)
     return batches  # type: ignore[return-value]
 

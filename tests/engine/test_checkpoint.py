@@ -1,6 +1,8 @@
 """Checkpoints are complete or not there, and everything that is wrong with one is said."""
 
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,12 @@ from spanbox.engine.checkpoint import (
     CheckpointFiles,
     CheckpointStore,
     find_checkpoint,
+    last_checkpoint,
     load_trainer_state,
     load_weights,
     named_weights,
-    remove_run,
 )
-from spanbox.errors import CheckpointError
+from spanbox.errors import CheckpointError, OutputError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
 from spanbox.models.preprocessing import Preprocessing
@@ -150,7 +152,7 @@ class TestCrashWhileSaving:
 
         with monkeypatch.context() as patch:
             patch.setattr(f"{checkpoint.__name__}.{culprit}", crash)
-            with pytest.raises(OSError, match="no space"):
+            with pytest.raises(OutputError, match="no space"):
                 save(2, best=True)
         assert steps(store) == ["step-000001"]
         assert (target(store, "best"), target(store, "last")) == ("step-000001", "step-000001")
@@ -164,7 +166,7 @@ class TestCrashWhileSaving:
 
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "save_file", crash)
-            with pytest.raises(OSError, match="no space"):
+            with pytest.raises(OutputError, match="no space"):
                 save(2)
         save(2)
         assert {path.name for path in store.folder.iterdir()} == {"step-000002", "last"}
@@ -181,9 +183,110 @@ class TestCrashWhileSaving:
             raise OSError("killed")
 
         monkeypatch.setattr(CheckpointStore, "_point", point_and_crash)
-        with pytest.raises(OSError, match="killed"):
+        with pytest.raises(OutputError, match="killed"):
             save(2, best=True)
         assert (target(store, "best"), target(store, "last")) == ("step-000002", "step-000001")
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[None]:
+    """As a disk that is full in the middle of a checkpoint: no file may grow beyond a few thousand bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestFullDisk:
+    def test_weights_do_not_fit(self, store: CheckpointStore, save: Any, request: pytest.FixtureRequest) -> None:
+        save(1, best=True)
+        before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+        request.getfixturevalue("small_files_only")
+        with pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
+            save(2, best=True)
+        assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+    def test_training_state_does_not_fit(
+        self, store: CheckpointStore, model: DualEncoder, objective: Objective, request: pytest.FixtureRequest
+    ) -> None:
+        request.getfixturevalue("small_files_only")
+        with pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
+            store.save(2, {"small": torch.zeros(4)}, {"large": torch.rand(10_000)}, best=False)
+        assert list(store.folder.iterdir()) == []
+
+
+class TestWithoutLinks:
+    """Network drives, exFAT, and copies of a run that followed its links or lost them."""
+
+    @pytest.fixture(autouse=True)
+    def no_links(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: object) -> None:
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+
+    def test_pointers_are_files_with_the_name(self, store: CheckpointStore, save: Any) -> None:
+        for step in range(1, 5):
+            save(step, best=step == 2)
+        assert (store.folder / "best").read_text() == "step-000002"
+        assert (store.folder / "last").read_text() == "step-000004"
+        assert steps(store) == ["step-000002", "step-000003", "step-000004"]
+        assert find_checkpoint(store.folder.parent).name == "step-000002"
+        assert find_checkpoint(store.folder / "last").name == "step-000004"
+        assert last_checkpoint(store.folder) == store.folder / "step-000004"
+
+    @pytest.mark.parametrize("content", ["", "nothing", "..", "/etc", "step-000001/model.safetensors", "x" * 5000])
+    def test_a_damaged_pointer_falls_back_on_the_newest_step(
+        self, content: str, store: CheckpointStore, save: Any
+    ) -> None:
+        for step in (1, 2):
+            save(step, best=step == 1)
+        for name in ("best", "last"):
+            (store.folder / name).write_text(content)
+        assert find_checkpoint(store.folder.parent).name == "step-000002"
+        assert last_checkpoint(store.folder) == store.folder / "step-000002"
+
+
+class TestCopiedRuns:
+    def test_a_copy_that_followed_the_links_is_used_and_saved_into(self, store: CheckpointStore, save: Any) -> None:
+        for step in (1, 2):
+            save(step, best=step == 1)
+        copy = shutil.copytree(store.folder, store.folder.with_name("copy"))
+        assert not (copy / "last").is_symlink()
+        copied = CheckpointStore(copy, store.files, keep=2)
+        assert find_checkpoint(copy / "best") == (copy / "best").resolve()
+        assert last_checkpoint(copy) == copy / "last"
+        copied.save(3, load_file(store.folder / "step-000002" / "model.safetensors"), {"step": 3}, best=True)
+        assert {path.name for path in copy.iterdir()} == {"step-000002", "step-000003", "best", "last"}
+        assert (target(copied, "best"), target(copied, "last")) == ("step-000003", "step-000003")
+
+    def test_a_copy_that_lost_its_links_goes_on_from_the_newest_complete_step(
+        self, store: CheckpointStore, save: Any
+    ) -> None:
+        for step in (1, 2):
+            save(step, best=step == 1)
+        for name in ("best", "last"):
+            (store.folder / name).unlink()
+        stray = store.folder / "step-000009"
+        stray.mkdir()
+        (stray / "model.safetensors").write_bytes(b"half a copy")
+        assert last_checkpoint(store.folder) == store.folder / "step-000002"
+        assert find_checkpoint(store.folder.parent).name == "step-000002"
+        written = (store.folder / "step-000002" / "model.safetensors").stat().st_ino
+        save(2)
+        assert (store.folder / "step-000002" / "model.safetensors").stat().st_ino == written, "it was never missing"
+
+    def test_a_dangling_link_falls_back_on_the_newest_step(self, store: CheckpointStore, save: Any) -> None:
+        for step in (1, 2):
+            save(step, best=True)
+        for name in ("best", "last"):
+            (store.folder / name).unlink()
+            (store.folder / name).symlink_to("step-000007")
+        assert find_checkpoint(store.folder.parent).name == "step-000002"
+        assert last_checkpoint(store.folder) == store.folder / "step-000002"
+
+    def test_no_checkpoints(self, tmp_path: Path) -> None:
+        assert last_checkpoint(tmp_path / "nothing") is None
 
 
 class TestFinding:
@@ -269,26 +372,3 @@ class TestLoading:
         (folder / "trainer.pt").unlink()
         with pytest.raises(CheckpointError, match=r"trainer\.pt: cannot be read"):
             load_trainer_state(folder)
-
-
-class TestRemovingARun:
-    def test_removes_what_a_run_writes_and_nothing_else(self, store: CheckpointStore, save: Any) -> None:
-        save(1, best=True)
-        run = store.folder.parent
-        for name in ("log.jsonl", "trackers.json", "metrics.json", "config.yaml", "notes.txt"):
-            (run / name).write_text("")
-        (run / "tensorboard").mkdir()
-        remove_run(run)
-        assert [path.name for path in run.iterdir()] == ["notes.txt"]
-
-    def test_a_link_is_removed_and_not_what_it_points_at(self, store: CheckpointStore, save: Any) -> None:
-        save(1)
-        elsewhere = store.folder.parent / "elsewhere"
-        shutil.move(store.folder, elsewhere)
-        store.folder.symlink_to(elsewhere)
-        remove_run(store.folder.parent)
-        assert not store.folder.is_symlink()
-        assert (elsewhere / "last" / "trainer.pt").is_file()
-
-    def test_nothing_there(self, tmp_path: Path) -> None:
-        remove_run(tmp_path / "never")

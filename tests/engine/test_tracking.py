@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spanbox.engine.tracking import IncidentTally, JsonLog
-from spanbox.errors import TrainingError
+from spanbox.errors import OutputError, TrainingError
 from spanbox.structures import Incident
 
 
@@ -60,6 +60,37 @@ class TestJsonLog:
         log.write(4, "train", {})
         assert [line["step"] for line in read(path)] == [1, 2, 4]
 
+    @pytest.mark.parametrize(
+        "damage",
+        ["{", '{"step": 2}', '{"step": "2", "kind": "train"}', "[2]", "2", "null", "\x00\x00", "\udcff", "[" * 99_999],
+    )
+    def test_a_damaged_line_in_the_middle_costs_no_other_line(self, damage: str, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        write_steps(path, range(1, 5))
+        lines = path.read_bytes().splitlines()
+        lines[1] = damage.encode(errors="surrogateescape")
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        log = JsonLog(path, 3)
+        assert [line["step"] for line in log.lines()] == [1, 3]
+        assert path.read_bytes() == b"\n".join(lines[:3]) + b"\n", "the damaged line stays"
+
+    @pytest.mark.parametrize("name", ["a\u2028b", "a\u2029b", "a\u0085b", "a\x0bb", "a\nb", "人物", "\ud800", "😀"])
+    def test_odd_characters_come_back_and_cost_no_line(self, name: str, tmp_path: Path) -> None:
+        path = tmp_path / "log.jsonl"
+        log = JsonLog(path, 0)
+        for step in (1, 2, 3):
+            log.write(step, "validation", {name: step / 10})
+        assert len(path.read_text(encoding="utf-8").splitlines()) == 3
+        resumed = JsonLog(path, 2)
+        assert [(line["step"], line[name]) for line in resumed.lines()] == [(1, 0.1), (2, 0.2)]
+
+    def test_a_full_disk_is_a_plain_error(self, tmp_path: Path) -> None:
+        log = JsonLog(tmp_path / "log.jsonl", 0)
+        (tmp_path / "log.jsonl").unlink()
+        (tmp_path / "log.jsonl").symlink_to("/dev/full")
+        with pytest.raises(OutputError, match=r"log\.jsonl: cannot be written \(No space left"):
+            log.write(1, "train", {})
+
     def test_resuming_without_a_log(self, tmp_path: Path) -> None:
         JsonLog(tmp_path / "log.jsonl", 3)
         assert read(tmp_path / "log.jsonl") == []
@@ -71,7 +102,7 @@ class TestJsonLog:
             raise OSError("no space left on device")
 
         monkeypatch.setattr(Path, "replace", crash)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(OutputError, match="no space"):
             JsonLog(tmp_path / "log.jsonl", 2)
         assert [line["step"] for line in read(tmp_path / "log.jsonl")] == [1, 2, 3]
 

@@ -279,7 +279,7 @@ class TestLog:
     def test_a_tracker_that_is_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trackers_module, "find_spec", lambda name: None)
         with pytest.raises(
-            ConfigError, match=r"^train\.track: wandb is not installed; `pip install 'spanbox\[wandb\]'`"
+            ConfigError, match=r"^train\.track: wandb is not installed; run `pip install 'spanbox\[wandb\]'`"
         ):
             make_trainer(tmp_path, track=["wandb"])
 

@@ -24,18 +24,27 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
 
 def print_incidents(incidents: "Sequence[Incident]") -> None:
     """Print the incidents in the data, counted by kind; nothing where there are none."""
-    if not incidents:
+    of_kind: dict[str, list[Incident]] = {}
+    for incident in incidents:
+        of_kind.setdefault(incident.kind, []).append(incident)
+    print_incident_counts(
+        {
+            kind: (len({incident.sample for incident in found}), f"{found[0].sample}: {found[0].detail}")
+            for kind, found in of_kind.items()
+        }
+    )
+
+
+def print_incident_counts(counts: Mapping[str, tuple[int, str]]) -> None:
+    """Print the number of pairs with each kind of incident, and an example; nothing where there are none."""
+    if not counts:
         return
     table = Table(title="incidents in the data")
     table.add_column("incident")
     table.add_column("pairs", justify="right")
     table.add_column("example")
-    of_kind: dict[str, list[Incident]] = {}
-    for incident in incidents:
-        of_kind.setdefault(incident.kind, []).append(incident)
-    for kind, found in of_kind.items():
-        pairs = len({incident.sample for incident in found})
-        table.add_row(plain(kind), str(pairs), plain(f"{found[0].sample}: {found[0].detail}"))
+    for kind, (pairs, example) in counts.items():
+        table.add_row(plain(kind), str(pairs), plain(example))
     make_console().print(table)
 
 

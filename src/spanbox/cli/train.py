@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from spanbox.cli.show import print_metrics
+from spanbox.cli.show import print_incident_counts, print_metrics
 
 STOPPED = 130  # exit code of an interrupted run
 
@@ -43,6 +43,7 @@ def train(
         again = f"spanbox train {trained.run_dir / 'config.yaml'} --resume"
         print(f"stopped after step {trained.step}; a checkpoint is saved. Continue with:\n  {again}", file=sys.stderr)
         raise typer.Exit(STOPPED)
+    print_incident_counts(trained.incidents)
     if trained.best:
         print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}")
     print(f"run folder: {trained.run_dir}")

@@ -61,7 +61,7 @@ class Annotation:
 
 
 class PairDataset(Dataset[Sample | Incident]):
-    """Samples by (epoch, index). Every random draw of a sample depends on (seed, epoch, index) alone.
+    """Samples by (step, index). Every random draw of a sample depends on (seed, step, index) alone.
 
     In training a pair with a broken image is replaced by another pair of the manifest, and the sample carries the
     incident; in evaluation (`replace_broken=False`) the item is the incident.
@@ -97,14 +97,14 @@ class PairDataset(Dataset[Sample | Incident]):
         return max(_at_most(len(record.entities), limits.max_spans), _at_most(boxes + proposals, limits.max_regions))
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Incident:
-        epoch, index = key
+        step, index = key
         broken: list[Incident] = []
-        for stand_in in self._indices_to_try(epoch, index):
+        for stand_in in self._indices_to_try(step, index):
             try:
                 sample = self._cached(stand_in)
                 if broken:
                     sample = replace(sample, incidents=(*broken, *sample.incidents))
-                return self._with_views(sample, epoch, index)
+                return self._with_views(sample, step, index)
             except DataError as error:
                 broken.append(Incident("broken image", self.manifest[stand_in].id, str(error)))
             if not self.replace_broken:
@@ -113,19 +113,19 @@ class PairDataset(Dataset[Sample | Incident]):
             f"{self.manifest.path}: {REPLACEMENT_TRIES} images in a row cannot be read; the last: {broken[-1].detail}"
         )
 
-    def _indices_to_try(self, epoch: int, index: int) -> Iterator[int]:
+    def _indices_to_try(self, step: int, index: int) -> Iterator[int]:
         """The pair itself, then its replacements."""
         yield index
-        generator = np.random.default_rng((self.seed, epoch, index))
+        generator = np.random.default_rng((self.seed, step, index))
         for _ in range(REPLACEMENT_TRIES - 1):
             yield int(generator.integers(len(self.manifest)))
 
-    def _with_views(self, sample: Sample, epoch: int, index: int) -> Sample:
+    def _with_views(self, sample: Sample, step: int, index: int) -> Sample:
         """The sample with newly drawn masked views; unchanged when none are drawn."""
         settings = self.limits.views
         if settings is None:
             return sample
-        generator = np.random.default_rng((self.seed, epoch, index, VIEW_STREAM))
+        generator = np.random.default_rng((self.seed, step, index, VIEW_STREAM))
         proposals = Proposals(*sample.proposals) if sample.proposals else Proposals.none()
         plan = draw_views(settings, self.limits.view_grid, sample.regions, sample.links, proposals, generator)
         meaning = view_meaning(plan.coverage, sample.regions, sample.links, settings)

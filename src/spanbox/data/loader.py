@@ -2,13 +2,17 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from ctypes import CDLL
 from functools import partial
-from typing import Literal
+from multiprocessing.queues import Queue
+from typing import Any, Literal, NoReturn
 
 import torch
 from pydantic import Field, NonNegativeInt
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from spanbox.data.collate import Collator
 from spanbox.data.dataset import PairDataset
@@ -16,6 +20,7 @@ from spanbox.data.manifest import InvertedBoxes
 from spanbox.data.masking import MaskSettings
 from spanbox.data.neighbours import MiningSettings
 from spanbox.data.sampler import Key, StepSampler
+from spanbox.errors import DataError, SpanboxError
 from spanbox.settings import PathText, Settings
 from spanbox.structures import Batch, Incident, Sample
 
@@ -67,19 +72,15 @@ class DataSettings(Settings):
         return self.workers
 
 
-def training_loader(
+def training_batches(
     dataset: PairDataset, collator: Collator, sampler: StepSampler, workers: int, *, pin_memory: bool
-) -> DataLoader[Sample | Incident]:
-    """Batches (`Loaded`) of the sampler's steps."""
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=collator,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's random state
-        worker_init_fn=_quiet_worker,
-    )
+) -> Iterator[Any]:
+    """Batches (`Loaded`) of the sampler's steps. Closing the iterator ends its workers.
+
+    Raises:
+        DataError: while iterating; a pair cannot be read.
+    """
+    return _batches(dataset, collator, sampler, workers, pin_memory=pin_memory)
 
 
 def evaluation_batches(
@@ -88,20 +89,18 @@ def evaluation_batches(
     """Every pair of a manifest once, in its order; pairs with a broken image are left out.
 
     Pairs with many spans or regions come in smaller batches, since a batch is padded to its largest pair: so memory is
-    bounded where nothing limits the regions of a pair. Incidents are added to `incidents`.
+    bounded where nothing limits the regions of a pair. Incidents are added to `incidents`. Closing the iterator ends
+    its workers.
+
+    Raises:
+        DataError: while iterating; a pair cannot be read.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=list(_batches_by_size(dataset, batch_size)),
-        collate_fn=partial(_collate_readable, collator),
-        num_workers=workers,
-        generator=torch.Generator(),
-        worker_init_fn=_quiet_worker,
-    )
-    for batch, met in loader:
-        incidents.extend(met)
-        if batch is not None:
-            yield batch
+    keys = list(_batches_by_size(dataset, batch_size))
+    with closing(_batches(dataset, partial(_collate_readable, collator), keys, workers)) as batches:
+        for batch, found in batches:
+            incidents.extend(found)
+            if batch is not None:
+                yield batch
 
 
 def _batches_by_size(dataset: PairDataset, batch_size: int) -> Iterator[list[Key]]:
@@ -129,8 +128,91 @@ def _collate_readable(collator: Collator, items: Sequence[Sample | Incident]) ->
     return loaded.batch, broken + loaded.incidents
 
 
-def _quiet_worker(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the training process: it ends its workers."""
+def _batches(
+    dataset: PairDataset,
+    collate: Callable[[Sequence[Any]], Any],
+    keys: Iterable[list[Key]],
+    workers: int,
+    *,
+    pin_memory: bool = False,
+) -> Generator[Any, None, None]:
+    loader = DataLoader(
+        _Reporting(dataset),
+        batch_sampler=keys,
+        collate_fn=partial(_collate_unless_failed, collate),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's random state
+        worker_init_fn=partial(_set_up_worker, os.getpid()),
+    )
+    for batch in loader:
+        if isinstance(batch, SpanboxError):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def explained_worker_failures() -> Iterator[None]:
+    """Context for work that batches are loaded for: PyTorch raises the death of a worker anywhere in it.
+
+    Raises:
+        DataError: a worker was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that loads data ended unexpectedly ({str(error).strip()}); if the machine is short of memory, "
+            "lower data.workers or data.cache_gb"
+        ) from None
+
+
+class _Reporting(Dataset[Any]):
+    """A data set whose errors that a user can fix are returned: raised in a worker, they would become tracebacks."""
+
+    def __init__(self, dataset: PairDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[Any] | SpanboxError:
+        try:
+            return [self.dataset[key] for key in keys]
+        except SpanboxError as error:
+            return error
+
+
+def _collate_unless_failed(collate: Callable[[Sequence[Any]], Any], items: list[Any] | SpanboxError) -> Any:
+    if isinstance(items, SpanboxError):
+        return items
+    try:
+        return collate(items)
+    except SpanboxError as error:
+        return error
+
+
+def _set_up_worker(parent: int, worker: int) -> None:
+    """Make a worker end with the process that it loads for, and with nothing else.
+
+    A Ctrl-C or SIGTERM to the process group is for the training process, which ends its workers when it is done with
+    them. So they leave its group, and Linux kills them when it dies.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    if sys.platform == "linux":
+        CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_worker(error: Exception, batch: object) -> NoReturn:
+    """End a worker that cannot hand over a batch, for which the training process would wait for ever."""
+    print(f"a batch cannot be handed over ({error}); is shared memory (/dev/shm) full?", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl(2): the signal that a process gets when its parent dies

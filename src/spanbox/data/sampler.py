@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from spanbox.data.neighbours import Neighbours
 
-Key = tuple[int, int]  # (epoch, index)
+Key = tuple[int, int]  # (step, index): no two samples of a run share one, so their random draws differ
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -78,7 +78,7 @@ class StepSampler(Sampler[list[Key]]):
             order = self._order(epoch)
             for step in steps_of_epoch:
                 batch = self._batch(order, step)[self.rank * share : (self.rank + 1) * share]
-                yield [(epoch, index) for index in batch.tolist()]
+                yield [(step, index) for index in batch.tolist()]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

@@ -1,16 +1,20 @@
-"""Checkpoints: folders that hold all that is needed to load a model or to go on training.
+"""Checkpoints: folders with everything needed to load a model or to resume training.
 
     checkpoints/step-000500/   model.safetensors, config.yaml, architecture.json, preprocessing.json, tokenizer/,
                                trainer.pt
-    checkpoints/best, last     links to the best by the run's metric, and the newest
+    checkpoints/best, last     pointers to the best by the run's metric, and the newest
 
-A checkpoint is written aside and renamed into place: it is complete or not there.
+A checkpoint is written under another name and renamed into place: it is complete or absent. A pointer is a link, or a
+small file with the folder's name on file systems without links. A copy of a run may hold the checkpoint itself in its
+place, or nothing: then the newest complete step folder counts.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,15 +25,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from spanbox.errors import CheckpointError
+from spanbox.errors import CheckpointError, OutputError
+from spanbox.files import PARTIAL, explained, remove_entry, write_text
 from spanbox.models.preprocessing import Preprocessing
 
 STEP_FOLDER = "step-{:06d}"
+MODEL_FILES = ("model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer")
+RESUME_FILES = (*MODEL_FILES, "trainer.pt")
+LONGEST_NAME = 100  # bytes of a pointer file
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """What a checkpoint holds beside the state of training: fixed for a run."""
+    """The parts of a checkpoint that are fixed for a run."""
 
     config_yaml: str
     tokenizer: Any
@@ -41,9 +49,9 @@ class CheckpointStore:
     """The `checkpoints/` folder of a run.
 
     Args:
-        folder: it is made when needed.
+        folder: made when needed.
         files: written into every checkpoint.
-        keep: how many step folders to keep, the newest; the best is kept besides.
+        keep: number of step folders to keep, the newest; the best is kept besides.
     """
 
     def __init__(self, folder: Path, files: CheckpointFiles, keep: int) -> None:
@@ -52,56 +60,139 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, step: int, weights: dict[str, Tensor], trainer_state: dict[str, Any], *, best: bool) -> Path:
-        """Write a checkpoint, point `last` (and `best`) at it, and remove what is more than `keep`."""
+        """Write a checkpoint, point `last` (and `best`) at it, and remove all but the newest `keep`.
+
+        Raises:
+            OutputError: the disk is full or the folder cannot be written. Earlier checkpoints are intact.
+        """
         target = self.folder / STEP_FOLDER.format(step)
-        if target.resolve() != (self.folder / "last").resolve():  # or it is there already, and must never be missing
-            self._write(target, weights, trainer_state)
-        if best:
-            self._point("best", target)
-        self._point("last", target)
-        self._remove_old()
+        with _explained_saving(target):
+            self._remove_leftovers()
+            if target != last_checkpoint(self.folder):  # else it exists already, and must never be missing
+                self._write(target, weights, trainer_state)
+            if best:
+                self._point("best", target)
+            self._point("last", target)
+            self._remove_old()
         return target
 
     def _write(self, target: Path, weights: dict[str, Tensor], trainer_state: dict[str, Any]) -> None:
-        aside = self.folder / f".{target.name}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
+        aside = self.folder / f".{target.name}{PARTIAL}"
         aside.mkdir(parents=True)
-        save_file(weights, aside / "model.safetensors")
-        (aside / "config.yaml").write_text(self.files.config_yaml, encoding="utf-8")
-        (aside / "architecture.json").write_text(json.dumps(self.files.architecture, indent=1), encoding="utf-8")
-        (aside / "preprocessing.json").write_text(self.files.preprocessing.model_dump_json(indent=1), encoding="utf-8")
-        self.files.tokenizer.save_pretrained(aside / "tokenizer")
-        torch.save(trainer_state, aside / "trainer.pt")
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
+        try:
+            save_file(weights, aside / "model.safetensors")
+            write_text(aside / "config.yaml", self.files.config_yaml)
+            write_text(aside / "architecture.json", json.dumps(self.files.architecture, indent=1))
+            write_text(aside / "preprocessing.json", self.files.preprocessing.model_dump_json(indent=1))
+            self.files.tokenizer.save_pretrained(aside / "tokenizer")
+            torch.save(trainer_state, aside / "trainer.pt")
+            _flush_to_disk(aside)
+            remove_entry(target)
+            aside.rename(target)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
     def _point(self, name: str, target: Path) -> None:
-        aside = self.folder / f".{name}.partial"
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(target.name)
-        aside.replace(self.folder / name)
+        """Make `name` point at a step folder of this folder."""
+        aside = self.folder / f".{name}{PARTIAL}"
+        try:
+            aside.symlink_to(target.name)
+        except OSError:  # a file system without links
+            write_text(aside, target.name)
+        pointer = self.folder / name
+        if pointer.is_dir() and not pointer.is_symlink():  # a copy of a run that followed the links
+            pointer.rename(self.folder / f".{name}-copy{PARTIAL}")
+        aside.replace(pointer)
+        remove_entry(self.folder / f".{name}-copy{PARTIAL}")
 
     def _remove_old(self) -> None:
-        steps = sorted(self.folder.glob("step-*"), key=lambda path: (len(path.name), path.name))  # by number
-        linked = {(self.folder / name).resolve() for name in ("best", "last")}
-        for old in steps[: -self.keep]:
-            if old.resolve() not in linked:
-                shutil.rmtree(old)
+        pointed = {_pointed_at(self.folder, name) for name in ("best", "last")}
+        for old in _step_folders(self.folder)[: -self.keep]:
+            if old not in pointed:
+                removed = self.folder / f".{old.name}{PARTIAL}"  # so that half of it never passes for a checkpoint
+                old.rename(removed)
+                shutil.rmtree(removed)
+
+    def _remove_leftovers(self) -> None:
+        """Remove the files of a save that was killed."""
+        for path in self.folder.glob(f".*{PARTIAL}"):
+            remove_entry(path)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that `path` means: itself, or the best (else the last) one of a run folder.
+    """The checkpoint folder for `path`: itself, or the best (else the last, else the newest complete) one of a run.
 
     Raises:
         CheckpointError: there is none.
     """
-    candidates = (path, path / "checkpoints" / "best", path / "checkpoints" / "last")
-    for folder in candidates:
-        if all((folder / name).is_file() for name in ("model.safetensors", "architecture.json")):
-            return folder.resolve()
-    raise CheckpointError(
-        f"{path}: no checkpoint here; expected a run folder or a folder with model.safetensors and architecture.json"
+    if path.is_file() and path.name in ("best", "last"):  # a pointer where links cannot be made
+        path = _pointed_at(path.parent, path.name) or path
+    if all((path / name).is_file() for name in ("model.safetensors", "architecture.json")):
+        return path.resolve()
+    checkpoints = path / "checkpoints"
+    best = _pointed_at(checkpoints, "best")
+    found = best or last_checkpoint(checkpoints)
+    if found is None:
+        raise CheckpointError(
+            f"{path}: no checkpoint here; expected a run folder or a folder with {', '.join(MODEL_FILES)}"
+        )
+    if best is None and os.path.lexists(checkpoints / "best"):
+        print(f"{checkpoints}/best: points at no complete checkpoint; {found.name} is used", file=sys.stderr)
+    return found.resolve()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to resume from in a `checkpoints/` folder: `last`, or the newest complete step folder."""
+    pointed = _pointed_at(folder, "last")
+    if pointed is not None and _is_complete(pointed, RESUME_FILES):
+        return pointed
+    complete = [step for step in _step_folders(folder) if _is_complete(step, RESUME_FILES)]
+    return complete[-1] if complete else pointed
+
+
+def _pointed_at(folder: Path, name: str) -> Path | None:
+    """The checkpoint that `best` or `last` points at; None where the pointer is missing, dangling or damaged."""
+    pointer = folder / name
+    if pointer.is_symlink():
+        target = folder / pointer.readlink().name
+    elif pointer.is_file() and pointer.stat().st_size <= LONGEST_NAME:
+        target = folder / Path(pointer.read_text(encoding="utf-8", errors="replace").strip() or name).name
+    else:
+        target = pointer
+    return target if target.is_dir() and _is_complete(target, MODEL_FILES) else None
+
+
+def _is_complete(folder: Path, names: tuple[str, ...]) -> bool:
+    return all((folder / name).exists() for name in names)
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    """By number."""
+    return sorted(
+        (path for path in folder.glob("step-*") if path.is_dir()), key=lambda path: (len(path.name), path.name)
     )
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Network file systems report a full disk only here; and a power failure must not leave empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def _explained_saving(target: Path) -> Iterator[None]:
+    """Context that turns the errors of three libraries on a full disk into one OutputError."""
+    try:
+        with explained(target):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OutputError(
+            f"{target}: the checkpoint cannot be written ({error}); earlier checkpoints are intact. Free space, then "
+            "resume"
+        ) from None
 
 
 def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
@@ -162,19 +253,3 @@ def _differences(saved: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
         if saved[name].shape != own[name].shape
     ]
     return lines
-
-
-RUN_FILES = (
-    *("checkpoints", "neighbours", "evaluation", "tensorboard", "wandb"),
-    *("log.jsonl", "trackers.json", "metrics.json", "environment.json", "report.html", "config.yaml"),
-)
-"""What a run writes into its folder."""
-
-
-def remove_run(folder: Path, names: Iterable[str] = RUN_FILES) -> None:
-    """Remove what an earlier run left in `folder`, and nothing else."""
-    for path in (folder / name for name in names):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            path.unlink()

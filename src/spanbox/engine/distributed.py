@@ -6,31 +6,39 @@ share after that is the gradient of the towers, once a step. The price is a loss
 beside the towers until N^2 is large.
 """
 
+import gc
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from spanbox.engine.heartbeat import Heartbeat
+from spanbox.errors import TrainingError
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.structures import PADDING_ID, Features, TensorBundle
 
 Parallel = Literal["ddp", "fsdp"]
 Bundle = TypeVar("Bundle", bound=TensorBundle)
 
-TIMEOUT = timedelta(hours=2)  # a rank may wait that long for another, which validates or writes a checkpoint
+LONGEST_WAIT = timedelta(days=7)  # for a rank that validates or mines; one that is silent is found by its heartbeat
+LOST_PEER = re.compile(r"connection (was )?(closed|reset|refused)|timed out|timeout|broken pipe|peer", re.IGNORECASE)
 
 
 class Ranks:
-    """The processes of a run, and what they tell each other. A single process is the case of one rank.
+    """The ranks and their collectives; works with world size 1. Use as a context.
 
     Attributes:
         rank: of this process, from 0.
@@ -38,18 +46,50 @@ class Ranks:
         local_rank: of this process on its machine.
     """
 
-    def __init__(self) -> None:
-        """As `torchrun` says in the environment; one rank when nothing is said. Connects when there are several."""
+    def __init__(self, timeout: float = 600.0) -> None:
+        """Connect the ranks that `torchrun` describes in the environment; one rank where it describes none.
+
+        Args:
+            timeout: seconds after which a silent rank is named and the run ends.
+        """
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._copied: DistributedDataParallel | None = None
         self._sharded: FSDPModule | None = None
+        self._heartbeat: Heartbeat | None = None
         if self.world_size > 1 and not dist.is_initialized():
-            if torch.cuda.is_available():
-                torch.cuda.set_device(self.local_rank)
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            self._connect(timeout)
+
+    def _connect(self, timeout: float) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        self._heartbeat = Heartbeat(store.clone(), self.rank, self.world_size, timeout)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("spanbox", store),
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=LONGEST_WAIT,
+        )
+        self._heartbeat.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Disconnect. After an error the connections stay: the other ranks may not answer any more."""
+        if error is None:
+            self.close()
+        elif isinstance(error, RuntimeError) and self.world_size > 1 and LOST_PEER.search(str(error)):
+            raise TrainingError(
+                f"rank {self.rank} lost the connection to another rank, whose message says why; fix it, then go on "
+                "from the last checkpoint with --resume"
+            ) from None
 
     @property
     def is_main(self) -> bool:
@@ -62,8 +102,16 @@ class Ranks:
         return self._sharded is not None
 
     def close(self) -> None:
+        """Disconnect, when all ranks are done with the towers."""
+        self._copied = self._sharded = None
         if dist.is_initialized():
+            # The reducer of DDP holds the group. Freed after it, it would join the group's threads while it holds
+            # the interpreter's lock, which these threads may wait for.
+            gc.collect()
+            dist.barrier()
             dist.destroy_process_group()
+        if self._heartbeat:
+            self._heartbeat.stop()
 
     # The towers
 

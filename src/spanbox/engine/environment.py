@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from spanbox.files import write_text
+
 
 def describe_environment() -> dict[str, Any]:
     """Versions of spanbox and its main dependencies, and the hardware of this machine."""
@@ -27,7 +29,7 @@ def describe_environment() -> dict[str, Any]:
 def write_environment(run_dir: Path) -> None:
     """Write `environment.json` into an existing run folder."""
     content = json.dumps(describe_environment(), indent=1, ensure_ascii=False)
-    (run_dir / "environment.json").write_text(content + "\n", encoding="utf-8")
+    write_text(run_dir / "environment.json", content + "\n")
 
 
 def _cpu_name() -> str:

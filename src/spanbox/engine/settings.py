@@ -42,6 +42,9 @@ class TrainSettings(Settings):
         "ddp",
         description="with torchrun: ddp keeps the model on every GPU, fsdp a part of each parameter",
     )
+    rank_timeout: float = Field(
+        600.0, gt=0, description="seconds after which a rank that does not answer is named and the run ends"
+    )
     log_every: int = Field(20, ge=1, description="steps between two lines of the log")
     validate_every: int = Field(500, ge=1, description="steps between two validations; the last step always has one")
     save_every: int = Field(500, ge=1, description="steps between two checkpoints; the last step always has one")
@@ -59,7 +62,7 @@ class TrainSettings(Settings):
     track: tuple[TrackerName, ...] = Field(
         (), description="trackers to write to besides log.jsonl: tensorboard, wandb, trackio; all work offline"
     )
-    resume: bool = Field(False, description="go on from the last checkpoint of run.dir")
+    resume: bool = Field(False, description="resume from the last checkpoint of run.dir")
 
     @field_validator("track", mode="before")
     @classmethod

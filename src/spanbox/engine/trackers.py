@@ -23,6 +23,7 @@ from uuid import uuid4
 import yaml
 
 from spanbox.errors import ConfigError
+from spanbox.files import write_text
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
@@ -198,7 +199,7 @@ class Trackers:
                 if name in self._active:
                     told[kind] = step
         if self._active:
-            _write_ledger(self._ledger_path, self._ledger)
+            write_text(self._ledger_path, json.dumps(self._ledger))
 
     def close(self) -> None:
         for name, tracker in list(self._active.items()):
@@ -231,14 +232,15 @@ def _numbers(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _read_ledger(path: Path) -> dict[str, Any]:
+    """The ledger without entries that are damaged; empty where there is none."""
     try:
-        ledger: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # a run that had no trackers
-    return ledger
+        ledger = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {name: entry for name, entry in ledger.items() if _is_entry(entry)} if isinstance(ledger, dict) else {}
 
 
-def _write_ledger(path: Path, ledger: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(ledger), encoding="utf-8")
-    aside.replace(path)
+def _is_entry(entry: Any) -> bool:
+    if not (isinstance(entry, dict) and isinstance(entry.get("id"), str) and isinstance(entry.get("told"), dict)):
+        return False
+    return all(type(step) is int for step in entry["told"].values())

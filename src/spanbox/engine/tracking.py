@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +11,7 @@ import torch
 
 from spanbox.engine.trackers import TrackerName, Trackers
 from spanbox.errors import TrainingError
+from spanbox.files import explained, replacing
 from spanbox.structures import Incident, stable_id
 
 
@@ -45,32 +46,54 @@ class RunLog:
 
 
 class JsonLog:
-    """`log.jsonl` of a run folder. A resumed run drops what was logged after the step that it resumes from."""
+    """`log.jsonl` of a run folder. A resumed run drops the lines after the step that it resumes from.
+
+    A line that cannot be read stays where it is: it is not ours to judge. A last one without a line end, which a crash
+    cut off, is dropped, since the next line would be appended to it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
 
     def __init__(self, path: Path, resume_step: int) -> None:
         self.path = path
-        kept = [line for line in _lines(path) if line["step"] <= resume_step] if resume_step else []
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-        aside.replace(path)  # so that a crash meanwhile leaves the old log
+        with replacing(path) as file:  # so that a crash meanwhile leaves the old log
+            for raw, line in _lines(path) if resume_step else ():
+                if line is None or line["step"] <= resume_step:
+                    file.write(raw)
 
     def lines(self) -> Iterable[dict[str, Any]]:
-        return _lines(self.path)
+        """The readable lines."""
+        return (line for _, line in _lines(self.path) if line is not None)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}, ensure_ascii=False) + "\n")
+        line = json.dumps({"step": step, "kind": kind, **values}, ensure_ascii=False)
+        # Characters that other tools take for line ends, and lone surrogates, are escaped as JSON does it.
+        safe = line.translate(LINE_ENDS).encode("utf-8", errors="backslashreplace")
+        with explained(self.path), self.path.open("ab") as file:
+            file.write(safe + b"\n")
 
 
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    """The complete lines of a log; a last one that was cut off by a crash is left out."""
+LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\u0085\u2028\u2029"}
+"""Line ends to `str.splitlines` that JSON leaves as they are."""
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """The complete lines of a log, each with what it holds; None where it is damaged."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+    with explained(path), path.open("rb") as file:
+        for raw in file:
+            if raw.endswith(b"\n"):
+                yield raw, _parsed(raw)
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and type(line.get("step")) is int and "kind" in line else None
 
 
 class IncidentTally:
@@ -88,6 +111,7 @@ class IncidentTally:
         self.broken_limit = broken_limit
         self._samples: dict[str, set[int]] = {}  # hashes of the ids met, by kind of incident
         self._broken: dict[str, str] = {}  # the broken ones, with the reason
+        self._examples: dict[str, str] = {}  # the first of each kind
 
     def add(self, incidents: Iterable[Incident]) -> None:
         """Count incidents, each kind once a sample.
@@ -97,6 +121,7 @@ class IncidentTally:
         """
         for incident in incidents:
             self._samples.setdefault(incident.kind, set()).add(stable_id(incident.sample))
+            self._examples.setdefault(incident.kind, f"{incident.sample}: {incident.detail}")
             if incident.kind == "broken image":
                 self._broken[incident.sample] = incident.detail
         if len(self._broken) > self.allowed:
@@ -111,12 +136,17 @@ class IncidentTally:
         """Samples met so far with each kind of incident."""
         return {kind: len(samples) for kind, samples in self._samples.items()}
 
+    def summary(self) -> dict[str, tuple[int, str]]:
+        """Of each kind of incident the number of samples and an example."""
+        return {kind: (count, self._examples.get(kind, "")) for kind, count in self.counts().items()}
+
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on counting."""
+        """The state from which a resumed run continues counting."""
         samples = {kind: torch.tensor(sorted(ids), dtype=torch.int64) for kind, ids in self._samples.items()}
-        return {"samples": samples, "broken": self._broken}
+        return {"samples": samples, "broken": self._broken, "examples": self._examples}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state that `state()` gave."""
         self._samples = {kind: set(ids.tolist()) for kind, ids in state["samples"].items()}
         self._broken = dict(state["broken"])
+        self._examples = dict(state.get("examples", {}))  # missing in older checkpoints

@@ -1,14 +1,12 @@
-"""The training run: steps, log, validation, checkpoints, and an end that loses nothing."""
+"""The training run: steps, log, validation, checkpoints, graceful shutdown."""
 
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from spanbox.engine.device import choose_device, choose_precision, make_encode
 from spanbox.engine.distributed import Ranks, whole
 from spanbox.engine.large_batch import ACCUMULATION, even_chunk
 from spanbox.engine.memory import ADVICE, GIB, choose_chunk, measure_step, memory_budget
+from spanbox.engine.negatives import NegativesWatch
 from spanbox.engine.optimiser import (
     clip_gradients,
     lr_share,
@@ -27,10 +26,13 @@ from spanbox.engine.optimiser import (
     set_learning_rate,
     whole_state,
 )
+from spanbox.engine.run_folder import settle_replaced
 from spanbox.engine.settings import TrainSettings
+from spanbox.engine.stopping import StopRequest
 from spanbox.engine.trackers import check_installed
 from spanbox.engine.tracking import IncidentTally, RunLog
 from spanbox.errors import ConfigError, TrainingError
+from spanbox.files import write_text
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
@@ -104,7 +106,9 @@ class Trainer:
         self.best: float | None = None
         self.best_metrics: dict[str, float] = {}
         self.since_best = 0  # validations
-        self._stop_asked = False
+        self._stop = StopRequest()
+        self._uncounted: list[Incident] = []
+        self._watch = NegativesWatch(objective.settings.levels())
         self._clock = time.perf_counter if settings.clock == "wall" else time.process_time
 
     @property
@@ -133,7 +137,10 @@ class Trainer:
     def _score(self, features: Features, targets: Targets) -> Losses:
         """Losses of the pairs of all ranks."""
         everywhere = self.ranks.gather(targets.to(self.device, non_blocking=True))
-        losses: Losses = self.objective(self.ranks.gather_features(features), everywhere)
+        gathered = self.ranks.gather_features(features)
+        unseen = self._watch.unseen()
+        self._watch.add(name for name in unseen if self.objective.contrasts_something(name, gathered, everywhere))
+        losses: Losses = self.objective(gathered, everywhere)
         return losses
 
     def _measured_chunk(self, example: Callable[[int], Batch]) -> int:
@@ -178,41 +185,62 @@ class Trainer:
         print(f"out of memory with chunks of {too_large} pairs: going on with {self.chunk_size}", file=sys.stderr)
 
     def fit(self, batches: Iterable[tuple[Batch, list[str], list[Incident]]], progress: Progress) -> bool:
-        """Run what is left; nothing, if the patience is used up. Returns False when it was asked to stop before its end
+        """Run the remaining steps; none when the patience is used up. Returns False when it was stopped before its end
         (Ctrl-C, SIGTERM).
 
         Raises:
-            TrainingError: a loss that is not finite, or too many broken images.
+            TrainingError: a loss that is not finite, nothing to contrast, or too many broken images.
+            OutputError: the log or a checkpoint cannot be written.
         """
         self.model.train()
         window = _Window()
-        incidents: list[Incident] = []
-        stream = iter(batches)
-        with self._stopping_gently(), self._open_log() as log:
-            while not self._at_end() and not self._stop_asked:
+        with ExitStack() as stack:
+            stack.enter_context(self._stop.listening())
+            log = stack.enter_context(self._open_log())
+            stream = stack.enter_context(_closing(iter(batches)))  # last: its workers end first
+            while not self._at_end() and not self._stop.received:
                 began = self._clock()
-                batch, ids, met = next(stream)
+                batch, ids, incidents = next(stream)
                 window.waited += self._clock() - began
-                incidents += met
-                if self.ranks.world_size == 1 or self.step % self.settings.log_every == 0:
-                    self.tally.add(self.ranks.everyones(incidents))
-                    incidents = []
+                self._count(incidents)
                 losses = self.train_step(batch, ids)
                 window.pairs += len(batch) * self.ranks.world_size
                 took = self._clock() - began
                 window.seconds += took
                 self._agree(took)
+                self._report_levels(progress)
                 detail = ""
-                if log and self._is_due(self.settings.log_every):
-                    values = self._log_values(losses, window)
-                    log.write(self.step, "train", values)
-                    detail = _progress_line(values)
+                if self._is_due(self.settings.log_every):
+                    self._share_incidents()
+                    if log:
+                        values = self._log_values(losses, window)
+                        log.write(self.step, "train", values)
+                        detail = _progress_line(values)
                     window = _Window()
                 progress.update(self._progress(), detail)
                 self._validate_and_save(log, progress)
-            if self._stop_asked:
+            if self._stop.received:
                 self._save(best=False)
         return self._at_end()
+
+    def _count(self, incidents: list[Incident]) -> None:
+        """Count the incidents of a batch: at once on a single rank, with those of the others when they are shared."""
+        self._uncounted += incidents
+        if self.ranks.world_size == 1:
+            self._share_incidents()
+
+    def _share_incidents(self) -> None:
+        """Count the incidents of all ranks. All of them call it at the same steps."""
+        self.tally.add(self.ranks.everyones(self._uncounted))
+        self._uncounted = []
+
+    def _report_levels(self, progress: Progress) -> None:
+        whole_run = self._watch.steps + 1 == self.step  # not resumed
+        for name in self._watch.at_step_end(last=whole_run and self._at_end()):
+            progress.note(
+                f"step {self.step}: the {name} level has nothing to contrast: no row of the last steps had both a "
+                "positive and a negative"
+            )
 
     def state(self) -> dict[str, Any]:
         """All that resuming needs beside the weights, the same for any number of ranks: all of them have to ask."""
@@ -257,9 +285,9 @@ class Trainer:
 
     def _agree(self, seconds: float) -> None:
         """Count the time of a step, and let all ranks stop at the same one."""
-        slowest, stop = self.ranks.largest(seconds, float(self._stop_asked))
+        slowest, stop = self.ranks.largest(seconds, float(self._stop.received))
         self.seconds += slowest
-        self._stop_asked = stop > 0
+        self._stop.received = stop > 0
 
     def _validate_and_save(self, log: RunLog | None, progress: Progress) -> None:
         is_best = False
@@ -293,10 +321,12 @@ class Trainer:
         return is_best
 
     def _save(self, *, best: bool) -> None:
+        self._share_incidents()
         weights = {name: whole(tensor).cpu() for name, tensor in named_weights(self.model, self.objective).items()}
         state = self.state()
         if self.ranks.is_main:
             self.store.save(self.step, weights, state, best=best)
+            settle_replaced(self.run_dir)
         self.ranks.wait_for_all()
 
     def _log_values(self, losses: Losses, window: _Window) -> dict[str, Any]:
@@ -324,27 +354,16 @@ class Trainer:
         terms = {name: f"{value.item():g}" for name, value in losses.terms.items()}
         content = {"step": self.step, "loss": terms, "ids": self.ranks.everyones(ids)}
         if self.ranks.is_main:
-            path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            write_text(path, json.dumps(content, ensure_ascii=False))
         raise TrainingError(
             f"the loss of step {self.step} ({terms}) or its gradient ({norm:g}) is not finite; the batch's ids are in "
             f"{path}. Lower train.optimiser.lr, or use train.precision=float32."
         )
 
-    @contextmanager
-    def _stopping_gently(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM end the run after the current step; a second one ends it at once."""
 
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            if self._stop_asked:
-                raise KeyboardInterrupt
-            self._stop_asked = True
-
-        handlers = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+def _closing(stream: Iterator[Any]) -> AbstractContextManager[Iterator[Any]]:
+    """Context that closes an iterator that can be closed, which ends the workers that it loads with."""
+    return closing(stream) if isinstance(stream, Generator) else nullcontext(stream)
 
 
 def _progress_line(values: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from spanbox.losses.contrasts import coarse_contrast, fine_contrast, has_views
 from spanbox.losses.directions import Selection, both_directions
 from spanbox.losses.negatives import selected
+from spanbox.losses.positives import WHOLE
 from spanbox.losses.schedules import CURVES
 from spanbox.losses.settings import LevelSettings, LossSettings
 from spanbox.losses.variants import LOSSES
@@ -17,6 +18,7 @@ from spanbox.losses.views import Gate, sentence_ranking, span_ranking
 from spanbox.structures import Features, Losses, Targets, stable_id
 
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound: a temperature below 0.01 makes training unstable
+EXAMINED_PAIRS = 64  # rows of a block of masks, in pairs
 CONTRASTS = {"coarse": coarse_contrast, "fine": fine_contrast}
 RANKINGS = {"coarse": sentence_ranking, "fine": span_ranking}
 
@@ -75,6 +77,19 @@ class Objective(nn.Module):
         for name, level in self.settings.levels().items():
             if level.temperature_schedule in CURVES:
                 self._log_scales()[name].fill_(-math.log(level.temperature_at(done)))
+
+    @torch.no_grad()
+    def contrasts_something(self, name: str, features: Features, targets: Targets) -> bool:
+        """Whether any row of a level has both a positive and a negative in this batch.
+
+        Rows are examined in blocks, the first of which usually decides.
+        """
+        masks = CONTRASTS[name](features, targets, self.settings.views).masks
+        for start in range(0, len(targets), EXAMINED_PAIRS):
+            positives, candidates = masks(slice(start, start + EXAMINED_PAIRS), WHOLE)
+            if (positives.any(dim=1) & (candidates & ~positives).any(dim=1)).any():
+                return True
+        return False
 
     def temperatures(self) -> dict[str, float]:
         """Temperature of each level, for the log."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
-from spanbox.data.loader import training_loader
+from spanbox.data.loader import training_batches
 from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import Neighbours, load_neighbours, remove_neighbours, save_neighbours
 from spanbox.data.sampler import StepSampler
@@ -84,7 +84,7 @@ class TrainingBatches:
         collator = make_collator(config, self.tokenizer, sort_by_length=config.train.accumulation == "exact")
         device = self.trainer.device
         workers = config.data.worker_count(device)
-        return training_loader(self.dataset, collator, sampler, workers, pin_memory=device.type == "cuda")
+        return training_batches(self.dataset, collator, sampler, workers, pin_memory=device.type == "cuda")
 
     def _mined(self, mined_at: int) -> Neighbours:
         """What was mined at that step; mined now when the run stands there."""

@@ -6,15 +6,24 @@ from pathlib import Path
 
 import torch
 
-from spanbox.config import RunConfig, dump_config, without_actions
+from spanbox.config import RunConfig, dump_config, load_config, without_actions
+from spanbox.data.loader import explained_worker_failures
 from spanbox.data.manifest import Manifest
 from spanbox.data.tokenizer import load_tokenizer
-from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights, remove_run
+from spanbox.engine.checkpoint import (
+    CheckpointFiles,
+    CheckpointStore,
+    last_checkpoint,
+    load_trainer_state,
+    load_weights,
+)
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import write_environment
+from spanbox.engine.run_folder import prepare_run_folder, refuse_earlier_run, settle_replaced
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError
+from spanbox.files import write_text
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
@@ -33,21 +42,29 @@ class Trained:
     """How a run ended."""
 
     run_dir: Path
-    is_main: bool  # whether this process is the one of several that speaks for all
+    is_main: bool  # whether this process reports for all ranks
     step: int
-    finished: bool  # False: it was asked to stop, and can be resumed
+    finished: bool  # False: it was stopped, and can be resumed
     best: dict[str, float]  # validation metrics of the best checkpoint; empty without validation
+    incidents: dict[str, tuple[int, str]]  # of each kind the number of pairs and an example
 
 
 def train(config: RunConfig) -> Trained:
-    """Train as the config says. Writes the run folder of `config.run.dir`; resumes it when `train.resume` is set.
+    """Train by a config. Writes the run folder `config.run.dir`; resumes it when `train.resume` is set.
 
     Started by `torchrun`, each process does its share.
+
+    Raises:
+        SpanboxError: of the config, the data, the run folder or the training; says what to do.
     """
-    ranks = Ranks()
+    with Ranks(config.train.rank_timeout) as ranks, explained_worker_failures():
+        return _train(config, ranks)
+
+
+def _train(config: RunConfig, ranks: Ranks) -> Trained:
     run_dir = Path(config.run.dir)
     with ranks.main_first():
-        resume_from = _checkpoint_to_resume(config, run_dir)
+        resume_from = _checkpoint_to_resume(config, run_dir, ranks)
         manifest = open_manifest(config, config.data.train, "data.train", subset=config.data.subset)
         validate = make_validation(config)
     _check_batch_size(config, manifest, ranks.world_size)
@@ -59,6 +76,7 @@ def train(config: RunConfig) -> Trained:
     objective = Objective(config.loss, config.model.dim)
     if resume_from:
         load_weights(resume_from, model, objective)
+        check_learned_values(config, resume_from)
     config_yaml = dump_config(without_actions(config))
     architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
     files = CheckpointFiles(config_yaml, tokenizer, architecture, model.preprocessing)
@@ -78,16 +96,18 @@ def train(config: RunConfig) -> Trained:
         trainer.restore(load_trainer_state(resume_from))
     progress = _progress(trainer)
     batches = TrainingBatches(config, manifest, tokenizer, trainer, progress)
-    if ranks.is_main:
-        if not resume_from:
-            remove_run(run_dir)  # only now that everything fits together: a mistake costs no earlier run
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        write_environment(run_dir)
-    with progress:
-        finished = trainer.fit(batches, progress)
-    ranks.close()
-    return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics)
+    try:
+        if ranks.is_main:
+            if not resume_from:  # only now that everything fits together: a mistake touches no earlier run
+                prepare_run_folder(run_dir, overwrite=config.run.overwrite)
+            write_text(run_dir / "config.yaml", config_yaml)
+            write_environment(run_dir)
+        with progress:
+            finished = trainer.fit(batches, progress)
+    finally:
+        if ranks.is_main:
+            settle_replaced(run_dir)
+    return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics, trainer.tally.summary())
 
 
 def _progress(trainer: Trainer) -> Progress:
@@ -98,19 +118,46 @@ def _progress(trainer: Trainer) -> Progress:
     return Progress("training, seconds", round(60 * trainer.settings.minutes), round(trainer.seconds), quiet=quiet)
 
 
-def _checkpoint_to_resume(config: RunConfig, run_dir: Path) -> Path | None:
-    """The checkpoint to resume from, or None for a new run, which does not take the place of another one unasked."""
-    last = run_dir / "checkpoints" / "last"
-    if config.train.resume:
-        if not last.exists():
-            raise CheckpointError(f"{run_dir}: nothing to resume, no checkpoints/last; start without train.resume")
-        return last.resolve()
-    if last.exists() and not config.run.overwrite:
-        raise ConfigError(
-            f"{run_dir}: holds a run already; go on with it (--resume), remove it (run.overwrite=true), or choose "
-            "another run.dir"
+def _checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path | None:
+    """The checkpoint to resume from, or None for a new run, which replaces an earlier one only where that is asked."""
+    if ranks.is_main:
+        settle_replaced(run_dir)
+        if not config.train.resume:
+            refuse_earlier_run(run_dir, overwrite=config.run.overwrite)
+    if not config.train.resume:
+        return None
+    found = last_checkpoint(run_dir / "checkpoints")
+    if found is None:
+        raise CheckpointError(
+            f"{run_dir}: nothing to resume, checkpoints/ holds no complete checkpoint; if the run was renamed, set "
+            "run.dir to its folder; to train a new one, leave train.resume out"
         )
-    return None
+    return found.resolve()
+
+
+def check_learned_values(config: RunConfig, checkpoint: Path) -> None:
+    """Refuse start values of learned numbers that differ from those of the checkpoint, where they have no effect.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    before = load_config(str(checkpoint / "config.yaml")).loss.levels()
+    changed = []
+    for name, level in config.loss.levels().items():
+        learned = {
+            "temperature": level.temperature_schedule == "learnable",
+            "bias": level.bias is not None,
+            "weight": level.weight_schedule == "uncertainty",
+        }
+        for key in (key for key, is_learned in learned.items() if is_learned and name in before):
+            old, new = getattr(before[name], key), getattr(level, key)
+            if old != new:
+                changed.append(f"loss.{name}.{key}={new} (the run began with {old})")
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: learned during training, so the checkpoint's value counts and this one would be "
+            "ignored; leave it out, or start a new run"
+        )
 
 
 def _check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) -> None:

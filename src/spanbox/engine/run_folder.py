@@ -1,0 +1,73 @@
+"""The folder of a run: how it is recognised, and how a new run replaces an earlier one without losing it too soon.
+
+runs/NAME/             the files of a run, see RUN_FILES; others in the folder are left alone
+runs/NAME/.replaced/   the earlier run that `run.overwrite` replaces, until the new one has its first checkpoint
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from spanbox.engine.checkpoint import last_checkpoint
+from spanbox.errors import ConfigError
+from spanbox.files import check_writable_folder, explained, remove_entry
+
+RUN_FILES = (
+    *("checkpoints", "neighbours", "evaluation", "tensorboard", "wandb"),
+    *("log.jsonl", "trackers.json", "metrics.json", "environment.json", "report.html", "config.yaml"),
+)
+"""What a run writes into its folder. The checkpoints come first: a run that is moved away loses them first, a run that
+is put back gets them last, so that a crash in between is noticed."""
+
+REPLACED = ".replaced"
+
+
+def prepare_run_folder(run_dir: Path, *, overwrite: bool) -> None:
+    """Make room for a new run. An earlier one is moved to `.replaced/`, and only where `overwrite` is set.
+
+    Raises:
+        ConfigError: the folder holds a run.
+        OutputError: it cannot be written.
+    """
+    check_writable_folder(run_dir)
+    settle_replaced(run_dir)
+    refuse_earlier_run(run_dir, overwrite=overwrite)
+    with explained(run_dir):
+        for name in _files_of_run(run_dir):
+            (run_dir / REPLACED).mkdir(exist_ok=True)
+            (run_dir / name).rename(run_dir / REPLACED / name)
+
+
+def refuse_earlier_run(run_dir: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds anything of a run, unless `overwrite` is set. Changes nothing.
+
+    Raises:
+        ConfigError: says how to go on.
+    """
+    found = _files_of_run(run_dir)
+    if found and not overwrite:
+        raise ConfigError(
+            f"{run_dir}: holds a run already ({', '.join(found)}); resume it (--resume), replace it "
+            "(run.overwrite=true), or choose another run.dir"
+        )
+
+
+def settle_replaced(run_dir: Path) -> None:
+    """Remove the replaced run if the new one has a checkpoint; else put it back in the place of the new one.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    replaced = run_dir / REPLACED
+    if not replaced.is_dir():
+        return
+    with explained(run_dir):
+        if last_checkpoint(run_dir / "checkpoints") is None:
+            for name in reversed(_files_of_run(replaced)):
+                remove_entry(run_dir / name)
+                (replaced / name).rename(run_dir / name)
+        shutil.rmtree(replaced)
+
+
+def _files_of_run(folder: Path) -> list[str]:
+    return [name for name in RUN_FILES if os.path.lexists(folder / name)]

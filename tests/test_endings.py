@@ -1,0 +1,230 @@
+"""Every run ends, with a message and the right exit code, and leaves no process behind: on a machine that is busy.
+
+SPANBOX_REPEAT=10 runs each of these tests ten times (`make stress`).
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import miniature
+from spanbox.engine.checkpoint import last_checkpoint
+
+LIMIT = 90.0  # seconds for anything to happen on a busy machine; a hang is what is looked for, not a slow run
+REPEAT = int(os.environ.get("SPANBOX_REPEAT", "1"))
+SPANBOX = [sys.executable, "-m", "spanbox", "train", "demo"]
+TWO_RANKS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *SPANBOX[1:]]
+ENDLESS = ["data.val=null", "train.steps=100000", "train.log_every=1", "train.save_every=2"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("repetition", range(REPEAT)),
+    pytest.mark.usefixtures("busy_machine", "repetition"),
+]
+
+
+@pytest.fixture
+def repetition(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def busy_machine() -> Iterator[None]:
+    """Two processes that burn a core each."""
+    burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    yield
+    for process in burning:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def start(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts training in a process group of its own; what is left of it at the end is killed."""
+    started = []
+
+    def popen(*overrides: str, command: list[str] = SPANBOX, largest_file: int | None = None) -> subprocess.Popen[str]:
+        def limit() -> None:
+            if largest_file is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+        process = subprocess.Popen(
+            [*command, *miniature.demo_overrides(scenes, tmp_path / "run", *overrides)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=limit,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+        )
+        started.append(process)
+        return process
+
+    yield popen
+    for number in processes_of(tmp_path / "run"):
+        os.kill(number, signal.SIGKILL)
+    for process in started:
+        process.communicate()
+
+
+def processes_of(run: Path) -> list[int]:
+    """Every living process with the run's folder in its command line: trainers, ranks and workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            named = str(run).encode() in (folder / "cmdline").read_bytes()
+            living = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:  # it has ended meanwhile
+            continue
+        if named and living:
+            found.append(int(folder.name))
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def wait_for_steps(run: Path, process: subprocess.Popen[str], steps: int) -> None:
+    def arrived() -> bool:
+        assert process.poll() is None, process.communicate()
+        log = run / "log.jsonl"
+        return log.is_file() and log.read_bytes().count(b"\n") >= steps
+
+    wait_until(arrived)
+
+
+def children(parent: int) -> list[int]:
+    return [
+        int(number)
+        for task in Path(f"/proc/{parent}/task").iterdir()
+        for number in (task / "children").read_text().split()
+    ]
+
+
+def assert_nothing_is_left(run: Path) -> None:
+    wait_until(lambda: not processes_of(run))
+
+
+def test_a_killed_worker_ends_the_run(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(*ENDLESS, "data.workers=2")
+    wait_for_steps(tmp_path / "run", process, 3)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    _, printed = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    assert "a process that loads data ended unexpectedly" in printed
+    assert "Traceback" not in printed
+    assert_nothing_is_left(tmp_path / "run")
+
+
+def test_workers_end_with_a_killed_run(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(*ENDLESS, "data.workers=2")
+    wait_for_steps(tmp_path / "run", process, 3)
+    assert len(children(process.pid)) == 2
+    process.kill()
+    assert_nothing_is_left(tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_in_a_checkpoint_ends_the_run_with_the_last_one_whole(
+    workers: int, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """The log fits, and so did a checkpoint of the first run; the second run's files may not grow that large. Nor may
+    the shared memory that a batch of a worker needs."""
+    run = tmp_path / "run"
+    assert start("train.steps=2", "train.save_every=2", "data.val=null").wait(LIMIT) == 0
+    saved = last_checkpoint(run / "checkpoints")
+    assert saved is not None
+    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    process = start(*ENDLESS, "train.resume=true", f"data.workers={workers}", largest_file=20_000)
+    _, printed = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    assert "cannot be written" in printed or "a process that loads data ended" in printed
+    assert "Traceback" not in printed
+    assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
+    assert not list(run.rglob("*.partial"))
+    assert_nothing_is_left(run)
+
+
+def test_sigterm_to_the_whole_group_saves_and_ends(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    run = tmp_path / "run"
+    process = start(*ENDLESS, "data.workers=2")
+    wait_for_steps(run, process, 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, printed = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130
+    assert "everything is saved" in printed
+    assert "Traceback" not in printed
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"]
+    saved = last_checkpoint(run / "checkpoints")
+    assert saved is not None
+    assert int(saved.resolve().name.removeprefix("step-")) == last
+    assert_nothing_is_left(run)
+
+
+def test_a_silent_rank_is_named(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    run = tmp_path / "run"
+    process = start(*ENDLESS, "train.rank_timeout=10", command=TWO_RANKS)
+    wait_for_steps(run, process, 2)
+    stopped = next(number for number in children(process.pid) if b"\0RANK=1\0" in environment(number))
+    os.kill(stopped, signal.SIGSTOP)
+    _, printed = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    assert printed.count("has not answered for 10 s (train.rank_timeout)") == 1
+    assert "spanbox: rank 1 on " in printed
+    assert_nothing_is_left(run)
+
+
+def environment(process: int) -> bytes:
+    return b"\0" + Path(f"/proc/{process}/environ").read_bytes()
+
+
+def test_a_killed_rank_ends_the_others(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    run = tmp_path / "run"
+    process = start(*ENDLESS, command=TWO_RANKS)
+    wait_for_steps(run, process, 2)
+    killed = next(number for number in children(process.pid) if b"\0RANK=1\0" in environment(number))
+    os.kill(killed, signal.SIGKILL)
+    _, printed = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL)" in printed
+    assert_nothing_is_left(run)
+
+
+def test_ranks_that_are_done_end(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    """The process group outlives the reducer that uses it, whatever the scheduler does."""
+    process = start("train.steps=3", "data.val=null", "data.workers=1", command=TWO_RANKS)
+    _, printed = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, printed
+    assert_nothing_is_left(tmp_path / "run")
+
+
+def test_one_text_for_all_ends_the_run(
+    scenes: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """No pair has a negative: the loss is 0 from the first step."""
+    same = scenes / "same.jsonl"
+    records = [json.loads(line) for line in (scenes / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    plain = [{"id": record["id"], "image": record["image"], "text": "一张照片"} for record in records]
+    same.write_text("".join(json.dumps(record) + "\n" for record in plain), encoding="utf-8")
+    process = start(f"data.train={same}", "data.val=null")
+    _, printed = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2
+    assert "nothing to contrast: no row of coarse and fine had both a positive and a negative" in printed
+    assert_nothing_is_left(tmp_path / "run")
