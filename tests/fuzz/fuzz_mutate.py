@@ -377,10 +377,11 @@ def mutate_safetensors(rng: Random, content: bytes) -> bytes:
 
 def mutate_json_file(rng: Random, path: Path, bombs: Path) -> None:
     """Damage a JSON file: its tree, its text, its bytes, or what it is."""
-    content = path.read_text(encoding="utf-8")
+    content = path.read_text(encoding="utf-8", errors="replace")
     choice = rng.randrange(10)
-    if choice < 5:
-        path.write_text(dump_json(mutate_tree(rng, json.loads(content))), encoding="utf-8")
+    tree = _tree_of(content) if choice < 5 else None
+    if tree is not None:
+        path.write_text(dump_json(mutate_tree(rng, tree)), encoding="utf-8")
     elif choice == 5:
         path.write_text(nasty_json(rng), encoding="utf-8", errors="replace")
     elif choice == 6:
@@ -389,6 +390,13 @@ def mutate_json_file(rng: Random, path: Path, bombs: Path) -> None:
         path.write_bytes(encode_oddly(rng, content))
     else:
         replace_with_oddity(rng, path, bombs)
+
+
+def _tree_of(content: str) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):  # it was damaged before
+        return None
 
 
 def mutate_file(rng: Random, path: Path, bombs: Path, mutate: Callable[[Random, bytes], bytes] = mutate_bytes) -> None:

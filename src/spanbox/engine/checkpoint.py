@@ -220,6 +220,13 @@ def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
             tensor.copy_(saved[name])
 
 
+# The exceptions of torch's unpickler on damaged files.
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, UnpicklingError, ArithmeticError, AssertionError, AttributeError),
+    *(LookupError, MemoryError, TypeError, ValueError),
+)
+
+
 def load_trainer_state(folder: Path) -> dict[str, Any]:
     """Optimiser, random state and step of a checkpoint. Nothing in the file is executed.
 
@@ -229,7 +236,7 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
     path = folder / "trainer.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{path}: cannot be read, it is missing, damaged or no training state ({type(error).__name__}); to go on "
             "from an earlier step, point checkpoints/last at it"

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from spanbox.engine.distributed import shared_like, whole
+from spanbox.engine.trainer_state import check_moments, group_sizes
 from spanbox.errors import CheckpointError
 from spanbox.settings import Settings
 
@@ -110,15 +111,16 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -
     """Load the moments of `whole_state`; learning rates and decay come from the settings, which may have changed.
 
     Raises:
-        CheckpointError: the moments belong to other parameters.
+        CheckpointError: the moments belong to other parameters, or are damaged.
     """
     own = optimiser.state_dict()["param_groups"]
-    if [len(group["params"]) for group in own] != [len(group["params"]) for group in saved["param_groups"]]:
+    if [len(group["params"]) for group in own] != group_sizes(saved):
         raise CheckpointError(
             "the trained parameters of the checkpoint differ from those of the config; resume with the loss and model "
             "settings of its config.yaml, and with the version of spanbox that wrote it"
         )
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    check_moments(saved, [parameter.shape for parameter in parameters])
     moments = {
         index: {name: shared_like(value, parameters[index]) for name, value in state.items()}
         for index, state in saved["state"].items()

@@ -31,6 +31,7 @@ from spanbox.engine.settings import TrainSettings
 from spanbox.engine.stopping import StopRequest
 from spanbox.engine.trackers import check_installed
 from spanbox.engine.tracking import IncidentTally, RunLog
+from spanbox.engine.trainer_state import check_trainer_state
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.files import write_text
 from spanbox.losses.objective import Objective
@@ -255,7 +256,8 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state()` gave."""
+        """Continue from the result of `state()`. Raises CheckpointError when it is damaged."""
+        check_trainer_state(state)
         self.step = state["step"]
         self.seconds = state["seconds"]
         self.best = state["best"]
