@@ -415,7 +415,9 @@ class TestResuming:
 
     def test_with_other_parameters_to_train(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, steps=1))
-        with pytest.raises(CheckpointError, match=r"trained parameters of the checkpoint differ.*loss and model settings of its"):
+        with pytest.raises(
+            CheckpointError, match=r"trained parameters of the checkpoint differ.*loss and model settings of its"
+        ):
             resumed(tmp_path, loss={"fine": {"weight": 0.0}})
 
     def test_the_best_so_far_is_remembered(self, tmp_path: Path) -> None:
