@@ -189,6 +189,8 @@ def _explained_saving(target: Path) -> Iterator[None]:
         with explained(target):
             yield
     except (SafetensorError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):  # PyTorch raises the death of a worker anywhere
+            raise
         raise OutputError(
             f"{target}: the checkpoint cannot be written ({error}); earlier checkpoints are intact. Free space, then "
             "resume"
