@@ -176,7 +176,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path, name: str | None = None) -> Run:
-    """Read a run folder; what is absent or damaged stays empty."""
+    """Read a run folder; parts whose files are absent or damaged stay empty."""
     read = _Reader(folder)
     lines: dict[str, list[dict[str, Any]]] = read("log.jsonl", _read_log, {})
     measured: dict[str, Any] = read("metrics.json", _read_object, {})

@@ -97,7 +97,7 @@ def write_examples(
 
     Args:
         folder: an existing one.
-        pairs: what was evaluated.
+        pairs: of the evaluation.
         retrievals: examples by direction, `i2t` and `t2i`.
         loaded: the model, for the heatmaps.
         count: of matches, wrong ones and right ones each, and of the entities with heatmaps where there are no matches.
@@ -146,7 +146,7 @@ def _size_of(path: Path) -> int | None:
 
 
 def write_audit(path: Path, manifests: Mapping[str, Path]) -> None:
-    """Write what the audit of a run's manifests counts, for each part by itself, and what it finds in all of them.
+    """Write the counts of the audit for each manifest of a run, and its findings in all of them.
 
     Headers of the images are read, not the images: `spanbox data check` looks further.
 
