@@ -291,7 +291,7 @@ class TestMistakes:
 
     def test_nothing_to_resume(self, spanbox: Command, scenes: Path) -> None:
         outcome = spanbox("train", "demo", "--resume", *overrides(scenes))
-        self.refused(outcome, "run: nothing to resume, no checkpoints/last")
+        self.refused(outcome, "run: nothing to resume, checkpoints/ holds no complete checkpoint")
 
     def test_resuming_with_another_architecture(self, spanbox: Command, scenes: Path) -> None:
         assert spanbox("train", "demo", *overrides(scenes, "train.steps=1")).code == 0
