@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from hardware import describe
 from spanbox.config import RunConfig, load_config
 from spanbox.data.dataset import PairDataset
-from spanbox.data.loader import training_loader
+from spanbox.data.loader import training_batches
 from spanbox.data.sampler import StepSampler
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.models.dual_encoder import DualEncoder
@@ -163,7 +163,7 @@ def train_and_evaluate(open_clip: OpenClip, config: RunConfig, lr: float, data: 
     cache = round(config.data.cache_gb * 2**30)
     dataset = PairDataset(manifest, limits, config.seed, replace_broken=True, cache_bytes=cache)
     sampler = StepSampler(len(dataset), size, config.seed, 0, steps)
-    loader = training_loader(dataset, make_collator(config, tokenizer), sampler, 0, pin_memory=False)
+    loader = training_batches(dataset, make_collator(config, tokenizer), sampler, 0, pin_memory=False)
     optimiser = make_optimiser(model, lr)
     schedule = open_clip.cosine_lr(optimiser, lr, round(WARMUP * steps), steps)
     arguments = Namespace(

@@ -52,7 +52,8 @@ def cell_shares(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     edges = torch.arange(grid + 1, device=boxes.device, dtype=boxes.dtype) / grid
     low, high = boxes[..., :2, None], boxes[..., 2:, None]
     inside = (torch.minimum(high, edges[1:]) - torch.maximum(low, edges[:-1])).clamp(min=0.0)
-    columns, rows = (inside / (high - low).clamp(min=torch.finfo(boxes.dtype).tiny)).unbind(dim=-2)
+    extent = high - low
+    columns, rows = (inside / extent.where(extent > 0, 1.0)).unbind(dim=-2)
     return rows, columns
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -372,6 +372,17 @@ any_boxes = st.lists(st.tuples(corner, corner, corner, corner), max_size=3).map(
     levels=st.integers(2, 12),
     ratio=st.floats(0.01, 0.99),
     seed=st.integers(0, 99),
+)
+@example(
+    regions=torch.empty(0, 4),
+    proposals=torch.tensor([[0.0, 0.0, 1.0, 4.5682e-43]]),  # a height below the smallest normal number
+    grid=2,
+    strategy="object",
+    shape="patch",
+    tight=False,
+    levels=2,
+    ratio=0.5,
+    seed=0,
 )
 def test_whatever_is_asked(
     regions: Tensor,
