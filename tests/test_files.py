@@ -1,24 +1,14 @@
 """Output files: whole or not at all, and failures as one plain error."""
 
 import os
-import resource
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from full_disk import full_disk
 from spanbox.errors import OutputError
 from spanbox.files import check_writable_file, check_writable_folder, replacing, write_text
-
-
-@pytest.fixture
-def small_files_only() -> Iterator[None]:
-    """As a full disk: no file may grow beyond a thousand bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names(folder: Path) -> list[str]:
@@ -49,11 +39,10 @@ def test_a_failing_block_keeps_the_older_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.usefixtures("small_files_only")
 def test_a_full_disk_is_an_error_with_path_and_reason_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(OutputError, match=r"a\.txt: cannot be written \(.+\); free space"):
+    with full_disk(1000), pytest.raises(OutputError, match=r"a\.txt: cannot be written \(.+\); free space"):
         write_text(path, "x" * 5000)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]

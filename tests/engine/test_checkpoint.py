@@ -1,8 +1,6 @@
 """Checkpoints are complete or not there, and everything that is wrong with one is said."""
 
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
+from full_disk import full_disk
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.engine import checkpoint
 from spanbox.engine.checkpoint import (
@@ -188,29 +187,18 @@ class TestCrashWhileSaving:
         assert (target(store, "best"), target(store, "last")) == ("step-000002", "step-000001")
 
 
-@pytest.fixture
-def small_files_only() -> Iterator[None]:
-    """As a disk that is full in the middle of a checkpoint: no file may grow beyond a few thousand bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 class TestFullDisk:
-    def test_weights_do_not_fit(self, store: CheckpointStore, save: Any, request: pytest.FixtureRequest) -> None:
+    def test_weights_do_not_fit(self, store: CheckpointStore, save: Any) -> None:
         save(1, best=True)
         before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
-        request.getfixturevalue("small_files_only")
-        with pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
+        with full_disk(5000), pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
             save(2, best=True)
         assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
 
     def test_training_state_does_not_fit(
-        self, store: CheckpointStore, model: DualEncoder, objective: Objective, request: pytest.FixtureRequest
+        self, store: CheckpointStore, model: DualEncoder, objective: Objective
     ) -> None:
-        request.getfixturevalue("small_files_only")
-        with pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
+        with full_disk(5000), pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
             store.save(2, {"small": torch.zeros(4)}, {"large": torch.rand(10_000)}, best=False)
         assert list(store.folder.iterdir()) == []
 

@@ -1,7 +1,6 @@
 """A bank on disk: what was written comes back, mapped, and anything else is made anew."""
 
 import json
-import resource
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from banks import make_bank, random_bank
+from full_disk import full_disk
 from spanbox.errors import OutputError
 from spanbox.evaluation.bank_files import FIELDS, open_bank, write_bank
 from spanbox.evaluation.extract import FeatureBank
@@ -34,15 +34,6 @@ def parts() -> list[FeatureBank]:
 def assert_equal_banks(first: FeatureBank, second: FeatureBank) -> None:
     for name in FIELDS:
         assert torch.equal(getattr(first, name), getattr(second, name)), name
-
-
-@pytest.fixture
-def smallest_files() -> Iterator[None]:
-    """No file may grow beyond 4 KiB: stands for a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class TestWriting:
@@ -150,9 +141,10 @@ class TestOpening:
         assert_equal_banks(stored.bank, random_bank(0))
         assert open_bank(folder, FINGERPRINT) is None
 
-    def test_no_space_left(self, folder: Path, smallest_files: None) -> None:
-        with pytest.raises(OutputError, match=r"features-test: cannot be written \(File too large\)"):
-            write_bank(folder, FINGERPRINT, [random_bank(seed, pairs=60) for seed in range(9)], [])
+    def test_no_space_left(self, folder: Path) -> None:
+        banks = [random_bank(seed, pairs=60) for seed in range(9)]
+        with full_disk(4096), pytest.raises(OutputError, match=r"features-test: cannot be written \(File too large\)"):
+            write_bank(folder, FINGERPRINT, banks, [])
         assert list(folder.parent.iterdir()) == []
 
     @pytest.mark.parametrize("name", ["text.npy", "links.npy", "bank.json"])
