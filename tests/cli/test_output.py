@@ -175,6 +175,7 @@ class TestHomeFolder:
 def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs of a shell
         "from spanbox.cli import main, losses\n"
         "command = next(c for c in main.app.registered_commands if c.callback is losses.losses)\n"
         "command.callback = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
