@@ -1,9 +1,10 @@
-# `make demo` and `make test` need nothing but Python 3.11 or newer. `make fuzz` takes about an hour on two cores.
+# `make demo` and `make test` need nothing but Python 3.11 or newer. `make fuzz` takes about an hour on two
+# cores, `make stress` (tests of the end of runs on a busy machine, ten times each) as long.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast fuzz check lint format clean
+.PHONY: demo test test-fast fuzz stress check lint format clean
 
 demo: .venv/installed
 	$(BIN)/spanbox demo
@@ -16,6 +17,9 @@ test-fast: .venv/installed
 
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz/fuzz_run.py --count 10000
+
+stress: .venv/installed
+	SPANBOX_REPEAT=10 $(BIN)/python -m pytest --timeout=900 tests/test_endings.py
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

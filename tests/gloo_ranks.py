@@ -72,12 +72,12 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
 def run_scenarios(ranks: Ranks, out: Path) -> None:
     for name, scenario in SCENARIOS.items():
         torch.save(gradients(scenario, ranks), out / f"{name} {ranks.rank}.pt")
-    told = {
+    exchanged = {
         "targets": dict(ranks.gather(own_batch(ranks).targets).named_tensors()),
         "largest": ranks.largest(float(ranks.rank), -1.0),
         "everyones": ranks.everyones(["rank", ranks.rank] if ranks.rank else []),
     }
-    torch.save(told, out / f"told {ranks.rank}.pt")
+    torch.save(exchanged, out / f"exchanged {ranks.rank}.pt")
 
 
 def start(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -90,8 +90,8 @@ def start(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
 
 def _process(rank: int, world_size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in told.items()}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in variables.items()}
     ranks = Ranks()
     work(ranks, *arguments)
     ranks.close()

@@ -118,7 +118,7 @@ def process_of_rank(rank: int, parent: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def test_when_a_rank_fails_its_error_is_told(scenes: Path, tmp_path: Path) -> None:
+def test_when_a_rank_fails_its_error_is_reported(scenes: Path, tmp_path: Path) -> None:
     """No picture can be read: each rank that finds out ends, and none waits for another."""
     data = miniature.write_scenes(tmp_path / "scenes")
     for image in (data / "images" / "train").iterdir():

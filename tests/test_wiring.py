@@ -228,7 +228,7 @@ class TestEvaluation:
         assert metrics["retrieval.t2i.r1.count"] == 12
         assert {name.partition(".")[0] for name in metrics} == {"retrieval", "embedding"}
 
-    def test_broken_images_are_left_out_and_told(self, run: Trained, copied_scenes: Path) -> None:
+    def test_broken_images_are_left_out_and_reported(self, run: Trained, copied_scenes: Path) -> None:
         broken = break_images(copied_scenes / "test.jsonl", 3)
         evaluated = evaluate_checkpoint(run.run_dir, copied_scenes / "test.jsonl")
         assert evaluated.metrics["retrieval.t2i.r1.count"] == 9

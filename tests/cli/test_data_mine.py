@@ -56,7 +56,7 @@ def test_writes_neighbours_that_a_sampler_can_use(spanbox: Command, run: Trained
 
 
 @pytest.mark.parametrize("by", ["sentences", "images", "spans", "regions", "coarse", "fine"])
-def test_asks_by_what_it_is_told(spanbox: Command, run: Trained, scenes: Path, by: str) -> None:
+def test_asks_by_what_it_is_reported(spanbox: Command, run: Trained, scenes: Path, by: str) -> None:
     code, out, _ = spanbox(run.run_dir, scenes / "test.jsonl", "--out", "n.npy", "--by", by, "--k", 2)
     assert code == 0
     assert ("sentences" in out, "images" in out) == (by in ("sentences", "coarse"), by in ("images", "coarse"))
@@ -93,7 +93,7 @@ def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--out", "n.npy", "--by", "words"], "--by: 'words' is no choice; expected one of sentences, images"),
         (["--out", "n.npy", "--search", "nearly"], "--search: 'nearly' is no search; expected one of exact, approx"),
@@ -102,10 +102,10 @@ def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
         (["--out", "n.npy", "--margin", "2"], "--margin"),
     ],
 )
-def test_mistakes_are_told(spanbox: Command, run: Trained, scenes: Path, arguments: list[str], told: str) -> None:
+def test_mistakes_are_reported(spanbox: Command, run: Trained, scenes: Path, arguments: list[str], message: str) -> None:
     code, _, err = spanbox(run.run_dir, scenes / "test.jsonl", *arguments)
     assert code == 2
-    assert told in err
+    assert message in err
     assert "Traceback" not in err
     assert "encoding" not in err, "before the long work"
 

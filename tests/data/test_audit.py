@@ -213,7 +213,7 @@ def shared(tmp_path: Path, first: Record, second: Record, decode: bool = True) -
     )
 
 
-def test_one_file_in_two_splits_is_told_once(tmp_path: Path) -> None:
+def test_one_file_in_two_splits_is_reported_once(tmp_path: Path) -> None:
     image(tmp_path, "a.png")
     report = shared(
         tmp_path,

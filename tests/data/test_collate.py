@@ -1,4 +1,4 @@
-"""Samples to a batch: spans become exactly their tokens, what is cut off is told, padding is marked."""
+"""Samples to a batch: spans become exactly their tokens, what is cut off is reported, padding is marked."""
 
 from dataclasses import replace
 from typing import Any

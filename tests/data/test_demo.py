@@ -354,7 +354,7 @@ def test_a_larger_demo_begins_as_a_smaller_one(tmp_path: Path) -> None:
     assert large.startswith(small)
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[int] = []
-    write_demo(tmp_path, {"train": 3, "val": 2}, SMALL, on_drawn=told.append)
-    assert told == [1, 2, 3, 4, 5]
+def test_progress_is_reported(tmp_path: Path) -> None:
+    drawn: list[int] = []
+    write_demo(tmp_path, {"train": 3, "val": 2}, SMALL, on_drawn=drawn.append)
+    assert drawn == [1, 2, 3, 4, 5]

@@ -118,8 +118,8 @@ def test_evaluation_visits_each_pair_once_in_order(manifest: Manifest, tokenizer
     assert [name for batch in batches for name in batch.sample.tolist()] == [stable_id(name) for name in readable]
     broken = [incident.sample for incident in incidents if incident.kind == "broken image"]
     assert broken == list(BROKEN)
-    alone, told = evaluated(manifest, tokenizer)
-    assert incidents == told
+    alone, expected = evaluated(manifest, tokenizer)
+    assert incidents == expected
     for first, second in zip(batches, alone, strict=True):
         assert_same(first, second)
 

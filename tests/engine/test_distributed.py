@@ -18,12 +18,12 @@ WORLD_SIZES = (2, 3)
 def results(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, Any]]]:
-    """What every rank found in every scenario, and what they told each other."""
+    """What every rank found in every scenario, and what they exchanged."""
     out = tmp_path_factory.mktemp("ranks")
     start(request.param, run_scenarios, out)
     return {
         name: [torch.load(out / f"{name} {rank}.pt", weights_only=True) for rank in range(request.param)]
-        for name in (*SCENARIOS, "told")
+        for name in (*SCENARIOS, "exchanged")
     }
 
 
@@ -49,16 +49,16 @@ def test_gathered_ids_and_links_are_those_of_the_batch_made_in_one_piece(
     """Ranks pad to their own longest lists; ids are padded with PADDING_ID, or padding would name things."""
     whole = own_batch(Ranks()).targets
     assert (whole.span_identity == PADDING_ID).any()
-    for told in results["told"]:
+    for exchanged in results["exchanged"]:
         for name, expected in whole.named_tensors():
-            assert torch.equal(told["targets"][name], expected), name
+            assert torch.equal(exchanged["targets"][name], expected), name
 
 
 def test_ranks_agree(results: dict[str, list[dict[str, Any]]]) -> None:
-    for told in results["told"]:
-        last = len(results["told"]) - 1
-        assert told["largest"] == [last, -1.0]
-        assert told["everyones"] == [item for rank in range(1, last + 1) for item in ("rank", rank)]
+    for exchanged in results["exchanged"]:
+        last = len(results["exchanged"]) - 1
+        assert exchanged["largest"] == [last, -1.0]
+        assert exchanged["everyones"] == [item for rank in range(1, last + 1) for item in ("rank", rank)]
 
 
 def test_one_rank_talks_to_nobody() -> None:

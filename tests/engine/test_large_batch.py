@@ -169,16 +169,16 @@ class TestWork:
     @pytest.mark.parametrize("chunk", [1, 7, 24])
     @pytest.mark.parametrize("accumulate", [accumulate_gradients, accumulate_naively])
     def test_processes_share_gradients_once_at_the_end(self, accumulate: Any, chunk: int) -> None:
-        told: list[bool] = []
+        synchronised: list[bool] = []
 
         @contextmanager
         def synchronising(synchronise: bool) -> Iterator[None]:
-            told.append(synchronise)
+            synchronised.append(synchronise)
             yield
 
         encoder, objective = doubles()
         accumulate(encoder, objective, mixed_batch(), chunk_size=chunk, synchronising=synchronising)
-        assert told == [False] * (len(told) - 1) + [True]
+        assert synchronised == [False] * (len(synchronised) - 1) + [True]
 
     def test_a_batch_that_fits_is_encoded_once(self) -> None:
         encoder, objective = doubles()

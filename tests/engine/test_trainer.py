@@ -173,9 +173,9 @@ class TestMemory:
         assert halved.chunk_size == 1
         for found, expected in zip(halved.model.parameters(), whole.model.parameters(), strict=True):
             torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
-        told = capsys.readouterr().err
-        assert "out of memory with chunks of 4 pairs: going on with 2\n" in told
-        assert "out of memory with chunks of 2 pairs: going on with 1\n" in told
+        printed = capsys.readouterr().err
+        assert "out of memory with chunks of 4 pairs: going on with 2\n" in printed
+        assert "out of memory with chunks of 2 pairs: going on with 1\n" in printed
 
     def test_not_even_one_pair_fits(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path)
@@ -220,7 +220,7 @@ class TestMemory:
     def test_naive_accumulation_is_another_run(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path / "exact", chunk_size=2))
         fit(make_trainer(tmp_path / "naive", chunk_size=2, accumulation="naive"))
-        assert losses(tmp_path / "naive")[0] < 0.8 * losses(tmp_path / "exact")[0]  # fewer to be told from
+        assert losses(tmp_path / "naive")[0] < 0.8 * losses(tmp_path / "exact")[0]  # fewer negatives
 
 
 class TestMinutes:

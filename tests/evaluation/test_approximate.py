@@ -109,11 +109,11 @@ class TestRepeated:
             assert torch.equal(found[0].scores, again.scores)
 
     def test_progress_ends_with_all_pairs(self) -> None:
-        told: list[int] = []
+        reported: list[int] = []
         search, pair_ids = in_order(random_bank(0, pairs=9), "spans")
-        nearest_wrong_approximately(search, pair_ids, count=2, on_searched=told.append)
-        assert told == sorted(told)
-        assert told[-1] == 9
+        nearest_wrong_approximately(search, pair_ids, count=2, on_searched=reported.append)
+        assert reported == sorted(reported)
+        assert reported[-1] == 9
 
 
 class TestFalseNegatives:

@@ -71,7 +71,7 @@ class TestOnePrediction:
         """The box of the entity is 100 wide."""
         assert counts(scored(ENGLISH, predicted(0, 12, "PER", (0.0, 0.0, width, 200.0))))["gmner"] == (right, 1, 2)
 
-    def test_a_box_without_area_overlaps_nothing_and_is_told_of(self) -> None:
+    def test_a_box_without_area_overlaps_nothing_and_is_reported(self) -> None:
         scores = scored(ENGLISH, predicted(0, 12, "PER", (50.0, 50.0, 50.0, 90.0)))
         assert counts(scores)["gmner"] == (0, 1, 2)
         assert scores.notes[0].startswith("1 predicted boxes have no area and overlap nothing; a box is [x0, y0,")
@@ -168,7 +168,7 @@ class TestNothing:
         assert set(scores.counts) == {"gmner", "mner", "eeg"}
         assert counts(scores)["gmner"] == (1, 1, 1)
 
-    def test_types_that_the_data_does_not_have_are_told(self) -> None:
+    def test_types_that_the_data_does_not_have_are_reported(self) -> None:
         notes = scored(CHINESE, predicted(0, 2, "人物"), predicted(3, 5, "LOC")).notes
         assert notes == ("types that the data does not have: 人物; it has: LOC, PER",)
 

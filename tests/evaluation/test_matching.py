@@ -262,7 +262,7 @@ def test_unknown_types_have_no_figures(types: list[None] | None) -> None:
     assert not any(".type." in name for name in matching_metrics(bank_of_boxes(WHOLE), types))
 
 
-def test_queries_are_told_apart_by_their_image() -> None:
+def test_queries_are_distinguished_by_their_image() -> None:
     """Pairs of one group show one image: their spans move together in the bootstrap."""
     bank = random_bank(1)
     outcome = within_image_outcomes(score_own_image(bank))["matching.within_image"]

@@ -137,12 +137,12 @@ class TestSeveralKinds:
         assert tuple(both.similarity) == KINDS["both"] == KIND_NAMES
 
     def test_progress_ends_with_all_pairs_of_all_kinds(self) -> None:
-        told: list[int] = []
+        reported: list[int] = []
         mine_neighbours(
-            random_bank(0, pairs=9), count=2, find=partial(nearest_wrong, tile_elements=16), on_searched=told.append
+            random_bank(0, pairs=9), count=2, find=partial(nearest_wrong, tile_elements=16), on_searched=reported.append
         )
-        assert told == sorted(told)
-        assert told[-1] == 4 * 9
+        assert reported == sorted(reported)
+        assert reported[-1] == 4 * 9
 
 
 class TestDegenerate:

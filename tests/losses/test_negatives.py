@@ -301,7 +301,7 @@ def test_rows_that_are_all_the_same_still_have_as_many_negatives(choice: str) ->
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"per_anchor": 0}, "greater than or equal to 1"),
         ({"choice": "hardest"}, "needs per_anchor"),
@@ -311,6 +311,6 @@ def test_rows_that_are_all_the_same_still_have_as_many_negatives(choice: str) ->
         ({"per_anchor": 3, "choice": "softest"}, "'random' or 'hardest'"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         NegativeSettings.model_validate(settings)

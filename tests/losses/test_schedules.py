@@ -158,7 +158,7 @@ def test_an_objective_without_extras_has_the_two_temperatures_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "told"),
+    ("level", "message"),
     [
         ({"temperature_schedule": "linear"}, "temperature_schedule=linear needs temperature_end"),
         ({"temperature_end": 0.05}, "temperature_end has no effect with temperature_schedule=learnable"),
@@ -171,6 +171,6 @@ def test_an_objective_without_extras_has_the_two_temperatures_alone() -> None:
         ({"learnable": False}, "Extra inputs are not permitted"),
     ],
 )
-def test_schedules_that_make_no_sense_are_refused(level: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_schedules_that_make_no_sense_are_refused(level: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         LevelSettings.model_validate(level)

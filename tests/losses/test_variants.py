@@ -357,7 +357,7 @@ def test_settings_survive_being_written_and_read(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "told"),
+    ("level", "message"),
     [
         ({"loss": "triplet"}, "Input should be 'info_nce'"),
         ({"loss": 3}, "Input should be 'info_nce'"),
@@ -368,6 +368,6 @@ def test_settings_survive_being_written_and_read(name: str) -> None:
         ({"loss": "decoupled", "weight_schedule": "uncertainty"}, "never negative"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(level: dict[str, object], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_settings_that_mean_nothing_are_refused(level: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         LevelSettings.model_validate(level)

@@ -341,9 +341,9 @@ class TestViews:
         model.vision.register_forward_hook(lambda module, inputs, output: rows.append(len(output.pooled)))
         found = encode(model, batch).views
         assert found is not None
-        told = batch.view_sentence != 0
-        assert sum(rows) == len(batch) + int(told.sum())  # type: ignore[union-attr]
-        assert not found[~told].any()  # type: ignore[operator]
+        used = batch.view_sentence != 0
+        assert sum(rows) == len(batch) + int(used.sum())  # type: ignore[union-attr]
+        assert not found[~used].any()  # type: ignore[operator]
 
     def test_filled_views_are_images(self) -> None:
         model, batch = encoder(), with_views(collate(*samples()), filled=True)

@@ -203,7 +203,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         read_folders([tmp_path])
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_the_same_name_are_distinguished(tmp_path: Path) -> None:
     folders = [run_folders.write_run(tmp_path / part / "run") for part in ("a", "b")]
     runs, _ = read_folders(folders)
     assert [run.name for run in runs] == [str(folder) for folder in folders]

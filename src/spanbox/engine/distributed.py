@@ -192,9 +192,9 @@ class Ranks:
         """The largest of each value over all ranks."""
         if self.world_size == 1:
             return list(values)
-        told = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return told.tolist()
+        largest = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.tolist()
 
     def everyones(self, items: list[Any]) -> list[Any]:
         """The items of all ranks, in their order."""
@@ -236,7 +236,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be shared among ranks; all of them have to ask."""
+    """The whole of a tensor that may be cut up among the ranks. Called on all of them."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -179,9 +179,9 @@ class Trackers:
         self._ledger = _read_ledger(self._ledger_path) if resume_step else {}
         self._active: dict[TrackerName, Tracker] = {}
         for name in dict.fromkeys(names):
-            entry = self._ledger.setdefault(name, {"id": uuid4().hex[:8], "told": {}})
+            entry = self._ledger.setdefault(name, {"id": uuid4().hex[:8], "sent": {}})
             if TRACKERS[name].takes_back:
-                entry["told"] = {kind: min(step, resume_step) for kind, step in entry["told"].items()}
+                entry["sent"] = {kind: min(step, resume_step) for kind, step in entry["sent"].items()}
             run = TrackedRun(folder, entry["id"], resume_step, config_yaml)
             self._attempt(name, partial(self._start, name, run))
         for line in lines if self._active else ():
@@ -193,11 +193,11 @@ class Trackers:
             return
         numbers = _numbers(kind, values)
         for name, tracker in list(self._active.items()):
-            told = self._ledger[name]["told"]
-            if step > told.get(kind, 0):
+            sent = self._ledger[name]["sent"]
+            if step > sent.get(kind, 0):
                 self._attempt(name, partial(tracker.write, step, numbers))
                 if name in self._active:
-                    told[kind] = step
+                    sent[kind] = step
         if self._active:
             write_text(self._ledger_path, json.dumps(self._ledger))
 
@@ -241,6 +241,6 @@ def _read_ledger(path: Path) -> dict[str, Any]:
 
 
 def _is_entry(entry: Any) -> bool:
-    if not (isinstance(entry, dict) and isinstance(entry.get("id"), str) and isinstance(entry.get("told"), dict)):
+    if not (isinstance(entry, dict) and isinstance(entry.get("id"), str) and isinstance(entry.get("sent"), dict)):
         return False
-    return all(type(step) is int for step in entry["told"].values())
+    return all(type(step) is int for step in entry["sent"].values())

@@ -244,7 +244,7 @@ class Trainer:
             )
 
     def state(self) -> dict[str, Any]:
-        """All that resuming needs beside the weights, the same for any number of ranks: all of them have to ask."""
+        """All that resuming needs beside the weights, the same for any number of ranks. Called on all of them."""
         return {
             "step": self.step,
             "seconds": self.seconds,
