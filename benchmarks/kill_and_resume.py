@@ -109,7 +109,8 @@ def interrupt(way: str, data: Path, run: Path, moment: int) -> str:
     except subprocess.TimeoutExpired:
         return "hangs"
     if "Traceback" in printed and way != "rank killed":  # torchrun itself prints one
-        return f"traceback: {printed.strip().splitlines()[-1]}"
+        print(printed, file=sys.stderr)
+        return "traceback"
     deadline = time.monotonic() + TIME_OUT
     while living(run):
         if time.monotonic() > deadline:

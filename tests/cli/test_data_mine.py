@@ -102,7 +102,9 @@ def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
         (["--out", "n.npy", "--margin", "2"], "--margin"),
     ],
 )
-def test_mistakes_are_reported(spanbox: Command, run: Trained, scenes: Path, arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported(
+    spanbox: Command, run: Trained, scenes: Path, arguments: list[str], message: str
+) -> None:
     code, _, err = spanbox(run.run_dir, scenes / "test.jsonl", *arguments)
     assert code == 2
     assert message in err

@@ -4,10 +4,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from ctypes import CDLL
 from functools import partial
 from multiprocessing.queues import Queue
+from threading import current_thread, main_thread
+from types import TracebackType
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -145,23 +147,28 @@ def _batches(
         generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's random state
         worker_init_fn=partial(_set_up_worker, os.getpid()),
     )
-    for batch in loader:
+    batches = iter(loader)
+    if workers and current_thread() is main_thread() and hasattr(signal, "SIGCHLD"):
+        # PyTorch's handler raises the death of a worker anywhere, also in the middle of a message about it. Waiting for
+        # the next batch finds it as well, within seconds.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    while True:
+        with _explained_worker_failures() if workers else nullcontext():
+            batch = next(batches, None)
         if isinstance(batch, SpanboxError):
             raise batch
+        if batch is None:
+            return
         yield batch
 
 
 @contextmanager
-def explained_worker_failures() -> Iterator[None]:
-    """Context for work that batches are loaded for: PyTorch raises the death of a worker anywhere in it.
-
-    Raises:
-        DataError: a worker was killed.
-    """
+def _explained_worker_failures() -> Iterator[None]:
+    """Context for waiting for a batch. Raises DataError when a worker was killed."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise DataError(
             f"a process that loads data ended unexpectedly ({str(error).strip()}); if the machine is short of memory, "
@@ -206,6 +213,7 @@ def _set_up_worker(parent: int, worker: int) -> None:
         if os.getppid() != parent:  # it died before
             os._exit(1)
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+    sys.excepthook = _report_unless_disconnected
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -213,6 +221,12 @@ def _end_worker(error: Exception, batch: object) -> NoReturn:
     """End a worker that cannot hand over a batch, for which the training process would wait for ever."""
     print(f"a batch cannot be handed over ({error}); is shared memory (/dev/shm) full?", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _report_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of the thread that hands over tensors, but not a connection that its parent's death closed."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2): the signal that a process gets when its parent dies

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from spanbox.config import RunConfig, dump_config, load_config, without_actions
-from spanbox.data.loader import explained_worker_failures
 from spanbox.data.manifest import Manifest
 from spanbox.data.tokenizer import load_tokenizer
 from spanbox.engine.checkpoint import (
@@ -57,7 +56,7 @@ def train(config: RunConfig) -> Trained:
     Raises:
         SpanboxError: of the config, the data, the run folder or the training; says what to do.
     """
-    with Ranks(config.train.rank_timeout) as ranks, explained_worker_failures():
+    with Ranks(config.train.rank_timeout) as ranks:
         return _train(config, ranks)
 
 
