@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from ctypes import CDLL
@@ -138,16 +139,18 @@ def _batches(
     *,
     pin_memory: bool = False,
 ) -> Generator[Any, None, None]:
-    loader = DataLoader(
-        _Reporting(dataset),
-        batch_sampler=keys,
-        collate_fn=partial(_collate_unless_failed, collate),
-        num_workers=workers,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's random state
-        worker_init_fn=partial(_set_up_worker, os.getpid()),
-    )
-    batches = iter(loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
+        loader = DataLoader(
+            _Reporting(dataset),
+            batch_sampler=keys,
+            collate_fn=partial(_collate_unless_failed, collate),
+            num_workers=workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own, so that making a loader draws nothing from the run's random state
+            worker_init_fn=partial(_set_up_worker, os.getpid()),
+        )
+        batches = iter(loader)
     if workers and current_thread() is main_thread() and hasattr(signal, "SIGCHLD"):
         # PyTorch's handler raises the death of a worker anywhere, also in the middle of a message about it. Waiting for
         # the next batch finds it as well, within seconds.
