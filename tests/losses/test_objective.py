@@ -11,9 +11,9 @@ from torch import Tensor
 
 import reference
 from batches import batch_of, make_batch, random_batch
-from spanbox.losses.contrastive import Statistics
+from spanbox.losses.blocks import tiled_statistics
+from spanbox.losses.kernel import Statistics
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
-from spanbox.losses.tiled import tiled_statistics
 from spanbox.structures import PADDING_ID, Batch, Features
 
 OFF = LevelSettings(weight=0)
@@ -103,8 +103,8 @@ def test_equals_the_plain_loops_with_their_gradients(
     seed: int, tile_side: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if tile_side:
-        monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 0)
-        monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", tile_side)
+        monkeypatch.setattr("spanbox.losses.blocks.MOST_LOGITS", 0)
+        monkeypatch.setattr("spanbox.losses.blocks.TILE_SIDE", tile_side)
     batch = random_batch(seed)
     features = features_of(batch, seed)
     objective = objective_of(LevelSettings(weight=0.7, temperature=0.5), LevelSettings(weight=1.3, temperature=0.2))
@@ -138,13 +138,13 @@ def test_a_matrix_above_the_limit_is_taken_tile_by_tile(
 ) -> None:
     tiles: list[int] = []
 
-    def watched(*arguments: Any) -> tuple[Statistics, Statistics]:
-        tiles.append(arguments[4])
-        return tiled_statistics(*arguments)
+    def watched(*arguments: Any, both: bool) -> list[Statistics]:
+        tiles.append(arguments[2])
+        return tiled_statistics(*arguments, both=both)
 
-    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", most)
-    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", 9)
-    monkeypatch.setattr("spanbox.losses.directions.tiled_statistics", watched)
+    monkeypatch.setattr("spanbox.losses.blocks.MOST_LOGITS", most)
+    monkeypatch.setattr("spanbox.losses.blocks.TILE_SIDE", 9)
+    monkeypatch.setattr("spanbox.losses.blocks.tiled_statistics", watched)
     batch = random_batch(3, pairs=2, spans=3, regions=4)
     features = features_of(batch)
     fine = objective_of(OFF)(features, batch).total
@@ -161,8 +161,8 @@ def test_tiles_change_neither_losses_nor_gradients(seed: int, tile_side: int, mo
     objective = objective_of(LevelSettings(temperature=0.1), LevelSettings(temperature=0.05)).double()
     leaves = [tensor for _, tensor in features.named_tensors()] + list(objective.parameters())
     losses = objective(features, batch)
-    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 0)
-    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", tile_side)
+    monkeypatch.setattr("spanbox.losses.blocks.MOST_LOGITS", 0)
+    monkeypatch.setattr("spanbox.losses.blocks.TILE_SIDE", tile_side)
     tiled = objective(features, batch)
     torch.testing.assert_close(tiled.terms, losses.terms, rtol=1e-10, atol=0)
     gradients = (torch.autograd.grad(one.total, leaves) for one in (tiled, losses))
