@@ -46,7 +46,7 @@ def apply(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE)
 
 
 def by_loops(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> Rows:
-    return reference.row_losses(partial(LOOPS[name], scale=scale, **OPTIONS[name]), cosines, *relation[:2])
+    return reference.row_losses(partial(LOOPS[name], scale=scale, **OPTIONS[name]), cosines, *relation)
 
 
 def letters(*rows: str) -> Relation:
@@ -94,6 +94,48 @@ def test_the_table_is_complete() -> None:
 @every_loss
 def test_equals_the_plain_loop(name: str, seed: int) -> None:
     assert_equal_to_loops(name, random_cosines(6, 8, seed=seed), random_relation(6, 8, seed=seed))
+
+
+def weighted_relation(*shape: int, seed: int = 0) -> Relation:
+    weight = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
+    return random_relation(*shape, seed=seed)._replace(weight=weight)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@every_loss
+def test_weights_of_positives_equal_the_plain_loop(name: str, seed: int) -> None:
+    assert_equal_to_loops(name, random_cosines(6, 8, seed=seed), weighted_relation(6, 8, seed=seed))
+
+
+@every_loss
+def test_weights_of_one_change_nothing(name: str) -> None:
+    cosines, relation = random_cosines(6, 8), random_relation(6, 8)
+    loss, weight = apply(name, cosines, relation._replace(weight=torch.ones(6, 8, dtype=torch.float64)))
+    expected, counted = apply(name, cosines, relation)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+    assert torch.equal(weight, counted.double())
+
+
+@every_loss
+def test_a_row_counts_as_its_strongest_positive(name: str) -> None:
+    """Half as strong positives everywhere give the same losses of rows, with half the weight."""
+    cosines, relation = random_cosines(6, 8), weighted_relation(6, 8)
+    loss, weight = apply(name, cosines, relation)
+    halved, half = apply(name, cosines, relation._replace(weight=relation.weight / 2))
+    torch.testing.assert_close(halved, loss)
+    torch.testing.assert_close(2 * half, weight)
+    assert mean_over_counted(loss, weight).item() == pytest.approx(((loss * weight).sum() / weight.sum()).item())
+
+
+@every_loss
+def test_weights_without_columns_or_positives(name: str) -> None:
+    nothing = Relation(*(torch.zeros(3, 0, dtype=torch.bool),) * 2)
+    for cosines, relation in ((torch.zeros(3, 0), nothing), (torch.zeros(2, 3), letters("NNN", "..."))):
+        leaf = cosines.requires_grad_()
+        loss, weight = apply(name, leaf, relation._replace(weight=torch.ones(cosines.shape)))
+        assert mean_over_counted(loss, weight) == 0
+        assert not weight.any()
+        assert torch.autograd.grad(loss.sum(), leaf)[0].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from batches import make_batch, random_batch
-from spanbox.losses.relations import sentence_image_relation, span_region_relation
+from batches import make_batch, random_batch, with_relevance
+from spanbox.losses.relations import (
+    sentence_image_relation,
+    sentence_view_relation,
+    span_region_relation,
+    span_view_relation,
+)
 from spanbox.structures import PADDING_ID, Batch
 
 
@@ -244,3 +249,57 @@ def test_without_spans_or_regions(spans: int, regions: int) -> None:
 
 def test_one_pair_without_anything_linked() -> None:
     assert table(make_batch([[1]], [1], [])) == ["N"]
+
+
+# Weights
+
+
+def without_zeros(
+    positives: list[list[bool]], candidates: list[list[bool]], weights: list[list[float]]
+) -> list[Tensor]:
+    """Positives and candidates without positives of weight 0, and the weights of the positives that are left."""
+    positive, candidate, weight = map(torch.tensor, (positives, candidates, weights))
+    zero = positive & (weight == 0)
+    return [positive & ~zero, candidate & ~zero, torch.where(positive & ~zero, weight, 0.0)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_weights_equal_the_plain_loops(seed: int) -> None:
+    batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2), seed)
+    coarse = without_zeros(*reference.sentence_image_masks(batch), reference.sentence_image_weights(batch))
+    fine = without_zeros(*reference.span_region_masks(batch), reference.span_region_weights(batch))
+    for relation, expected in ((sentence_image_relation(batch), coarse), (span_region_relation(batch), fine)):
+        assert torch.equal(relation.positives, expected[0])
+        assert torch.equal(relation.candidates, expected[1])
+        assert torch.equal(torch.where(relation.positives, relation.weight, 0.0), expected[2])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_block_of_weights_is_cut_from_the_whole(seed: int) -> None:
+    batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2, views=2), seed)
+    rows, columns = slice(1, 4), slice(2, 5)
+    views = {"keeping": True, "hiding": True}
+    for block, whole, queries, keys in (
+        (sentence_image_relation(batch, rows, columns), sentence_image_relation(batch), 1, 1),
+        (sentence_view_relation(batch, rows, columns, **views), sentence_view_relation(batch, **views), 1, 3),
+        (span_region_relation(batch, rows, columns), span_region_relation(batch), 3, 2),
+        (span_view_relation(batch, rows, columns), span_view_relation(batch), 3, 4),
+    ):
+        for values, expected in zip(block, whole, strict=True):
+            assert torch.equal(values, expected[queries : 4 * queries, 2 * keys : 5 * keys])
+
+
+def test_weights_by_hand() -> None:
+    """Two captions of one image; both pairs name 1, the second by a link of 0.5 and, weaker, by a second mention."""
+    batch = make_batch([[1], [1, 1]], [1, 1], [(0, 0, 0), (1, 0, 0), (1, 1, 0)], group=[5, 5])
+    links = torch.tensor([[[0.75], [0.0]], [[0.5], [0.25]]])
+    batch = replace(batch, relevance=torch.tensor([1.0, 0.5]), link_relevance=links)
+    assert sentence_image_relation(batch).weight.tolist() == [[1.0, 0.5], [0.5, 0.5]]
+    assert span_region_relation(batch).weight[[0, 2, 3]].tolist() == [[0.75, 0.5], [0.75, 0.5], [0.75, 0.25]]
+
+
+def test_a_positive_of_weight_zero_is_neither() -> None:
+    batch = make_batch([[1], [2]], [1, 1], [(0, 0, 0), (1, 0, 0)])
+    batch = replace(batch, link_relevance=torch.tensor([[[0.0]], [[0.5]]]), relevance=torch.tensor([0.0, 1.0]))
+    assert table(batch) == [". N", "N P"]
+    assert sentence_image_relation(batch).candidates.tolist() == [[False, True], [True, True]]

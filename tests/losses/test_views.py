@@ -353,7 +353,7 @@ def by_loops(loss: str, objective: Objective, features: Features, batch: Batch) 
 
     def direction(cosines: Tensor, positives: Tensor, candidates: Tensor, learned: list[Tensor]) -> Tensor:
         losses, counted = reference.row_losses(
-            lambda right, wrong: row_loss(right, wrong, *learned), cosines, positives, candidates
+            lambda right, wrong, relative: row_loss(right, wrong, relative, *learned), cosines, positives, candidates
         )
         return losses.sum() / max(int(counted.sum()), 1)
 
