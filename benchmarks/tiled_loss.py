@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from hardware import describe
-from spanbox.losses import directions, objective
+from spanbox.losses import blocks, objective
 from spanbox.structures import Features, Targets
 
 WIDTH = 256
@@ -63,7 +63,7 @@ def peak_mib() -> float:
 def measure(variant: str, pairs: int, rounds: int) -> Cost:
     """Median seconds and peak memory of the loss in this process."""
     torch.manual_seed(0)
-    directions.MOST_LOGITS = LIMITS[variant]
+    blocks.MOST_LOGITS = LIMITS[variant]
     loss = objective.Objective(objective.LossSettings(fine=objective.LevelSettings(weight=0.0)))
     loss(*make_inputs(64)).total.backward()  # threads and work space of the libraries
     features, targets = make_inputs(pairs)

@@ -1,5 +1,7 @@
 """Batches for the tests of the losses: ids and links are what counts, the rest is filled with zeros."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -99,3 +101,13 @@ def random_batch(
         view_sentence=None if views is None else draw(-1, 2, pairs, views).to(torch.int8),
         view_spans=None if views is None else draw(-1, 2, pairs, views, spans).to(torch.int8),
     )
+
+
+def with_relevance(batch: Batch, seed: int = 0) -> Batch:
+    """The batch with random relevance of its pairs and links, of which some are 0."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randint(0, 5, shape, generator=generator) / 4
+
+    return replace(batch, relevance=draw(len(batch)), link_relevance=draw(*batch.links.shape))

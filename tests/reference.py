@@ -335,63 +335,77 @@ def info_nce(logits: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Ten
     return torch.stack(losses), torch.tensor(counted)
 
 
-RowLoss = Callable[[list[Tensor], list[Tensor]], Tensor | None]
-"""From the similarities of the positives and of the negatives of one row; None where the row does not count."""
+RowLoss = Callable[[list[Tensor], list[Tensor], list[float]], Tensor | None]
+"""From the similarities of the positives and of the negatives of one row, and the relative weights of the positives;
+None where the row does not count."""
 
 
-def row_losses(row_loss: RowLoss, cosines: Tensor, positives: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Row by row; differentiable."""
+def row_losses(
+    row_loss: RowLoss, cosines: Tensor, positives: Tensor, candidates: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Row by row; differentiable. With weights the second are those of the rows, 0 where a row does not count."""
     losses, counted = [], []
-    for row, positive_row, candidate_row in zip(cosines, positives.tolist(), candidates.tolist(), strict=True):
-        kinds = list(zip(row, positive_row, candidate_row, strict=True))
-        right = [cosine for cosine, positive, _ in kinds if positive]
-        wrong = [cosine for cosine, positive, candidate in kinds if candidate and not positive]
-        loss = row_loss(right, wrong) if right else None
+    weights = torch.ones(cosines.shape) if weight is None else weight
+    for row, *kinds in zip(cosines, positives.tolist(), candidates.tolist(), weights.tolist(), strict=True):
+        entries = list(zip(row, *kinds, strict=True))
+        right = [(cosine, strength) for cosine, positive, _, strength in entries if positive and strength > 0]
+        wrong = [cosine for cosine, positive, candidate, _ in entries if candidate and not positive]
+        best = max((strength for _, strength in right), default=0.0)
+        relative = [strength / best for _, strength in right]
+        loss = row_loss([cosine for cosine, _ in right], wrong, relative) if right else None
         losses.append(row.sum() * 0 if loss is None else loss)
-        counted.append(loss is not None)
-    return torch.stack(losses), torch.tensor(counted)
+        counted.append((loss is not None) * best)
+    stacked = torch.tensor(counted, dtype=cosines.dtype)
+    return torch.stack(losses), stacked if weight is not None else stacked > 0
 
 
 def total(values: Iterable[Tensor]) -> Tensor:
     return sum(values, start=torch.zeros((), dtype=torch.float64))
 
 
-def plain_info_nce(right: list[Tensor], wrong: list[Tensor], scale: Tensor) -> Tensor:
-    masses = [(scale * cosine).exp() for cosine in right]
+def weighted(values: Iterable[Tensor], weights: list[float]) -> list[Tensor]:
+    return [weight * value for value, weight in zip(values, weights, strict=True)]
+
+
+def plain_info_nce(right: list[Tensor], wrong: list[Tensor], relative: list[float], scale: Tensor) -> Tensor:
+    masses = weighted([(scale * cosine).exp() for cosine in right], relative)
     return -(total(masses) / total([*masses, *((scale * cosine).exp() for cosine in wrong)])).log()
 
 
-def sup_con(right: list[Tensor], wrong: list[Tensor], scale: Tensor) -> Tensor:
+def sup_con(right: list[Tensor], wrong: list[Tensor], relative: list[float], scale: Tensor) -> Tensor:
     """The mean over the positives of the cross-entropy of each."""
-    everything = total((scale * cosine).exp() for cosine in [*right, *wrong])
-    return total(-((scale * cosine).exp() / everything).log() for cosine in right) / len(right)
+    masses = weighted([(scale * cosine).exp() for cosine in right], relative)
+    everything = total([*masses, *((scale * cosine).exp() for cosine in wrong)])
+    return total(weighted([-((scale * cosine).exp() / everything).log() for cosine in right], relative)) / sum(relative)
 
 
-def decoupled(right: list[Tensor], wrong: list[Tensor], scale: Tensor) -> Tensor | None:
+def decoupled(right: list[Tensor], wrong: list[Tensor], relative: list[float], scale: Tensor) -> Tensor | None:
     if not wrong:
         return None
     negatives = total((scale * cosine).exp() for cosine in wrong)
-    return total(-((scale * cosine).exp() / negatives).log() for cosine in right) / len(right)
+    return total(weighted([-((scale * cosine).exp() / negatives).log() for cosine in right], relative)) / sum(relative)
 
 
-def sigmoid(right: list[Tensor], wrong: list[Tensor], scale: Tensor, bias: Tensor) -> Tensor:
+def sigmoid(right: list[Tensor], wrong: list[Tensor], relative: list[float], scale: Tensor, bias: Tensor) -> Tensor:
     yes = [1 / (1 + (-(scale * cosine + bias)).exp()) for cosine in right]
     no = [1 / (1 + (scale * cosine + bias).exp()) for cosine in wrong]
-    return total(-probability.log() for probability in [*yes, *no])
+    return total([*weighted([-probability.log() for probability in yes], relative), *(-one.log() for one in no)])
 
 
-def arc_face(right: list[Tensor], wrong: list[Tensor], scale: Tensor, margin: float) -> Tensor:
+def arc_face(right: list[Tensor], wrong: list[Tensor], relative: list[float], scale: Tensor, margin: float) -> Tensor:
     def moved(cosine: Tensor) -> Tensor:
         angle = cosine.acos()
         return (angle + margin).cos() if angle + margin < math.pi else angle.cos() - margin * math.sin(margin)
 
-    return plain_info_nce([moved(cosine) for cosine in right], wrong, scale)
+    return plain_info_nce([moved(cosine) for cosine in right], wrong, relative, scale)
 
 
-def hardness_weighted(right: list[Tensor], wrong: list[Tensor], scale: Tensor, beta: float) -> Tensor:
+def hardness_weighted(
+    right: list[Tensor], wrong: list[Tensor], relative: list[float], scale: Tensor, beta: float
+) -> Tensor:
     hardness = [(beta * scale * cosine).exp() for cosine in wrong]
     weights = [len(wrong) * one / total(hardness) for one in hardness]
-    positives = total((scale * cosine).exp() for cosine in right)
+    positives = total(weighted([(scale * cosine).exp() for cosine in right], relative))
     negatives = total(weight * (scale * cosine).exp() for weight, cosine in zip(weights, wrong, strict=True))
     return -(positives / (positives + negatives)).log()
 
@@ -456,6 +470,27 @@ def span_region_masks(batch: Batch) -> tuple[list[list[bool]], list[list[bool]]]
         positives.append(positive_row)
         candidates.append(candidate_row)
     return positives, candidates
+
+
+def sentence_image_weights(batch: Batch) -> list[list[float]]:
+    """Weight of every sentence (rows) against every image (columns), if it is a positive."""
+    relevance = batch.relevance.tolist()
+    return [[min(one, other) for other in relevance] for one in relevance]
+
+
+def span_region_weights(batch: Batch) -> list[list[float]]:
+    """Weight of every span (rows, by pair) against every region (columns, by pair), if it is a positive."""
+    pairs, spans, regions = batch.links.shape
+    identity, links, relevance = batch.span_identity.tolist(), batch.links.tolist(), batch.link_relevance.tolist()
+
+    def weight(p: int, k: int, q: int, r: int) -> float:
+        if p == q and links[p][k][r]:
+            return relevance[p][k][r]
+        showing = [j for j in range(spans) if links[q][j][r] and identity[q][j] == identity[p][k]]
+        return max((relevance[q][j][r] for j in showing), default=0.0)
+
+    columns = list(itertools.product(range(pairs), range(regions)))
+    return [[weight(p, k, *column) for column in columns] for p, k in itertools.product(range(pairs), range(spans))]
 
 
 def sentence_view_masks(

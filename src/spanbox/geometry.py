@@ -7,6 +7,8 @@ y down, (x1, y1) exclusive. Boxes are in pixels only in files (`normalise_boxes`
 import torch
 from torch import Tensor
 
+SAME_OBJECT_IOU = 0.5  # from this IoU on, two boxes of an image show the same object
+
 
 def normalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
     """Pixel boxes (N, 4) of a `width` x `height` image as fractions of it. Not clipped: see `clip_boxes`."""

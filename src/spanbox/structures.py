@@ -125,6 +125,9 @@ class Targets(TensorBundle):
         default=None, kw_only=True
     )  # (B, V) int8: 1 if all entities are visible, -1 if one is hidden
     view_spans: Tensor | None = field(default=None, kw_only=True)  # (B, V, K) int8: the entity of each span
+    # Strength of positives in [0, 1], if known; 0: neither positive nor negative.
+    relevance: Tensor | None = field(default=None, kw_only=True)  # (B,) float32: of the text for the image
+    link_relevance: Tensor | None = field(default=None, kw_only=True)  # (B, K, R) float32: of each link
 
     @property
     def span_valid(self) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 
 from spanbox.cli.losses import losses
-from spanbox.losses.variants import LOSSES
+from spanbox.losses.formulas import LOSSES
 
 
 def test_every_loss_with_its_settings_and_source(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from encoders import collate, make_model, make_sample, with_views
 from spanbox.engine.large_batch import RandomState, accumulate_gradients, accumulate_naively, even_chunk
+from spanbox.losses.formulas import LOSSES
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.losses.variants import LOSSES
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings
 from spanbox.structures import Batch, Features, Losses
 

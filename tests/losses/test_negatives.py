@@ -14,7 +14,7 @@ import reference
 from batches import make_batch, random_batch
 from spanbox.losses.negatives import NegativeSettings, highest, likely_positives, selected
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.losses.positives import WHOLE, sentence_image_masks, span_region_masks
+from spanbox.losses.relations import WHOLE, Relation, sentence_image_relation, span_region_relation
 from spanbox.structures import Batch, Features
 
 HARDEST = {"per_anchor": 2, "choice": "hardest"}
@@ -46,7 +46,7 @@ def objective_of(loss: str = "info_nce", **negatives: Any) -> Objective:
 
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Strips of a few rows instead of whole matrices."""
-    monkeypatch.setattr("spanbox.losses.directions.STRIP_LOGITS", 90)
+    monkeypatch.setattr("spanbox.losses.blocks.STRIP_LOGITS", 90)
 
 
 # The pieces
@@ -98,11 +98,12 @@ def test_without_a_positive_nothing_is_left_out() -> None:
 
 def choose(batch: Batch, features: Features, seed: int = 0, **settings: Any) -> tuple[Tensor, Tensor]:
     """Positives and chosen candidates of spans among regions."""
-    masks = partial(span_region_masks, batch)
+    relation = partial(span_region_relation, batch)
     generator = torch.Generator().manual_seed(seed)
     cosines = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T
-    choice = selected(NegativeSettings(**settings), generator, masks, features.spans, features.regions)
-    return choice(WHOLE, cosines.detach())
+    choice = selected(NegativeSettings(**settings), generator, relation, features.spans, features.regions)
+    positives, candidates, _ = choice(WHOLE, cosines.detach())
+    return positives, candidates
 
 
 @pytest.mark.parametrize("settings", [HARDEST, MARGIN, HARDEST | MARGIN, HARDEST | {"per_anchor": 1}])
@@ -112,7 +113,7 @@ def test_chosen_as_by_the_plain_loop(seed: int, settings: dict[str, Any]) -> Non
     features = features_of(batch, seed)
     cosines = (features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T).tolist()
     positives, chosen = choose(batch, features, **settings)
-    allowed = span_region_masks(batch)
+    allowed = span_region_relation(batch)
     assert torch.equal(positives, allowed[0])
     limits = settings.get("per_anchor"), settings.get("false_negative_margin")
     rows = zip(cosines, allowed[0].tolist(), allowed[1].tolist(), strict=True)
@@ -123,7 +124,7 @@ def test_chosen_as_by_the_plain_loop(seed: int, settings: dict[str, Any]) -> Non
 @pytest.mark.parametrize("most", [1, 3, 1000])
 def test_a_random_choice_has_the_right_number_of_what_is_allowed(most: int) -> None:
     batch = random_batch(3, pairs=5, spans=3, regions=3)
-    positives, candidates = span_region_masks(batch)
+    positives, candidates, _ = span_region_relation(batch)
     _, chosen = choose(batch, features_of(batch), per_anchor=most)
     negatives = candidates & ~positives
     assert not (chosen & ~candidates).any()
@@ -160,18 +161,19 @@ def by_loops(objective: Objective, features: Features, batch: Batch, settings: d
     """InfoNCE of both levels among the hardest negatives that are left."""
     limits = settings.get("per_anchor"), settings.get("false_negative_margin")
 
-    def direction(cosines: Tensor, positives: Tensor, candidates: Tensor, scale: Tensor) -> Tensor:
-        rows = zip(cosines.tolist(), positives.tolist(), candidates.tolist(), strict=True)
+    def direction(cosines: Tensor, relation: Relation, scale: Tensor) -> Tensor:
+        positives = relation.positives
+        rows = zip(cosines.tolist(), positives.tolist(), relation.candidates.tolist(), strict=True)
         chosen = torch.tensor([reference.selected_negatives(row, row, *masks, *limits) for row, *masks in rows])
         losses, counted = reference.info_nce(scale * cosines, positives, chosen)
         return losses.sum() / max(int(counted.sum()), 1)
 
-    coarse = features.text @ features.image.T, *sentence_image_masks(batch)
-    fine = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T, *span_region_masks(batch)
+    coarse = features.text @ features.image.T, sentence_image_relation(batch)
+    fine = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T, span_region_relation(batch)
     scales = objective.coarse_log_scale.exp(), objective.fine_log_scale.exp()
     return {
-        name: (direction(*level, scale) + direction(*(matrix.T for matrix in level), scale)) / 2
-        for name, level, scale in zip(("coarse", "fine"), (coarse, fine), scales, strict=True)
+        name: (direction(cosines, relation, scale) + direction(cosines.T, relation.transposed(), scale)) / 2
+        for name, (cosines, relation), scale in zip(("coarse", "fine"), (coarse, fine), scales, strict=True)
     }
 
 

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import reference
-from batches import batch_of, make_batch, random_batch
-from spanbox.losses.contrastive import Statistics
+from batches import batch_of, make_batch, random_batch, with_relevance
+from spanbox.losses.blocks import tiled_statistics
+from spanbox.losses.kernel import Statistics
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
-from spanbox.losses.tiled import tiled_statistics
 from spanbox.structures import PADDING_ID, Batch, Features
 
 OFF = LevelSettings(weight=0)
@@ -103,8 +103,8 @@ def test_equals_the_plain_loops_with_their_gradients(
     seed: int, tile_side: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if tile_side:
-        monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 0)
-        monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", tile_side)
+        monkeypatch.setattr("spanbox.losses.blocks.MOST_LOGITS", 0)
+        monkeypatch.setattr("spanbox.losses.blocks.TILE_SIDE", tile_side)
     batch = random_batch(seed)
     features = features_of(batch, seed)
     objective = objective_of(LevelSettings(weight=0.7, temperature=0.5), LevelSettings(weight=1.3, temperature=0.2))
@@ -138,13 +138,13 @@ def test_a_matrix_above_the_limit_is_taken_tile_by_tile(
 ) -> None:
     tiles: list[int] = []
 
-    def watched(*arguments: Any) -> tuple[Statistics, Statistics]:
-        tiles.append(arguments[4])
-        return tiled_statistics(*arguments)
+    def watched(*arguments: Any, both: bool) -> list[Statistics]:
+        tiles.append(arguments[2])
+        return tiled_statistics(*arguments, both=both)
 
-    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", most)
-    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", 9)
-    monkeypatch.setattr("spanbox.losses.directions.tiled_statistics", watched)
+    monkeypatch.setattr("spanbox.losses.blocks.MOST_LOGITS", most)
+    monkeypatch.setattr("spanbox.losses.blocks.TILE_SIDE", 9)
+    monkeypatch.setattr("spanbox.losses.blocks.tiled_statistics", watched)
     batch = random_batch(3, pairs=2, spans=3, regions=4)
     features = features_of(batch)
     fine = objective_of(OFF)(features, batch).total
@@ -161,8 +161,8 @@ def test_tiles_change_neither_losses_nor_gradients(seed: int, tile_side: int, mo
     objective = objective_of(LevelSettings(temperature=0.1), LevelSettings(temperature=0.05)).double()
     leaves = [tensor for _, tensor in features.named_tensors()] + list(objective.parameters())
     losses = objective(features, batch)
-    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 0)
-    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", tile_side)
+    monkeypatch.setattr("spanbox.losses.blocks.MOST_LOGITS", 0)
+    monkeypatch.setattr("spanbox.losses.blocks.TILE_SIDE", tile_side)
     tiled = objective(features, batch)
     torch.testing.assert_close(tiled.terms, losses.terms, rtol=1e-10, atol=0)
     gradients = (torch.autograd.grad(one.total, leaves) for one in (tiled, losses))
@@ -308,3 +308,36 @@ def test_when_every_span_is_padding_the_fine_loss_is_zero() -> None:
 def test_one_pair_without_a_negative_has_no_coarse_loss() -> None:
     batch = make_batch([[]], [0], [])
     assert term(objective_of(), features_of(batch), batch, "coarse") == 0
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"MOST_LOGITS": 0, "TILE_SIDE": 5, "STRIP_LOGITS": 100}], ids=["whole", "parts"]
+)
+@pytest.mark.parametrize("loss", ["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"])
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_of_positives_equal_the_plain_loops_with_their_gradients(
+    seed: int, loss: str, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"spanbox.losses.blocks.{name}", limit)
+    batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2), seed)
+    features = features_of(batch, seed)
+    options = {"sigmoid": {"bias": -1.5}, "arc_face": {"margin": 0.5}, "hardness_weighted": {"beta": 0.7}}.get(loss, {})
+    level = {"loss": loss, "temperature": 0.5, **options}
+    objective = Objective(LossSettings.model_validate({"coarse": level, "fine": level})).double()
+    row_loss = {**vars(reference), "info_nce": reference.plain_info_nce}[loss]
+    learned = {"sigmoid": {"bias": objective.biases["fine"]}} if loss == "sigmoid" else {}
+    given = {"scale": objective.fine_log_scale.exp(), **options, **learned.get(loss, {})}
+    relation = [
+        torch.tensor(one) for one in (*reference.span_region_masks(batch), reference.span_region_weights(batch))
+    ]
+    cosines = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T
+    expected = torch.zeros((), dtype=torch.float64)
+    for side in ((cosines, *relation), (one.T for one in (cosines, *relation))):
+        losses, weights = reference.row_losses(lambda *lists: row_loss(*lists, **given), *side)
+        expected = expected + (losses * weights).sum() / (weights.sum() if weights.any() else 1) / 2
+    term = objective(features, batch).terms["fine"]
+    torch.testing.assert_close(term, expected, rtol=1e-6, atol=1e-12)
+    leaves = [features.spans, features.regions, objective.fine_log_scale, *objective.biases.values()]
+    gradients, wanted = (torch.autograd.grad(one, leaves, materialize_grads=True) for one in (term, expected))
+    torch.testing.assert_close(gradients, wanted, rtol=1e-6, atol=1e-9)

@@ -1,4 +1,4 @@
-"""What masked views add to the losses: masks by table and by plain loops, the ranking, its gate, and the objective."""
+"""What masked views add to the losses: relations by table and by loops, the ranking, its gate, and the objective."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,12 +11,19 @@ from torch.nn.functional import normalize
 
 import reference
 from batches import make_batch, random_batch
-from spanbox.losses.contrastive import row_statistics
-from spanbox.losses.contrasts import coarse_contrast, fine_contrast
+from spanbox.losses.blocks import tiled_statistics
+from spanbox.losses.kernel import row_statistics
+from spanbox.losses.levels import coarse_contrast, fine_contrast
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.losses.positives import WHOLE, sentence_image_masks, span_region_masks
-from spanbox.losses.tiled import tiled_statistics
-from spanbox.losses.views import Gate, ViewLossSettings, ranking_loss, sentence_view_masks, span_view_masks
+from spanbox.losses.relations import (
+    WHOLE,
+    Relation,
+    sentence_image_relation,
+    sentence_view_relation,
+    span_region_relation,
+    span_view_relation,
+)
+from spanbox.losses.views import Gate, ViewLossSettings, ranking_loss
 from spanbox.structures import PADDING_ID, Batch, Features
 
 CANDIDATE = ViewLossSettings()
@@ -55,9 +62,15 @@ def objective_of(loss: str = "info_nce", **views: Any) -> Objective:
     return objective
 
 
-def table(masks: tuple[Tensor, Tensor], keys_of_a_pair: int) -> list[str]:
+def view_relation(batch: Batch, settings: ViewLossSettings, *block: slice, of_columns: bool = False) -> Relation:
+    """Of sentences to images and views, of which these settings use some."""
+    used = {"keeping": settings.positives, "hiding": settings.negatives}
+    return sentence_view_relation(batch, *block, **used, of_columns=of_columns)
+
+
+def table(relation: Relation, keys_of_a_pair: int) -> list[str]:
     """A row for each query, a letter for each key: P positive, N negative, . neither; a space between pairs."""
-    positives, candidates = masks
+    positives, candidates, _ = relation
     assert (candidates | ~positives).all(), "every positive is a candidate"
     letters = [
         "".join("P" if positive else "N" if candidate else "." for positive, candidate in zip(*row, strict=True))
@@ -68,14 +81,14 @@ def table(masks: tuple[Tensor, Tensor], keys_of_a_pair: int) -> list[str]:
     ]
 
 
-# Masks
+# Relations
 
 
 def test_views_of_sentences_by_table() -> None:
     """Behind each image a view that keeps, one that hides, one that says nothing. Pairs 1 and 2 are of one group."""
     batch = with_views(make_batch([[]] * 3, [0] * 3, [], group=[5, 6, 6]), [[1, -1, 0]] * 3)
-    assert table(sentence_view_masks(batch, CANDIDATE), 4) == ["PPN. N... N...", "N... PPN. P...", "N... P... PPN."]
-    of_columns = sentence_view_masks(batch, CANDIDATE, of_columns=True)
+    assert table(view_relation(batch, CANDIDATE), 4) == ["PPN. N... N...", "N... PPN. P...", "N... P... PPN."]
+    of_columns = view_relation(batch, CANDIDATE, of_columns=True)
     assert table(of_columns, 4) == ["PPN. NN.. NN..", "NN.. PPN. P...", "NN.. P... PPN."]
 
 
@@ -83,37 +96,37 @@ def test_views_of_sentences_without_positives() -> None:
     batch = with_views(make_batch([[]] * 2, [0] * 2, []), [[1, -1, 0]] * 2)
     settings = ViewLossSettings(positives=False)
     for of_columns in (False, True):
-        assert table(sentence_view_masks(batch, settings, of_columns=of_columns), 4) == ["P.N. N...", "N... P.N."]
+        assert table(view_relation(batch, settings, of_columns=of_columns), 4) == ["P.N. N...", "N... P.N."]
 
 
 def test_views_that_are_ranked_are_no_candidates() -> None:
     batch = with_views(make_batch([[]] * 2, [0] * 2, []), [[1, -1, 0]] * 2)
-    assert table(sentence_view_masks(batch, MARGIN), 4) == ["PP.. N...", "N... PP.."]
+    assert table(view_relation(batch, MARGIN), 4) == ["PP.. N...", "N... PP.."]
 
 
 def test_a_view_is_not_contrasted_with_the_same_words_about_another_image() -> None:
     batch = with_views(make_batch([[]] * 2, [0] * 2, []), [[1], [1]])
     same = replace(batch, wording=torch.zeros(2, dtype=torch.int64))
-    assert table(sentence_view_masks(same, CANDIDATE, of_columns=True), 2) == ["PP ..", ".. PP"]
+    assert table(view_relation(same, CANDIDATE, of_columns=True), 2) == ["PP ..", ".. PP"]
 
 
 def test_views_of_spans_by_table() -> None:
     """1 and 3 have a region, 2 has none, the last is padding. Each image's region is followed by two views."""
     batch = make_batch([[1, 2], [3]], [1, 1], [(0, 0, 0), (1, 0, 0)])
     batch = with_views(batch, [[0, 0]] * 2, [[[-1, -1], [1, -1]], [[0, -1], [-1, -1]]])
-    assert table(span_view_masks(batch), 3) == ["PN. N..", "N.. N..", "N.. P.N", "... ..."]
+    assert table(span_view_relation(batch), 3) == ["PN. N..", "N.. N..", "N.. P.N", "... ..."]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_masks_equal_the_plain_loops(seed: int) -> None:
+def test_relations_equal_the_plain_loops(seed: int) -> None:
     batch = random_batch(seed, views=3)
     for settings in (CANDIDATE, MARGIN, ViewLossSettings(positives=False)):
         expected = reference.sentence_view_masks(batch, settings.positives, settings.form == "candidate")
-        positives, of_rows = sentence_view_masks(batch, settings)
+        positives, of_rows, _ = view_relation(batch, settings)
         assert [positives.tolist(), of_rows.tolist()] == [*expected[:2]]
-        positives, of_columns = sentence_view_masks(batch, settings, of_columns=True)
+        positives, of_columns, _ = view_relation(batch, settings, of_columns=True)
         assert [positives.tolist(), of_columns.tolist()] == [expected[0], expected[2]]
-    for mask, expected_mask in zip(span_view_masks(batch), reference.span_view_masks(batch), strict=True):
+    for mask, expected_mask in zip(span_view_relation(batch)[:2], reference.span_view_masks(batch), strict=True):
         assert mask.tolist() == expected_mask
 
 
@@ -123,19 +136,19 @@ def test_a_block_is_cut_from_the_whole(seed: int) -> None:
     spans, regions = batch.links.shape[1:]
     rows, columns = slice(1, 4), slice(0, 3)
     for of_columns in (False, True):
-        blocks = sentence_view_masks(batch, CANDIDATE, rows, columns, of_columns=of_columns)
-        for block, whole in zip(blocks, sentence_view_masks(batch, CANDIDATE, of_columns=of_columns), strict=True):
+        blocks = view_relation(batch, CANDIDATE, rows, columns, of_columns=of_columns)
+        for block, whole in zip(blocks[:2], view_relation(batch, CANDIDATE, of_columns=of_columns)[:2], strict=True):
             assert torch.equal(block, whole[1:4, : 3 * 3])
-    for block, whole in zip(span_view_masks(batch, rows, columns), span_view_masks(batch), strict=True):
+    for block, whole in zip(span_view_relation(batch, rows, columns)[:2], span_view_relation(batch)[:2], strict=True):
         assert torch.equal(block, whole[spans : 4 * spans, : 3 * (regions + 2)])
 
 
-def test_masks_of_no_views_are_those_without() -> None:
+def test_relations_of_no_views_are_those_without() -> None:
     batch = random_batch(1, pairs=4, spans=2, regions=2, views=0)
     for of_columns in (False, True):
-        masks = sentence_view_masks(batch, CANDIDATE, of_columns=of_columns)
-        assert all(map(torch.equal, masks, sentence_image_masks(batch)))
-    assert all(map(torch.equal, span_view_masks(batch), span_region_masks(batch)))
+        relation = view_relation(batch, CANDIDATE, of_columns=of_columns)
+        assert all(map(torch.equal, relation[:2], sentence_image_relation(batch)[:2]))
+    assert all(map(torch.equal, span_view_relation(batch)[:2], span_region_relation(batch)[:2]))
 
 
 # What is contrasted
@@ -187,14 +200,15 @@ def test_views_that_say_nothing_change_nothing() -> None:
 def test_tiles_equal_the_whole_matrix_whose_columns_have_candidates_of_their_own(seed: int, tile_pairs: int) -> None:
     batch = random_batch(seed, pairs=7, views=3)
     features = features_of(batch, seed)
-    queries, keys, masks, column_masks = coarse_contrast(features, batch, CANDIDATE)
-    assert column_masks is not None
+    contrast = coarse_contrast(features, batch, CANDIDATE)
+    assert contrast.column_relation is not None
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    tiled = tiled_statistics(queries, keys, scale, masks, tile_pairs, column_masks)
-    logits = scale * queries.flatten(0, 1) @ keys.flatten(0, 1).T
-    positives, of_columns = column_masks(WHOLE, WHOLE)
-    whole = row_statistics(logits, *masks(WHOLE, WHOLE)), row_statistics(logits.T, positives.T, of_columns.T)
-    torch.testing.assert_close(tiled, whole, rtol=1e-10, atol=1e-12)
+    tiled = tiled_statistics(contrast, scale, tile_pairs)
+    logits = scale * contrast.queries.flatten(0, 1) @ contrast.keys.flatten(0, 1).T
+    of_columns = contrast.column_relation(WHOLE, WHOLE).transposed()
+    whole = row_statistics(logits, contrast.relation(WHOLE, WHOLE)), row_statistics(logits.T, of_columns)
+    for one, other in zip(tiled, whole, strict=True):
+        torch.testing.assert_close(tuple(one[:4]), tuple(other[:4]), rtol=1e-10, atol=1e-12)
     leaves = [features.text, features.image, features.views, scale]
     generator = torch.Generator().manual_seed(1)
     totals = [0.0, 0.0]
@@ -211,7 +225,7 @@ def test_tiles_equal_the_whole_matrix_whose_columns_have_candidates_of_their_own
 
 def by_hand(*, best: float, view: float, margin: float) -> float:
     query, key = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[view, 0.0]]])
-    return ranking_loss(query, torch.tensor([[best]]), key, torch.tensor([[[True]]]), margin, None).item()
+    return ranking_loss(query, torch.tensor([[best]]), key, torch.tensor([[[True]]]), margin).item()
 
 
 def test_a_ranking_by_hand() -> None:
@@ -339,7 +353,7 @@ def by_loops(loss: str, objective: Objective, features: Features, batch: Batch) 
 
     def direction(cosines: Tensor, positives: Tensor, candidates: Tensor, learned: list[Tensor]) -> Tensor:
         losses, counted = reference.row_losses(
-            lambda right, wrong: row_loss(right, wrong, *learned), cosines, positives, candidates
+            lambda right, wrong, relative: row_loss(right, wrong, relative, *learned), cosines, positives, candidates
         )
         return losses.sum() / max(int(counted.sum()), 1)
 
@@ -364,7 +378,7 @@ def test_objective_equals_the_plain_loops_with_its_gradients(
 ) -> None:
     if parts:
         for name, limit in {"MOST_LOGITS": 0, "TILE_SIDE": 8, "STRIP_LOGITS": 60}.items():
-            monkeypatch.setattr(f"spanbox.losses.directions.{name}", limit)
+            monkeypatch.setattr(f"spanbox.losses.blocks.{name}", limit)
     batch = random_batch(seed, pairs=5, spans=2, regions=2, views=3)
     features, objective = features_of(batch, seed), objective_of(loss)
     losses, expected = objective(features, batch), by_loops(loss, objective, features, batch)
@@ -390,7 +404,7 @@ def test_parts_change_neither_losses_nor_gradients(
     leaves = [*features.tensors(), *objective.parameters()]
     whole = objective(features, batch)
     for name, limit in {"MOST_LOGITS": 0, "TILE_SIDE": 10, "STRIP_LOGITS": 200}.items():
-        monkeypatch.setattr(f"spanbox.losses.directions.{name}", limit)
+        monkeypatch.setattr(f"spanbox.losses.blocks.{name}", limit)
     parts = objective(features, batch)
     torch.testing.assert_close(parts.terms, whole.terms, rtol=1e-10, atol=1e-12)
     gradients, wanted = (torch.autograd.grad(one.total, leaves) for one in (parts, whole))

@@ -10,7 +10,7 @@ def losses() -> None:
 
     docs/mathematics.md has the formulas.
     """
-    from spanbox.losses.variants import LOSSES
+    from spanbox.losses.formulas import LOSSES
 
     table = Table("name", "description", "options (default)", "source")
     for name, loss in LOSSES.items():

@@ -21,11 +21,10 @@ from spanbox.data.manifest import Box, Entity, Manifest, Record
 from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import MaskSettings, Proposals, draw_views
 from spanbox.errors import DataError
-from spanbox.geometry import box_area, box_iou, clip_boxes, expand_boxes, normalise_boxes
+from spanbox.geometry import SAME_OBJECT_IOU, box_area, box_iou, clip_boxes, expand_boxes, normalise_boxes
 from spanbox.spans import CharSpan, trim_span
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, Sample, SampleViews, stable_id
 
-SAME_OBJECT_IOU = 0.5  # a proposal that overlaps an entity's box by this much shows the entity
 CLIP_TOLERANCE = 1e-3  # of the image: edges that leave it by less are rounding, not a fault
 REPLACEMENT_TRIES = 20
 VIEW_STREAM = 1  # views have a stream of random numbers of their own, beside that of replacements

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from spanbox.engine.large_batch import RandomState
 from spanbox.errors import ConfigError
-from spanbox.losses.directions import MOST_LOGITS
+from spanbox.losses.blocks import MOST_LOGITS
 from spanbox.structures import Batch, Features, Targets
 
 GIB = 2**30

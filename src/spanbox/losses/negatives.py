@@ -1,7 +1,7 @@
 """Choice of the negatives of a row: all, a random sample in each step, or the most similar ones.
 
-The choice removes candidates from the masks of `positives.py` by the similarities of whole rows, before the losses of
-`strips.py`. It has no gradient. Rows and columns choose separately.
+The choice removes candidates from a `Relation` by the similarities of whole rows, before the losses in the strips of
+`blocks.py`. It has no gradient. Rows and columns choose separately.
 
     B pairs    K queries per pair, Q = B*K rows    R keys per pair, M = B*R columns    q rows of a block of pairs
 """
@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spanbox.losses.positives import WHOLE
-from spanbox.losses.strips import RowMasks
-from spanbox.losses.tiled import BlockMasks
+from spanbox.losses.relations import WHOLE, BlockRelation, Relation, RowRelation
 from spanbox.settings import Settings
 
 
@@ -58,28 +56,28 @@ class NegativeSettings(Settings):
 
 
 def selected(
-    settings: NegativeSettings, generator: torch.Generator, masks: BlockMasks, queries: Tensor, keys: Tensor
-) -> RowMasks:
-    """`masks` with only the selected negatives among the candidates.
+    settings: NegativeSettings, generator: torch.Generator, relation: BlockRelation, queries: Tensor, keys: Tensor
+) -> RowRelation:
+    """`relation` with only the selected negatives among the candidates.
 
     Args:
         generator: on the CPU, in the same state on every rank; advanced by a random choice.
-        masks: positives and candidates of any block.
+        relation: of any block.
         queries: (B, K, D) and
         keys: (B, R, D), for their shapes and device.
     """
     order = _random_order(generator, queries, keys) if settings.choice == "random" else _by_similarity
 
-    def row_masks(rows: slice, cosines: Tensor) -> tuple[Tensor, Tensor]:
-        positives, candidates = masks(rows, WHOLE)
-        negatives = candidates & ~positives
+    def row_relation(rows: slice, cosines: Tensor) -> Relation:
+        everything = relation(rows, WHOLE)
+        positives, negatives = everything.positives, everything.negatives
         if settings.false_negative_margin is not None:
             negatives &= ~likely_positives(cosines, positives, settings.false_negative_margin)
         if settings.per_anchor is not None:
             negatives = highest(order(rows, cosines), negatives, settings.per_anchor)
-        return positives, positives | negatives
+        return everything._replace(candidates=positives | negatives)
 
-    return row_masks
+    return row_relation
 
 
 def likely_positives(cosines: Tensor, positives: Tensor, margin: float) -> Tensor:

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spanbox.losses.contrasts import coarse_contrast, fine_contrast, has_views
-from spanbox.losses.directions import Selection, both_directions
+from spanbox.losses.blocks import Selection, both_directions
+from spanbox.losses.formulas import LOSSES
+from spanbox.losses.kernel import WHOLE_SHARE, Share
+from spanbox.losses.levels import coarse_contrast, fine_contrast, has_views
 from spanbox.losses.negatives import selected
-from spanbox.losses.positives import WHOLE
-from spanbox.losses.schedules import CURVES
-from spanbox.losses.settings import LevelSettings, LossSettings
-from spanbox.losses.variants import LOSSES
+from spanbox.losses.relations import WHOLE
+from spanbox.losses.settings import CURVES, LevelSettings, LossSettings
 from spanbox.losses.views import Gate, sentence_ranking, span_ranking
 from spanbox.structures import Features, Losses, Targets, stable_id
 
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound: a temperature below 0.01 makes training unstable
-EXAMINED_PAIRS = 64  # rows of a block of masks, in pairs
+EXAMINED_PAIRS = 64  # rows of an examined block, in pairs
 CONTRASTS = {"coarse": coarse_contrast, "fine": fine_contrast}
 RANKINGS = {"coarse": sentence_ranking, "fine": span_ranking}
 
@@ -50,19 +50,25 @@ class Objective(nn.Module):
             self.gate = Gate(dim)
         self._done, self._step = 0.0, 0
 
-    def forward(self, features: Features, targets: Targets) -> Losses:
-        """Losses of a whole batch, from its features, ids and links."""
+    def forward(self, features: Features, targets: Targets, share: Share = WHOLE_SHARE) -> Losses:
+        """Losses of a whole batch, from its features, ids and links.
+
+        Args:
+            features, targets: of all pairs, also those of other ranks.
+            share: the part that this rank computes. The ranks' losses add up to those of the whole batch, and so do
+                their gradients of every feature and parameter.
+        """
         terms: dict[str, Tensor] = {}
         total = features.text.new_zeros(())
         for name, level in self.settings.levels().items():
             contrast = CONTRASTS[name](features, targets, self.settings.views)
             scale = self._log_scales()[name].exp()
             terms[name] = both_directions(
-                contrast, LOSSES[level.loss], scale, self._options(name), self._selection(name)
+                contrast, LOSSES[level.loss], scale, self._options(name), self._selection(name), share
             )
-            total = total + self._weighted(name, terms[name])
+            total = total + self._weighted(name, terms[name], share.ranks)
         if self.settings.views.ranked and has_views(features):
-            terms["views"] = self._ranking(features, targets)
+            terms["views"] = self._ranking(features, targets, share)
             total = total + self.settings.views.weight * terms["views"]
         return Losses(total, terms)
 
@@ -84,10 +90,10 @@ class Objective(nn.Module):
 
         Rows are examined in blocks, the first of which usually decides.
         """
-        masks = CONTRASTS[name](features, targets, self.settings.views).masks
+        relation_of = CONTRASTS[name](features, targets, self.settings.views).relation
         for start in range(0, len(targets), EXAMINED_PAIRS):
-            positives, candidates = masks(slice(start, start + EXAMINED_PAIRS), WHOLE)
-            if (positives.any(dim=1) & (candidates & ~positives).any(dim=1)).any():
+            relation = relation_of(slice(start, start + EXAMINED_PAIRS), WHOLE)
+            if (relation.positives.any(dim=1) & relation.negatives.any(dim=1)).any():
                 return True
         return False
 
@@ -124,17 +130,18 @@ class Objective(nn.Module):
         generator = torch.Generator().manual_seed(stable_id(f"negatives {name} {self._step}"))
         return partial(selected, negatives, generator)
 
-    def _ranking(self, features: Features, targets: Targets) -> Tensor:
+    def _ranking(self, features: Features, targets: Targets, share: Share) -> Tensor:
         """The ranking loss of views, summed over the levels."""
         rankings = (RANKINGS[name] for name in self.settings.levels())
         nothing = features.text.new_zeros(())
-        return sum((rank(features, targets, self.settings.views, self.gate) for rank in rankings), start=nothing)
+        return sum((rank(features, targets, self.settings.views, self.gate, share) for rank in rankings), start=nothing)
 
-    def _weighted(self, name: str, term: Tensor) -> Tensor:
-        """The weighted term of a level. Learned weights: Kendall et al., 2018, eq. 7, times two."""
+    def _weighted(self, name: str, term: Tensor, ranks: int) -> Tensor:
+        """The weighted term of a level, a share of so many ranks. Learned weights: Kendall et al., 2018, eq. 7, times
+        two."""
         if name in self.log_variances:
             log_variance: Tensor = self.log_variances[name]
-            return (-log_variance).exp() * term + log_variance
+            return (-log_variance).exp() * term + log_variance / ranks
         return self.settings.levels()[name].weight_at(self._done) * term
 
 

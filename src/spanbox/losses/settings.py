@@ -1,15 +1,30 @@
 """The `loss` section of the config: loss, temperature, weight and negatives of each level."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from spanbox.losses.formulas import LOSSES, LossName
 from spanbox.losses.negatives import NegativeSettings
-from spanbox.losses.schedules import CURVES, scheduled
-from spanbox.losses.variants import LOSSES, LossName
 from spanbox.losses.views import ViewLossSettings
 from spanbox.settings import Settings
+
+CURVES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,  # slow at both ends
+}
+"""Maps the finished share of the run to the interpolation between the first and the last value of a schedule."""
+
+
+def scheduled(schedule: str, start: float, end: float | None, done: float) -> float:
+    """The value after the share `done` of the run: from `start` to `end`, or always `start` if `end` is None.
+
+    Args:
+        schedule: a name in `CURVES`; ignored if `end` is None.
+    """
+    return start if end is None else start + (end - start) * CURVES[schedule](min(1.0, done))
 
 
 class LevelSettings(Settings):

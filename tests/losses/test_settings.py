@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from batches import random_batch
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
-from spanbox.losses.schedules import scheduled
+from spanbox.losses.settings import scheduled
 from spanbox.structures import Features, Losses
 
 BATCH = random_batch(3, pairs=4, spans=2, regions=2)

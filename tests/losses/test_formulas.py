@@ -12,15 +12,12 @@ from torch import Tensor
 
 import reference
 from batches import make_batch, random_batch
-from spanbox.losses.contrastive import info_nce, mean_over_counted, row_statistics
+from spanbox.losses.blocks import row_losses, whole_rows
+from spanbox.losses.formulas import LOSSES, LossName, arc_face, hardness_weighted, info_nce, with_margin
+from spanbox.losses.kernel import Rows, mean_over_counted
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
-from spanbox.losses.positives import WHOLE, span_region_masks
-from spanbox.losses.strips import row_losses, transposed, whole_rows
-from spanbox.losses.variants import LOSSES, LossName, StatisticsLoss, arc_face, hardness_weighted, with_margin
+from spanbox.losses.relations import WHOLE, Relation, span_region_relation, transposed
 from spanbox.structures import PADDING_ID, Batch, Features
-
-Masks = tuple[Tensor, Tensor]
-Rows = tuple[Tensor, Tensor]
 
 SCALE = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
 BIAS = torch.tensor(-1.5, dtype=torch.float64, requires_grad=True)
@@ -43,21 +40,18 @@ LOOPS: dict[str, Callable[..., Tensor | None]] = {
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
-def apply(name: str, cosines: Tensor, positives: Tensor, candidates: Tensor, scale: Tensor = SCALE) -> Rows:
+def apply(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> Rows:
     """The loss of the table, on a whole matrix."""
-    loss = LOSSES[name]
-    if isinstance(loss, StatisticsLoss):
-        return loss.formula(row_statistics(scale * cosines, positives, candidates))
-    return loss.function(cosines, scale, positives, candidates, **OPTIONS[name])
+    return LOSSES[name].rows(cosines, scale, relation, **OPTIONS[name])
 
 
-def by_loops(name: str, cosines: Tensor, positives: Tensor, candidates: Tensor, scale: Tensor = SCALE) -> Rows:
-    return reference.row_losses(partial(LOOPS[name], scale=scale, **OPTIONS[name]), cosines, positives, candidates)
+def by_loops(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> Rows:
+    return reference.row_losses(partial(LOOPS[name], scale=scale, **OPTIONS[name]), cosines, *relation)
 
 
-def masks(*rows: str) -> Masks:
-    """Positives and candidates from a table: P both, p positive but no candidate, N negative, . neither."""
-    return (
+def letters(*rows: str) -> Relation:
+    """From a table: P positive, p positive that is not marked as a candidate, N negative, . neither."""
+    return Relation(
         torch.tensor([[cell in "Pp" for cell in row] for row in rows]),
         torch.tensor([[cell in "PN" for cell in row] for row in rows]),
     )
@@ -68,18 +62,18 @@ def random_cosines(*shape: int, seed: int = 0) -> Tensor:
     return 1.98 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.99
 
 
-def random_masks(*shape: int, seed: int = 0) -> Masks:
+def random_relation(*shape: int, seed: int = 0) -> Relation:
     generator = torch.Generator().manual_seed(seed)
     density = torch.rand(shape[0], 1, generator=generator)
     positives = torch.rand(*shape, generator=generator) < density * 0.6
-    return positives, torch.rand(*shape, generator=generator) < 0.6
+    return Relation(positives, torch.rand(*shape, generator=generator) < 0.6)
 
 
-def assert_equal_to_loops(name: str, cosines: Tensor, positives: Tensor, candidates: Tensor) -> None:
+def assert_equal_to_loops(name: str, cosines: Tensor, relation: Relation) -> None:
     """Values, rows that count, and gradients at the similarities, the scale and the bias."""
     leaves = [cosines.requires_grad_(), SCALE, BIAS]
-    loss, counted = apply(name, cosines, positives, candidates)
-    expected, expected_counted = by_loops(name, cosines, positives, candidates)
+    loss, counted = apply(name, cosines, relation)
+    expected, expected_counted = by_loops(name, cosines, relation)
     torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-11)
     assert torch.equal(counted, expected_counted)
     weights = torch.randn(len(loss), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -99,7 +93,49 @@ def test_the_table_is_complete() -> None:
 @pytest.mark.parametrize("seed", range(12))
 @every_loss
 def test_equals_the_plain_loop(name: str, seed: int) -> None:
-    assert_equal_to_loops(name, random_cosines(6, 8, seed=seed), *random_masks(6, 8, seed=seed))
+    assert_equal_to_loops(name, random_cosines(6, 8, seed=seed), random_relation(6, 8, seed=seed))
+
+
+def weighted_relation(*shape: int, seed: int = 0) -> Relation:
+    weight = torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.01
+    return random_relation(*shape, seed=seed)._replace(weight=weight)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@every_loss
+def test_weights_of_positives_equal_the_plain_loop(name: str, seed: int) -> None:
+    assert_equal_to_loops(name, random_cosines(6, 8, seed=seed), weighted_relation(6, 8, seed=seed))
+
+
+@every_loss
+def test_weights_of_one_change_nothing(name: str) -> None:
+    cosines, relation = random_cosines(6, 8), random_relation(6, 8)
+    loss, weight = apply(name, cosines, relation._replace(weight=torch.ones(6, 8, dtype=torch.float64)))
+    expected, counted = apply(name, cosines, relation)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+    assert torch.equal(weight, counted.double())
+
+
+@every_loss
+def test_a_row_counts_as_its_strongest_positive(name: str) -> None:
+    """Half as strong positives everywhere give the same losses of rows, with half the weight."""
+    cosines, relation = random_cosines(6, 8), weighted_relation(6, 8)
+    loss, weight = apply(name, cosines, relation)
+    halved, half = apply(name, cosines, relation._replace(weight=relation.weight / 2))
+    torch.testing.assert_close(halved, loss)
+    torch.testing.assert_close(2 * half, weight)
+    assert mean_over_counted(loss, weight).item() == pytest.approx(((loss * weight).sum() / weight.sum()).item())
+
+
+@every_loss
+def test_weights_without_columns_or_positives(name: str) -> None:
+    nothing = Relation(*(torch.zeros(3, 0, dtype=torch.bool),) * 2)
+    for cosines, relation in ((torch.zeros(3, 0), nothing), (torch.zeros(2, 3), letters("NNN", "..."))):
+        leaf = cosines.requires_grad_()
+        loss, weight = apply(name, leaf, relation._replace(weight=torch.ones(cosines.shape)))
+        assert mean_over_counted(loss, weight) == 0
+        assert not weight.any()
+        assert torch.autograd.grad(loss.sum(), leaf)[0].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -123,14 +159,14 @@ def test_equals_the_plain_loop(name: str, seed: int) -> None:
 )
 @every_loss
 def test_degenerate_input_equals_the_plain_loop(name: str, table: list[str]) -> None:
-    assert_equal_to_loops(name, random_cosines(len(table), len(table[0])), *masks(*table))
+    assert_equal_to_loops(name, random_cosines(len(table), len(table[0])), letters(*table))
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0, 0)], ids=["no columns", "no rows", "neither"])
 @every_loss
 def test_without_columns_or_rows(name: str, shape: tuple[int, int]) -> None:
     cosines, nothing = torch.zeros(shape).requires_grad_(), torch.zeros(shape, dtype=torch.bool)
-    loss, counted = apply(name, cosines, nothing, nothing)
+    loss, counted = apply(name, cosines, Relation(nothing, nothing))
     assert loss.tolist() == [0] * shape[0]
     assert counted.tolist() == [False] * shape[0]
     assert torch.autograd.grad(loss.sum(), cosines)[0].shape == shape
@@ -139,8 +175,8 @@ def test_without_columns_or_rows(name: str, shape: tuple[int, int]) -> None:
 @every_loss
 def test_what_is_neither_takes_no_part(name: str) -> None:
     cosines = random_cosines(1, 3).requires_grad_()
-    loss, _ = apply(name, cosines, *masks("PN."))
-    torch.testing.assert_close(loss, apply(name, cosines[:, :2], *masks("PN"))[0])
+    loss, _ = apply(name, cosines, letters("PN."))
+    torch.testing.assert_close(loss, apply(name, cosines[:, :2], letters("PN"))[0])
     assert torch.autograd.grad(loss.sum(), cosines)[0][0, 2] == 0
 
 
@@ -149,47 +185,47 @@ def test_sharp_temperatures_stay_finite(name: str) -> None:
     """In gradients, too, at similarities of 1 and -1, and without nan on the way."""
     cosines = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [1.0, 1.0, -1.0]]).requires_grad_()
     with torch.autograd.set_detect_anomaly(True):
-        loss, _ = apply(name, cosines, *masks("PNN", "PNN", "NN."), torch.tensor(1e4))
+        loss, _ = apply(name, cosines, letters("PNN", "PNN", "NN."), torch.tensor(1e4))
         (gradient,) = torch.autograd.grad(loss.sum(), cosines)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
 
 
 def test_sup_con_with_single_positives_is_info_nce() -> None:
-    case = random_cosines(5, 5), torch.eye(5, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
+    case = random_cosines(5, 5), Relation(torch.eye(5, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool))
     torch.testing.assert_close(apply("sup_con", *case), apply("info_nce", *case))
 
 
 def test_sup_con_asks_for_every_positive_where_info_nce_is_content_with_one() -> None:
     cosines = torch.tensor([[5.0, -5.0, 0.0]], dtype=torch.float64)
-    assert apply("info_nce", cosines, *masks("PPN"))[0] < 1e-5
-    assert apply("sup_con", cosines, *masks("PPN"))[0] > 10
+    assert apply("info_nce", cosines, letters("PPN"))[0] < 1e-5
+    assert apply("sup_con", cosines, letters("PPN"))[0] > 10
 
 
 def test_arc_face_without_a_margin_is_info_nce() -> None:
-    cosines, (positives, candidates) = random_cosines(6, 8), random_masks(6, 8)
-    loss = arc_face(cosines, SCALE, positives, candidates, margin=0.0)
-    torch.testing.assert_close(loss, info_nce(SCALE * cosines, positives, candidates))
+    cosines, relation = random_cosines(6, 8), random_relation(6, 8)
+    loss = arc_face(cosines, SCALE, relation, margin=0.0)
+    torch.testing.assert_close(loss, info_nce(SCALE * cosines, relation))
 
 
 def test_hardness_of_zero_is_info_nce() -> None:
-    cosines, (positives, candidates) = random_cosines(6, 8), random_masks(6, 8)
-    loss = hardness_weighted(cosines, SCALE, positives, candidates, beta=0.0)
-    torch.testing.assert_close(loss, info_nce(SCALE * cosines, positives, candidates))
+    cosines, relation = random_cosines(6, 8), random_relation(6, 8)
+    loss = hardness_weighted(cosines, SCALE, relation, beta=0.0)
+    torch.testing.assert_close(loss, info_nce(SCALE * cosines, relation))
 
 
 def test_hardness_weights_are_one_on_average() -> None:
     """Negatives that are alike weigh 1 each, whatever beta."""
     cosines = torch.tensor([[0.9, 0.3, 0.3]], dtype=torch.float64)
-    loss = hardness_weighted(cosines, SCALE, *masks("PNN"), beta=5.0)
-    torch.testing.assert_close(loss, info_nce(SCALE * cosines, *masks("PNN")))
+    loss = hardness_weighted(cosines, SCALE, letters("PNN"), beta=5.0)
+    torch.testing.assert_close(loss, info_nce(SCALE * cosines, letters("PNN")))
 
 
 def test_decoupled_is_the_masses_of_the_negatives_over_the_positive() -> None:
     cosines = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64).log() / SCALE
-    assert apply("decoupled", cosines, *masks("PNN"))[0].item() == pytest.approx(math.log(5 / 1))
-    assert apply("decoupled", cosines, *masks("NNP"))[0].item() == pytest.approx(math.log(3 / 3))
-    assert apply("decoupled", cosines, *masks("P.."))[1].tolist() == [False]
+    assert apply("decoupled", cosines, letters("PNN"))[0].item() == pytest.approx(math.log(5 / 1))
+    assert apply("decoupled", cosines, letters("NNP"))[0].item() == pytest.approx(math.log(3 / 3))
+    assert apply("decoupled", cosines, letters("P.."))[1].tolist() == [False]
 
 
 def test_sigmoid_of_one_to_one_pairs_as_published() -> None:
@@ -199,7 +235,9 @@ def test_sigmoid_of_one_to_one_pairs_as_published() -> None:
     published = -torch.nn.functional.logsigmoid(signs * (SCALE * cosines + BIAS)).sum() / 4
     own, everything = torch.eye(4, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)
     for side in (cosines, cosines.T):
-        assert mean_over_counted(*apply("sigmoid", side, own, everything)).item() == pytest.approx(published.item())
+        assert mean_over_counted(*apply("sigmoid", side, Relation(own, everything))).item() == pytest.approx(
+            published.item()
+        )
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, 1.5])
@@ -230,12 +268,12 @@ def case(batch: Batch, seed: int = 0) -> list[Tensor]:
 def test_strips_equal_the_whole_matrix(name: str, direction: str, strip_pairs: int) -> None:
     batch = random_batch(4, pairs=7, spans=3, regions=2)
     queries, keys = case(batch)
-    block_masks = partial(span_region_masks, batch)
+    block_relation = partial(span_region_relation, batch)
     if direction == "regions":
-        queries, keys, block_masks = keys, queries, transposed(block_masks)
+        queries, keys, block_relation = keys, queries, transposed(block_relation)
     learned = [SCALE, *([BIAS] if name == "sigmoid" else [])]
-    strips = row_losses(queries, keys, whole_rows(block_masks), partial(apply, name), learned, strip_pairs)
-    expected = apply(name, queries.flatten(0, 1) @ keys.flatten(0, 1).T, *block_masks(WHOLE, WHOLE))
+    strips = row_losses(queries, keys, whole_rows(block_relation), partial(apply, name), learned, strip_pairs)
+    expected = apply(name, queries.flatten(0, 1) @ keys.flatten(0, 1).T, block_relation(WHOLE, WHOLE))
     torch.testing.assert_close(strips, expected, rtol=1e-12, atol=1e-12)
     gradients, wanted = (
         torch.autograd.grad(mean_over_counted(*rows), [queries, keys, *learned]) for rows in (strips, expected)
@@ -248,11 +286,11 @@ def test_a_strip_never_holds_more_rows_than_asked() -> None:
     queries, keys = case(batch)
     seen: list[tuple[int, ...]] = []
 
-    def watched(cosines: Tensor, positives: Tensor, candidates: Tensor) -> Rows:
+    def watched(cosines: Tensor, relation: Relation) -> Rows:
         seen.append(tuple(cosines.shape))
-        return info_nce(cosines, positives, candidates)
+        return info_nce(cosines, relation)
 
-    loss, counted = row_losses(queries, keys, whole_rows(partial(span_region_masks, batch)), watched, [], 3)
+    loss, counted = row_losses(queries, keys, whole_rows(partial(span_region_relation, batch)), watched, [], 3)
     strips = [(9, 14), (9, 14), (3, 14)]
     assert seen == strips
     mean_over_counted(loss, counted).backward()
@@ -263,7 +301,7 @@ def test_a_strip_never_holds_more_rows_than_asked() -> None:
 def test_strips_raise_half_precision_to_float32(dtype: torch.dtype) -> None:
     batch = random_batch(4, pairs=3, spans=2, regions=2)
     queries, keys = (feature.detach().to(dtype) for feature in case(batch))
-    loss, _ = row_losses(queries, keys, whole_rows(partial(span_region_masks, batch)), info_nce, [], 2)
+    loss, _ = row_losses(queries, keys, whole_rows(partial(span_region_relation, batch)), info_nce, [], 2)
     assert loss.dtype == torch.float32
 
 
@@ -288,8 +326,8 @@ def test_parts_change_neither_losses_nor_gradients(name: str, seed: int, monkeyp
     features, objective = features_of(batch, seed), objective_of(name).double()
     leaves = [*features.tensors(), *objective.parameters()]
     losses = objective(features, batch)
-    monkeypatch.setattr("spanbox.losses.directions.MOST_LOGITS", 90)
-    monkeypatch.setattr("spanbox.losses.directions.TILE_SIDE", 5)
+    monkeypatch.setattr("spanbox.losses.blocks.MOST_LOGITS", 90)
+    monkeypatch.setattr("spanbox.losses.blocks.TILE_SIDE", 5)
     parts = objective(features, batch)
     torch.testing.assert_close(parts.terms, losses.terms, rtol=1e-10, atol=0)
     gradients = (torch.autograd.grad(one.total, leaves) for one in (parts, losses))
@@ -306,8 +344,8 @@ def test_equals_the_plain_loops_in_both_directions(name: str) -> None:
     )
     objective = objective_of(name, temperature=1 / 3, **options).double()
     cosines = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T
-    positives, candidates = span_region_masks(batch)
-    sides = ((cosines, positives, candidates), (cosines.T, positives.T, candidates.T))
+    relation = span_region_relation(batch)
+    sides = ((cosines, relation), (cosines.T, relation.transposed()))
     expected = sum(mean_over_counted(*by_loops(name, *side)) for side in sides) / 2
     torch.testing.assert_close(objective(features, batch).terms["fine"], expected, rtol=1e-6, atol=0)
 

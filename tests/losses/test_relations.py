@@ -9,14 +9,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from batches import make_batch, random_batch
-from spanbox.losses.positives import sentence_image_masks, span_region_masks
+from batches import make_batch, random_batch, with_relevance
+from spanbox.losses.relations import (
+    sentence_image_relation,
+    sentence_view_relation,
+    span_region_relation,
+    span_view_relation,
+)
 from spanbox.structures import PADDING_ID, Batch
 
 
 def table(batch: Batch) -> list[str]:
     """A row for each span, a letter for each region: P positive, N negative, . neither; a space between pairs."""
-    positives, candidates = span_region_masks(batch)
+    positives, candidates, _ = span_region_relation(batch)
     assert (candidates | ~positives).all(), "every positive is a candidate"
     letters = [
         "".join("P" if positive else "N" if candidate else "." for positive, candidate in zip(*row, strict=True))
@@ -27,7 +32,7 @@ def table(batch: Batch) -> list[str]:
 
 
 def test_sentences_and_images_belong_together_by_group() -> None:
-    positives, candidates = sentence_image_masks(make_batch([[], [], []], [0, 0, 0], [], group=[7, 5, 7]))
+    positives, candidates, _ = sentence_image_relation(make_batch([[], [], []], [0, 0, 0], [], group=[7, 5, 7]))
     assert positives.int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
     assert candidates.all()
 
@@ -35,21 +40,21 @@ def test_sentences_and_images_belong_together_by_group() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_sentences_and_images_equal_the_plain_loop(seed: int) -> None:
     batch = random_batch(seed, pairs=6)
-    for mask, expected in zip(sentence_image_masks(batch), reference.sentence_image_masks(batch), strict=True):
+    for mask, expected in zip(sentence_image_relation(batch)[:2], reference.sentence_image_masks(batch), strict=True):
         assert mask.tolist() == expected
 
 
 def test_the_same_words_about_other_images_are_neither() -> None:
     """Pairs 0 and 1 are the same words about two images; pair 2 says the same as pair 3 about the same image."""
     batch = make_batch([[], [], [], []], [0] * 4, [], group=[1, 2, 3, 3])
-    positives, candidates = sentence_image_masks(replace(batch, wording=torch.tensor([7, 7, 8, 8])))
+    positives, candidates, _ = sentence_image_relation(replace(batch, wording=torch.tensor([7, 7, 8, 8])))
     assert positives.int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     assert candidates.int().tolist() == [[1, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
 def test_the_same_words_everywhere_leave_nothing_to_contrast() -> None:
     batch = make_batch([[], [], []], [0] * 3, [])
-    positives, candidates = sentence_image_masks(replace(batch, wording=torch.zeros(3, dtype=torch.int64)))
+    positives, candidates, _ = sentence_image_relation(replace(batch, wording=torch.zeros(3, dtype=torch.int64)))
     assert torch.equal(candidates, positives)
 
 
@@ -176,7 +181,7 @@ def test_an_anchor_all_of_whose_negatives_overlap_its_box_has_none_left() -> Non
 @settings(max_examples=150, deadline=None)
 def test_equals_the_plain_loops(seed: int) -> None:
     batch = random_batch(seed)
-    positives, candidates = span_region_masks(batch)
+    positives, candidates, _ = span_region_relation(batch)
     expected_positives, expected_candidates = reference.span_region_masks(batch)
     assert positives.tolist() == expected_positives
     assert candidates.tolist() == expected_candidates
@@ -190,9 +195,13 @@ def test_a_block_is_cut_from_the_whole(seed: int, edges: tuple[int, int, int, in
     rows, columns = slice(*sorted(edges[:2])), slice(*sorted(edges[2:]))
     span_rows = slice(rows.start * spans, rows.stop * spans)
     region_columns = slice(columns.start * regions, columns.stop * regions)
-    for block, whole in zip(span_region_masks(batch, rows, columns), span_region_masks(batch), strict=True):
+    for block, whole in zip(
+        span_region_relation(batch, rows, columns)[:2], span_region_relation(batch)[:2], strict=True
+    ):
         assert torch.equal(block, whole[span_rows, region_columns])
-    for block, whole in zip(sentence_image_masks(batch, rows, columns), sentence_image_masks(batch), strict=True):
+    for block, whole in zip(
+        sentence_image_relation(batch, rows, columns)[:2], sentence_image_relation(batch)[:2], strict=True
+    ):
         assert torch.equal(block, whole[rows, columns])
 
 
@@ -200,8 +209,8 @@ def test_a_block_beside_the_diagonal_knows_its_own_pairs() -> None:
     """Pairs 0 and 1 show the same image: a block with either as row and column contrasts, one with both does not."""
     batch = make_batch([[1], [2]], [2, 2], [(0, 0, 0), (1, 0, 0)], group=[5, 5])
     first, second = slice(0, 1), slice(1, 2)
-    assert span_region_masks(batch, second, second)[1].tolist() == [[True, True]]
-    assert span_region_masks(batch, second, first)[1].tolist() == [[False, False]]
+    assert span_region_relation(batch, second, second)[1].tolist() == [[True, True]]
+    assert span_region_relation(batch, second, first)[1].tolist() == [[False, False]]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -213,7 +222,7 @@ def test_order_of_pairs_does_not_matter(seed: int) -> None:
     def by_pair(mask: Tensor) -> Tensor:
         return mask.reshape(4, 2, 4, 3)
 
-    for mask, other in zip(span_region_masks(batch), span_region_masks(shuffled), strict=True):
+    for mask, other in zip(span_region_relation(batch)[:2], span_region_relation(shuffled)[:2], strict=True):
         assert torch.equal(by_pair(other), by_pair(mask)[order][:, :, order])
 
 
@@ -227,16 +236,70 @@ def test_names_of_groups_and_identities_do_not_matter(seed: int) -> None:
         group=names[batch.group],
         span_identity=torch.where(batch.span_valid, names[batch.span_identity], PADDING_ID),
     )
-    for mask, other in zip(span_region_masks(batch), span_region_masks(renamed), strict=True):
+    for mask, other in zip(span_region_relation(batch)[:2], span_region_relation(renamed)[:2], strict=True):
         assert torch.equal(mask, other)
 
 
 @pytest.mark.parametrize(("spans", "regions"), [(0, 2), (2, 0), (0, 0)], ids=["no spans", "no regions", "neither"])
 def test_without_spans_or_regions(spans: int, regions: int) -> None:
-    for mask in span_region_masks(random_batch(0, pairs=3, spans=spans, regions=regions)):
+    for mask in span_region_relation(random_batch(0, pairs=3, spans=spans, regions=regions))[:2]:
         assert mask.shape == (3 * spans, 3 * regions)
         assert mask.dtype == torch.bool
 
 
 def test_one_pair_without_anything_linked() -> None:
     assert table(make_batch([[1]], [1], [])) == ["N"]
+
+
+# Weights
+
+
+def without_zeros(
+    positives: list[list[bool]], candidates: list[list[bool]], weights: list[list[float]]
+) -> list[Tensor]:
+    """Positives and candidates without positives of weight 0, and the weights of the positives that are left."""
+    positive, candidate, weight = map(torch.tensor, (positives, candidates, weights))
+    zero = positive & (weight == 0)
+    return [positive & ~zero, candidate & ~zero, torch.where(positive & ~zero, weight, 0.0)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_weights_equal_the_plain_loops(seed: int) -> None:
+    batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2), seed)
+    coarse = without_zeros(*reference.sentence_image_masks(batch), reference.sentence_image_weights(batch))
+    fine = without_zeros(*reference.span_region_masks(batch), reference.span_region_weights(batch))
+    for relation, expected in ((sentence_image_relation(batch), coarse), (span_region_relation(batch), fine)):
+        assert torch.equal(relation.positives, expected[0])
+        assert torch.equal(relation.candidates, expected[1])
+        assert torch.equal(torch.where(relation.positives, relation.weight, 0.0), expected[2])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_block_of_weights_is_cut_from_the_whole(seed: int) -> None:
+    batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2, views=2), seed)
+    rows, columns = slice(1, 4), slice(2, 5)
+    views = {"keeping": True, "hiding": True}
+    for block, whole, queries, keys in (
+        (sentence_image_relation(batch, rows, columns), sentence_image_relation(batch), 1, 1),
+        (sentence_view_relation(batch, rows, columns, **views), sentence_view_relation(batch, **views), 1, 3),
+        (span_region_relation(batch, rows, columns), span_region_relation(batch), 3, 2),
+        (span_view_relation(batch, rows, columns), span_view_relation(batch), 3, 4),
+    ):
+        for values, expected in zip(block, whole, strict=True):
+            assert torch.equal(values, expected[queries : 4 * queries, 2 * keys : 5 * keys])
+
+
+def test_weights_by_hand() -> None:
+    """Two captions of one image; both pairs name 1, the second by a link of 0.5 and, weaker, by a second mention."""
+    batch = make_batch([[1], [1, 1]], [1, 1], [(0, 0, 0), (1, 0, 0), (1, 1, 0)], group=[5, 5])
+    links = torch.tensor([[[0.75], [0.0]], [[0.5], [0.25]]])
+    batch = replace(batch, relevance=torch.tensor([1.0, 0.5]), link_relevance=links)
+    assert sentence_image_relation(batch).weight.tolist() == [[1.0, 0.5], [0.5, 0.5]]
+    assert span_region_relation(batch).weight[[0, 2, 3]].tolist() == [[0.75, 0.5], [0.75, 0.5], [0.75, 0.25]]
+
+
+def test_a_positive_of_weight_zero_is_neither() -> None:
+    batch = make_batch([[1], [2]], [1, 1], [(0, 0, 0), (1, 0, 0)])
+    batch = replace(batch, link_relevance=torch.tensor([[[0.0]], [[0.5]]]), relevance=torch.tensor([0.0, 1.0]))
+    assert table(batch) == [". N", "N P"]
+    assert sentence_image_relation(batch).candidates.tolist() == [[False, True], [True, True]]

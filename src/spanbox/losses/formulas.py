@@ -1,7 +1,6 @@
 """The losses by name: formulas on row statistics, or functions of whole rows of similarities.
 
-Each takes positives and candidates and returns the loss of each row, 0 for rows that do not count, and the rows that
-count. docs/mathematics.md gives all formulas in one notation.
+Each gives `Rows`: the loss of each row and the rows that count. docs/mathematics.md gives all formulas in one notation.
 
     Q queries (rows)    N candidates (columns)
 """
@@ -15,11 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbox.losses.contrastive import Statistics, info_nce, info_nce_of, log_mass, row_statistics
+from spanbox.losses.kernel import Rows, Statistics, counted_rows, log_mass, row_statistics, with_weight
+from spanbox.losses.relations import Relation
 
 LossName = Literal["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"]
-Rows = tuple[Tensor, Tensor]
-"""Loss of each row (Q,), 0 for rows that do not count, and the rows that count (Q,) bool."""
+
+
+def info_nce(logits: Tensor, relation: Relation) -> Rows:
+    """InfoNCE of each row over its own set of positives and candidates.
+
+    `-log( sum over positives of exp(logit) / sum over positives and candidates of exp(logit) )`. With one positive this
+    is the cross-entropy; several positives share the probability. Rows without a positive do not count.
+
+    Args:
+        logits: (Q, N), similarity divided by temperature. Half precision is converted to float32.
+        relation: of the rows to the columns.
+
+    Source: van den Oord et al., 2018, eq. 4; several positives as in Miech et al., MIL-NCE, 2020, eq. 1.
+    """
+    return info_nce_of(row_statistics(logits, relation))
+
+
+def info_nce_of(rows: Statistics) -> Rows:
+    """`info_nce` from row statistics: `log(exp(P) + exp(N)) - P`, with the masses P of positives, N of negatives."""
+    loss = -F.logsigmoid(rows.positive_mass - rows.negative_mass)
+    return counted_rows(loss, rows.positive_count > 0, rows.weight)
 
 
 def sup_con_of(rows: Statistics) -> Rows:
@@ -29,9 +48,8 @@ def sup_con_of(rows: Statistics) -> Rows:
 
     Source: Khosla et al., 2020, eq. 2 (the mean over positives outside of the logarithm).
     """
-    counted = rows.positive_count > 0
     loss = torch.logaddexp(rows.positive_mass, rows.negative_mass) - _mean_positive(rows)
-    return torch.where(counted, loss, 0.0), counted
+    return counted_rows(loss, rows.positive_count > 0, rows.weight)
 
 
 def decoupled_of(rows: Statistics) -> Rows:
@@ -44,14 +62,14 @@ def decoupled_of(rows: Statistics) -> Rows:
     """
     has_negatives = rows.negative_mass > torch.finfo(rows.negative_mass.dtype).min
     counted = (rows.positive_count > 0) & has_negatives
-    return torch.where(counted, rows.negative_mass - _mean_positive(rows), 0.0), counted
+    return counted_rows(rows.negative_mass - _mean_positive(rows), counted, rows.weight)
 
 
 def _mean_positive(rows: Statistics) -> Tensor:
     return rows.positive_sum / rows.positive_count.clamp(min=1)
 
 
-def sigmoid(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, bias: Tensor) -> Rows:
+def sigmoid(cosines: Tensor, scale: Tensor, relation: Relation, *, bias: Tensor) -> Rows:
     """Sigmoid loss: a binary classification of every entry by `scale * cosine + bias`.
 
     Summed over the row, since the source divides by the number of rows, not of entries. Rows without a positive do not
@@ -60,26 +78,29 @@ def sigmoid(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tenso
     Args:
         cosines: (Q, N) float32 or wider.
         scale: scalar, 1 / temperature.
-        positives, candidates: (Q, N) bool, as for `info_nce`.
+        relation: of the rows to the columns. With weights, each positive's term is multiplied by its relative weight.
         bias: scalar.
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, section 3.2 and algorithm 1.
     """
+    positives, candidates, _ = relation
     logits = scale * cosines + bias
     cells = -F.logsigmoid(torch.where(positives, logits, -logits))
-    counted = positives.any(dim=1)
-    return torch.where((positives | candidates) & counted[:, None], cells, 0.0).sum(dim=1), counted
+    weight = relation.relative_weight()
+    if weight is not None:
+        cells = torch.where(positives, weight.to(cells.dtype) * cells, cells)
+    loss = torch.where(positives | candidates, cells, 0.0).sum(dim=1)
+    return counted_rows(loss, positives.any(dim=1), relation.strongest())
 
 
-def arc_face(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, margin: float) -> Rows:
+def arc_face(cosines: Tensor, scale: Tensor, relation: Relation, *, margin: float) -> Rows:
     """InfoNCE with `margin` radians added to the angle of each positive.
 
     Args: as for `sigmoid`.
 
     Source: Deng et al., ArcFace, 2019, eq. 3.
     """
-    logits = scale * torch.where(positives, with_margin(cosines, margin), cosines)
-    return info_nce(logits, positives, candidates)
+    return info_nce(scale * torch.where(relation.positives, with_margin(cosines, margin), cosines), relation)
 
 
 def with_margin(cosines: Tensor, margin: float) -> Tensor:
@@ -90,7 +111,7 @@ def with_margin(cosines: Tensor, margin: float) -> Tensor:
     return torch.where(cosines > -math.cos(margin), moved, cosines - margin * math.sin(margin))
 
 
-def hardness_weighted(cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor, *, beta: float) -> Rows:
+def hardness_weighted(cosines: Tensor, scale: Tensor, relation: Relation, *, beta: float) -> Rows:
     """InfoNCE with negatives weighted by `exp(beta * logit)`, normalised to a mean of 1 per row.
 
     With weights w of n negatives the sum of `w * exp(logit)` is `n * sum(exp((1 + beta) * logit)) / sum(exp(beta *
@@ -101,12 +122,13 @@ def hardness_weighted(cosines: Tensor, scale: Tensor, positives: Tensor, candida
 
     Source: Robinson et al., Contrastive Learning with Hard Negative Samples, 2021, section 3, importance sampling.
     """
-    logits, negatives = scale * cosines, candidates & ~positives
+    logits, negatives = scale * cosines, relation.negatives
     number = negatives.sum(dim=1).to(logits.dtype)
     weighted = log_mass((1 + beta) * logits, negatives) - log_mass(beta * logits, negatives) + number.clamp(min=1).log()
     negative_mass = torch.where(number > 0, weighted, torch.finfo(logits.dtype).min)
-    counted = positives.any(dim=1)
-    return torch.where(counted, -F.logsigmoid(log_mass(logits, positives) - negative_mass), 0.0), counted
+    positive_mass = log_mass(with_weight(logits, relation.relative_weight()), relation.positives)
+    loss = -F.logsigmoid(positive_mass - negative_mass)
+    return counted_rows(loss, relation.positives.any(dim=1), relation.strongest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,66 +136,59 @@ class Loss:
     """An entry of the table of losses.
 
     Attributes:
+        rows: `rows(cosines, scale, relation, **options)`, the loss on the similarities (Q, N) of whole rows.
+        formula: the same from row statistics, if the loss depends only on these. Then it can be computed in tiles.
         summary, source: text for `spanbox losses`.
         temperature: initial temperature if the config gives none.
         options: further settings of this loss with their published values.
     """
 
+    rows: Callable[..., Rows]
+    formula: Callable[[Statistics], Rows] | None = None
     summary: str
     source: str
     temperature: float = 0.07
     options: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StatisticsLoss(Loss):
-    """A loss that depends only on row statistics, so it can be computed in tiles."""
+def _of_statistics(formula: Callable[[Statistics], Rows], *, summary: str, source: str) -> Loss:
+    def rows(cosines: Tensor, scale: Tensor, relation: Relation) -> Rows:
+        return formula(row_statistics(scale * cosines, relation))
 
-    formula: Callable[[Statistics], Rows]
-
-    def function(self, cosines: Tensor, scale: Tensor, positives: Tensor, candidates: Tensor) -> Rows:
-        """The loss on similarities of whole rows, with the signature of `RowLoss.function`."""
-        return self.formula(row_statistics(scale * cosines, positives, candidates))
+    return Loss(rows=rows, formula=formula, summary=summary, source=source)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowLoss(Loss):
-    """A loss on the similarities of whole rows: `function(cosines, scale, positives, candidates, **options)`."""
-
-    function: Callable[..., Rows]
-
-
-LOSSES: dict[str, StatisticsLoss | RowLoss] = {
-    "info_nce": StatisticsLoss(
-        formula=info_nce_of,
+LOSSES: dict[str, Loss] = {
+    "info_nce": _of_statistics(
+        info_nce_of,
         summary="softmax over candidates; several positives share the probability",
         source="van den Oord et al., 2018, eq. 4; Miech et al., 2020, eq. 1",
     ),
-    "sup_con": StatisticsLoss(
-        formula=sup_con_of,
+    "sup_con": _of_statistics(
+        sup_con_of,
         summary="supervised contrastive: mean of one cross-entropy per positive",
         source="Khosla et al., 2020, eq. 2",
     ),
-    "decoupled": StatisticsLoss(
-        formula=decoupled_of,
+    "decoupled": _of_statistics(
+        decoupled_of,
         summary="sup_con without positives in the denominator",
         source="Yeh et al., 2022, section 3",
     ),
-    "sigmoid": RowLoss(
-        function=sigmoid,
+    "sigmoid": Loss(
+        rows=sigmoid,
         summary="binary classification of every entry as positive or negative",
         source="Zhai et al., 2023, section 3.2",
         temperature=0.1,
         options={"bias": -10.0},
     ),
-    "arc_face": RowLoss(
-        function=arc_face,
+    "arc_face": Loss(
+        rows=arc_face,
         summary="info_nce with an additive angular margin for positives",
         source="Deng et al., 2019, eq. 3",
         options={"margin": 0.5},
     ),
-    "hardness_weighted": RowLoss(
-        function=hardness_weighted,
+    "hardness_weighted": Loss(
+        rows=hardness_weighted,
         summary="info_nce with negatives weighted by similarity",
         source="Robinson et al., 2021, section 3",
         options={"beta": 1.0},
