@@ -101,7 +101,6 @@ class TestEncodings:
         printed.decode(encoding)
         assert printed
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
     def test_in_a_process_of_its_own(self, environment: dict[str, str], tmp_path: Path) -> None:
         (tmp_path / "示例.jsonl").write_text(RECORD_IN_CHINESE, encoding="utf-8")
