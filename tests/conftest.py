@@ -1,8 +1,9 @@
-"""Settings of all tests: offline, one thread, the same seed, output without colours."""
+"""Settings of all tests: two workers, offline, one thread, the same seed, output without colours."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or tokenizers warns when a test forks after using one
 
 import pytest
@@ -10,6 +11,11 @@ import torch
 
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # or rich takes a captured stream for a terminal
     os.environ.pop(name, None)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for the whole suite. Single files and tests run in this process, which starts sooner; `-n 2` overrides."""
+    return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,15 @@ def run_scenarios(ranks: Ranks, out: Path) -> None:
 
 
 def start(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Run `work(ranks, *arguments)` in so many processes, and wait for them."""
+    """Run `work(ranks, *arguments)` in so many processes, and wait for them.
+
+    They are forks of a server that imports the libraries once.
+    """
+    set_forkserver_preload(["spanbox.losses.objective", "spanbox.engine.large_batch", "spanbox.engine.distributed"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, (world_size, port, work, arguments), nprocs=world_size)
+    mp.start_processes(_process, (world_size, port, work, arguments), nprocs=world_size, start_method="forkserver")
 
 
 def _process(rank: int, world_size: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,8 @@ import yaml
 
 import miniature
 from spanbox.ablation import AblationPlan, collect, load_plan, markdown, run_plan, write_csv
+from spanbox.cli.main import app
+from spanbox.engine.stopping import StopRequest
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.report.reading import AblationRow
 
@@ -113,8 +119,24 @@ class TestPlans:
         assert load_plan(path).metrics
 
 
-@pytest.mark.slow
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of a run are called one after another, where they would start processes."""
+    one_at_a_time, run = threading.Lock(), subprocess.run
+
+    def call(command: list[str], *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        if command[:3] != [sys.executable, "-m", "spanbox"]:  # such as `uname`, of the standard library
+            return run(command, *arguments, **options)
+        with one_at_a_time, redirect_stdout(options["stdout"]), pytest.raises(SystemExit) as ended:
+            app(command[3:])
+        return subprocess.CompletedProcess(command, int(str(ended.value.code)))
+
+    monkeypatch.setattr(subprocess, "run", call)
+    monkeypatch.setattr(StopRequest, "listening", nullcontext)  # signals are for main threads
+
+
 class TestRuns:
+    @pytest.mark.usefixtures("in_this_process")
     def test_runs_what_is_missing_and_nothing_else(self, tmp_path: Path) -> None:
         data = miniature.write_scenes(tmp_path / "scenes")
         overrides = miniature.demo_overrides(data, tmp_path, "data.val=null", "train.save_every=2")
@@ -140,6 +162,7 @@ class TestRuns:
         with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings"):
             run_plan(plan, tmp_path / "runs")
 
+    @pytest.mark.usefixtures("in_this_process")
     def test_on_a_subset(self, tmp_path: Path) -> None:
         data = miniature.write_scenes(tmp_path / "scenes")
         overrides = miniature.demo_overrides(data, tmp_path, "data.val=null", "train.save_every=2")
@@ -149,8 +172,9 @@ class TestRuns:
         config = (tmp_path / "runs" / "base-0" / "config.yaml").read_text(encoding="utf-8")
         assert yaml.safe_load(config)["data"]["subset"] == 9
 
+    @pytest.mark.slow
     def test_a_run_that_fails_is_named_with_what_it_printed(self, tmp_path: Path) -> None:
-        plan = load_plan(write_plan(tmp_path, overrides=["data.train=nowhere.jsonl"], seeds=[0]))
+        plan = load_plan(write_plan(tmp_path, overrides=["data.train=nowhere.jsonl"], seeds=[0], variants={"base": []}))
         with pytest.raises(TrainingError, match=r"base, seed 0: `spanbox train` failed, see .*output\.txt"):
             run_plan(plan, tmp_path / "runs")
         assert "nowhere.jsonl" in (tmp_path / "runs" / "base-0" / "output.txt").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import miniature
+from spanbox.cli import demo
 from spanbox.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,7 @@ def test_make_targets_exist() -> None:
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*")
 def test_the_readme_works_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "HELD_OUT", 12)
     make_what_the_reader_has(tmp_path)
     for words in readme_commands("README.md"):
         if words[0] == "spanbox":

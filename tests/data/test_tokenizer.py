@@ -40,6 +40,7 @@ def test_order_of_the_texts_does_not_matter() -> None:
     assert serialised(TEXTS[::-1], 130) == serialised(TEXTS, 130)
 
 
+@pytest.mark.slow
 def test_another_process_learns_the_same() -> None:
     program = (
         "import sys; from spanbox.data.tokenizer import train_tokenizer; "

@@ -78,6 +78,7 @@ def measured() -> StepMemory:
 
 
 class TestMeasuredStep:
+    @pytest.mark.slow
     def test_predicts_the_peak_of_a_step(self) -> None:
         """Of a chunked step counted in full; not less, and not more than 1.5 times as much."""
         model, objective = make_model(), Objective(LossSettings())
@@ -112,6 +113,7 @@ class TestMeasuredStep:
         assert memory.peak(64, 8) < memory.peak(64, 64)
         assert memory.peak(64, 8) < 1.2 * memory.peak(8, 8) + memory.losses(64)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_large_vocabulary(self, checkpointing: bool) -> None:
         """The gradient of the table, the peak of small chunks, hides neither the slope nor the peak of large ones."""

@@ -10,7 +10,7 @@ import pytest
 from fuzz_isolated import FAILURES, Case, run_isolated
 from fuzz_kinds import KINDS
 
-PER_KIND = 12
+PER_KIND = 3
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,14 @@ print("built")
 """
 
 
-@pytest.mark.parametrize("first", ["", "import transformers\n"], ids=["alone", "transformers first"])
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "error", ["RuntimeError('operator torchvision::nms does not exist')", "OSError('libcudart.so.13: cannot open')"]
+    ("error", "first"),
+    [
+        ("RuntimeError('operator torchvision::nms does not exist')", ""),
+        ("OSError('libcudart.so.13: cannot open')", "import transformers\n"),
+    ],
+    ids=["alone", "transformers first"],
 )
 def test_broken_torchvision(error: str, first: str, tmp_path: Path) -> None:
     package, info = tmp_path / "torchvision", tmp_path / "torchvision-0.99.0.dist-info"
