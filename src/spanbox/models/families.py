@@ -40,7 +40,7 @@ def _patch_side(config: Any) -> int:
 
 
 def _convnext_stride(config: Any) -> int:
-    return side(config.patch_size) * 2 ** (config.num_stages - 1)
+    return int(side(config.patch_size) * 2 ** (config.num_stages - 1))
 
 
 def _resnet_stride(config: Any) -> int:
@@ -54,16 +54,12 @@ def _regnet_stride(config: Any) -> int:
 
 
 def _efficientnet_stride(config: Any) -> int:
-    return 2 * prod(config.strides)
-
-
-def _mobilenet_v1_stride(config: Any) -> int:
-    return 32
+    return int(2 * prod(config.strides))
 
 
 def _mobilenet_v2_stride(config: Any) -> int:
     """Layers beyond the wanted stride are dilated instead; any other number is never met."""
-    return config.output_stride if config.output_stride in (2, 4, 8, 16) else 32
+    return int(config.output_stride) if config.output_stride in (2, 4, 8, 16) else 32
 
 
 @dataclass(frozen=True)
@@ -163,6 +159,5 @@ VISION_FAMILIES: dict[str, VisionFamily] = {
     "resnet": _batch_normalised("encoder.stages", _resnet_stride),
     "regnet": _batch_normalised("encoder.stages", _regnet_stride),
     "efficientnet": _batch_normalised("encoder.blocks", _efficientnet_stride),
-    "mobilenet_v1": _batch_normalised("layer", _mobilenet_v1_stride),
     "mobilenet_v2": _batch_normalised("layer", _mobilenet_v2_stride),
 }

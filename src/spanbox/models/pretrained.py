@@ -179,6 +179,7 @@ def pretrained_model(
         raise CheckpointError(f"{part} tower: cannot load the weights of {folder}: {error}") from error
     drop_unused(model)
     missing = sorted(set(report["missing_keys"]) & set(model.state_dict()))
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # read by no tower
     if missing:
         raise CheckpointError(
             f"{part} tower: {folder} lacks {len(missing)} of the weights of the tower, the first is "

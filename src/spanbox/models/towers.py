@@ -356,7 +356,7 @@ def _open_model(
         """Remove parameters that get no gradient: data-parallel training waits for each of them."""
         if pool != "pooler":
             family.drop_pooler(model)
-        embeddings = getattr(model, "embeddings", None)
+        embeddings: Any = getattr(model, "embeddings", None)
         if getattr(embeddings, "mask_token", None) is not None:
             embeddings.mask_token = None  # only masked image modelling uses it
 
