@@ -21,7 +21,7 @@ DIM = 8
 def make(architecture: tiny.Architecture) -> DualEncoder:
     settings = ModelSettings(
         text=TowerSettings(architecture=tiny.bert()),
-        vision=VisionTowerSettings(architecture=architecture),
+        vision=VisionTowerSettings(architecture=architecture, **tiny.needs(architecture)),
         dim=DIM,
     )
     towers = build_text_tower(settings.text), build_vision_tower(settings.vision)

@@ -1,6 +1,7 @@
 """Every family of towers: states, pooling, padding, gradients, positions of patches, rebuilding."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,6 +70,11 @@ def assert_every_parameter_has_a_gradient(tower: torch.nn.Module) -> None:
 def test_every_family_is_tested() -> None:
     assert {a["model_type"] for a in tiny.TEXT_ARCHITECTURES} == set(TEXT_FAMILIES)
     assert {a["model_type"] for a in tiny.VISION_ARCHITECTURES} == set(VISION_FAMILIES)
+
+
+def test_every_family_is_documented() -> None:
+    tables = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert [name for name in (*TEXT_FAMILIES, *VISION_FAMILIES) if f"`{name}`" not in tables] == []
 
 
 @pytest.mark.parametrize(
