@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel, ResNetConfig, ResNetModel
 
 import miniature
 import tiny
 from encoders import MAX_TOKENS, VOCABULARY, collate, make_sample
-from spanbox.data.manifest import Manifest
 from spanbox.engine.large_batch import accumulate_gradients
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
@@ -81,7 +81,7 @@ class TestSettings:
 
 
 class TestStrides:
-    """Of published architectures, without their weights: the tower must find the grid that the encoder makes."""
+    """Of every setting that changes it: the tower must find the grid that the encoder makes."""
 
     @pytest.mark.parametrize(
         ("architecture", "stride"),
@@ -173,7 +173,7 @@ def dual_encoder(architecture: tiny.Architecture, regions: RegionSettings) -> Du
 def test_chunked_gradients_are_those_of_the_whole_batch(architecture: tiny.Architecture, source: Any) -> None:
     def gradients(chunk: int | None) -> dict[str, Tensor]:
         model, objective = dual_encoder(architecture, RegionSettings(source=source)), Objective(LossSettings(), dim=8)
-        batch: Batch = collate(*(make_sample(number) for number in range(7)))
+        batch: Batch = collate(*(make_sample(number) for number in range(5)))
         if chunk is None:
             objective.double()(model(batch), batch).total.backward()
         else:
@@ -183,16 +183,13 @@ def test_chunked_gradients_are_those_of_the_whole_batch(architecture: tiny.Archi
     torch.manual_seed(0)
     whole = gradients(None)
     assert any("normalization" in name or "_bn" in name or "batchnorm" in name for name in whole)
-    for chunk in (1, 3):
-        for name, gradient in gradients(chunk).items():
-            scale = max(whole[name].abs().max().item(), 1e-5)
-            torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-9 * scale, msg=name)
+    for name, gradient in gradients(chunk=2).items():
+        scale = max(whole[name].abs().max().item(), 1e-5)
+        torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-9 * scale, msg=name)
 
 
 def test_trained_saved_and_loaded(tmp_path: Path) -> None:
     """A run from a folder with statistics of its own; its checkpoint, and the encoder exported from it, keep them."""
-    from transformers import AutoModel, ResNetConfig, ResNetModel
-
     scenes = miniature.write_scenes(tmp_path / "scenes")
     original = ResNetModel(ResNetConfig(**tiny.resnet()))
     for module in batch_norms(original):
@@ -206,8 +203,6 @@ def test_trained_saved_and_loaded(tmp_path: Path) -> None:
     for own, first in zip(batch_norms(vision), batch_norms(original), strict=True):
         assert torch.equal(own.running_var, first.running_var)
         assert not torch.equal(own.weight, first.weight)
-    images = [record.image for record in Manifest(scenes / "test.jsonl")]
-    assert images
     trained.save_towers(tmp_path / "towers")
     opened = AutoModel.from_pretrained(tmp_path / "towers" / "vision").eval()
     pixels = torch.randn(2, 3, 48, 48)
