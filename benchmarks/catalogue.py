@@ -5,7 +5,8 @@
 
 PRODUCTS is a folder with `products.jsonl` (`{"id", "image", "text"}` a line) and the images it names. Each page shows
 four products in a 2 x 2 grid; its text is their titles, which are its spans, and their tiles are its boxes. Products
-are split by title, never by id: no held-out title was seen in training.
+are split by title, never by id: no held-out title was seen in training. `val.jsonl` shows the products of `test.jsonl`
+on other pages, to choose learning rates on.
 """
 
 import argparse
@@ -20,12 +21,13 @@ from spanbox.progress import track
 from spanbox.structures import stable_id
 
 TILE = (60, 80)  # pixels, width and height of a photo
-PAGES = {"train": 20_000, "test": 500}
+PAGES = {"train": 20_000, "test": 500, "val": 250}
+PRODUCTS = {"train": "train", "test": "test", "val": "test"}  # val: other pages of the held-out products, for choices
 
 
 def split_products(source: Path) -> dict[str, list[dict[str, str]]]:
-    """Products by split; one title belongs to one split."""
-    products: dict[str, list[dict[str, str]]] = {split: [] for split in PAGES}
+    """Products by split, train or test; one title belongs to one split."""
+    products: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     for line in (source / "products.jsonl").read_text(encoding="utf-8").splitlines():
         product = json.loads(line)
         products["test" if stable_id(product["text"].casefold()) % 10 == 0 else "train"].append(product)
@@ -33,8 +35,10 @@ def split_products(source: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def draw_pages(source: Path, out: Path) -> None:
-    """Write `train.jsonl` and `test.jsonl` with their images."""
-    for split, products in split_products(source).items():
+    """Write `train.jsonl`, `test.jsonl` and `val.jsonl` with their images."""
+    products_of = split_products(source)
+    for split, held in PRODUCTS.items():
+        products = products_of[held]
         (out / "images" / split).mkdir(parents=True, exist_ok=True)
         pages = track(range(PAGES[split]), f"{split} pages", PAGES[split])
         write_manifest(out / f"{split}.jsonl", (draw_page(source, out, split, page, products) for page in pages))

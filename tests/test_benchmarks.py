@@ -1,13 +1,17 @@
-"""The benchmarks that compare with others' training: the steps they measure do what they claim."""
+"""Benchmarks: the steps that are compared with others' training, converted weights, the split of a data set."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
+from spanbox.data.manifest import Manifest
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.structures import Batch
 
@@ -84,3 +88,87 @@ class TestOpenClipLoop:
         assert any(parameter is model.logit_scale for parameter in plain["params"])
         assert all(parameter.ndim >= 2 for parameter in rest["params"])
         assert len(plain["params"]) + len(rest["params"]) == len(list(model.parameters()))
+
+
+class TestEfficientNetLite:
+    """The converted network against the lite network written out."""
+
+    # kernel, stride, expansion, channels and repeats of each stage of lite0
+    STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3))
+    LAST = ((5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
+
+    def random_weights(self) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        weights: dict[str, torch.Tensor] = {}
+
+        def convolution(name: str, norm: str, outputs: int, inputs: int, kernel: int) -> None:
+            spread = (inputs * kernel**2) ** -0.5
+            shape = (outputs, inputs, kernel, kernel)
+            weights[f"{name}.weight"] = spread * torch.randn(shape, generator=generator)
+            for own, low in (("weight", 0.5), ("bias", -0.5), ("running_mean", -0.5), ("running_var", 0.5)):
+                weights[f"{norm}.{own}"] = low + torch.rand(outputs, generator=generator)
+            weights[f"{norm}.num_batches_tracked"] = torch.tensor(1)
+
+        convolution("_conv_stem", "_bn0", 32, 3, 3)
+        width, block = 32, 0
+        for kernel, _, expansion, channels, repeats in self.STAGES + self.LAST:
+            for _ in range(repeats):
+                own = f"_blocks.{block}"
+                if expansion > 1:
+                    convolution(f"{own}._expand_conv", f"{own}._bn0", expansion * width, width, 1)
+                convolution(f"{own}._depthwise_conv", f"{own}._bn1", expansion * width, 1, kernel)
+                convolution(f"{own}._project_conv", f"{own}._bn2", channels, expansion * width, 1)
+                width, block = channels, block + 1
+        convolution("_conv_head", "_bn1", 1280, 320, 1)
+        return weights | {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)}
+
+    def slowly(self, weights: dict[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        def layer(states: torch.Tensor, name: str, norm: str, stride: int = 1, groups: int = 1) -> torch.Tensor:
+            weight = weights[f"{name}.weight"]
+            missing = weight.shape[-1] - stride
+            padded = F.pad(states, (missing // 2, missing - missing // 2) * 2)
+            made = F.conv2d(padded, weight, stride=stride, groups=groups)
+            own = [weights[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+            return F.batch_norm(made, *own, eps=1e-3)
+
+        states = F.relu6(layer(states, "_conv_stem", "_bn0", stride=2))
+        block = 0
+        for _, stage_stride, expansion, _, repeats in self.STAGES + self.LAST:
+            for repeat in range(repeats):
+                own, before, stride = f"_blocks.{block}", states, stage_stride if repeat == 0 else 1
+                if expansion > 1:
+                    states = F.relu6(layer(states, f"{own}._expand_conv", f"{own}._bn0"))
+                groups = states.shape[1]
+                states = F.relu6(layer(states, f"{own}._depthwise_conv", f"{own}._bn1", stride, groups))
+                states = layer(states, f"{own}._project_conv", f"{own}._bn2")
+                states, block = states + before if repeat else states, block + 1
+        return F.relu6(layer(states, "_conv_head", "_bn1"))
+
+    def test_same_features(self, load: Any) -> None:
+        weights = self.random_weights()
+        pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            found = load("efficientnet_lite").converted(weights)(pixels)
+            expected = self.slowly(weights, pixels)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(found.last_hidden_state, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.pooler_output, expected.mean(dim=(2, 3)), rtol=1e-4, atol=1e-4)
+
+
+class TestCatalogue:
+    def test_no_held_out_title_is_trained_on(self, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        catalogue = load("catalogue")
+        monkeypatch.setattr(catalogue, "PAGES", {"train": 12, "test": 6, "val": 6})
+        lines = []
+        for number in range(120):
+            Image.new("RGB", (6, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+            lines.append(json.dumps({"id": number, "image": f"{number}.png", "text": f"Thing {number // 2}"}))
+        (tmp_path / "products.jsonl").write_text("\n".join(lines))
+        catalogue.draw_pages(tmp_path, tmp_path / "pages")
+        titles: dict[str, set[str]] = {}
+        for split in catalogue.PAGES:
+            records = Manifest(tmp_path / "pages" / f"{split}.jsonl")
+            titles[split] = {record.text[e.start : e.end] for record in records for e in record.entities}
+        assert titles["train"]
+        assert not titles["train"] & (titles["test"] | titles["val"])
+        assert titles["val"] & titles["test"]

@@ -101,6 +101,32 @@ def convnextv2(**overrides: Any) -> Architecture:
     return convnext(model_type="convnextv2") | overrides
 
 
+def resnet(**overrides: Any) -> Architecture:
+    """Stride 8: a stem of 4 pixels and one halving. Like RegNet without an image size of its own."""
+    stages = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}
+    return {"model_type": "resnet", **stages} | overrides
+
+
+def regnet(**overrides: Any) -> Architecture:
+    """Stride 8: a stem of 2 pixels, and both stages halve."""
+    stages = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "groups_width": 8}
+    return {"model_type": "regnet", **stages} | overrides
+
+
+def efficientnet(**overrides: Any) -> Architecture:
+    """Two blocks of 8 channels and a head of 32; its own initial weights are so small that no signal would arrive."""
+    blocks = {"num_block_repeats": [1, 1], "strides": [2, 2], "kernel_sizes": [3, 5], "expand_ratios": [1, 2]}
+    widths = {"in_channels": [32, 16], "out_channels": [16, 24], "width_coefficient": 0.025, "hidden_dim": 32}
+    own = {"model_type": "efficientnet", "image_size": IMAGE_SIZE, "depth_coefficient": 1.0, "initializer_range": 0.5}
+    return own | blocks | widths | overrides
+
+
+def mobilenet_v2(**overrides: Any) -> Architecture:
+    """16 layers of 8 channels, as their number is not in the config; those above stride 8 are dilated."""
+    own = {"model_type": "mobilenet_v2", "image_size": IMAGE_SIZE, "initializer_range": 0.3, "output_stride": 8}
+    return own | {"depth_multiplier": 0.05, "finegrained_output": False} | overrides
+
+
 TEXT_ARCHITECTURES = [
     bert(),
     ernie(),
@@ -113,6 +139,7 @@ TEXT_ARCHITECTURES = [
     chinese_clip_text(),
     siglip_text(),
 ]
+BATCH_NORMALISED = [resnet(), regnet(), efficientnet(), mobilenet_v2()]
 VISION_ARCHITECTURES = [
     vit(),
     deit(),
@@ -124,4 +151,12 @@ VISION_ARCHITECTURES = [
     dinov3_vit(),
     convnext(),
     convnextv2(),
+    *BATCH_NORMALISED,
 ]
+
+
+def needs(architecture: Architecture) -> dict[str, Any]:
+    """The settings without which a vision tower of this architecture cannot be built, or has another image size."""
+    if architecture["model_type"] not in {batch_normalised["model_type"] for batch_normalised in BATCH_NORMALISED}:
+        return {}
+    return {"freeze_norm": True, "image_size": IMAGE_SIZE}

@@ -24,6 +24,7 @@ from spanbox.models.towers import (
 LORA = {"rank": 4}
 TEXT = [tiny.bert, tiny.roberta, tiny.distilbert, tiny.electra, tiny.clip_text]
 VISION = [tiny.vit, tiny.deit, tiny.clip_vision, tiny.siglip_vision, tiny.dinov2, tiny.convnext]
+BATCH_NORMALISED = [tiny.resnet, tiny.regnet, tiny.efficientnet, tiny.mobilenet_v2]
 
 
 def trained(tower: Tower) -> Any:
@@ -32,6 +33,9 @@ def trained(tower: Tower) -> Any:
         for parameter in tower.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in tower.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2.0)  # the statistics of its pretraining
     return tower.eval().model
 
 
@@ -54,11 +58,15 @@ def test_text(architecture: Any, lora: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(opened(**inputs).last_hidden_state, encoder(**inputs).last_hidden_state)
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("architecture", VISION, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    ("architecture", "lora"),
+    [(make, lora) for make in VISION for lora in (None, LORA)] + [(make, None) for make in BATCH_NORMALISED],
+    ids=lambda value: getattr(value, "__name__", "lora" if value else "full"),
+)
 def test_vision(architecture: Any, lora: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    encoder = trained(build_vision_tower(VisionTowerSettings(architecture=architecture(), lora=lora)))
+    settings = VisionTowerSettings(architecture=architecture(), lora=lora, **tiny.needs(architecture()))
+    encoder = trained(build_vision_tower(settings))
     preprocessing = Preprocessing(image_size=tiny.IMAGE_SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     make_exportable(encoder, ImageProcessorFiles(preprocessing))
     encoder.save_pretrained(str(tmp_path))

@@ -10,6 +10,7 @@ import reference
 import tiny
 from encoders import make_model
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
+from spanbox.models.families import VISION_FAMILIES
 from spanbox.models.heatmaps import attention_rollout, span_heatmaps, to_unit_range
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
@@ -21,7 +22,7 @@ DIM = 8
 def make(architecture: tiny.Architecture) -> DualEncoder:
     settings = ModelSettings(
         text=TowerSettings(architecture=tiny.bert()),
-        vision=VisionTowerSettings(architecture=architecture),
+        vision=VisionTowerSettings(architecture=architecture, **tiny.needs(architecture)),
         dim=DIM,
     )
     towers = build_text_tower(settings.text), build_vision_tower(settings.vision)
@@ -54,7 +55,7 @@ class TestFamilies:
     def test_rollout_where_there_is_attention(self, architecture: tiny.Architecture) -> None:
         model, pixels = make(architecture), image()
         maps = span_heatmaps(model, pixels, spans())
-        if architecture["model_type"].startswith("convnext"):
+        if VISION_FAMILIES[architecture["model_type"]].convolutional:
             assert maps.keys() == {"similarity"}
             return
         rollout = maps["rollout"]

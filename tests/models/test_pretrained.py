@@ -19,6 +19,8 @@ from transformers import (
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
+    ResNetConfig,
+    ResNetForImageClassification,
     SiglipConfig,
     SiglipModel,
     ViTConfig,
@@ -111,6 +113,19 @@ class TestLoading:
         model = ViTForImageClassification(ViTConfig(**tiny.vit()))
         model.save_pretrained(tmp_path)
         assert_weights(vision(tmp_path), model.vit)
+
+    def test_resnet_behind_a_head(self, tmp_path: Path) -> None:
+        """With its statistics. Old files lack the count of batches, which nothing reads once they are frozen."""
+        model = ResNetForImageClassification(ResNetConfig(**tiny.resnet()))
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.normal_(module.running_mean)
+                torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+        model.save_pretrained(tmp_path)
+        without(tmp_path, *(name for name in model.state_dict() if name.endswith("num_batches_tracked")))
+        tower = build_vision_tower(VisionTowerSettings(path=str(tmp_path), freeze_norm=True))
+        assert tower.image_size == 224
+        assert_weights(tower, model.resnet)
 
     def test_mask_token_is_left_behind(self, tmp_path: Path) -> None:
         model = Dinov2Model(Dinov2Config(**tiny.dinov2()))
@@ -221,11 +236,6 @@ class TestFoldersThatDoNotFit:
 
 
 class TestArchitecturesThatDoNotFit:
-    def test_batch_norm(self) -> None:
-        settings = VisionTowerSettings(architecture={"model_type": "resnet"})
-        with pytest.raises(ConfigError, match=r"'resnet' contains BatchNorm.*both forward passes.*ConvNeXt"):
-            build_vision_tower(settings)
-
     def test_unknown_family(self) -> None:
         with pytest.raises(ConfigError, match="'gpt2' is not a supported family"):
             build_text_tower(TowerSettings(architecture={"model_type": "gpt2"}))

@@ -15,7 +15,7 @@ from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text
 for architecture in tiny.TEXT_ARCHITECTURES:
     build_text_tower(TowerSettings(architecture=architecture))
 for architecture in tiny.VISION_ARCHITECTURES:
-    build_vision_tower(VisionTowerSettings(architecture=architecture))
+    build_vision_tower(VisionTowerSettings(architecture=architecture, **tiny.needs(architecture)))
 from transformers import CLIPModel, AutoTokenizer
 print("built")
 """

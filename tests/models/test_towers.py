@@ -1,6 +1,7 @@
 """Every family of towers: states, pooling, padding, gradients, positions of patches, rebuilding."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +47,8 @@ def text_tower(architecture: tiny.Architecture, pool: Any = "auto") -> TextTower
 
 
 def vision_tower(architecture: tiny.Architecture, pool: Any = "auto", image_size: int | None = None) -> VisionTower:
-    settings = VisionTowerSettings(architecture=architecture, pool=pool, image_size=image_size)
+    sized = {} if image_size is None else {"image_size": image_size}
+    settings = VisionTowerSettings(architecture=architecture, pool=pool, **tiny.needs(architecture) | sized)
     return build_vision_tower(settings).double().eval()
 
 
@@ -70,13 +72,18 @@ def test_every_family_is_tested() -> None:
     assert {a["model_type"] for a in tiny.VISION_ARCHITECTURES} == set(VISION_FAMILIES)
 
 
+def test_every_family_is_documented() -> None:
+    tables = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert [name for name in (*TEXT_FAMILIES, *VISION_FAMILIES) if f"`{name}`" not in tables] == []
+
+
 @pytest.mark.parametrize(
     ("pool", "architectures"),
     [
         ("cls", [tiny.bert(), tiny.roberta(), tiny.xlm_roberta(), tiny.electra(), tiny.chinese_clip_text()]),
         ("pooler", [tiny.clip_text(), tiny.siglip_text()]),
         ("cls", [tiny.vit(), tiny.dinov2(), tiny.dinov2_with_registers(), tiny.clip_vision()]),
-        ("pooler", [tiny.siglip_vision(), tiny.convnext()]),
+        ("pooler", [tiny.siglip_vision(), tiny.convnext(), *tiny.BATCH_NORMALISED]),
     ],
 )
 def test_auto(pool: str, architectures: list[tiny.Architecture]) -> None:
@@ -240,7 +247,7 @@ class TestVision:
         assert states.grid.shape == (2, 4, 4, tower.width)
         assert states.pooled.shape == (2, tower.pooled_width)
 
-    @pytest.mark.parametrize("architecture", VISION)
+    @pytest.mark.parametrize("architecture", types([a for a in tiny.VISION_ARCHITECTURES if not tiny.needs(a)]))
     def test_each_patch_sits_at_its_place_in_the_grid(self, architecture: tiny.Architecture) -> None:
         tower = vision_tower(architecture)
         image = images(1)
@@ -250,6 +257,25 @@ class TestVision:
             changed[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 5.0
             change = (tower(changed).grid - before).norm(dim=-1)[0]
             assert divmod(change.argmax().item(), 4) == (row, column)
+
+    @pytest.mark.parametrize(
+        "architecture", types([*tiny.BATCH_NORMALISED[:3], tiny.mobilenet_v2(output_stride=32, hidden_act="relu")])
+    )
+    def test_each_quarter_sits_at_its_place_in_the_grid(self, architecture: tiny.Architecture) -> None:
+        """Padded convolutions see their cell off its centre, by half a cell, and its neighbours too. With positive
+        weights, since random ones of few channels move a picture about."""
+        tower = vision_tower(architecture)
+        half = 4 * tower.stride
+        for parameter in tower.parameters():
+            parameter.data.abs_()
+        image = images(1, size=2 * half)
+        before = tower(image).grid
+        for row, column in [(0, 0), (0, 1), (1, 0)]:
+            changed = image.clone()
+            changed[..., half * row : half * row + half, half * column : half * column + half] += 5.0
+            change = (tower(changed).grid - before).square().sum(dim=-1)[0]
+            quarters = change.reshape(2, 4, 2, 4).sum(dim=(1, 3))
+            assert divmod(quarters.argmax().item(), 2) == (row, column)
 
     @pytest.mark.parametrize(("architecture", "pool"), VISION_POOLS)
     def test_every_parameter_has_a_gradient(self, architecture: tiny.Architecture, pool: str) -> None:
@@ -298,7 +324,7 @@ class TestVision:
         # CLIP's class token is normalised like its patches, which makes it the pooled state that CLIP itself returns.
         normalised = "clip" in architecture["model_type"]
         own = outputs.pooler_output if pool == "pooler" or normalised else outputs.last_hidden_state[:, 0]
-        torch.testing.assert_close(tower(pixels).pooled, own)
+        torch.testing.assert_close(tower(pixels).pooled, own.flatten(1))
 
     def test_clip_patches_are_on_the_scale_of_the_class_token(self) -> None:
         tower = vision_tower(tiny.clip_vision())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tiny
 from spanbox.errors import ConfigError
-from spanbox.models.families import TEXT_FAMILIES
+from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES
 from spanbox.models.towers import (
     TextTower,
     TowerSettings,
@@ -23,15 +23,25 @@ from spanbox.models.towers import (
 from spanbox.models.trainable import LoraSettings
 
 ARCHITECTURES = [*tiny.TEXT_ARCHITECTURES, *tiny.VISION_ARCHITECTURES]
-LAYERS = 2  # of every tiny architecture; ConvNeXt's are stages
-HEADS = {"pooler", "head", "norm", "layernorm", "post_layernorm", "final_layer_norm"}  # what comes after the layers
+LAYERS = 2  # of every tiny architecture but MobileNet; ConvNeXt's are stages
+HEADS = (  # what comes after the layers
+    *("pooler.", "head.", "norm.", "layernorm.", "post_layernorm.", "final_layer_norm."),
+    *("encoder.top_conv.", "encoder.top_bn.", "conv_1x1."),
+)
+CONVOLUTIONAL = {name for name, family in VISION_FAMILIES.items() if family.convolutional}
+WITHOUT_LINEAR_LAYERS = {architecture["model_type"] for architecture in tiny.BATCH_NORMALISED}
 
 every_family = pytest.mark.parametrize(
     "architecture", ARCHITECTURES, ids=lambda architecture: architecture["model_type"]
 )
 every_transformer = pytest.mark.parametrize(
     "architecture",
-    [architecture for architecture in ARCHITECTURES if not architecture["model_type"].startswith("convnext")],
+    [architecture for architecture in ARCHITECTURES if architecture["model_type"] not in CONVOLUTIONAL],
+    ids=lambda architecture: architecture["model_type"],
+)
+every_family_for_lora = pytest.mark.parametrize(
+    "architecture",
+    [architecture for architecture in ARCHITECTURES if architecture["model_type"] not in WITHOUT_LINEAR_LAYERS],
     ids=lambda architecture: architecture["model_type"],
 )
 
@@ -41,7 +51,8 @@ def build(architecture: tiny.Architecture, **settings: Any) -> TextTower | Visio
     torch.manual_seed(0)
     if architecture["model_type"] in TEXT_FAMILIES:
         return build_text_tower(TowerSettings(architecture=architecture, **settings)).double()
-    return build_vision_tower(VisionTowerSettings(architecture=architecture, **settings)).double()
+    needed = tiny.needs(architecture)
+    return build_vision_tower(VisionTowerSettings(architecture=architecture, **needed | settings)).double()
 
 
 def with_dropout(architecture: tiny.Architecture, share: float) -> tiny.Architecture:
@@ -98,7 +109,7 @@ class TestLayers:
             layer.register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
             layer.register_forward_hook(lambda _, __, output: written.append(output))
         tower(*inputs(tower))
-        assert len(read) == len(tower.layers) == LAYERS
+        assert len(read) == len(tower.layers) >= LAYERS
         assert read[1] is written[0]
 
     def test_a_convnext_has_stages(self) -> None:
@@ -108,27 +119,28 @@ class TestLayers:
 
 class TestFreeze:
     @every_family
-    @pytest.mark.parametrize("freeze", [1, LAYERS])
-    def test_the_graph_begins_above_the_frozen_layers(self, architecture: tiny.Architecture, freeze: int) -> None:
+    @pytest.mark.parametrize("which", ["lowest", "every"])
+    def test_the_graph_begins_above_the_frozen_layers(self, architecture: tiny.Architecture, which: str) -> None:
+        freeze = 1 if which == "lowest" else len(build(architecture).layers)
         tower = build(architecture, freeze=freeze)
         asks: list[bool] = []
         for layer in tower.layers:
             layer.register_forward_hook(lambda _, __, output: asks.append(output.requires_grad))
         value = loss(tower)
-        assert asks == [number >= freeze for number in range(LAYERS)]
+        assert asks == [number >= freeze for number in range(len(tower.layers))]
         if trained(tower):  # a tower without a head ends with its layers
             value.backward()
         assert gradients(tower).keys() == trained(tower)
 
     @every_family
     def test_all_above_the_frozen_layers_is_trained(self, architecture: tiny.Architecture) -> None:
-        """Without the highest layer those are the heads: a final norm, a pooler."""
+        """Without the higher layers those are the heads: a final norm, a pooler, a last convolution."""
         tower = build(architecture, freeze=1)
-        (path,) = (name for name, module in tower.named_modules() if module is tower.layers[1])
-        upper = {f"{path}.{name}" for name, _ in tower.layers[1].named_parameters()}
-        heads = {name for name, _ in tower.named_parameters() if name.split(".")[1] in HEADS}
+        (path,) = (name for name, module in tower.named_modules() if module is tower.layers)
+        upper = {f"{path}.{name}" for name, _ in tower.layers.named_parameters() if not name.startswith("0.")}
+        heads = {name for name, _ in tower.named_parameters() if name.removeprefix("model.").startswith(HEADS)}
         assert trained(tower) == upper | heads
-        assert trained(build(architecture, freeze=LAYERS)) == heads
+        assert trained(build(architecture, freeze=len(tower.layers))) == heads
 
     @every_family
     def test_all(self, architecture: tiny.Architecture) -> None:
@@ -203,16 +215,21 @@ class TestGradientCheckpointing:
         loss(tower)
         assert asks == [False, freeze == 1]
 
-    @pytest.mark.parametrize("architecture", [tiny.convnext(), tiny.convnextv2()])
-    def test_not_for_convnext(self, architecture: tiny.Architecture) -> None:
+    @pytest.mark.parametrize(
+        "architecture",
+        [architecture for architecture in ARCHITECTURES if architecture["model_type"] in CONVOLUTIONAL],
+        ids=lambda architecture: architecture["model_type"],
+    )
+    def test_not_for_convolutional_encoders(self, architecture: tiny.Architecture) -> None:
+        name = architecture["model_type"]
         with pytest.raises(
-            ConfigError, match=r"vision tower: transformers offers no gradient checkpointing for 'convn"
+            ConfigError, match=f"vision tower: transformers offers no gradient checkpointing for '{name}"
         ):
             build(architecture, gradient_checkpointing=True)
 
 
 class TestLora:
-    @every_family
+    @every_family_for_lora
     def test_only_the_updates_are_trained(self, architecture: tiny.Architecture) -> None:
         tower = build(architecture, lora={"rank": 2})
         loss(tower).backward()
@@ -221,12 +238,12 @@ class TestLora:
         linear = [module for module in build(architecture).layers.modules() if isinstance(module, nn.Linear)]
         assert len(trained(tower)) == 2 * len(linear)
 
-    @every_family
+    @every_family_for_lora
     def test_nothing_changes_at_first(self, architecture: tiny.Architecture) -> None:
         plain, updated = build(architecture).eval(), build(architecture, lora={}).eval()
         torch.testing.assert_close(loss(updated), loss(plain))
 
-    @every_family
+    @every_family_for_lora
     def test_rebuilt_from_its_own_settings(self, architecture: tiny.Architecture) -> None:
         lora = LoraSettings(rank=3, alpha=5.0, dropout=0.1)
         tower = build(architecture, lora=lora, freeze=1).eval()
@@ -240,7 +257,7 @@ class TestLora:
         assert torch.equal(loss(rebuilt), loss(tower))
         assert rebuilt.settings == tower.settings
 
-    @every_family
+    @every_family_for_lora
     def test_frozen_layers_have_no_update(self, architecture: tiny.Architecture) -> None:
         tower = build(architecture, lora={}, freeze=1)
         updated = [any("lora" in name for name, _ in layer.named_parameters()) for layer in tower.layers]
@@ -280,6 +297,14 @@ class TestLora:
         loss(checkpointed).backward()
         assert gradients(plain)
         torch.testing.assert_close(gradients(checkpointed), gradients(plain), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("architecture", tiny.BATCH_NORMALISED, ids=lambda architecture: architecture["model_type"])
+    def test_without_linear_layers(self, architecture: tiny.Architecture) -> None:
+        name = architecture["model_type"]
+        with pytest.raises(
+            ConfigError, match=f"vision tower: lora updates linear layers, and '{name}' has none. Remove"
+        ):
+            build(architecture, lora={})
 
     def test_all_frozen(self) -> None:
         with pytest.raises(ValidationError, match="remove freeze"):

@@ -3,38 +3,32 @@
 from typing import Any
 
 from spanbox.errors import ConfigError
-from spanbox.models.families import Pool, TextFamily, VisionFamily
+
+IMAGENET_SIDE = 224  # pixels; of encoders whose config names no image size (ResNet, RegNet)
 
 
-def pooled_width(config: Any, width: int, pool: Pool) -> int:
-    """Width of the pooled state; it differs from the token width only for poolers with a projection."""
-    if pool != "pooler":
-        return width
+def pooler_width(config: Any, width: int) -> int:
+    """Width of the pooler's state; it differs from the token width only for poolers with a projection."""
     projected: int | None = getattr(config, "projection_size", None) or getattr(config, "pooler_output_size", None)
     return projected or width
 
 
-def max_tokens(config: Any, family: TextFamily) -> int:
+def max_tokens(config: Any, *, positions_after_padding: bool) -> int:
     """Maximum input length by the number of positions, special tokens included."""
     positions: int = config.max_position_embeddings
-    return positions - (config.pad_token_id + 1) if family.positions_after_padding else positions
-
-
-def stride_of(config: Any, family: VisionFamily) -> int:
-    """Side in pixels of one cell of the grid."""
-    patch = side(config.patch_size)
-    return patch * 2 ** (config.num_stages - 1) if family.convolutional else patch
+    return positions - (config.pad_token_id + 1) if positions_after_padding else positions
 
 
 def image_side(config: Any, stride: int, wanted: int | None) -> int:
     """Image size of the tower. The encoder's default is rounded down to a multiple of the patch (SigLIP: 384 by 14),
-    because pixels beyond the last whole patch are ignored and boxes would be shifted by up to a patch.
+    because pixels beyond the last whole patch are ignored and boxes would be shifted by up to a patch. An encoder
+    without a size of its own gets 224.
 
     Raises:
         ConfigError: `wanted` is no multiple of the patch.
     """
     if wanted is None:
-        return side(config.image_size) // stride * stride
+        return side(getattr(config, "image_size", IMAGENET_SIDE)) // stride * stride
     if wanted % stride:
         below = max(wanted // stride, 1) * stride
         raise ConfigError(

@@ -7,10 +7,13 @@ add a row and a tiny architecture to `tests/tiny.py`; the tower tests check ever
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 from torch import nn
 from transformers import AutoModel, ChineseCLIPTextModel, SiglipTextModel
+
+from spanbox.models.encoder_config import side
 
 Pool = Literal["cls", "mean", "pooler"]
 
@@ -30,6 +33,33 @@ def _drop_siglip_text_head(model: Any) -> None:
 def _drop_siglip_vision_head(model: Any) -> None:
     model.use_head = False
     model.head = None
+
+
+def _patch_side(config: Any) -> int:
+    return side(config.patch_size)
+
+
+def _convnext_stride(config: Any) -> int:
+    return int(side(config.patch_size) * 2 ** (config.num_stages - 1))
+
+
+def _resnet_stride(config: Any) -> int:
+    """The stem halves twice, each stage once; the first one only if the config says so."""
+    return int(2 ** (len(config.depths) + 1 + config.downsample_in_first_stage))
+
+
+def _regnet_stride(config: Any) -> int:
+    """The stem halves once."""
+    return int(2 ** (len(config.depths) + config.downsample_in_first_stage))
+
+
+def _efficientnet_stride(config: Any) -> int:
+    return int(2 * prod(config.strides))
+
+
+def _mobilenet_v2_stride(config: Any) -> int:
+    """Layers beyond the wanted stride are dilated instead; any other number is never met."""
+    return int(config.output_stride) if config.output_stride in (2, 4, 8, 16) else 32
 
 
 @dataclass(frozen=True)
@@ -53,7 +83,8 @@ class VisionFamily:
     layers: str = "encoder.layers"
     drop_pooler: Callable[[Any], None] = _keep
     final_norm: str | None = None  # a layer norm that the model applies to the pooled state only
-    convolutional: bool = False  # states (N, H, h, w); layers are stages, each after the first halves the grid
+    convolutional: bool = False  # states (N, H, h, w)
+    stride: Callable[[Any], int] = _patch_side  # side in pixels of one cell of the grid, from the config
     drops_patches: bool = True  # positions are added to the patches, so that patches can be dropped
     has_interpolate_argument: bool = True  # forward has an argument to interpolate position embeddings
     model_class: Any = AutoModel
@@ -75,9 +106,23 @@ _CONVNEXT = VisionFamily(
     layers="encoder.stages",
     final_norm="layernorm",
     convolutional=True,
+    stride=_convnext_stride,
     drops_patches=False,
     has_interpolate_argument=False,
 )
+
+
+def _batch_normalised(layers: str, stride: Callable[[Any], int]) -> VisionFamily:
+    """A convolutional encoder with BatchNorm, whose pooler is the average of the grid and has no parameters."""
+    return VisionFamily(
+        pools=("pooler", "mean"),
+        layers=layers,
+        convolutional=True,
+        stride=stride,
+        drops_patches=False,
+        has_interpolate_argument=False,
+    )
+
 
 TEXT_FAMILIES: dict[str, TextFamily] = {
     "bert": _BERT,
@@ -111,4 +156,8 @@ VISION_FAMILIES: dict[str, VisionFamily] = {
     "siglip_vision_model": VisionFamily(pools=("pooler", "mean"), drop_pooler=_drop_siglip_vision_head),
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
+    "resnet": _batch_normalised("encoder.stages", _resnet_stride),
+    "regnet": _batch_normalised("encoder.stages", _regnet_stride),
+    "efficientnet": _batch_normalised("encoder.blocks", _efficientnet_stride),
+    "mobilenet_v2": _batch_normalised("layer", _mobilenet_v2_stride),
 }

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
-from spanbox.models.encoder_config import image_side, max_tokens, pooled_width, side, stride_of
+from spanbox.models.encoder_config import image_side, max_tokens, pooler_width, side
 from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES, Pool, TextFamily, VisionFamily
 from spanbox.models.pretrained import (
     Part,
@@ -24,10 +24,17 @@ from spanbox.models.pretrained import (
     model_folder,
     pretrained_model,
     random_model,
-    refuse_batch_norm,
-    refuse_family,
+    unknown_family,
 )
-from spanbox.models.trainable import Freeze, LoraSettings, add_lora, checkpoint_gradients, freeze_layers
+from spanbox.models.trainable import (
+    Freeze,
+    LoraSettings,
+    add_lora,
+    check_batch_norm,
+    checkpoint_gradients,
+    freeze_layers,
+    freeze_statistics,
+)
 from spanbox.models.visible import VisiblePatches, make_selective
 from spanbox.settings import PathText, Settings
 
@@ -52,7 +59,8 @@ class TowerSettings(Settings):
     freeze: Freeze = Field(
         default=0,
         description="number of lowest layers that are not trained, including the embeddings; all: the whole tower, "
-        "also without dropout; counts stages for ConvNeXt; with lora: the lowest layers without an update",
+        "also without dropout; counts stages for ConvNeXt, ResNet and RegNet; with lora: the lowest layers without "
+        "an update",
     )
     lora: LoraSettings | None = Field(
         default=None,
@@ -62,7 +70,7 @@ class TowerSettings(Settings):
     gradient_checkpointing: bool = Field(
         default=False,
         description="compute the activations of each layer again in the backward pass: the same gradients with much "
-        "less memory, a third to a half slower; not for ConvNeXt",
+        "less memory, a third to a half slower; not for convolutional encoders such as ConvNeXt and ResNet",
     )
 
     @field_validator("architecture")
@@ -98,7 +106,13 @@ class VisionTowerSettings(TowerSettings):
         default=None,
         ge=1,
         description="side of the square input in pixels, a multiple of the patch size; default: the encoder's size, "
-        "rounded down to a multiple; other sizes interpolate the position embeddings",
+        "rounded down to a multiple, 224 for ResNet and RegNet; other sizes interpolate the position embeddings",
+    )
+    freeze_norm: bool = Field(
+        default=False,
+        description="keep the statistics of BatchNorm, which admits ResNet, RegNet, EfficientNet and MobileNet: the "
+        "features of an image then do not depend on the rest of its batch; scale and shift are still trained; for "
+        "pretrained encoders, as random weights have no statistics; implied by freeze=all",
     )
 
 
@@ -135,7 +149,7 @@ class Tower(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layers of the encoder, lowest first; stages for ConvNeXt."""
+        """The layers of the encoder, lowest first; stages for ConvNeXt, ResNet and RegNet."""
         return _layers(self.model, self._layers)
 
     def architecture(self) -> dict[str, Any]:
@@ -159,8 +173,8 @@ class TextTower(Tower):
     def __init__(self, model: Any, family: TextFamily, pool: Pool, settings: TowerSettings) -> None:
         super().__init__(model, family, pool, settings)
         self.width: int = model.config.hidden_size
-        self.pooled_width = pooled_width(model.config, self.width, pool)
-        self.max_tokens = max_tokens(model.config, family)
+        self.pooled_width = pooler_width(model.config, self.width) if pool == "pooler" else self.width
+        self.max_tokens = max_tokens(model.config, positions_after_padding=family.positions_after_padding)
         self._family = family
 
     def forward(self, token_ids: Tensor, token_mask: Tensor) -> TextStates:
@@ -222,16 +236,23 @@ class VisionTower(Tower):
     """
 
     def __init__(self, model: Any, family: VisionFamily, pool: Pool, settings: VisionTowerSettings) -> None:
-        stride = stride_of(model.config, family)
+        stride = family.stride(model.config)
+        width = _channels(model, stride) if family.convolutional else model.config.hidden_size
         image_size = image_side(model.config, stride, settings.image_size)
         super().__init__(model, family, pool, settings.model_copy(update={"image_size": image_size}))
         self.stride = stride
         self.image_size = image_size
-        self.width: int = model.config.hidden_sizes[-1] if family.convolutional else model.config.hidden_size
-        self.pooled_width = pooled_width(model.config, self.width, pool)
+        self.width: int = width
+        self.pooled_width = pooler_width(model.config, self.width) if pool == "pooler" else self.width
         self._family = family
         if family.drops_patches:
             make_selective(model.embeddings, stride)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; BatchNorm stays in eval mode, so that no image sees the statistics of others."""
+        super().train(mode)
+        freeze_statistics(self.model)
+        return self
 
     @property
     def drops_patches(self) -> bool:
@@ -269,12 +290,14 @@ class VisionTower(Tower):
             return VisionStates(grid, states[:, 0])
         if self._pool == "mean":
             return VisionStates(grid, grid.mean(dim=(1, 2)))
-        return VisionStates(grid, outputs.pooler_output)
+        return VisionStates(grid, outputs.pooler_output.flatten(1))  # (N, P, 1, 1) in ResNet
 
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
         """Arguments that switch interpolation of position embeddings on, for another size than the native one."""
+        if not self._family.has_interpolate_argument:
+            return {}
         native = side(self.model.config.image_size)
-        if not self._family.has_interpolate_argument or tuple(pixels.shape[-2:]) == (native, native):
+        if tuple(pixels.shape[-2:]) == (native, native):
             return {}
         return {"interpolate_pos_encoding": True}
 
@@ -300,7 +323,7 @@ def build_text_tower(settings: TowerSettings, *, pad_token_id: int | None = None
     config = _open_config(settings, "text")
     family = TEXT_FAMILIES.get(config.model_type)
     if family is None:
-        raise refuse_family(config, TEXT_FAMILIES, "text")
+        raise unknown_family(config, TEXT_FAMILIES, "text")
     if family.always_full_length and pad_token_id is not None:
         config.pad_token_id = pad_token_id
     pool = _resolve_pool(settings, config, family, "text")
@@ -312,9 +335,10 @@ def build_vision_tower(settings: VisionTowerSettings) -> VisionTower:
     config = _open_config(settings, "vision")
     family = VISION_FAMILIES.get(config.model_type)
     if family is None:
-        raise refuse_family(config, VISION_FAMILIES, "vision")
+        raise unknown_family(config, VISION_FAMILIES, "vision")
     pool = _resolve_pool(settings, config, family, "vision")
     model = _open_model(settings, config, family, pool, "vision")
+    check_batch_norm(model, frozen=settings.freeze_norm, all_frozen=settings.freeze == "all")
     return VisionTower(model, family, pool, settings)
 
 
@@ -332,15 +356,15 @@ def _open_model(
         """Remove parameters that get no gradient: data-parallel training waits for each of them."""
         if pool != "pooler":
             family.drop_pooler(model)
-        if getattr(model.embeddings, "mask_token", None) is not None:
-            model.embeddings.mask_token = None  # only masked image modelling uses it
+        embeddings: Any = getattr(model, "embeddings", None)
+        if getattr(embeddings, "mask_token", None) is not None:
+            embeddings.mask_token = None  # only masked image modelling uses it
 
     if settings.path is not None:
         model = pretrained_model(model_folder(settings.path, part), config, family.model_class, part, drop_unused)
     else:
         model = random_model(config, family.model_class, part)
         drop_unused(model)
-    refuse_batch_norm(model, config.model_type, part)
     layers = _layers(model, family.layers)
     freeze_layers(model, layers, settings.freeze, part)
     if settings.lora is not None:
@@ -349,6 +373,17 @@ def _open_model(
     if settings.gradient_checkpointing:
         checkpoint_gradients(model, part)
     return model
+
+
+def _channels(model: Any, stride: int) -> int:
+    """Width of the states of a convolutional encoder, from a blank image of one cell."""
+    try:
+        with torch.no_grad():
+            states = model.eval()(pixel_values=torch.zeros(1, 3, stride, stride)).last_hidden_state
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"vision tower: this {model.config.model_type!r} cannot encode an image: {error}") from error
+    assert states.shape[2:] == (1, 1)
+    return int(states.shape[1])
 
 
 def _layers(model: nn.Module, path: str) -> nn.ModuleList:

@@ -1,13 +1,14 @@
 """Freezing, LoRA and gradient checkpointing of an encoder.
 
 The functions change an encoder in place without changing its outputs. Towers call them when they are built, in the
-order below.
+order below; `freeze_statistics` again with each change of mode.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spanbox.errors import ConfigError
 from spanbox.models.pretrained import Part
@@ -58,7 +59,7 @@ def add_lora(model: Any, layers: nn.ModuleList, lora: LoraSettings, part: Part) 
     calling it (as in SigLIP), so an update there would get no gradient.
 
     Raises:
-        ConfigError: peft is not installed, there are no layers, or a target does not exist.
+        ConfigError: peft is not installed, there are no layers or none of them is linear, or a target does not exist.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -70,6 +71,11 @@ def add_lora(model: Any, layers: nn.ModuleList, lora: LoraSettings, part: Part) 
         raise ConfigError(f"{part} tower: freeze leaves no layer for lora to update. Set it to a smaller number.")
     inside = {module for module in layers.modules() if isinstance(module, nn.Linear)}
     linear = [name for name, module in model.named_modules() if module in inside]
+    if not linear:
+        raise ConfigError(
+            f"{part} tower: lora updates linear layers, and {model.config.model_type!r} has none. Remove lora; freeze "
+            "trains less of the tower."
+        )
     names = _matching(linear, lora.targets, part) if lora.targets else linear
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     inject_adapter_in_model(config, model)
@@ -109,3 +115,27 @@ def checkpoint_gradients(model: Any, part: Part) -> None:
     # would build a graph through frozen layers.
     model.disable_input_require_grads()
     model.config.use_cache = False  # encoders cache nothing, but BERT's default makes transformers warn
+
+
+def check_batch_norm(model: Any, *, frozen: bool, all_frozen: bool) -> None:
+    """Raise ConfigError for BatchNorm whose statistics are not frozen, or for frozen statistics without BatchNorm."""
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    if has_batch_norm and not (frozen or all_frozen):
+        raise ConfigError(
+            f"vision tower: {model.config.model_type!r} contains BatchNorm, which makes features depend on the other "
+            "images of a chunk and updates its statistics in both forward passes of the exact large-batch step. "
+            "model.vision.freeze_norm=true admits the encoder: pretrained statistics are kept, everything else is "
+            "trained. Or use an encoder with layer normalisation, for example ConvNeXt."
+        )
+    if frozen and not has_batch_norm:
+        raise ConfigError(
+            f"model.vision.freeze_norm: true, but {model.config.model_type!r} has no BatchNorm whose statistics could "
+            "be frozen. Set it to false."
+        )
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Put every BatchNorm in eval mode: it normalises with its stored statistics and does not update them."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
