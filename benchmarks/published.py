@@ -178,7 +178,7 @@ def recipe_setting(size: str, source: str, tokenizer: Any, manifest: Manifest, f
     collate = Collator(tokenizer, config.data.max_tokens)
     loss = config.loss.model_dump()
     trainer = make_trainer(model, folder, loss, device=device, batch_size=pairs, chunk_size=pairs)
-    trainer.objective.set_progress(0.5, 0)
+    trainer.task.objective.set_progress(0.5, 0)
 
     def read() -> Batch:
         return collate([dataset[0, index] for index in range(pairs)]).batch

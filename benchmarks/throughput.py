@@ -43,8 +43,7 @@ def spanbox_step(size: str, source: str, fine: bool, batch: Batch, folder: Path,
     trainer = make_trainer(
         make_model(size, source), folder, loss, device=device, batch_size=len(batch), chunk_size=len(batch)
     )
-    on_device = batch.to(trainer.device)
-    return lambda: trainer.train_step(on_device, []) and None
+    return lambda: trainer.train_step(batch, []) and None
 
 
 def bare_step(size: str, batch: Batch, device: str) -> Callable[[], None]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore
+from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
@@ -46,6 +47,8 @@ def make_batch(pairs: int, image_size: int, *, tokens: int = TOKENS, crops: bool
         token_mask=torch.ones(pairs, tokens, dtype=torch.bool),
         span_tokens=span_tokens,
         span_entity=torch.arange(SPANS).repeat(pairs, 1),
+        span_shown=torch.ones(pairs, SPANS, dtype=torch.int8),
+        place=torch.arange(pairs),
         span_identity=torch.arange(pairs * SPANS).reshape(pairs, SPANS),
         regions=torch.cat([low, low + 0.3], dim=-1),
         region_valid=torch.ones(pairs, REGIONS, dtype=torch.bool),
@@ -80,8 +83,7 @@ def make_model(size: str, source: str = "roi_align", *, checkpointing: bool = Fa
 def make_trainer(model: DualEncoder, folder: Path, loss: dict[str, Any] | None = None, **settings: Any) -> Trainer:
     """A trainer in training mode that neither validates nor saves."""
     trainer = Trainer(
-        model,
-        Objective(LossSettings.model_validate(loss or {})),
+        Pretraining(model, Objective(LossSettings.model_validate(loss or {}))),
         TrainSettings.model_validate({"steps": 100_000, **settings}),
         example=lambda pairs: make_batch(pairs, model.vision.image_size),
         seed=0,

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -10,10 +10,15 @@ import torch
 import tiny
 from spanbox.data.collate import Collator
 from spanbox.data.tokenizer import train_tokenizer
+from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
+from spanbox.engine.pretraining import Pretraining
+from spanbox.engine.task import is_trained
+from spanbox.losses.kernel import WHOLE_SHARE
+from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings, SpanSettings
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
-from spanbox.structures import Batch, Sample, stable_id
+from spanbox.structures import Batch, Losses, Sample, stable_id
 
 THINGS = ("kite", "lamp", "bridge", "otter", "violin", "teapot", "canoe", "maple")
 COLOURS = ("red", "blue", "green", "white", "grey")
@@ -101,3 +106,44 @@ def with_views(batch: Batch, *, seed: int = 0, filled: bool = False) -> Batch:
         view_spans=spans * (sentence != 0)[:, :, None],
         view_pixels=pixels if filled else None,
     )
+
+
+def accumulate(
+    model: DualEncoder, objective: Objective, batch: Batch, *, text: int = 1000, image: int = 1000
+) -> Losses:
+    """An exact step with so many texts and images in a chunk, on one rank."""
+    task = Pretraining(model, objective)
+    inputs = task.inputs(batch)
+    sizes = {"text": text, "image": image}
+
+    def score(*states: States) -> Losses:
+        features = task.features(dict(zip(inputs.rows, states, strict=True)), inputs.rest)
+        return task.losses(features, inputs.targets.to(model.mean.device), WHOLE_SHARE)
+
+    steps = [
+        TowerStep(partial(task.encode, name), rows, sizes[name], is_trained(task.towers[name]))
+        for name, rows in inputs.rows.items()
+    ]
+    return accumulate_gradients(steps, score)
+
+
+def in_one_graph(model: DualEncoder, objective: Objective, batch: Batch, text: int, image: int) -> Losses:
+    """The slow, obvious way: the graphs of all chunks held at once. In chunks, so that dropout draws the same."""
+    inputs = model.inputs(batch)
+    texts, images = (
+        [
+            type(parts[0]).cat(parts)
+            for group in groups
+            if (parts := [encode(chunk) for chunk in group.split(even_chunk(len(group), size))])
+        ]
+        for encode, groups, size in (
+            (model.encode_text, inputs.texts, text),
+            (model.encode_images, inputs.images, image),
+        )
+    )
+    losses: Losses = objective(model.features(texts, images, inputs.places), batch.targets.to(model.mean.device))
+    losses.total.backward()
+    for parameter in (*model.parameters(), *objective.parameters()):  # of what the losses do not use
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return losses

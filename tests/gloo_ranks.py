@@ -3,7 +3,8 @@
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from encoders import collate, make_model, make_sample
+from encoders import collate, make_model, make_sample, with_views
 from spanbox.engine.distributed import Parallel, Ranks, whole
-from spanbox.engine.large_batch import accumulate_gradients
+from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients
+from spanbox.engine.pretraining import Pretraining
+from spanbox.engine.task import is_trained, parameters
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.structures import Batch, Features, Losses, Sample, Targets
+from spanbox.models.dual_encoder import RegionSettings, SpanSettings
+from spanbox.structures import Batch, Losses, Sample
 
 PAIRS = 12  # shared evenly by two and by three ranks
+
+
+CROPS = {"spans": SpanSettings(source="own"), "regions": RegionSettings(source="crop")}
 
 
 @dataclass(frozen=True)
@@ -26,16 +33,35 @@ class Scenario:
     """One way to take the gradient of the same batch."""
 
     parallel: Parallel
-    chunk_size: int
+    text: int = 100  # rows of a chunk
+    image: int = 100
     dropout: float = 0.0
+    views: bool = False
+    frozen: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float64
+    loss: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def chunk_sizes(self) -> dict[str, int]:
+        return {"text": self.text, "image": self.image}
 
 
+LEARNED = {"weight_schedule": "uncertainty", "negatives": {"per_anchor": 3}}
 SCENARIOS = {
-    "ddp whole": Scenario("ddp", PAIRS),
-    "ddp in chunks": Scenario("ddp", 2),
-    "ddp one by one": Scenario("ddp", 1),
-    "fsdp whole": Scenario("fsdp", PAIRS),
-    "fsdp in chunks": Scenario("fsdp", 2),
+    "ddp whole": Scenario("ddp"),
+    "ddp in chunks": Scenario("ddp", text=2, image=3),
+    "ddp one by one": Scenario("ddp", text=1, image=1),
+    "ddp with a frozen tower": Scenario("ddp", text=2, image=2, frozen=("text",)),
+    "ddp with views": Scenario("ddp", text=2, image=5, views=True),
+    "ddp with ranked views and a gate": Scenario("ddp", views=True, loss={"views": {"form": "margin", "gate": True}}),
+    "ddp with learned weights and random negatives": Scenario("ddp", loss={"coarse": LEARNED, "fine": LEARNED}),
+    "fsdp whole": Scenario("fsdp"),
+    "fsdp in chunks": Scenario("fsdp", text=2, image=3),
+    "fsdp in float32": Scenario("fsdp", text=2, image=3, dtype=torch.float32),
+    "fsdp with crops": Scenario("fsdp", text=3, image=3, model=CROPS),
+    "fsdp with views": Scenario("fsdp", text=2, image=3, views=True),
+    "fsdp with a frozen tower": Scenario("fsdp", text=2, image=2, frozen=("vision",)),
 }
 
 
@@ -44,30 +70,46 @@ def samples() -> list[Sample]:
     return [make_sample(number, spans=number // 3, regions=number // 2) for number in range(PAIRS)]
 
 
-def own_batch(ranks: Ranks) -> Batch:
+def own_batch(ranks: Ranks, *, views: bool = False) -> Batch:
     """The pairs of this rank."""
     share = PAIRS // ranks.world_size
-    return collate(*samples()[ranks.rank * share : (ranks.rank + 1) * share])
+    own = slice(ranks.rank * share, (ranks.rank + 1) * share)
+    return with_views(collate(*samples()))[own] if views else collate(*samples()[own])
 
 
 def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
-    """Gradient of every parameter, and the loss, of the whole batch."""
+    """Gradient of every parameter, and the losses, of the whole batch."""
     torch.manual_seed(0)
-    model, objective = make_model(dropout=scenario.dropout).double(), Objective(LossSettings()).double()
-    encode = ranks.parallelise(model, scenario.parallel)
-    batch = own_batch(ranks)
+    model = make_model(dropout=scenario.dropout, **scenario.model).to(scenario.dtype)
+    objective = Objective(LossSettings.model_validate(scenario.loss), dim=8).to(scenario.dtype)
+    for name in scenario.frozen:
+        model.get_submodule(name).requires_grad_(False)
+    task = Pretraining(model, objective)
+    ranks.share_weights(model, task.towers.values(), scenario.parallel)
+    inputs = task.inputs(own_batch(ranks, views=scenario.views))
 
-    def score(features: Features, targets: Targets) -> Losses:
-        losses: Losses = objective(ranks.gather_features(features), ranks.gather(targets))
-        return losses
+    def score(text: States, image: States) -> Losses:
+        features = task.features({"text": text, "image": image}, inputs.rest)
+        gathered = ranks.gather_features(features), ranks.gather(inputs.targets)
+        return task.losses(*gathered, ranks.share(len(features)))
 
-    losses = accumulate_gradients(
-        encode, score, batch, chunk_size=scenario.chunk_size, synchronising=ranks.synchronising
-    )
-    ranks.average_gradients(list(objective.parameters()))
+    steps = [
+        TowerStep(
+            partial(task.encode, name),
+            rows,
+            scenario.chunk_sizes[name],
+            is_trained(task.towers[name]),
+            ranks.synchronising(task.towers[name]),
+            ranks.largest,
+        )
+        for name, rows in inputs.rows.items()
+    ]
+    losses = ranks.total_losses(accumulate_gradients(steps, score))
+    ranks.add_up_gradients(parameters(task))
+    ranks.is_sharded = False  # the next scenario begins anew
     named = [*model.named_parameters(), *objective.named_parameters(prefix="objective")]
     found = {name: whole(parameter.grad) for name, parameter in named if parameter.grad is not None}
-    return {**found, "loss": losses.total}
+    return {**found, "loss": losses.total, **{f"loss of {name}": term for name, term in losses.terms.items()}}
 
 
 def run_scenarios(ranks: Ranks, out: Path) -> None:

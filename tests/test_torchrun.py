@@ -60,7 +60,7 @@ def test_two_ranks_are_one_run_which_one_rank_goes_on_with(parallel: str, scenes
     assert losses(shared) == pytest.approx(losses(alone), rel=1e-4)
     assert [line["step"] for line in log(shared, "validation")] == [3, 6]
     assert printed.count("run folder:") == 1
-    assert [line["chunk_size"] for line in log(shared)] == [2] * 6
+    assert [line["chunk_size"] for line in log(shared)] == [{"text": 2, "image": 2}] * 6
     mined = [sorted(path.name for path in (run / "neighbours").glob("*.npy")) for run in (alone, shared)]
     assert mined[0] == mined[1] != []
     last = shared / "checkpoints" / "last"

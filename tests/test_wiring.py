@@ -148,7 +148,7 @@ class TestLoading:
         expected, features = encode(trainers[0].model.eval(), batch), encode(loaded.model, batch)
         for name, tensor in features.named_tensors():
             assert torch.equal(tensor, getattr(expected, name)), name
-        assert loaded.objective.temperatures() == trainers[0].objective.temperatures()
+        assert loaded.objective.temperatures() == trainers[0].task.objective.temperatures()
 
     def test_by_the_package(self, run: Trained, scenes: Path) -> None:
         loaded = spanbox.load(run.run_dir)
@@ -388,8 +388,12 @@ class TestPlan:
     def test_of_the_demo_without_its_data(self) -> None:
         made = plan(load_config("demo", miniature.TOWERS))
         assert made.parameters == made.trained > 10_000
-        assert made.plain.pair > made.checkpointed.pair > 0
-        assert made.plain.peak(64, 8) < made.plain.peak(64, 64)
+        plain, checkpointed = (
+            sum(tower.chunk.row for tower in memory.towers.values()) for memory in (made.plain, made.checkpointed)
+        )
+        assert plain > checkpointed > 0
+        chunked, whole = ({"text": size, "image": size} for size in (8, 64))
+        assert made.plain.peak(64, chunked) < made.plain.peak(64, whole)
         assert made.budget == CPU_BUDGET
 
     def test_frozen_and_low_rank_towers_need_less(self) -> None:
@@ -401,10 +405,12 @@ class TestPlan:
     def test_views_cost_what_they_leave_visible(self) -> None:
         views = ["data.views.count=4", "data.views.fill=drop"]
         none, some, many = (
-            plan(load_config("demo", [*miniature.TOWERS, *more])).plain.pair
+            plan(load_config("demo", [*miniature.TOWERS, *more])).plain
             for more in ([], [*views, "data.views.ratio=0.75"], [*views, "data.views.ratio=0.25"])
         )
-        assert none < some < many
+        assert [memory.towers["image"].rows for memory in (none, some, many)] == [1, 5, 5]
+        chunks = {"text": 1000, "image": 4}
+        assert none.peak(64, chunks) <= some.peak(64, chunks) <= many.peak(64, chunks)
 
 
 class TestMovedRuns:

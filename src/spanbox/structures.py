@@ -152,19 +152,6 @@ class Batch(Targets):
     view_hidden: Tensor | None = None  # (B, V, g, g) bool: the hidden cells of each view
     view_pixels: Tensor | None = None  # (B, V, 3, S, S) uint8: masked views whose hidden cells are filled, not dropped
 
-    def trimmed(self) -> Self:
-        """Remove trailing token columns that are padding in every row. Reads tensor values, so call it on the CPU."""
-        tokens = _used_columns(self.token_mask)
-        own = None if self.own_token_mask is None else _used_columns(self.own_token_mask)
-        return replace(
-            self,
-            token_ids=self.token_ids[:, :tokens],
-            token_mask=self.token_mask[:, :tokens],
-            span_tokens=self.span_tokens[:, :, :tokens],
-            own_token_ids=None if self.own_token_ids is None else self.own_token_ids[:, :, :own],
-            own_token_mask=None if self.own_token_mask is None else self.own_token_mask[:, :, :own],
-        )
-
     @property
     def targets(self) -> Targets:
         """The part that the losses use."""
@@ -194,7 +181,7 @@ class Losses:
         return replace(self, total=self.total.detach(), terms=terms)
 
 
-def _used_columns(mask: Tensor) -> int:
+def used_columns(mask: Tensor) -> int:
     """Index of the last column with a True value, plus one; at least 1."""
     used = mask.flatten(0, -2).any(dim=0).nonzero()
     return int(used[-1]) + 1 if len(used) else 1

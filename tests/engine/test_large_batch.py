@@ -1,6 +1,6 @@
 """The chunked step gives the gradient of the whole batch: every parameter, temperatures included, dropout on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders import collate, make_model, make_sample, with_views
-from spanbox.engine.large_batch import RandomState, accumulate_gradients, accumulate_naively, even_chunk
+from encoders import accumulate, collate, in_one_graph, make_model, make_sample, with_views
+from spanbox.engine.large_batch import RandomState, TowerStep, accumulate_gradients, even_chunk
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings
-from spanbox.structures import Batch, Features, Losses
+from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings, TextRows
+from spanbox.models.trainable import LoraSettings, add_lora
+from spanbox.structures import Batch, Losses
 
 PAIRS = 24
 SOURCES = {
@@ -38,36 +39,35 @@ def doubles(dropout: float = 0.0, loss: dict[str, Any] | None = None, **model: A
 
 def gradients_of(*modules: torch.nn.Module) -> dict[str, Tensor]:
     named = {f"{i}.{name}": p for i, module in enumerate(modules) for name, p in module.named_parameters()}
-    assert all(parameter.grad is not None for parameter in named.values())
     return {name: parameter.grad.clone() for name, parameter in named.items() if parameter.grad is not None}
 
 
-def in_one_graph(model: DualEncoder, objective: Objective, batch: Batch, size: int) -> Losses:
-    """The slow, obvious way: the graphs of all chunks held at once. In chunks, so that dropout draws the same."""
-    features = Features.cat([model(chunk) for chunk in batch.split(size)])
-    losses: Losses = objective(features, batch)
-    losses.total.backward()
-    return losses
-
-
-def compare(chunk: int, pairs: int = PAIRS, *, dropout: float = 0.0, batch: Batch | None = None, **model: Any) -> None:
+def compare(
+    text: int,
+    image: int | None = None,
+    pairs: int = PAIRS,
+    *,
+    dropout: float = 0.0,
+    batch: Batch | None = None,
+    prepare: Callable[[DualEncoder], object] = lambda model: None,
+    **model: Any,
+) -> None:
     """Losses and the gradient of every parameter to 1e-10 of the largest; the random state afterwards too."""
     batch = mixed_batch(pairs) if batch is None else batch
+    sizes = {"text": text, "image": image or text}
     results = []
-    for chunked in (False, True):
+    for step in (in_one_graph, accumulate):
         encoder, objective = doubles(dropout, **model)
+        prepare(encoder)
         torch.manual_seed(1)
-        if chunked:
-            losses = accumulate_gradients(encoder, objective, batch, chunk_size=chunk)
-        else:
-            losses = in_one_graph(encoder, objective, batch, even_chunk(len(batch), chunk))
+        losses = step(encoder, objective, batch, **sizes)
         results.append((losses, gradients_of(encoder, objective), torch.rand(1)))
     (whole, expected, random), (in_chunks, found, random_after) = results
     torch.testing.assert_close(in_chunks.total, whole.total.detach(), rtol=1e-12, atol=0)
-    assert found.keys() == expected.keys()
     for name in expected:
+        gradient = found.get(name, torch.zeros_like(expected[name]))
         scale = expected[name].abs().max()
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=max(1e-10 * scale.item(), 1e-15), msg=name)
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=max(1e-10 * scale.item(), 1e-15), msg=name)
     assert torch.equal(random, random_after)
 
 
@@ -79,7 +79,7 @@ def test_chunked_equals_whole(chunk: int, dropout: float) -> None:
 
 @pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
 def test_chunked_equals_whole_with_dropout_and_an_uneven_last_chunk(sources: dict[str, Any]) -> None:
-    compare(6, pairs=23, dropout=0.3, **sources)
+    compare(6, 5, pairs=23, dropout=0.3, **sources)
 
 
 def test_without_dropout_the_size_of_the_chunks_does_not_matter() -> None:
@@ -91,7 +91,7 @@ def test_without_dropout_the_size_of_the_chunks_does_not_matter() -> None:
     expected = gradients_of(encoder, objective)
     for chunk in (1, 5, 7):
         encoder, objective = doubles()
-        accumulate_gradients(encoder, objective, batch, chunk_size=chunk)
+        accumulate(encoder, objective, batch, text=chunk, image=chunk)
         for name, gradient in gradients_of(encoder, objective).items():
             scale = max(1.0, expected[name].abs().max().item())
             torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-10 * scale)
@@ -131,44 +131,83 @@ class TestDegenerate:
 
     def test_a_level_that_is_left_out(self) -> None:
         encoder, objective = doubles(loss={"fine": {"weight": 0.0}})
-        accumulate_gradients(encoder, objective, mixed_batch(), chunk_size=7)
+        accumulate(encoder, objective, mixed_batch(), text=7, image=7)
         assert encoder.image_projection.weight.grad is not None
-        assert not gradients_of(encoder)["0.region_projection.weight"].any()
+        assert encoder.region_projection.weight.grad is None
 
 
 def test_gradients_are_added_to_what_is_there() -> None:
     encoder, objective = doubles()
     batch = mixed_batch()
-    accumulate_gradients(encoder, objective, batch, chunk_size=7)
+    accumulate(encoder, objective, batch, text=7, image=7)
     once = gradients_of(encoder, objective)
-    accumulate_gradients(encoder, objective, batch, chunk_size=24)
+    accumulate(encoder, objective, batch)
     for name, gradient in gradients_of(encoder, objective).items():
         torch.testing.assert_close(gradient, 2 * once[name], rtol=1e-9, atol=1e-12)
 
 
-class Counting:
-    """Encodes and remembers how many pairs, with a graph and without."""
+FROZEN: dict[str, Callable[[DualEncoder], object]] = {
+    "text tower": lambda model: model.text.requires_grad_(False),
+    "vision tower": lambda model: model.vision.requires_grad_(False),
+    "both towers": lambda model: (model.text.requires_grad_(False), model.vision.requires_grad_(False)),
+    "lowest layers": lambda model: [tower.layers[0].requires_grad_(False) for tower in (model.text, model.vision)],
+}
 
-    def __init__(self, encoder: DualEncoder) -> None:
-        self.encoder = encoder
-        self.calls: list[tuple[int, bool]] = []
 
-    def __call__(self, chunk: Batch) -> Features:
-        self.calls.append((len(chunk), torch.is_grad_enabled()))
-        features: Features = self.encoder(chunk)
-        return features
+@pytest.mark.parametrize("prepare", FROZEN.values(), ids=FROZEN)
+@pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
+def test_frozen_parts(prepare: Callable[[DualEncoder], object], sources: dict[str, Any]) -> None:
+    compare(5, 7, dropout=0.3, prepare=prepare, batch=with_views(mixed_batch()), **sources)
+
+
+def test_low_rank_updates() -> None:
+    pytest.importorskip("peft")
+
+    def update(model: DualEncoder) -> None:
+        for part, tower in (("text", model.text), ("vision", model.vision)):
+            add_lora(tower.model, tower.layers, LoraSettings(rank=2, dropout=0.3), part)
+        model.double()
+
+    compare(5, 7, dropout=0.3, prepare=update)
 
 
 class TestWork:
-    def test_the_last_chunk_is_encoded_once(self) -> None:
-        encoder, objective = doubles()
-        encode = Counting(encoder)
-        accumulate_gradients(encode, objective, mixed_batch(), chunk_size=8)
-        assert encode.calls == [(8, False), (8, False), (8, True), (8, True), (8, True)]
+    """Counted rows that the towers encode."""
+
+    def encoded(self, encoder: DualEncoder, batch: Batch, **sizes: int) -> dict[str, int]:
+        rows = {"text": 0, "image": 0}
+        for name, tower in (("text", encoder.text), ("image", encoder.vision)):
+
+            def count(module: Any, inputs: Any, output: Any, name: str = name) -> None:
+                rows[name] += len(output.pooled)
+
+            tower.register_forward_hook(count)
+        accumulate(encoder, doubles()[1], batch, **sizes)
+        return rows
+
+    def test_chunks_are_encoded_twice(self) -> None:
+        assert self.encoded(doubles()[0], mixed_batch(), text=8, image=6) == {"text": 48, "image": 48}
+
+    def test_a_tower_that_fits_is_encoded_once(self) -> None:
+        assert self.encoded(doubles()[0], mixed_batch(), text=24, image=6) == {"text": 24, "image": 48}
+
+    def test_a_frozen_tower_is_encoded_once(self) -> None:
+        encoder, _ = doubles()
+        encoder.vision.requires_grad_(False)
+        assert self.encoded(encoder, mixed_batch(), text=8, image=6) == {"text": 48, "image": 24}
+
+    def test_equal_texts_are_encoded_once(self) -> None:
+        batch = collate(*(replace(make_sample(number // 2), id=f"{number}") for number in range(12)))
+        assert self.encoded(doubles()[0], batch)["text"] == 6
+
+    def test_crops_and_views_count_as_images(self) -> None:
+        batch = with_views(mixed_batch())
+        used = int(((batch.view_sentence != 0) | (batch.view_spans != 0).any(2)).sum())  # type: ignore[operator, union-attr]
+        rows = self.encoded(doubles(regions=RegionSettings(source="crop"))[0], batch)
+        assert rows["image"] == PAIRS + int(batch.region_valid.sum()) + used
 
     @pytest.mark.parametrize("chunk", [1, 7, 24])
-    @pytest.mark.parametrize("accumulate", [accumulate_gradients, accumulate_naively])
-    def test_processes_share_gradients_once_at_the_end(self, accumulate: Any, chunk: int) -> None:
+    def test_processes_share_gradients_once_at_the_end(self, chunk: int) -> None:
         synchronised: list[bool] = []
 
         @contextmanager
@@ -176,54 +215,18 @@ class TestWork:
             synchronised.append(synchronise)
             yield
 
-        encoder, objective = doubles()
-        accumulate(encoder, objective, mixed_batch(), chunk_size=chunk, synchronising=synchronising)
+        weight = torch.ones(2, requires_grad=True)
+        rows = TextRows(pooled=torch.ones(24, 2), spans=torch.ones(24, 1, 2))
+        tower = TowerStep(
+            lambda chunk: chunk.map(lambda values: values * weight), [rows], chunk, synchronising=synchronising
+        )
+        accumulate_gradients([tower], lambda states: Losses(states[0].pooled.sum(), {}))
         assert synchronised == [False] * (len(synchronised) - 1) + [True]
-
-    def test_a_batch_that_fits_is_encoded_once(self) -> None:
-        encoder, objective = doubles()
-        encode = Counting(encoder)
-        accumulate_gradients(encode, objective, mixed_batch(), chunk_size=64)
-        assert encode.calls == [(PAIRS, True)]
+        assert weight.grad.tolist() == [24, 24]  # type: ignore[union-attr]
 
     @pytest.mark.parametrize(("pairs", "chunk", "size"), [(24, 7, 6), (24, 24, 24), (24, 1, 1), (23, 6, 6), (5, 9, 5)])
     def test_chunks_are_shared_out_evenly(self, pairs: int, chunk: int, size: int) -> None:
         assert even_chunk(pairs, chunk) == size
-
-
-class TestNaive:
-    def test_is_the_mean_of_small_batches(self) -> None:
-        batch = mixed_batch(12)
-        encoder, objective = doubles()
-        losses = accumulate_naively(encoder, objective, batch, chunk_size=4)
-        found = gradients_of(encoder, objective)
-        encoder, objective = doubles()
-        parts = [objective(encoder(chunk), chunk) for chunk in batch.split(4)]
-        total = sum(part.total for part in parts) / 3
-        total.backward()
-        assert losses.total.item() == pytest.approx(total.item())
-        assert losses.terms["fine"].item() == pytest.approx(sum(part.terms["fine"].item() for part in parts) / 3)
-        for name, gradient in gradients_of(encoder, objective).items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
-
-    def test_is_far_from_the_gradient_of_the_batch(self) -> None:
-        """What exact accumulation is there for."""
-        gradients = []
-        for accumulate in (accumulate_gradients, accumulate_naively):
-            encoder, objective = doubles()
-            accumulate(encoder, objective, mixed_batch(), chunk_size=6)
-            gradients.append(torch.cat([gradient.flatten() for gradient in gradients_of(encoder).values()]))
-        exact, naive = gradients
-        assert (naive - exact).norm() > 0.1 * exact.norm()
-
-    def test_of_one_chunk_is_exact(self) -> None:
-        gradients = []
-        for accumulate in (accumulate_gradients, accumulate_naively):
-            encoder, objective = doubles()
-            accumulate(encoder, objective, mixed_batch(), chunk_size=PAIRS)
-            gradients.append(gradients_of(encoder, objective))
-        for name in gradients[0]:
-            torch.testing.assert_close(gradients[0][name], gradients[1][name])
 
 
 def test_a_random_state_is_drawn_from_again_and_then_left_as_it_was() -> None:

@@ -1,28 +1,30 @@
 """Memory of a step: what is counted, what is predicted, and the chunk that follows from it."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 import tiny
-from encoders import collate, make_model, make_sample
+from encoders import accumulate, collate, make_model, make_sample
 from spanbox.engine import memory as memory_module
-from spanbox.engine.large_batch import accumulate_gradients
 from spanbox.engine.memory import (
     CPU_BUDGET,
     GIB,
     ChunkMemory,
     PeakMemory,
     StepMemory,
-    _chunk_peak,
-    choose_chunk,
+    _chunk_moments,
+    choose_chunk_sizes,
     measure_step,
     memory_budget,
 )
+from spanbox.engine.pretraining import Pretraining
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.models.dual_encoder import DualEncoder, ModelSettings
+from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
 from spanbox.structures import Batch
@@ -71,47 +73,56 @@ def example(pairs: int) -> Batch:
     return collate(*(make_sample(number) for number in range(pairs)))
 
 
+def step_memory(model: DualEncoder, example: Callable[[int], Batch] = example, **loss: Any) -> StepMemory:
+    task = Pretraining(model, Objective(LossSettings.model_validate(loss)))
+    return measure_step(task, task.encode, example)
+
+
 def measured() -> StepMemory:
     torch.manual_seed(0)
-    model = make_model()
-    return measure_step(model, Objective(LossSettings()), model, example)
+    return step_memory(make_model())
 
 
 class TestMeasuredStep:
+    @pytest.mark.parametrize(
+        ("pairs", "text", "image"), [(24, 24, 24), (24, 8, 8), (48, 8, 4), (48, 48, 8), (48, 8, 48)]
+    )
     @pytest.mark.slow
-    def test_predicts_the_peak_of_a_step(self) -> None:
-        """Of a chunked step counted in full; not less, and not more than 1.5 times as much."""
-        model, objective = make_model(), Objective(LossSettings())
-        memory = measure_step(model, objective, model, example)
-        for pairs, chunk in ((24, 24), (24, 8), (48, 8)):
-            batch = example(pairs)
-            for parameter in (*model.parameters(), *objective.parameters()):
-                parameter.grad = torch.zeros_like(parameter)
-            with PeakMemory() as counted:
-                accumulate_gradients(model, objective, batch, chunk_size=chunk)
-            predicted = memory.peak(pairs, chunk) - 1.1 * memory.state
-            assert counted.peak <= predicted <= 1.5 * counted.peak, (pairs, chunk)
+    @pytest.mark.parametrize("source", ["roi_align", "crop"])
+    def test_predicts_the_peak_of_a_step(self, pairs: int, text: int, image: int, source: Any) -> None:
+        """Of a step counted in full; not less, and not more than 1.75 times as much."""
+        model, objective = make_model(regions=RegionSettings(source=source)), Objective(LossSettings())
+        memory = step_memory(model)
+        batch = example(pairs)
+        for parameter in (*model.parameters(), *objective.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+        with PeakMemory() as counted:
+            accumulate(model, objective, batch, text=text, image=image)
+        predicted = memory.peak(pairs, {"text": text, "image": image}) - 1.1 * memory.state
+        assert counted.peak <= predicted <= 1.75 * counted.peak
 
     def test_leaves_no_trace(self) -> None:
-        model, objective = make_model(dropout=0.1), Objective(LossSettings())
+        model = make_model(dropout=0.1)
         state = torch.get_rng_state()
-        measure_step(model, objective, model, example)
+        step_memory(model)
         assert torch.equal(torch.get_rng_state(), state)
-        assert all(parameter.grad is None for parameter in (*model.parameters(), *objective.parameters()))
+        assert all(parameter.grad is None for parameter in model.parameters())
 
     def test_state_counts_what_is_trained(self) -> None:
-        model, objective = make_model(), Objective(LossSettings())
+        model = make_model()
         model.text.requires_grad_(False)
-        memory = measure_step(model, objective, model, example)
+        memory = step_memory(model)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) + 2
         assert memory.gradients == 4 * trained
         assert memory.optimiser == 8 * trained
         assert memory.weights > memory.gradients
+        assert (memory.towers["text"].trained, memory.towers["image"].trained) == (False, True)
+        assert memory.towers["text"].chunk.row < 0.5 * measured().towers["text"].chunk.row
 
     def test_chunks_make_it_smaller(self) -> None:
         memory = measured()
-        assert memory.peak(64, 8) < memory.peak(64, 64)
-        assert memory.peak(64, 8) < 1.2 * memory.peak(8, 8) + memory.losses(64)
+        whole, chunked = ({"text": size, "image": size} for size in (64, 8))
+        assert memory.peak(64, chunked) < memory.peak(64, {"text": 64, "image": 8}) < memory.peak(64, whole)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("checkpointing", [False, True])
@@ -128,20 +139,21 @@ class TestMeasuredStep:
             batch = collate(*[make_sample(0)] * pairs)
             return replace(batch, token_ids=torch.randint(5, 250_000, batch.token_ids.shape))
 
-        memory = measure_step(model, Objective(LossSettings()), model, different_texts)
-        small, *large = (_chunk_peak(model, model, different_texts(pairs)) for pairs in (2, 1024, 1536))
+        task = Pretraining(model, Objective(LossSettings()))
+        tower = measure_step(task, task.encode, different_texts).towers["text"]
+        texts = [task.inputs(different_texts(pairs)).rows["text"][0] for pairs in (2, 3072, 4608)]
+        small, *large = (max(_chunk_moments(task, task.encode, "text", rows)) for rows in texts)
         assert small == pytest.approx(4 * 32 * 250_000, rel=0.05)  # little but the table
-        assert memory.activations.peak(2) == small
-        assert memory.pair == pytest.approx((large[1] - large[0]) / 512, rel=0.02)
-        assert [memory.activations.peak(pairs) for pairs in (1024, 1536)] == pytest.approx(large, rel=0.02)
-        assert memory.chunk == pytest.approx(small, rel=0.05)
+        assert tower.chunk.peak(2) == small
+        assert tower.chunk.row == pytest.approx((large[1] - large[0]) / 1536, rel=0.02)
+        assert [tower.chunk.peak(rows) for rows in (3072, 4608)] == pytest.approx(large, rel=0.02)
+        assert tower.besides == pytest.approx(small, rel=0.05)
 
     def test_no_spans_and_no_regions(self) -> None:
-        model, objective = make_model(), Objective(LossSettings())
-        memory = measure_step(
-            model, objective, model, lambda pairs: collate(*(make_sample(n, spans=0, regions=0) for n in range(pairs)))
+        memory = step_memory(
+            make_model(), lambda pairs: collate(*(make_sample(n, spans=0, regions=0) for n in range(pairs)))
         )
-        assert memory.peak(16, 4) > 0
+        assert memory.peak(16, {"text": 4, "image": 4}) > 0
 
 
 class TestChunkMemory:
@@ -152,34 +164,45 @@ class TestChunkMemory:
     def test_the_highest_line_is_the_peak(self) -> None:
         assert [self.memory.peak(pairs) for pairs in (1, 9, 10, 20)] == [100, 100, 102, 202]
 
-    def test_a_pair_is_one_of_a_large_chunk(self) -> None:
-        assert self.memory.pair == 10
+    def test_a_row_is_one_of_a_large_chunk(self) -> None:
+        assert self.memory.row == 10
 
-    @pytest.mark.parametrize(("room", "pairs"), [(99, 0), (100, 9), (101, 9), (102, 10), (202, 20)])
-    def test_most_pairs(self, room: int, pairs: int) -> None:
-        assert int(self.memory.most_pairs(room)) == pairs
+    @pytest.mark.parametrize(("room", "rows"), [(99, 0), (100, 9), (101, 9), (102, 10), (202, 20)])
+    def test_most_rows(self, room: int, rows: int) -> None:
+        assert int(self.memory.most_rows(room)) == rows
 
     def test_chunks_that_run_different_operations(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Then the peaks of larger chunks are compared."""
         moments = {2: [50, 3], 4: [50], 8: [80, 4], 16: [3, 160, 1]}
-        monkeypatch.setattr(memory_module, "_chunk_moments", lambda model, encode, pairs: moments[pairs])
-        measured = memory_module._measure_chunks(torch.nn.Identity(), lambda batch: batch, lambda pairs: pairs)  # type: ignore[arg-type, return-value]
-        assert (measured.peak(100), measured.pair) == (1000, 10)
+        monkeypatch.setattr(memory_module, "_chunk_moments", lambda task, encode, name, rows: moments[len(rows)])
+        lines = ChunkMemory(memory_module._lines(None, None, "text", range(16)))  # type: ignore[arg-type]
+        assert (lines.peak(100), lines.row) == (1000, 10)
 
 
 class TestChunk:
     def test_is_the_largest_that_fits(self) -> None:
         memory = measured()
-        assert choose_chunk(memory, 64, memory.peak(64, 10) + 1) == 10
-        assert choose_chunk(memory, 64, memory.peak(64, 10) - 1) == 9
+        sizes = choose_chunk_sizes(memory, 64, memory.peak(64, {"text": 8, "image": 8}))
+        budget = memory.peak(64, sizes) + 1
+        assert choose_chunk_sizes(memory, 64, budget) == sizes
+        for name in sizes:
+            if sizes[name] < 64:
+                assert memory.peak(64, sizes | {name: sizes[name] + 1}) > budget
+
+    def test_one_tower_at_once(self) -> None:
+        memory = measured()
+        budget = memory.peak(64, {"text": 64, "image": 8}) + 1
+        sizes = choose_chunk_sizes(memory, 64, budget)
+        assert 64 in sizes.values()
+        assert memory.peak(64, sizes) <= budget
 
     def test_is_the_batch_where_there_is_room(self) -> None:
-        assert choose_chunk(measured(), 64, GIB) == 64
+        assert choose_chunk_sizes(measured(), 64, GIB) == {"text": 64, "image": 64}
 
     def test_not_even_one_pair_fits(self) -> None:
         memory = measured()
-        with pytest.raises(ConfigError, match=r"^train\.memory_gb: .*even with one pair.*gradient_checkpointing=true"):
-            choose_chunk(memory, 64, memory.state)
+        with pytest.raises(ConfigError, match=r"^train\.memory_gb: .*even with one row.*gradient_checkpointing=true"):
+            choose_chunk_sizes(memory, 64, memory.state)
 
     def test_budget(self) -> None:
         assert memory_budget(1.5, torch.device("cpu"), 0) == 1.5 * GIB

@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from encoders import collate, make_model, make_sample, tokenizer
 from spanbox.engine import trackers as trackers_module
 from spanbox.engine import trainer as trainer_module
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights
 from spanbox.engine.device import choose_device, choose_precision
+from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, Validate
@@ -24,7 +26,7 @@ from spanbox.errors import CheckpointError, ConfigError, TrainingError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
-from spanbox.structures import Batch, Features, Incident
+from spanbox.structures import Batch, Incident
 
 Loaded = tuple[Batch, list[str], list[Incident]]
 STEPS = 6
@@ -54,8 +56,7 @@ def make_trainer(
     model = make_model(dropout=dropout)
     files = CheckpointFiles("", tokenizer(), {}, model.preprocessing)
     return Trainer(
-        model,
-        Objective(LossSettings.model_validate(loss or {})),
+        Pretraining(model, Objective(LossSettings.model_validate(loss or {}))),
         TrainSettings.model_validate(defaults | settings),
         example=lambda pairs: collate(*(make_sample(number) for number in range(pairs))),
         seed=0,
@@ -93,7 +94,7 @@ def losses(run_dir: Path) -> list[float]:
 def resumed(run_dir: Path, **options: Any) -> Trainer:
     trainer = make_trainer(run_dir, **options)
     last = run_dir / "checkpoints" / "last"
-    load_weights(last, trainer.model, trainer.objective)
+    load_weights(last, trainer.model, trainer.task.objective)
     trainer.restore(load_trainer_state(last))
     return trainer
 
@@ -125,17 +126,17 @@ class TestLearning:
     def test_long_gradients_are_shortened(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, optimiser={"clip_norm": 0.01})
         trainer.train_step(*load(0)[:2])
-        parameters = [*trainer.model.parameters(), *trainer.objective.parameters()]
+        parameters = [*trainer.model.parameters(), *trainer.task.objective.parameters()]
         norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()  # type: ignore[union-attr]
         assert norm == pytest.approx(0.01, rel=1e-3)
 
     def test_temperatures_stay_above_their_bound(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path)
         with torch.no_grad():
-            trainer.objective.coarse_log_scale.fill_(9.0)
-            trainer.objective.fine_log_scale.fill_(9.0)
+            trainer.task.objective.coarse_log_scale.fill_(9.0)
+            trainer.task.objective.fine_log_scale.fill_(9.0)
         trainer.train_step(*load(0)[:2])
-        assert trainer.objective.temperatures() == pytest.approx({"coarse": 0.01, "fine": 0.01})
+        assert trainer.task.objective.temperatures() == pytest.approx({"coarse": 0.01, "fine": 0.01})
 
     def test_a_fixed_temperature_stays(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, loss={"coarse": {"temperature_schedule": "fixed", "temperature": 0.2}}))
@@ -148,51 +149,53 @@ class TestLearning:
 
 
 class TestMemory:
-    """A card of the processor's: it runs out of memory when a chunk has more than so many pairs."""
+    """A GPU on the CPU: it runs out of memory when a chunk has more than so many rows."""
 
-    def small_card(self, trainer: Trainer, most: int) -> list[int]:
-        """Returns the sizes of the chunks that are encoded with a graph, as they come."""
-        encode, sizes = trainer.encode, list[int]()
+    def small_gpu(self, trainer: Trainer, most: int) -> list[int]:
+        """Returns the numbers of texts that are encoded at a time, as they come."""
+        encode, sizes = trainer.task.encode, list[int]()
 
-        def limited(chunk: Batch) -> Features:
-            sizes.append(len(chunk))
-            if len(chunk) > most:
+        def limited(tower: str, rows: Any) -> Any:
+            if tower == "text":
+                sizes.append(len(rows))
+            if len(rows) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return encode(chunk)
+            return encode(tower, rows)
 
-        trainer.encode = limited
+        trainer.task.encode = limited  # type: ignore[method-assign]
         return sizes
 
     def test_chunks_are_halved_until_they_fit_and_the_step_is_exact(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         whole, halved = make_trainer(tmp_path / "whole"), make_trainer(tmp_path / "halved")
-        sizes = self.small_card(halved, 1)
+        sizes = self.small_gpu(halved, 1)
         for trainer in (whole, halved):
             trainer.train_step(*load(0)[:2])
-        assert sizes == [4, 2, *[1] * 7]
-        assert halved.chunk_size == 1
+        assert sizes == [4, 2, *[1] * 8]
+        assert halved.chunk_sizes == {"text": 1, "image": 1}
         for found, expected in zip(halved.model.parameters(), whole.model.parameters(), strict=True):
             torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
         printed = capsys.readouterr().err
-        assert "out of memory with chunks of 4 pairs: going on with 2\n" in printed
-        assert "out of memory with chunks of 2 pairs: going on with 1\n" in printed
+        assert "chunks of 4 rows (text) and 4 rows (image): going on with 2 rows (text) and 2 rows (image)\n" in printed
+        assert "chunks of 2 rows (text) and 2 rows (image): going on with 1 rows (text) and 1 rows (image)\n" in printed
 
     def test_not_even_one_pair_fits(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path)
-        self.small_card(trainer, 0)
+        self.small_gpu(trainer, 0)
         with pytest.raises(
-            TrainingError, match=r"with a single pair in a chunk.*model\.text\.gradient_checkpointing=true"
+            TrainingError, match=r"with a single row in a chunk.*model\.text\.gradient_checkpointing=true"
         ):
             fit(trainer)
 
     def test_auto_takes_the_batch_where_it_fits(self, tmp_path: Path) -> None:
-        assert make_trainer(tmp_path, chunk_size="auto").chunk_size == SIZE
+        assert make_trainer(tmp_path, chunk_size="auto").chunk_sizes == {"text": SIZE, "image": SIZE}
 
     def test_auto_tells_of_smaller_chunks(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        trainer = make_trainer(tmp_path, chunk_size="auto", batch_size=256, memory_gb=0.01)
-        assert 1 < trainer.chunk_size < 256
-        assert f"train.chunk_size=auto: {trainer.chunk_size} of 256 pairs at a time" in capsys.readouterr().err
+        sizes = make_trainer(tmp_path, chunk_size="auto", batch_size=256, memory_gb=0.01).chunk_sizes
+        assert 1 < min(sizes.values()) < 256
+        shown = f"{sizes['text']} of 256 rows of the text tower, {sizes['image']} of 256 rows of the image tower"
+        assert f"train.chunk_size=auto: {shown} at a time" in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_towers_are_compiled_after_measuring(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +208,14 @@ class TestMemory:
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # one per tower
         torch._dynamo.reset()
 
+    def test_a_number_for_each_tower(self, tmp_path: Path) -> None:
+        trainer = make_trainer(tmp_path, chunk_size={"text": 4, "image": 2})
+        assert trainer.chunk_sizes == {"text": 4, "image": 2}
+        with pytest.raises(ValidationError, match="a number for each tower"):
+            TrainSettings(chunk_size={"text": 4})
+
     def test_auto_where_nothing_fits(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"^train\.memory_gb: a step needs .* even with one pair in a chunk"):
+        with pytest.raises(ConfigError, match=r"^train\.memory_gb: a step needs .* even with one row in a chunk"):
             make_trainer(tmp_path, chunk_size="auto", memory_gb=0.0001)
 
     @pytest.mark.parametrize("chunk_size", [1, 3])
@@ -214,7 +223,7 @@ class TestMemory:
         fit(make_trainer(tmp_path / "whole"))
         fit(make_trainer(tmp_path / "chunked", chunk_size=chunk_size))
         assert losses(tmp_path / "chunked") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
-        assert log(tmp_path / "chunked")[0]["chunk_size"] == {1: 1, 3: 2}[chunk_size]
+        assert log(tmp_path / "chunked")[0]["chunk_size"] == {"text": chunk_size, "image": chunk_size}
 
     def test_naive_accumulation_is_another_run(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path / "exact", chunk_size=2))

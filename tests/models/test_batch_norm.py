@@ -10,8 +10,7 @@ from transformers import AutoModel, ResNetConfig, ResNetModel
 
 import miniature
 import tiny
-from encoders import MAX_TOKENS, VOCABULARY, collate, make_sample
-from spanbox.engine.large_batch import accumulate_gradients
+from encoders import MAX_TOKENS, VOCABULARY, accumulate, collate, make_sample
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
@@ -177,7 +176,7 @@ def test_chunked_gradients_are_those_of_the_whole_batch(architecture: tiny.Archi
         if chunk is None:
             objective.double()(model(batch), batch).total.backward()
         else:
-            accumulate_gradients(model, objective.double(), batch, chunk_size=chunk)
+            accumulate(model, objective.double(), batch, text=chunk, image=chunk)
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     torch.manual_seed(0)

@@ -14,10 +14,10 @@ import tiny
 from encoders import collate, make_model, make_sample, with_views
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.models import dual_encoder
+from spanbox.models import inputs as inputs_module
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings
+from spanbox.models.inputs import tower_inputs
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.visible import VisiblePatches
 from spanbox.structures import Batch, Features, Sample
 
 SPANS = {
@@ -222,9 +222,9 @@ def repeats() -> Batch:
     return collate(first, second, again, third)
 
 
-def read_one_by_one(token_ids: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stands in for `_distinct`: every row is read by itself."""
-    numbers = torch.arange(len(token_ids))
+def every_row(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stands in for `_distinct`: every row is encoded."""
+    numbers = torch.arange(len(table))
     return numbers, numbers
 
 
@@ -240,8 +240,8 @@ class TestEqualTextsAreReadOnce:
     def test_same_features_and_gradients(self, spans: str, regions: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model, batch = encoder(spans, regions).double(), repeats()
         results = []
-        for distinct in (dual_encoder._distinct, read_one_by_one):
-            monkeypatch.setattr(dual_encoder, "_distinct", distinct)
+        for distinct in (inputs_module._distinct, every_row):
+            monkeypatch.setattr(inputs_module, "_distinct", distinct)
             model.zero_grad()
             features = model(batch)
             sum(torch.sin(3 * tensor).sum() for tensor in features.tensors()).backward()
@@ -267,17 +267,26 @@ class TestEqualTextsAreReadOnce:
 
     def test_a_longer_text_is_another_one(self) -> None:
         """Rows with the same ids, of which one has an end in the padding of the other."""
-        ids = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 6, 7]])
-        mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]]).bool()
-        rows, copies = dual_encoder._distinct(ids, mask)
-        assert (rows.tolist(), copies.tolist()) == ([0, 1], [0, 1, 0])
+        batch = collate(*[make_sample(0)] * 3)
+        mask = batch.token_mask.clone()
+        mask[1, -1] = False
+        places = tower_inputs(replace(batch, token_mask=mask), spans_alone=False, crops=False).places
+        assert places.text.tolist() == [0, 1, 0]
+
+    def test_other_spans_make_another_row(self) -> None:
+        batch = collate(*[make_sample(0)] * 3)
+        span_tokens = batch.span_tokens.clone()
+        span_tokens[1] = span_tokens[1].flip(0)
+        batch = replace(batch, span_tokens=span_tokens)
+        assert tower_inputs(batch, spans_alone=False, crops=False).places.text.tolist() == [0, 1, 0]
+        assert tower_inputs(batch, spans_alone=True, crops=False).places.text.tolist() == [0, 0, 0]
 
     @given(st.lists(st.sampled_from([(9, 1), (3, 3), (1, 2), (2, 9)]), max_size=9))
     def test_rows_and_their_copies(self, texts: list[tuple[int, int]]) -> None:
-        ids = torch.tensor(texts, dtype=torch.int64).reshape(len(texts), 2)
-        rows, copies = dual_encoder._distinct(ids, torch.ones_like(ids).bool())
+        table = torch.tensor(texts, dtype=torch.int64).reshape(len(texts), 2)
+        rows, copies = inputs_module._distinct(table)
         assert rows.tolist() == [number for number, text in enumerate(texts) if text not in texts[:number]]
-        assert torch.equal(ids[rows][copies], ids)
+        assert torch.equal(table[rows][copies], table)
 
     def test_nothing_repeats(self) -> None:
         """The same rows in the same order: to the last bit what it was, dropout included."""
@@ -330,8 +339,7 @@ class TestViews:
             visible = (~batch.view_hidden[pair, view]).flatten().nonzero().T  # type: ignore[index]
             pixels = batch.pixels[pair : pair + 1].double() / 255.0
             with torch.no_grad():
-                views = VisiblePatches(torch.tensor([0]), visible)
-                pooled = model.vision((pixels - model.mean) / model.std, views).pooled
+                pooled = model.vision((pixels - model.mean) / model.std, visible).pooled
                 expected = torch.nn.functional.normalize(model.image_projection(pooled), dim=-1)
             torch.testing.assert_close(found[pair, view], expected[0])
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, SiglipTextConfig, SiglipTextModel
 
 import tiny
@@ -20,7 +19,6 @@ from spanbox.models.towers import (
     build_text_tower,
     build_vision_tower,
 )
-from spanbox.models.visible import VisiblePatches
 
 
 def cases(architectures: list[tiny.Architecture], families: dict[str, Any]) -> list[Any]:
@@ -362,30 +360,12 @@ def test_architecture_is_plain_json() -> None:
 DROPPING = types([a for a in tiny.VISION_ARCHITECTURES if VISION_FAMILIES[a["model_type"]].drops_patches])
 
 
-def each_image(kept: Tensor) -> VisiblePatches:
-    """A view of each image."""
-    return VisiblePatches(torch.arange(len(kept)), kept)
-
-
 @pytest.mark.parametrize("architecture", DROPPING)
 class TestVisiblePatches:
-    def test_several_views_of_an_image_are_those_of_its_copies(self, architecture: tiny.Architecture) -> None:
-        tower, pixels = vision_tower(architecture).double(), images().double()
-        kept = torch.tensor([[0, 3], [1, 2], [2, 5], [0, 3]])
-        of = torch.tensor([1, 0, 1, 1])
-        gradients = []
-        for views in (tower(pixels, VisiblePatches(of, kept)), tower(pixels[of], each_image(kept))):
-            tower.zero_grad()
-            weights = torch.randn(views.pooled.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-            (views.pooled * weights).sum().backward()
-            gradients.append([p.grad.clone() for p in tower.parameters() if p.grad is not None])
-        for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other)
-
     def test_all_of_them_are_the_image(self, architecture: tiny.Architecture) -> None:
         tower, pixels = vision_tower(architecture), images()
         patches = (tower.image_size // tower.stride) ** 2
-        whole, kept = tower(pixels), tower(pixels, each_image(torch.arange(patches).expand(2, -1)))
+        whole, kept = tower(pixels), tower(pixels, torch.arange(patches).expand(2, -1))
         torch.testing.assert_close(kept.pooled, whole.pooled)
         torch.testing.assert_close(kept.grid.flatten(1, 2), whole.grid.flatten(1, 2))
 
@@ -393,11 +373,11 @@ class TestVisiblePatches:
         tower, pixels = vision_tower(architecture), images()
         side, stride = tower.image_size // tower.stride, tower.stride
         kept = torch.tensor([[0, 3, 5], [1, 2, 7]])
-        before = tower(pixels, each_image(kept))
+        before = tower(pixels, kept)
         hidden = torch.ones(2, side**2, dtype=torch.bool).scatter(1, kept, False).reshape(2, 1, side, 1, side, 1)
         shape = (2, 3, side, stride, side, stride)
         painted = pixels.clone().reshape(shape).masked_fill(hidden.expand(shape), 7.0).reshape(pixels.shape)
-        after = tower(painted, each_image(kept))
+        after = tower(painted, kept)
         torch.testing.assert_close(after.pooled, before.pooled)
         assert before.grid.shape == (2, 1, 3, tower.width)
         assert not torch.allclose(before.pooled, tower(pixels).pooled)
@@ -405,5 +385,5 @@ class TestVisiblePatches:
     def test_the_next_image_is_whole_again(self, architecture: tiny.Architecture) -> None:
         tower, pixels = vision_tower(architecture), images()
         before = tower(pixels).pooled
-        tower(pixels, each_image(torch.tensor([[0], [1]])))
+        tower(pixels, torch.tensor([[0], [1]]))
         torch.testing.assert_close(tower(pixels).pooled, before)

@@ -1,5 +1,7 @@
 """`spanbox plan`: predicted memory of a training step."""
 
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,35 +36,44 @@ def plan(
     console = make_console()
     console.print(_costs(made.plain, made.checkpointed))
     console.print(_batches(made.plain, made.checkpointed, made.budget))
-    print('peaks are predicted, with 10 % for the allocator; "whole": one chunk; "*": with gradient checkpointing')
+    print(
+        'chunks in texts and images; peaks are predicted, with 10 % for the allocator; "whole": all in one chunk; "*":'
+    )
+    print("with gradient checkpointing")
 
 
 def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
     table = Table(title="memory on the device, in MiB")
     for heading in ("", "exact", "with checkpointing"):
         table.add_column(heading, justify="right" if heading else "left")
-    for label, part in {
-        "weights": "weights",
-        "gradients": "gradients",
-        "optimiser state": "optimiser",
-        "activations of a pair": "pair",
-        "of a chunk besides, temporary gradients included": "chunk",
-        "features of a pair": "features",
-    }.items():
-        table.add_row(label, *(f"{getattr(memory, part) / MIB:,.2f}" for memory in (plain, checkpointed)))
+    parts: dict[str, Callable[[StepMemory], int]] = {
+        "weights": lambda memory: memory.weights,
+        "gradients": lambda memory: memory.gradients,
+        "optimiser state": lambda memory: memory.optimiser,
+        "states and features of a pair": lambda memory: memory.pair,
+    }
+    for name in plain.towers:
+        rows = "text" if name == "text" else f"{name} of {plain.towers[name].rows:g} per pair"
+        parts[f"activations of a {rows}"] = lambda memory, name=name: memory.towers[name].chunk.row  # type: ignore[misc]
+        parts[f"of a chunk of the {name} tower besides"] = lambda memory, name=name: memory.towers[name].besides  # type: ignore[misc]
+    for label, part in parts.items():
+        table.add_row(label, *(f"{part(memory) / MIB:,.2f}" for memory in (plain, checkpointed)))
     return table
 
 
 def _batches(plain: "StepMemory", checkpointed: "StepMemory", budget: int) -> Table:
     table = Table(title=f"exact batches in {budget / GIB:.1f} GiB (train.memory_gb)")
-    for heading in ("batch", "losses", "whole", "chunk", "peak", "chunk *", "peak *"):
+    towers = list(plain.towers)
+    for heading in ("batch", "losses", "whole", *towers, "peak", *(f"{name} *" for name in towers), "peak *"):
         table.add_column(heading, justify="right")
+    whole = dict.fromkeys(towers, sys.maxsize)
     for size in BATCH_SIZES:
         chunks = []
         for memory in (plain, checkpointed):
-            chunk = memory.largest_chunk(size, budget)
-            chunks += [str(chunk), _gib(memory.peak(size, chunk))] if chunk else ["none fits", ""]
-        table.add_row(str(size), _gib(plain.losses(size)), _gib(plain.peak(size, size)), *chunks)
+            chosen = memory.chunk_sizes(size, budget)
+            fitting = [*(str(chosen[name]) for name in towers), _gib(memory.peak(size, chosen))] if chosen else []
+            chunks += fitting or ["none fits", *[""] * len(towers)]
+        table.add_row(str(size), _gib(plain.losses(size)), _gib(plain.peak(size, whole)), *chunks)
     return table
 
 

@@ -1,11 +1,11 @@
 """Device and floating-point precision of the towers."""
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from spanbox.engine.large_batch import Encode
 from spanbox.errors import ConfigError
 from spanbox.structures import Batch, Features
 
@@ -44,13 +44,17 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def make_encode(module: nn.Module, device: torch.device, precision: torch.dtype) -> Encode:
-    """A function that encodes a chunk, from any device, with `module` on `device` in the precision of the run."""
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Context in which the towers compute in the precision of the run."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
-    def encode(chunk: Batch) -> Features:
-        chunk = chunk.trimmed().to(device, non_blocking=True)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            features: Features = module(chunk)
+
+def make_encode(model: nn.Module, device: torch.device, precision: torch.dtype) -> Callable[[Batch], Features]:
+    """A function that encodes a batch with `model`, which is on `device`, in the precision of the run."""
+
+    def encode(batch: Batch) -> Features:
+        with autocast(device, precision):
+            features: Features = model(batch)
         return features
 
     return encode

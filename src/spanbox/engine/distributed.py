@@ -1,16 +1,18 @@
 """Several processes, one contrastive batch: `torchrun` starts them, each encodes its share of the pairs.
 
-Every rank gathers the features of all, computes the same loss over all of them, and keeps the gradient of its own. So
-negatives, means and counts are those of the whole batch by construction, whatever the loss, and the only thing ranks
-share after that is the gradient of the towers, once a step. The price is a loss that is computed on every rank: small
-beside the towers until N^2 is large.
+Every rank gathers the features of all and computes the losses of the rows and columns of its own pairs against them:
+its share of the work, and of the total loss. The gradient of the gathered features is summed over ranks on the way back
+to the rank that encoded them. Negatives, means and counts are those of the whole batch by construction. After that,
+ranks only add up the gradients of the weights, once a step.
 """
 
 import gc
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -23,16 +25,19 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from spanbox.engine.heartbeat import Heartbeat
 from spanbox.errors import TrainingError
-from spanbox.models.dual_encoder import DualEncoder
-from spanbox.structures import PADDING_ID, Features, TensorBundle
+from spanbox.losses.kernel import Share
+from spanbox.structures import PADDING_ID, Losses, TensorBundle
 
 Parallel = Literal["ddp", "fsdp"]
 Bundle = TypeVar("Bundle", bound=TensorBundle)
 
+# Renamed in PyTorch 2.13
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+BUCKET = 2**23  # numbers that are added up in one exchange
 LONGEST_WAIT = timedelta(days=7)  # for a rank that validates or mines; one that is silent is found by its heartbeat
 LOST_PEER = re.compile(r"connection (was )?(closed|reset|refused)|timed out|timeout|broken pipe|peer", re.IGNORECASE)
 
@@ -44,6 +49,7 @@ class Ranks:
         rank: of this process, from 0.
         world_size: how many there are.
         local_rank: of this process on its machine.
+        is_sharded: whether no rank can encode without the others.
     """
 
     def __init__(self, timeout: float = 600.0) -> None:
@@ -55,8 +61,7 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self._copied: DistributedDataParallel | None = None
-        self._sharded: FSDPModule | None = None
+        self.is_sharded = False
         self._heartbeat: Heartbeat | None = None
         if self.world_size > 1 and not dist.is_initialized():
             self._connect(timeout)
@@ -96,69 +101,65 @@ class Ranks:
         """Whether this process writes logs, checkpoints and progress."""
         return self.rank == 0
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether no rank can encode without the others."""
-        return self._sharded is not None
-
     def close(self) -> None:
         """Disconnect, when all ranks are done with the towers."""
-        self._copied = self._sharded = None
         if dist.is_initialized():
-            # The reducer of DDP holds the group. Freed after it, it would join the group's threads while it holds
-            # the interpreter's lock, which these threads may wait for.
-            gc.collect()
+            gc.collect()  # whatever holds the group is freed before it
             dist.barrier()
             dist.destroy_process_group()
         if self._heartbeat:
             self._heartbeat.stop()
 
-    # The towers
+    # The weights
 
-    def parallelise(self, model: DualEncoder, parallel: Parallel) -> nn.Module:
-        """The module to encode with; its gradients are averaged over ranks.
+    def share_weights(self, model: nn.Module, towers: Iterable[Any], parallel: Parallel) -> None:
+        """Give all ranks the weights of the main one.
 
-        `ddp` keeps a copy of the model on each rank, `fsdp` (FSDP2) a part of every parameter.
+        Args:
+            towers: the parts of the model to cut up with `fsdp` (FSDP2), each with its `layers`. With `ddp` every rank
+                keeps a copy of all weights.
         """
         if self.world_size == 1:
-            return model
-        if parallel == "ddp":
-            self._copied = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-            return self._copied
-        self._sharded = _shard(model)
-        return model
+            return
+        for part in _buckets([tensor.detach() for tensor in (*model.parameters(), *model.buffers())]):
+            flat = _flattened(part)
+            dist.broadcast(flat, 0)
+            _fill(part, flat)
+        if parallel == "fsdp":
+            self.is_sharded = True
+            for tower in towers:
+                _shard(tower)
 
-    @contextmanager
-    def synchronising(self, synchronise: bool) -> Iterator[None]:
-        """Context for a forward and a backward pass: whether gradients are shared at its end or only added up here."""
-        if self._sharded:
-            self._sharded.set_requires_gradient_sync(synchronise)
-            self._sharded.set_is_last_backward(synchronise)
-        with self._copied.no_sync() if self._copied and not synchronise else nullcontext():
-            yield
+    def synchronising(self, tower: nn.Module) -> Callable[[bool], AbstractContextManager[None]]:
+        """Context of a backward pass of a tower that is cut up: gradients are shared at the end of the last one."""
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Of parameters that every rank has the whole gradient of: keeps rounding from driving the ranks apart."""
+        def context(last: bool) -> AbstractContextManager[None]:
+            if isinstance(tower, FSDPModule):
+                tower.set_requires_gradient_sync(last)
+                tower.set_is_last_backward(last)
+            return nullcontext()
+
+        return context
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The gradients of all ranks, added up, of parameters that every rank has a copy of."""
         if self.world_size == 1:
             return
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.world_size
+        copied = [parameter.grad for parameter in parameters if not isinstance(parameter, DTensor)]
+        for part in _buckets([gradient for gradient in copied if gradient is not None]):
+            flat = _flattened(part)
+            dist.all_reduce(flat)
+            _fill(part, flat)
 
     # What flows
 
-    def gather_features(self, features: Features) -> Features:
-        """The features of all ranks, in their order; differentiable.
-
-        Every rank computes the whole loss, so the gradient of a rank's own features is complete on it, and nothing has
-        to be summed on the way back. It is scaled by the number of ranks, since the towers' gradients are averaged.
-        """
+    def gather_features(self, features: Bundle) -> Bundle:
+        """The features of all ranks, in their order; differentiable."""
         if self.world_size == 1:
             return features
         names = [name for name, _ in features.named_tensors()]
         gathered = _GatherRows.apply(self, *features.tensors())  # type: ignore[no-untyped-call]
-        return type(features)(**dict(zip(names, gathered, strict=True)))
+        return replace(features, **dict(zip(names, gathered, strict=True)))
 
     def gather(self, bundle: Bundle) -> Bundle:
         """The rows of all ranks, in their order. Ranks have equally many rows, but may differ in padding."""
@@ -174,7 +175,7 @@ class Ranks:
         as_bytes = [tensor.contiguous().reshape(rows, -1).view(torch.uint8) for tensor in padded if tensor.numel()]
         packed = torch.cat(as_bytes, dim=1) if as_bytes else padded[0].new_empty(rows, 0, dtype=torch.uint8)
         received = packed.new_empty(self.world_size * rows, packed.shape[1])
-        dist.all_gather_into_tensor(received, packed)
+        _all_gather(received, packed)
         widths = [part.shape[1] for part in as_bytes]
         columns = iter(torch.split(received, widths, dim=1))
         return [_unpacked(next(columns) if tensor.numel() else None, tensor, self.world_size) for tensor in padded]
@@ -185,6 +186,34 @@ class Ranks:
         dist.all_reduce(shapes, op=dist.ReduceOp.MAX)
         largest = iter(shapes.tolist())
         return [_padded(tensor, [next(largest) for _ in tensor.shape]) for tensor in tensors]
+
+    def add_up_rows(self, gathered: Sequence[Tensor]) -> list[Tensor]:
+        """The sum over ranks of tensors of one type with the rows of all ranks, cut down to the rows of this rank."""
+        rows = len(gathered[0]) // self.world_size
+        packed = torch.cat([tensor.reshape(len(tensor), -1) for tensor in gathered], dim=1)
+        own = packed.new_empty(rows, packed.shape[1])
+        _reduce_scatter(own, packed)
+        widths = [tensor[0].numel() for tensor in gathered]
+        parts = zip(torch.split(own, widths, dim=1), gathered, strict=True)
+        return [part.reshape(rows, *tensor.shape[1:]) for part, tensor in parts]
+
+    def share(self, pairs: int) -> Share:
+        """The pairs of this rank, one of `pairs` on each, whose losses it computes."""
+        if self.world_size == 1:
+            return Share()
+        return Share(slice(self.rank * pairs, (self.rank + 1) * pairs), self.world_size, self.total)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, without a gradient."""
+        summed = tensor.detach().clone()
+        if self.world_size > 1:
+            dist.all_reduce(summed)
+        return summed
+
+    def total_losses(self, losses: Losses) -> Losses:
+        """The losses of the batch from each rank's share."""
+        values = self.total(torch.stack([losses.total, *losses.terms.values()]))
+        return Losses(values[0], dict(zip(losses.terms, values[1:], strict=True)))
 
     # Agreement
 
@@ -227,12 +256,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        own = []
-        for gradient, shape in zip(gradients, ctx.shapes, strict=True):
-            first = ctx.ranks.rank * shape[0]
-            rows = gradient[first : first + shape[0]]
-            own.append(rows[tuple(slice(size) for size in shape)] * ctx.ranks.world_size)
-        return None, *own
+        own = ctx.ranks.add_up_rows(gradients)
+        return None, *(rows[tuple(map(slice, shape))] for rows, shape in zip(own, ctx.shapes, strict=True))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -247,13 +272,38 @@ def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     return tensor
 
 
-def _shard(model: DualEncoder) -> FSDPModule:
-    # FSDP2 finds the outputs whose gradients announce the backward pass by looking into containers that it knows.
-    torch.export.register_dataclass(Features)
-    for tower in (model.text, model.vision):
-        for layer in tower.layers:
-            fully_shard(layer)
-    return fully_shard(model)
+def _shard(tower: Any) -> None:
+    # States may be views of a layer's output; nothing changes them in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    for layer in tower.layers:
+        fully_shard(layer)
+    fully_shard(tower)
+    for module in tower.modules():
+        if isinstance(module, FSDPModule):
+            # Added up, since each rank has its share of the loss; by a plain sum, which every backend has.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one type, in parts of about BUCKET numbers."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        part = by_type.setdefault(tensor.dtype, [])
+        part.append(tensor)
+        if sum(one.numel() for one in part) >= BUCKET:
+            yield by_type.pop(tensor.dtype)
+    yield from by_type.values()
+
+
+def _flattened(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Copy the parts of a flat tensor back."""
+    for tensor, values in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(values.view_as(tensor))
 
 
 def _padded(tensor: Tensor, shape: list[int]) -> Tensor:

@@ -1,99 +1,138 @@
-"""The gradient of a whole contrastive batch in the memory of one chunk.
+"""The gradient of a whole contrastive batch in the memory of one chunk of one tower.
 
 A contrastive loss compares every pair of the batch with every other, so usual gradient accumulation, which contrasts
-each chunk with itself only, minimises another loss. Here all chunks are first encoded without graphs; the loss and its
-gradient are computed over the features of the whole batch; then each chunk is encoded again and receives its part of
-that gradient. `Features` is the boundary: the gradient is exact for any loss of them.
+each chunk with itself only, minimises another loss. Here
+
+1. each tower encodes all its rows in chunks, without a graph;
+2. the losses are computed from the states of all rows, and their gradient with respect to the states;
+3. each tower encodes its chunks again, with a graph, and receives its part of that gradient.
+
+The states are the boundary: the gradient is exact for any loss of them, by the chain rule. A tower whose rows fit into
+one chunk keeps its graph from the first step. One with nothing to train is encoded once, its states being constants.
 
 Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021 (GradCache), here for
-all features and losses together.
+several towers, features and losses together.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from spanbox.structures import Batch, Features, Losses, Targets
+from spanbox.structures import Losses, TensorBundle
 
-Encode = Callable[[Batch], Features]
-Score = Callable[[Features, Targets], Losses]
-Synchronising = Callable[[bool], AbstractContextManager[None]]
-
-
-def _alone(synchronise: bool) -> AbstractContextManager[None]:
-    """No synchronisation with one process."""
-    return nullcontext()
+States = list[TensorBundle]
+"""States of a tower's rows, one bundle per group."""
+Score = Callable[..., Losses]
+"""Maps the states of each tower to the losses of the batch."""
 
 
-def accumulate_gradients(
-    encode: Encode, objective: Score, batch: Batch, *, chunk_size: int, synchronising: Synchronising = _alone
-) -> Losses:
-    """Add the exact gradient of `objective` on the whole batch to every `.grad`, with the activations of one chunk.
+class Rows(Protocol):
+    """Rows of one shape that a tower encodes, each by itself."""
 
-    The last chunk keeps its graph: of K chunks K - 1 are encoded twice, a single chunk once.
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+    def split(self, size: int) -> Iterator[Any]:
+        """Consecutive chunks of at most `size` rows."""
+
+
+@dataclass(frozen=True)
+class TowerStep:
+    """A tower's part of a step.
+
+    Attributes:
+        encode: states of a chunk; no row may depend on another (no batch statistics).
+        groups: all rows of this process; the rows of a group have one shape.
+        chunk_size: most rows encoded at a time.
+        trained: whether anything in the tower learns.
+        synchronising: context of a backward pass; called with True for the last one, in which processes that share the
+            tower's weights add up its gradients.
+        largest: the largest of each value over the processes that have to encode in step; of these values, if no other
+            process has to.
+    """
+
+    encode: Callable[[Any], TensorBundle]
+    groups: Sequence[Rows]
+    chunk_size: int
+    trained: bool = True
+    synchronising: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext()
+    largest: Callable[..., list[float]] = lambda *values: list(values)
+
+
+def accumulate_gradients(towers: Sequence[TowerStep], score: Score) -> Losses:
+    """Add the exact gradient of the losses of the whole batch to every `.grad`.
 
     Args:
-        encode: features of a chunk by the towers; no pair may depend on another (so no BatchNorm).
-        objective: losses of all features of the batch.
-        batch: all pairs of this process.
-        chunk_size: most pairs encoded at a time.
-        synchronising: context of a forward and its backward pass; called with True for the last pass only, in which the
-            processes average their gradients.
+        towers: each with its rows.
+        score: losses from the states of each tower.
     """
-    size = even_chunk(len(batch), chunk_size)
-    *early, last = batch.split(size)
-    states, parts = [], []
-    with torch.no_grad():
-        for chunk in early:
-            states.append(RandomState.capture())
-            parts.append(encode(chunk))
-    with synchronising(not early):
-        kept = encode(last)
-        leaves = Features.cat([*parts, kept.detach()]).map(lambda feature: feature.detach().requires_grad_())
-        losses = objective(leaves, batch.targets)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        *shares, share_of_kept = leaves.map(_gradient).split(size)
-        _backward(kept, share_of_kept)
-    for number, (chunk, state, share) in enumerate(zip(early, states, shares, strict=True), start=1):
-        with synchronising(number == len(early)), state.replayed():
-            _backward(encode(chunk), share)
+    passes = [_Passes(tower) for tower in towers]
+    losses = score(*(one.states for one in passes))
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    for one in passes:
+        one.backward()
     return losses.detach()
 
 
-def accumulate_naively(
-    encode: Encode, objective: Score, batch: Batch, *, chunk_size: int, synchronising: Synchronising = _alone
-) -> Losses:
-    """Usual gradient accumulation, for comparison: each chunk is contrasted with itself only.
+class _Passes:
+    """The passes of a tower through the chunks of its rows.
 
-    It adds no negatives: the result is the mean of the gradients of small batches, not the gradient of the batch.
+    Attributes:
+        states: of all rows; leaves, whose gradient `backward` passes on.
     """
-    chunks = list(batch.split(even_chunk(len(batch), chunk_size)))
-    total, terms = torch.zeros(()), dict[str, Tensor]()
-    for number, chunk in enumerate(chunks, start=1):
-        with synchronising(number == len(chunks)):
-            features = encode(chunk)
-            # Through leaves, as above, so that unused features have a gradient here too.
-            leaves = features.map(lambda feature: feature.detach().requires_grad_())
-            losses = objective(leaves, chunk.targets)
-            share = len(chunk) / len(batch)
-            (share * losses.total).backward()  # type: ignore[no-untyped-call]
-            _backward(features, leaves.map(_gradient))
-        total = total.to(losses.total) + share * losses.total.detach()
-        terms = {name: terms.get(name, 0) + share * value.detach() for name, value in losses.terms.items()}
-    return Losses(total, terms)
+
+    def __init__(self, tower: TowerStep) -> None:
+        self._tower = tower
+        rows, size = sum(map(len, tower.groups)), tower.chunk_size
+        groups = [list(group.split(even_chunk(len(group), size))) for group in tower.groups]
+        chunks = [chunk for parts in groups for chunk in parts]
+        most_rows, most_chunks = tower.largest(rows, len(chunks))
+        missing = round(most_chunks) - len(chunks)
+        self._chunks = [*chunks, *[chunks[-1][:1]] * missing]  # in step with the process that has most of them
+        self._in_one_pass = tower.trained and most_rows <= size
+        self._random: list[RandomState] = []
+        with torch.set_grad_enabled(self._in_one_pass):
+            encoded = [self._first_pass(chunk) for chunk in self._chunks]
+        self._encoded = encoded if self._in_one_pass else []
+        self._unused = [states.map(torch.zeros_like) for states in encoded[len(chunks) :]]
+        self._group_chunks = [len(parts[0]) for parts in groups]
+        remaining = iter(encoded)
+        self.states = [self._leaves([next(remaining) for _ in parts]) for parts in groups]
+
+    def backward(self) -> None:
+        """Pass the gradient of the states on to the tower's parameters."""
+        if not self._tower.trained:
+            return
+        shares = (states.map(_gradient).split(n) for states, n in zip(self.states, self._group_chunks, strict=True))
+        gradients = [*itertools.chain.from_iterable(shares), *self._unused]
+        if self._in_one_pass:
+            with self._tower.synchronising(True):
+                _backward(self._encoded, gradients)
+            return
+        last = len(self._chunks) - 1
+        for number, (chunk, random, gradient) in enumerate(zip(self._chunks, self._random, gradients, strict=True)):
+            with self._tower.synchronising(number == last), random.replayed():
+                _backward([self._tower.encode(chunk)], [gradient])
+
+    def _first_pass(self, chunk: Any) -> TensorBundle:
+        if self._tower.trained and not self._in_one_pass:
+            self._random.append(RandomState.capture())
+        return self._tower.encode(chunk)
+
+    def _leaves(self, parts: list[TensorBundle]) -> TensorBundle:
+        whole = type(parts[0]).cat([part.detach() for part in parts])
+        return whole.map(lambda state: state.requires_grad_(self._tower.trained))
 
 
-ACCUMULATION = {"exact": accumulate_gradients, "naive": accumulate_naively}
-
-
-def even_chunk(pairs: int, chunk_size: int) -> int:
-    """Size of the chunks when `pairs` are split evenly into the fewest chunks of at most `chunk_size`."""
-    return math.ceil(pairs / math.ceil(pairs / chunk_size))
+def even_chunk(rows: int, chunk_size: int) -> int:
+    """Size of the chunks when `rows` are split evenly into the fewest chunks of at most `chunk_size`."""
+    return math.ceil(rows / math.ceil(rows / chunk_size))
 
 
 @dataclass(frozen=True)
@@ -126,11 +165,16 @@ class RandomState:
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    """Gradient of a leaf; zeros for an unused feature, so that every parameter gets a gradient on every rank."""
+    """Gradient of a leaf; zeros for an unused state, so that every parameter gets a gradient on every rank."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-def _backward(features: Features, gradients: Features) -> None:
-    pairs = zip(features.tensors(), gradients.tensors(), strict=True)
-    trained = [(feature, gradient) for feature, gradient in pairs if feature.requires_grad]
-    torch.autograd.backward([feature for feature, _ in trained], [gradient for _, gradient in trained])
+def _backward(states: Sequence[TensorBundle], gradients: Sequence[TensorBundle]) -> None:
+    """Backward pass from several states at once, which frees what their graphs share only once."""
+    pairs = [
+        (state, gradient)
+        for own, its in zip(states, gradients, strict=True)
+        for state, gradient in zip(own.tensors(), its.tensors(), strict=True)
+        if state.requires_grad
+    ]
+    torch.autograd.backward([state for state, _ in pairs], [gradient for _, gradient in pairs])

@@ -1,34 +1,37 @@
-"""Memory of a training step: measured on two small chunks, predicted for any batch.
+"""Memory of a training step: measured on two small chunks of each tower, predicted for any batch.
 
-At each moment of the forward and backward pass of a chunk, the bytes in use grow by a constant amount per pair. Two
+At each moment of the forward and backward pass of a chunk, the bytes in use grow by a constant amount per row. Two
 small chunks give this line for every moment; the peak of a chunk of any size is the highest of the lines. The peaks of
 the two chunks are not enough: with a large vocabulary both lie where the dense gradient of the token table is held,
-which does not grow with the pairs, while the peak of a larger chunk lies where its activations are held.
+which does not grow with the rows, while the peak of a larger chunk lies where its activations are held.
 """
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, combinations
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spanbox.engine.large_batch import RandomState
+from spanbox.engine.task import Task, is_trained, parameters, weights
 from spanbox.errors import ConfigError
 from spanbox.losses.blocks import MOST_LOGITS
-from spanbox.structures import Batch, Features, Targets
+from spanbox.losses.kernel import WHOLE_SHARE
+from spanbox.structures import TensorBundle
 
 GIB = 2**30
 CPU_BUDGET = 8 * GIB
 MARGIN = 1.1  # allocators round up, and kernels use work space
-PROBES = (2, 4)  # pairs of the two measured chunks
+PROBES = (2, 4)  # rows of the two measured chunks
 LARGER_PROBES = (8, 16)  # the same, if the two run different operations and only their peaks can be compared
-LOSS_PROBE = 16  # pairs of the batch on which the losses are measured
+PROBE_PAIRS = 16  # of the batch that is taken apart, and on which the losses are measured
 ADVICE = (
     "Make the activations smaller (model.text.gradient_checkpointing=true and the same of model.vision, smaller "
     "images, fewer data.max_tokens or data.max_regions), or train less of the model (model.text.freeze, "
@@ -81,34 +84,54 @@ def _storages(tree: Any) -> Iterable[torch.UntypedStorage]:
 
 @dataclass(frozen=True)
 class ChunkMemory:
-    """Bytes of a chunk of any size: the highest of several lines over its number of pairs.
+    """Bytes of a chunk of any size: the highest of several lines over its number of rows.
 
     Attributes:
-        lines: (bytes without a pair, bytes per pair), one line per moment.
+        lines: (bytes without a row, bytes per row), one line per moment.
     """
 
     lines: frozenset[tuple[float, float]]
 
     @classmethod
     def fit(cls, probes: tuple[int, int], small: Sequence[int], large: Sequence[int]) -> Self:
-        """From the bytes at each moment of two chunks with so many pairs."""
+        """From the bytes at each moment of two chunks with so many rows."""
         slopes = [max(0.0, (high - low) / (probes[1] - probes[0])) for low, high in zip(small, large, strict=True)]
         return cls(frozenset((low - probes[0] * slope, slope) for low, slope in zip(small, slopes, strict=True)))
 
-    def peak(self, pairs: int) -> int:
-        return round(max(fixed + slope * pairs for fixed, slope in self.lines))
+    def peak(self, rows: float) -> int:
+        return round(max(fixed + slope * rows for fixed, slope in self.lines))
 
-    def most_pairs(self, room: float) -> float:
-        """The most pairs, not rounded, that need at most `room` bytes; below 1 if not even one fits."""
+    def most_rows(self, room: float) -> float:
+        """The most rows, not rounded, that need at most `room` bytes; below 1 if not even one fits."""
         rising = [(room - fixed) / slope for fixed, slope in self.lines if slope > 0]
         if any(fixed > room for fixed, slope in self.lines if slope == 0):
             return 0.0
         return min(rising, default=math.inf)
 
     @cached_property
-    def pair(self) -> int:
-        """Bytes per additional pair of a large chunk."""
+    def row(self) -> int:
+        """Bytes per additional row of a large chunk."""
         return round(max(slope for _, slope in self.lines))
+
+
+@dataclass(frozen=True)
+class TowerMemory:
+    """Bytes of a tower's chunks.
+
+    Attributes:
+        chunk: of the group of rows that needs most.
+        rows: of each pair of the batch.
+        trained: whether chunks are encoded with a graph.
+    """
+
+    chunk: ChunkMemory
+    rows: float
+    trained: bool
+
+    @property
+    def besides(self) -> int:
+        """Bytes of a chunk that do not grow with it; mostly the dense gradient of a large token table."""
+        return max(0, self.chunk.peak(1) - self.chunk.row)
 
 
 @dataclass(frozen=True)
@@ -119,16 +142,16 @@ class StepMemory:
         weights: of all parameters and buffers.
         gradients: of the trained parameters.
         optimiser: two moments of each trained parameter.
-        activations: of a chunk, and its temporary gradients.
-        features: of each pair of the batch: features, their gradients and targets.
-        losses: peak of the losses over all features of `pairs` pairs.
+        towers: by name.
+        pair: of each pair of the batch: states, features, their gradients, targets, and copied rows.
+        losses: peak of the losses over all features of a number of pairs.
     """
 
     weights: int
     gradients: int
     optimiser: int
-    activations: ChunkMemory
-    features: int
+    towers: dict[str, TowerMemory]
+    pair: int
     losses: Callable[[int], int]
 
     @property
@@ -136,98 +159,127 @@ class StepMemory:
         """Bytes that do not depend on the batch."""
         return self.weights + self.gradients + self.optimiser
 
-    @property
-    def pair(self) -> int:
-        """Activations of each additional pair of a large chunk."""
-        return self.activations.pair
+    def peak(self, batch_size: int, chunk_sizes: Mapping[str, int]) -> int:
+        """Predicted peak of an exact step.
 
-    @property
-    def chunk(self) -> int:
-        """Bytes of a chunk besides: the peak of a single pair is at least this plus `pair`. With a large vocabulary
-        most of it is the dense gradient of the token table."""
-        return max(0, self.activations.peak(1) - self.pair)
+        A tower whose rows fit into one chunk holds its activations while the losses are computed and the others
+        encode; the others hold theirs one after another.
+        """
+        held, largest = 0, self.losses(batch_size)
+        for name, tower in self.towers.items():
+            rows = tower.rows * batch_size
+            activations = tower.chunk.peak(min(rows, chunk_sizes[name]))
+            if tower.trained and rows <= chunk_sizes[name]:
+                held += activations
+            else:
+                largest = max(largest, activations)
+        return round(MARGIN * (self.state + self.pair * batch_size + held + largest))
 
-    def peak(self, batch_size: int, chunk_size: int) -> int:
-        """Predicted peak of an exact step. The losses are computed while the activations of the last chunk are held."""
-        chunk = self.activations.peak(min(chunk_size, batch_size))
-        return round(MARGIN * (self.state + self.features * batch_size + chunk + self.losses(batch_size)))
+    def chunk_sizes(self, batch_size: int, budget: int) -> dict[str, int] | None:
+        """The largest chunks, in rows, with which the step stays within `budget` bytes; None if nothing fits.
 
-    def largest_chunk(self, batch_size: int, budget: int) -> int:
-        """The most pairs per chunk with which the step stays within `budget` bytes; 0 if not even one pair fits."""
-        room = budget / MARGIN - self.state - self.features * batch_size - self.losses(batch_size)
-        return math.floor(max(0.0, min(float(batch_size), self.activations.most_pairs(room))))
+        As many towers as possible encode all their rows at once, first those with most activations, which saves their
+        second pass.
+        """
+        whole = {name: math.ceil(tower.rows * batch_size) for name, tower in self.towers.items()}
+
+        def saved(names: Sequence[str]) -> int:
+            return sum(self.towers[name].chunk.peak(whole[name]) for name in names)
+
+        choices = [names for count in range(len(whole) + 1) for names in combinations(whole, count)]
+        for at_once in sorted(choices, key=saved, reverse=True):
+            room = budget / MARGIN - self.state - self.pair * batch_size - saved(at_once)
+            sizes = {
+                name: whole[name]
+                if name in at_once
+                else math.floor(min(float(whole[name]), self.towers[name].chunk.most_rows(room)))
+                for name in whole
+            }
+            if self.losses(batch_size) <= room and all(size >= 1 for size in sizes.values()):
+                return sizes
+        return None
 
 
-def measure_step(
-    model: nn.Module,
-    objective: nn.Module,
-    encode: Callable[[Batch], Features],
-    example: Callable[[int], Batch],
-) -> StepMemory:
+Encode = Callable[[str, Any], TensorBundle]
+"""States of a chunk of a tower, by its name."""
+
+
+def measure_step(task: Task, encode: Encode, example: Callable[[int], Any]) -> StepMemory:
     """Measure the memory of a training step. Leaves no gradient and restores the random state.
 
     Args:
-        model: on its device, in training mode, without gradients.
+        task: its model on its device, in training mode, without gradients.
         encode: encodes a chunk as in training.
         example: a batch of the given number of pairs of maximal size, on any device.
     """
+    inputs = task.inputs(example(PROBE_PAIRS))
+    towers = {}
     with RandomState.capture().replayed():
-        activations = _measure_chunks(model, encode, example)
-        features = encode(example(1)).detach()
-        losses = _losses_peak(objective, features, example(1).targets.to(features.text.device))
-    trained = [parameter for parameter in (*model.parameters(), *objective.parameters()) if parameter.requires_grad]
-    gradients = _bytes(trained)
+        for name, groups in inputs.rows.items():
+            trained = is_trained(task.towers[name])
+            chunk = ChunkMemory(frozenset(chain.from_iterable(_lines(task, encode, name, rows) for rows in groups)))
+            towers[name] = TowerMemory(chunk, sum(map(len, groups)) / PROBE_PAIRS, trained)
+        with torch.no_grad():
+            states = {name: [encode(name, rows[:]) for rows in groups] for name, groups in inputs.rows.items()}
+            features = task.features(states, inputs.rest)
+        losses = _losses_peak(task, features, inputs.targets.to(features.tensors()[0].device))
+    of_states = sum(_bytes(one.tensors()) for groups in states.values() for one in groups)
+    if features.tensors()[0].device.type == "cpu":  # where crops and views are copies of their own
+        of_states += sum(_bytes(one[:].tensors()) for groups in inputs.rows.values() for one in groups[1:]) // 3
+    gradients = _bytes(parameters(task))
     return StepMemory(
-        weights=_bytes([*model.state_dict().values(), *objective.state_dict().values()]),
+        weights=_bytes(weights(task)),
         gradients=gradients,
         optimiser=2 * gradients,
-        activations=activations,
-        features=3 * _bytes(features.tensors()) + _bytes(example(1).targets.tensors()),
+        towers=towers,
+        pair=(3 * of_states + 3 * _bytes(features.tensors()) + _bytes(inputs.targets.tensors())) // PROBE_PAIRS,
         losses=losses,
     )
 
 
-def _measure_chunks(
-    model: nn.Module, encode: Callable[[Batch], Features], example: Callable[[int], Batch]
-) -> ChunkMemory:
-    small, large = (_chunk_moments(model, encode, example(pairs)) for pairs in PROBES)
+def _lines(task: Task, encode: Encode, name: str, rows: Any) -> frozenset[tuple[float, float]]:
+    """The lines of chunks of one group of rows."""
+    small, large = (_chunk_moments(task, encode, name, rows[:count]) for count in PROBES)
     if len(small) == len(large):
-        return ChunkMemory.fit(PROBES, small, large)
-    peaks = [[_chunk_peak(model, encode, example(pairs))] for pairs in LARGER_PROBES]
-    return ChunkMemory.fit(LARGER_PROBES, *peaks)
+        return ChunkMemory.fit(PROBES, small, large).lines
+    peaks = [[max(_chunk_moments(task, encode, name, rows[:count]))] for count in LARGER_PROBES]
+    return ChunkMemory.fit(LARGER_PROBES, *peaks).lines
 
 
-def _chunk_peak(model: nn.Module, encode: Callable[[Batch], Features], batch: Batch) -> int:
-    return max(_chunk_moments(model, encode, batch))
-
-
-def _chunk_moments(model: nn.Module, encode: Callable[[Batch], Features], batch: Batch) -> list[int]:
+def _chunk_moments(task: Task, encode: Encode, name: str, chunk: Any) -> list[int]:
     """Bytes at each moment of one forward and backward pass, with temporary gradients only."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in task.towers[name].parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     try:
-        with PeakMemory() as memory:
-            features = [feature for feature in encode(batch).tensors() if feature.requires_grad]
-            torch.autograd.backward(features, [torch.zeros_like(feature) for feature in features])
+        with PeakMemory() as memory, torch.set_grad_enabled(bool(trained)):
+            states = [state for state in encode(name, chunk).tensors() if state.requires_grad]
+            if states:
+                torch.autograd.backward(states, [torch.zeros_like(state) for state in states])
         return list(memory.moments)
     finally:
         for parameter in trained:
             parameter.grad = None
 
 
-def _losses_peak(objective: nn.Module, features: Features, targets: Targets) -> Callable[[int], int]:
-    """Peak of the losses as a function of the batch: quadratic up to the size from which they are computed in tiles."""
-    probe = LOSS_PROBE
-    many = features.map(lambda feature: torch.rand_like(feature.expand(probe, *feature.shape[1:])).requires_grad_())
-    targets = targets.map(lambda tensor: tensor.expand(probe, *tensor.shape[1:]))
+def _losses_peak(task: Task, features: TensorBundle, targets: TensorBundle) -> Callable[[int], int]:
+    """Peak of the losses as a function of the batch: linear, plus quadratic up to the size from which they are computed
+    in tiles."""
+    half, whole = (_losses_bytes(task, features, targets, pairs) for pairs in (PROBE_PAIRS // 2, PROBE_PAIRS))
+    quadratic = max(0.0, (whole - 2 * half) / (PROBE_PAIRS**2 / 2))
+    linear = max(0.0, whole / PROBE_PAIRS - quadratic * PROBE_PAIRS)
+    places = [feature[0].numel() // feature.shape[-1] for feature in features.tensors()]  # of a pair
+    most = math.sqrt(MOST_LOGITS) / max(1, *places)  # pairs at which the larger matrix of logits is tiled
+    return lambda pairs: round(linear * pairs + quadratic * min(pairs, most) ** 2)
+
+
+def _losses_bytes(task: Task, features: TensorBundle, targets: TensorBundle, pairs: int) -> int:
+    leaves = features[:pairs].map(lambda feature: torch.rand_like(feature).requires_grad_())
     with PeakMemory() as memory:
-        objective(many, targets).total.backward()
-    for parameter in objective.parameters():
+        task.losses(leaves, targets[:pairs], WHOLE_SHARE).total.backward()  # type: ignore[no-untyped-call]
+    for parameter in task.objective.parameters():
         parameter.grad = None
-    spans, regions = targets.links.shape[1:]
-    most = math.sqrt(MOST_LOGITS / max(1, spans * regions))  # pairs at which the larger matrix of logits is tiled
-    return lambda pairs: round(memory.peak * (min(pairs, most) / probe) ** 2)
+    return int(memory.peak)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -243,18 +295,18 @@ def memory_budget(memory_gb: float | None, device: torch.device, weights: int) -
     return CPU_BUDGET
 
 
-def choose_chunk(memory: StepMemory, batch_size: int, budget: int) -> int:
-    """The most pairs to encode at a time within `budget` bytes.
+def choose_chunk_sizes(memory: StepMemory, batch_size: int, budget: int) -> dict[str, int]:
+    """The most rows of each tower to encode at a time within `budget` bytes.
 
     Raises:
-        ConfigError: not even one pair fits.
+        ConfigError: not even one row fits.
     """
-    chunk = memory.largest_chunk(batch_size, budget)
-    if chunk == 0:
-        needed = memory.peak(batch_size, 1)
+    sizes = memory.chunk_sizes(batch_size, budget)
+    if sizes is None:
+        needed = memory.peak(batch_size, dict.fromkeys(memory.towers, 1))
         raise ConfigError(
-            f"train.memory_gb: a step needs {needed / GIB:.2f} GB even with one pair in a chunk, and "
+            f"train.memory_gb: a step needs {needed / GIB:.2f} GB even with one row in a chunk, and "
             f"{budget / GIB:.2f} GB are there ({memory.state / GIB:.2f} GB of it for weights, gradients and "
             f"optimiser). {ADVICE}"
         )
-    return chunk
+    return sizes

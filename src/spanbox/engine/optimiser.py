@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 from spanbox.engine.distributed import shared_like, whole
 from spanbox.engine.trainer_state import check_moments, group_sizes
@@ -44,7 +44,7 @@ def make_optimiser(
 ) -> torch.optim.AdamW:
     """AdamW over groups of towers, heads and the objective, each with and without weight decay; without frozen weights.
 
-    The objective has its own groups: its parameters are whole where the model's may be sharded among ranks.
+    Towers have their own groups for their learning rate, and since their parameters may be cut up among ranks.
     """
     decay = settings.weight_decay
     groups = [
@@ -90,6 +90,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> Tensor
     """Scale the gradient of all parameters down to a norm of at most `longest`. Returns its norm before."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     shared = [parameter for parameter in trained if isinstance(parameter, DTensor)]
+    if not shared:
+        return clip_grad_norm_(trained, longest)
     own = [parameter for parameter in trained if not isinstance(parameter, DTensor)]
     norms = [whole(get_total_norm([p.grad for p in group if p.grad is not None])) for group in (shared, own) if group]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))

@@ -12,8 +12,10 @@ from spanbox.settings import Settings
 
 class TrainSettings(Settings):
     batch_size: int = Field(128, ge=2, description="pairs contrasted with each other in one step, over all processes")
-    chunk_size: PositiveInt | Literal["auto"] = Field(
-        "auto", description="pairs encoded at a time; auto: as many as fit into memory_gb"
+    chunk_size: PositiveInt | Literal["auto"] | dict[str, PositiveInt] = Field(
+        "auto",
+        description="texts, and images, encoded at a time; {text: n, image: n} for a number for each tower; auto: as "
+        "many as fit into memory_gb",
     )
     memory_gb: float | None = Field(
         None, gt=0, description="memory limit of training; default: the free memory of the GPU, 8 GB on a CPU"
@@ -63,6 +65,13 @@ class TrainSettings(Settings):
         (), description="trackers to write to besides log.jsonl: tensorboard, wandb, trackio; all work offline"
     )
     resume: bool = Field(False, description="resume from the last checkpoint of run.dir")
+
+    @field_validator("chunk_size")
+    @classmethod
+    def _each_tower(cls, chunk_size: Any) -> Any:
+        if isinstance(chunk_size, dict) and chunk_size.keys() != {"text", "image"}:
+            raise ValueError("give a number for each tower, {text: n, image: n}, one number for both, or auto")
+        return chunk_size
 
     @field_validator("track", mode="before")
     @classmethod

@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spanbox.engine.checkpoint import CheckpointStore, named_weights
-from spanbox.engine.device import choose_device, choose_precision, make_encode
+from spanbox.engine.chunks import ChunkSizes
+from spanbox.engine.device import autocast, choose_device, choose_precision
 from spanbox.engine.distributed import Ranks, whole
-from spanbox.engine.large_batch import ACCUMULATION, even_chunk
-from spanbox.engine.memory import ADVICE, GIB, choose_chunk, measure_step, memory_budget
-from spanbox.engine.negatives import NegativesWatch
+from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
 from spanbox.engine.optimiser import (
     clip_gradients,
     lr_share,
@@ -29,17 +29,16 @@ from spanbox.engine.optimiser import (
 from spanbox.engine.run_folder import settle_replaced
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.stopping import StopRequest
+from spanbox.engine.task import StepInputs, Task, heads, is_trained, parameters
 from spanbox.engine.trackers import check_installed
 from spanbox.engine.tracking import IncidentTally, RunLog
 from spanbox.engine.trainer_state import check_trainer_state
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.files import write_text
-from spanbox.losses.objective import Objective
-from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
-from spanbox.structures import Batch, Features, Incident, Losses, Targets, stable_id
+from spanbox.structures import Incident, Losses, TensorBundle, stable_id
 
-Validate = Callable[[DualEncoder, Progress], tuple[dict[str, float], float]]
+Validate = Callable[[Any, Progress], tuple[dict[str, float], float]]
 """Gives the metrics of a model, and the one that chooses the best; shown as a part of the progress."""
 
 
@@ -53,10 +52,10 @@ class _Window:
 
 
 class Trainer:
-    """Trains a dual encoder by an objective, from its current state to the end of the run.
+    """Trains a task's model, from its current state to the end of the run.
 
     Args:
-        example: a batch of that many pairs, as large as pairs get; measured when the chunk size is chosen here.
+        example: a batch of that many pairs, as large as pairs get; measured when the chunk sizes are chosen here.
         seed: every random draw of a step comes from it, the step and the rank.
         run_dir: folder for the log and the batch that made a loss non-finite.
         store: where checkpoints go.
@@ -67,11 +66,10 @@ class Trainer:
 
     def __init__(
         self,
-        model: DualEncoder,
-        objective: Objective,
+        task: Task,
         settings: TrainSettings,
         *,
-        example: Callable[[int], Batch],
+        example: Callable[[int], Any],
         seed: int,
         run_dir: Path,
         store: CheckpointStore,
@@ -85,23 +83,25 @@ class Trainer:
         self.ranks = ranks or Ranks()
         self.device = choose_device(settings.device, self.ranks.local_rank)
         self.dtype = choose_precision(settings.precision, self.device)
-        self.model: DualEncoder = model
-        self.objective = objective.to(self.device)
+        self.task = task
+        self.model = task.model
         self.settings = settings
         self.seed = seed
         self.run_dir = run_dir
         self.store = store
         self.tally = tally
         self.validate = validate
-        self.encode = make_encode(model, self.device, self.dtype)
-        if settings.parallel == "ddp" or self.ranks.world_size == 1:
-            model.to(self.device)  # fsdp moves each layer when it is cut up
-        self.chunk_size = self._measured_chunk(example) if settings.chunk_size == "auto" else settings.chunk_size
+        sharded = settings.parallel == "fsdp" and self.ranks.world_size > 1
+        if not sharded:
+            task.model.to(self.device)  # fsdp moves each layer when it is cut up
+        task.objective.to(self.device)
+        self.chunk_sizes = ChunkSizes.of(settings, task, self._encode, example, self.ranks, self.device)
         if settings.compile:  # after measuring, whose dispatch mode would make dynamo skip the towers for good
-            model.compile_towers()
-        self.encode = make_encode(self.ranks.parallelise(model, settings.parallel), self.device, self.dtype)
-        heads = [child for name, child in model.named_children() if name not in ("text", "vision")]
-        self.optimiser = make_optimiser([model.text, model.vision], heads, objective, settings.optimiser)
+            task.compile()
+        self.ranks.share_weights(task.model, task.towers.values(), settings.parallel)
+        if sharded:
+            task.model.to(self.device)
+        self.optimiser = make_optimiser(task.towers.values(), heads(task), task.objective, settings.optimiser)
         self.step = 0
         self.seconds = 0.0  # of training so far, without validation and saving
         self.best: float | None = None
@@ -109,7 +109,6 @@ class Trainer:
         self.since_best = 0  # validations
         self._stop = StopRequest()
         self._uncounted: list[Incident] = []
-        self._watch = NegativesWatch(objective.settings.levels())
         self._clock = time.perf_counter if settings.clock == "wall" else time.process_time
 
     @property
@@ -119,73 +118,83 @@ class Trainer:
             return self.seconds / (60 * self.settings.minutes)
         return (self.step + 0.5) / self.settings.steps
 
-    def train_step(self, batch: Batch, ids: list[str]) -> Losses:
-        """One optimiser step on one contrastive batch, which may lie on the processor. `ids` name its pairs when the
-        loss is not finite."""
+    def train_step(self, batch: Any, ids: list[str]) -> Losses:
+        """One optimiser step on one contrastive batch on the CPU. `ids` name its pairs when the loss is not finite."""
         torch.manual_seed(stable_id(f"{self.seed} {self.step} {self.ranks.rank}"))
         done = min(1.0, self.done)
         set_learning_rate(self.optimiser, lr_share(done, self.settings.optimiser))
-        self.objective.set_progress(done, self.step)
+        self.task.before_step(done, self.step)
         losses = self._gradients_in_memory(batch)
-        self.ranks.average_gradients(list(self.objective.parameters()))
-        norm = clip_gradients(self._parameters(), self.settings.optimiser.clip_norm)
+        self.ranks.add_up_gradients(parameters(self.task))
+        norm = clip_gradients(parameters(self.task), self.settings.optimiser.clip_norm)
         self._check_finite(losses, norm, ids)
         self.optimiser.step()
-        self.objective.clamp_temperatures()
+        self.task.after_step()
         self.step += 1
         return losses
 
-    def _score(self, features: Features, targets: Targets) -> Losses:
-        """Losses of the pairs of all ranks."""
-        everywhere = self.ranks.gather(targets.to(self.device, non_blocking=True))
-        gathered = self.ranks.gather_features(features)
-        unseen = self._watch.unseen()
-        self._watch.add(name for name in unseen if self.objective.contrasts_something(name, gathered, everywhere))
-        losses: Losses = self.objective(gathered, everywhere)
-        return losses
-
-    def _measured_chunk(self, example: Callable[[int], Batch]) -> int:
-        """The largest chunk that fits into memory on every rank; says so when it is not the whole batch."""
-        if self.ranks.world_size > 1 and self.settings.parallel == "fsdp":
-            raise ConfigError("train.chunk_size: auto cannot measure a model that is cut up (fsdp); give a number")
-        memory = measure_step(self.model, self.objective, self.encode, example)
-        own_pairs = self.settings.batch_size // self.ranks.world_size
-        budget = memory_budget(self.settings.memory_gb, self.device, memory.weights)
-        chunk = round(-self.ranks.largest(-choose_chunk(memory, own_pairs, budget))[0])
-        if chunk < own_pairs and self.ranks.is_main:
-            peak = f"{memory.peak(own_pairs, chunk) / GIB:.1f} of {budget / GIB:.1f} GB"
-            print(f"train.chunk_size=auto: {chunk} of {own_pairs} pairs at a time ({peak})", file=sys.stderr)
-        return chunk
-
-    def _gradients_in_memory(self, batch: Batch) -> Losses:
+    def _gradients_in_memory(self, batch: Any) -> Losses:
         """Accumulate the gradients of a step; with smaller chunks when the memory does not suffice."""
         while True:
             self.optimiser.zero_grad()
             try:
-                return ACCUMULATION[self.settings.accumulation](
-                    self.encode,
-                    self._score,
-                    batch,
-                    chunk_size=self.chunk_size,
-                    synchronising=self.ranks.synchronising,
-                )
+                losses = self._gradients(batch)
+                break
             except torch.OutOfMemoryError as error:
-                self._take_smaller_chunks(len(batch), error)
+                rows = {name: sum(map(len, groups)) for name, groups in self.task.inputs(batch).rows.items()}
+                self.chunk_sizes.halve(rows, self.ranks.rank, self.ranks.world_size, error)
             torch.cuda.empty_cache()  # outside of the handler, which keeps what it caught alive
+        for parameter in parameters(self.task):
+            if parameter.grad is None:  # of something unused, as a level that is off
+                parameter.grad = torch.zeros_like(parameter)
+        return self.ranks.total_losses(losses)
 
-    def _take_smaller_chunks(self, pairs: int, error: torch.OutOfMemoryError) -> None:
-        too_large = even_chunk(pairs, self.chunk_size)
-        if self.ranks.world_size > 1:
-            raise TrainingError(
-                f"out of memory on rank {self.ranks.rank} with train.chunk_size={too_large}: set it to "
-                f"{max(1, too_large // 2)}. {ADVICE}"
-            ) from error
-        if too_large == 1:
-            raise TrainingError(f"out of memory with a single pair in a chunk ({error}). {ADVICE}") from error
-        self.chunk_size = too_large // 2
-        print(f"out of memory with chunks of {too_large} pairs: going on with {self.chunk_size}", file=sys.stderr)
+    def _gradients(self, batch: Any) -> Losses:
+        """This rank's share of the gradients and losses."""
+        if self.settings.accumulation == "exact":
+            return self._gradients_of(batch, self.chunk_sizes, 1.0)
+        # Usual accumulation, for comparison: each chunk of pairs is contrasted with itself only.
+        chunks = list(batch.split(even_chunk(len(batch), min(self.chunk_sizes.values()))))
+        whole = dict.fromkeys(self.task.towers, sys.maxsize)
+        parts = [self._gradients_of(chunk, whole, len(chunk) / len(batch)) for chunk in chunks]
+        terms = {name: torch.stack([part.terms[name] for part in parts]).sum() for name in parts[0].terms}
+        return Losses(torch.stack([part.total for part in parts]).sum(), terms)
 
-    def fit(self, batches: Iterable[tuple[Batch, list[str], list[Incident]]], progress: Progress) -> bool:
+    def _gradients_of(self, batch: Any, chunk_sizes: dict[str, int], weight: float) -> Losses:
+        """As `_gradients`, of losses that are multiplied by `weight`."""
+        inputs = self.task.inputs(batch)
+        names = list(inputs.rows)
+
+        def score(*states: States) -> Losses:
+            losses = self._score(dict(zip(names, states, strict=True)), inputs)
+            return Losses(weight * losses.total, {name: weight * term for name, term in losses.terms.items()})
+
+        return accumulate_gradients([self._tower_step(name, inputs, chunk_sizes[name]) for name in names], score)
+
+    def _tower_step(self, name: str, inputs: StepInputs, chunk_size: int) -> TowerStep:
+        tower = self.task.towers[name]
+        in_step = {"largest": self.ranks.largest} if self.ranks.is_sharded else {}
+        return TowerStep(
+            partial(self._encode, name),
+            inputs.rows[name],
+            chunk_size,
+            is_trained(tower),
+            self.ranks.synchronising(tower),
+            **in_step,
+        )
+
+    def _encode(self, tower: str, rows: Any) -> TensorBundle:
+        with autocast(self.device, self.dtype):
+            return self.task.encode(tower, rows)
+
+    def _score(self, states: dict[str, States], inputs: StepInputs) -> Losses:
+        """This rank's share of the losses of the pairs of all ranks."""
+        with autocast(self.device, self.dtype):
+            features = self.task.features(states, inputs.rest)
+        targets = self.ranks.gather(inputs.targets.to(self.device, non_blocking=True))
+        return self.task.losses(self.ranks.gather_features(features), targets, self.ranks.share(len(features)))
+
+    def fit(self, batches: Iterable[tuple[Any, list[str], list[Incident]]], progress: Progress) -> bool:
         """Run the remaining steps; none when the patience is used up. Returns False when it was stopped before its end
         (Ctrl-C, SIGTERM).
 
@@ -209,7 +218,8 @@ class Trainer:
                 took = self._clock() - began
                 window.seconds += took
                 self._agree(took)
-                self._report_levels(progress)
+                for note in self.task.notes(last=self._at_end()):
+                    progress.note(f"step {self.step}: {note}")
                 detail = ""
                 if self._is_due(self.settings.log_every):
                     self._share_incidents()
@@ -234,14 +244,6 @@ class Trainer:
         """Count the incidents of all ranks. All of them call it at the same steps."""
         self.tally.add(self.ranks.everyones(self._uncounted))
         self._uncounted = []
-
-    def _report_levels(self, progress: Progress) -> None:
-        whole_run = self._watch.steps + 1 == self.step  # not resumed
-        for name in self._watch.at_step_end(last=whole_run and self._at_end()):
-            progress.note(
-                f"step {self.step}: the {name} level has nothing to contrast: no row of the last steps had both a "
-                "positive and a negative"
-            )
 
     def state(self) -> dict[str, Any]:
         """All that resuming needs beside the weights, the same for any number of ranks. Called on all of them."""
@@ -324,7 +326,7 @@ class Trainer:
 
     def _save(self, *, best: bool) -> None:
         self._share_incidents()
-        weights = {name: whole(tensor).cpu() for name, tensor in named_weights(self.model, self.objective).items()}
+        weights = {name: whole(tensor).cpu() for name, tensor in named_weights(self.model, self.task.objective).items()}
         state = self.state()
         if self.ranks.is_main:
             self.store.save(self.step, weights, state, best=best)
@@ -335,18 +337,14 @@ class Trainer:
         return {
             "loss": losses.total.item(),
             **{f"loss.{name}": value.item() for name, value in losses.terms.items()},
-            **{f"temperature.{name}": value for name, value in self.objective.temperatures().items()},
-            **{f"weight.{name}": value for name, value in self.objective.weights().items()},
+            **self.task.log_values(),
             "lr": max(group["lr"] for group in self.optimiser.param_groups),
             "seconds": round(self.seconds, 3),
-            "chunk_size": even_chunk(self.settings.batch_size // self.ranks.world_size, self.chunk_size),
+            "chunk_size": dict(self.chunk_sizes),
             "pairs_per_second": window.pairs / window.seconds,
             "data_wait": window.waited / window.seconds,
             "incidents": self.tally.counts(),
         }
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
 
     def _check_finite(self, losses: Losses, norm: Tensor, ids: list[str]) -> None:
         """Before the step is taken: a gradient that is not finite would ruin every weight."""

@@ -61,29 +61,25 @@ def in_place(parts: Iterable[FeatureBank]) -> Iterator[FeatureBank]:
         pairs, spans, regions = pairs + len(part), spans + len(part.spans), regions + len(part.regions)
 
 
-def extract(
-    encode: Callable[[Batch], Features], batches: Iterable[Batch], device: torch.device | str = "cpu"
-) -> FeatureBank:
-    """Encode every batch on `device`, without gradients, and keep all features but those of the padding.
+def extract(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> FeatureBank:
+    """Encode every batch, without gradients, and keep all features but those of the padding.
 
     Args:
-        encode: the towers, on `device` and in evaluation mode (dropout off).
+        encode: the towers, in evaluation mode (dropout off); moves batches to their device.
         batches: not augmented; they may differ in size and in padding.
 
     Raises:
         DataError: there is no pair at all.
     """
-    return FeatureBank.cat(extract_parts(encode, batches, device))
+    return FeatureBank.cat(extract_parts(encode, batches))
 
 
-def extract_parts(
-    encode: Callable[[Batch], Features], batches: Iterable[Batch], device: torch.device | str = "cpu"
-) -> Iterator[FeatureBank]:
+def extract_parts(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Iterator[FeatureBank]:
     """As `extract`, one bank per batch: for a set whose features do not fit into memory."""
     empty = True
     for batch in batches:
         with torch.no_grad():
-            part = _without_padding(encode(batch.to(device, non_blocking=True)), batch)
+            part = _without_padding(encode(batch), batch)
         empty = empty and not len(part)
         yield part
     if empty:

@@ -1,8 +1,14 @@
 """The dual encoder: two towers, pooling of spans and regions, and projections to the shared feature space.
 
-B pairs    K spans    R regions    T tokens    H width of a tower    D features
+A batch becomes rows for each tower (`inputs`). A tower maps rows to states, each row by itself, so that a step can
+encode them in chunks (`encode_text`, `encode_images`). Then the states of all rows become features of the batch
+(`features`).
+
+    B pairs    K spans    R regions    T tokens    M rows    H width of a tower    P of a pooled state    D features
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,13 +17,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
-from spanbox.geometry import by_kept_count, kept_indices, roi_align
+from spanbox.geometry import roi_align
+from spanbox.models.inputs import EMPTY, Images, Places, Texts, TowerInputs, in_places, tower_inputs
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TextStates, TextTower, TowerSettings, VisionTower, VisionTowerSettings
-from spanbox.models.visible import VisiblePatches
+from spanbox.models.towers import TextTower, TowerSettings, VisionTower, VisionTowerSettings
 from spanbox.settings import Settings
-from spanbox.structures import PADDING_ID, Batch, Features
+from spanbox.structures import Batch, Features, TensorBundle
 
 
 class SpanSettings(Settings):
@@ -54,11 +60,27 @@ class ModelSettings(Settings):
     regions: RegionSettings = Field(RegionSettings(), description="features of regions")
 
 
+@dataclass(frozen=True)
+class TextRows(TensorBundle):
+    """States of M texts."""
+
+    pooled: Tensor  # (M, P)
+    spans: Tensor  # (M, K, H), zeros for a span without tokens
+
+
+@dataclass(frozen=True)
+class ImageRows(TensorBundle):
+    """States of M images."""
+
+    pooled: Tensor  # (M, P)
+    regions: Tensor | None  # (M, R, H), if they are pooled from the patch grid
+
+
 class DualEncoder(nn.Module):
     """Maps a batch to unit-length features of sentences, images, spans and regions.
 
-    Texts with equal tokens are encoded once and share their states, including dropout. Spans that are encoded alone
-    repeat often, captions sometimes.
+    Texts with equal tokens are encoded once in a batch and share their states, including dropout. Spans that are
+    encoded alone repeat often, captions sometimes.
     """
 
     mean: Tensor
@@ -91,35 +113,67 @@ class DualEncoder(nn.Module):
     def compile_towers(self, backend: str = "inductor") -> None:
         """Compile the forward pass of each tower with `torch.compile`, in place: the names of the weights stay.
 
-        A whole tower is one graph, in every family. The steps between towers and features depend on the data
-        (repeated texts, padded spans) and stay eager.
+        A whole tower is one graph, in every family. What lies between towers and features stays eager.
         """
         self.text.compile(backend=backend, dynamic=True)  # the numbers of texts and tokens differ between batches
         self.vision.compile(backend=backend)
 
     def forward(self, batch: Batch) -> Features:
-        rows, copies = _distinct(batch.token_ids, batch.token_mask)
-        distinct = self.text(batch.token_ids[rows], batch.token_mask[rows])
-        text = TextStates(_spread(distinct.tokens, copies), _spread(distinct.pooled, copies))
-        vision = self.vision(self.normalised(batch.pixels))
-        if self.settings.spans.source == "sentence":
-            spans_BKH = pool_spans(text.tokens, batch.span_tokens, self.settings.spans.pool)
-        else:
-            spans_BKH = self._encode_own_tokens(batch)
-        if self.settings.regions.source == "roi_align":
-            bins = roi_align(
-                vision.grid, batch.regions, self.settings.regions.output_size, self.settings.regions.sampling_ratio
-            )
-            regions_BRH = pool_regions(bins, self.settings.regions.pool)
-        else:
-            regions_BRH = self._encode_crops(batch)
+        """Features of a batch, from any device, each tower's rows in one piece per group."""
+        inputs = self.inputs(batch)
+        return self.features(
+            [self.encode_text(texts) for texts in inputs.texts],
+            [self.encode_images(images[:]) for images in inputs.images],
+            inputs.places,
+        )
+
+    def inputs(self, batch: Batch) -> TowerInputs:
+        """The rows that the towers encode for a batch."""
+        spans_alone, crops = self.settings.spans.source == "own", self.settings.regions.source == "crop"
+        return tower_inputs(batch.to("cpu"), spans_alone=spans_alone, crops=crops)
+
+    def encode_text(self, texts: Texts) -> TextRows:
+        """States of texts, from any device, and of their spans."""
+        texts = texts.trimmed().to(self.mean.device, non_blocking=True)
+        states = self.text(texts.token_ids, texts.token_mask)
+        return TextRows(states.pooled, pool_spans(states.tokens, texts.span_tokens, self.settings.spans.pool))
+
+    def encode_images(self, images: Images) -> ImageRows:
+        """States of images, from any device, and of their regions."""
+        images = images.to(self.mean.device, non_blocking=True)
+        states = self.vision(self.normalised(images.pixels), images.kept)
+        if images.regions is None:
+            return ImageRows(states.pooled, None)
+        settings = self.settings.regions
+        bins = roi_align(states.grid, images.regions, settings.output_size, settings.sampling_ratio)
+        return ImageRows(states.pooled, pool_regions(bins, settings.pool))
+
+    def features(self, texts: Sequence[TextRows], images: Sequence[ImageRows], places: Places) -> Features:
+        """Features of a batch from the states of its rows.
+
+        Args:
+            texts, images: in the order of `TowerInputs`.
+            places: from any device.
+        """
+        places = places.to(self.mean.device, non_blocking=True)
+        sentences, whole = texts[0], images[0]
+        no_span = sentences.spans.new_zeros(0, sentences.spans.shape[2])
+        alone = torch.cat([no_span, *(rows.spans[:, 0] for rows in texts[1:])])
+        further = torch.cat([whole.pooled[:0], *(rows.pooled for rows in images[1:])])
+        spans_BKH = sentences.spans[places.text] if places.spans is None else in_places(alone, places.spans)
+        regions_BRH = whole.regions if places.regions is None else in_places(further, places.regions)
+        assert regions_BRH is not None
+        views = None
+        if places.views is not None:
+            used = (places.views != EMPTY)[:, :, None]
+            views = _unit(self.image_projection(in_places(further, places.views))).where(used, 0.0)
         shared = self.settings.projections == "shared"
         return Features(
-            text=_unit(self.text_projection(text.pooled)),
-            image=_unit(self.image_projection(vision.pooled)),
+            text=_unit(self.text_projection(sentences.pooled[places.text])),
+            image=_unit(self.image_projection(whole.pooled)),
             spans=_unit((self.text_projection if shared else self.span_projection)(spans_BKH)),
             regions=self.project_regions(regions_BRH),
-            views=None if batch.view_hidden is None else self._encode_views(batch, batch.view_hidden),
+            views=views,
         )
 
     def project_regions(self, pooled: Tensor) -> Tensor:
@@ -129,77 +183,9 @@ class DualEncoder(nn.Module):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Pixels (..., 3, S, S) uint8, normalised for the vision tower."""
-        return (pixels.to(self.mean.dtype) / 255.0 - self.mean) / self.std
-
-    def _encode_own_tokens(self, batch: Batch) -> Tensor:
-        """States (B, K, H) of the spans encoded alone; zeros for padding."""
-        assert batch.own_token_ids is not None
-        assert batch.own_token_mask is not None
-        valid = batch.span_valid
-        ids_NU, mask_NU = batch.own_token_ids[valid], batch.own_token_mask[valid]
-        rows, copies = _distinct(ids_NU, mask_NU)
-        states = self.text(ids_NU[rows], mask_NU[rows])
-        pooled = pool_spans(states.tokens, mask_NU[rows, None, :], self.settings.spans.pool)[:, 0]
-        return _scattered(_spread(pooled, copies), valid)
-
-    def _encode_views(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """Features (B, V, D) of the masked views that the losses use; zeros for the others."""
-        assert batch.view_sentence is not None
-        assert batch.view_spans is not None
-        used = (batch.view_sentence != 0) | (batch.view_spans != 0).any(dim=2)
-        if batch.view_pixels is not None:
-            pooled = self.vision(self.normalised(batch.view_pixels[used])).pooled
-        else:
-            pooled = self._encode_visible(self.normalised(batch.pixels), used.nonzero()[:, 0], hidden[used])
-        return _scattered(_unit(self.image_projection(pooled)), used)
-
-    def _encode_visible(self, pixels: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
-        """States (N, P) of the visible patches of views (N, g, g) of `pixels[image]`, grouped by number of patches."""
-        groups = list(by_kept_count(hidden).values())
-        if not groups:
-            nothing: Tensor = self.vision(pixels[:0]).pooled
-            return nothing
-        pooled = []
-        for rows in groups:
-            images, of_view = torch.unique(image[rows], return_inverse=True)
-            pooled.append(self.vision(pixels[images], VisiblePatches(of_view, kept_indices(hidden[rows]))).pooled)
-        return torch.cat(pooled)[torch.cat(groups).argsort()]
-
-    def _encode_crops(self, batch: Batch) -> Tensor:
-        """States (B, R, H) of the crops of valid regions; zeros for padding."""
-        assert batch.crops is not None
-        valid = batch.region_valid
-        return _scattered(self.vision(self.normalised(batch.crops[valid])).pooled, valid)
+        return pixels.to(self.mean.dtype, copy=True).div_(255.0).sub_(self.mean).div_(self.std)
 
 
 def _unit(features: Tensor) -> Tensor:
     """Normalise to unit length, in float32 or wider."""
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
-
-
-def _distinct(token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the unique rows of (N, T), and the unique row that each row equals; padding is ignored.
-
-    Returns:
-        rows: (M,) index of the first of each group of equal rows, ascending.
-        copies: (N,) such that row i equals row `rows[copies[i]]`.
-    """
-    numbers = torch.arange(len(token_ids), device=token_ids.device)
-    if len(numbers) < 2:
-        return numbers, numbers
-    kinds, kind_N = torch.unique(token_ids.masked_fill(~token_mask, PADDING_ID), dim=0, return_inverse=True)
-    first = numbers.new_zeros(len(kinds)).scatter_reduce(0, kind_N, numbers, "amin", include_self=False)
-    rows, order = first.sort()
-    return rows, order.argsort()[kind_N]
-
-
-def _spread(distinct: Tensor, copies: Tensor) -> Tensor:
-    """The states of all rows from those of the unique rows; the same tensor if no row repeats."""
-    return distinct if len(distinct) == len(copies) else distinct[copies]
-
-
-def _scattered(rows: Tensor, valid: Tensor) -> Tensor:
-    """Scatter rows (N, H) to the N valid places of (B, K, H), zeros elsewhere."""
-    out = rows.new_zeros(*valid.shape, rows.shape[-1])
-    out[valid] = rows
-    return out

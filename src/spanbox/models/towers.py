@@ -35,7 +35,7 @@ from spanbox.models.trainable import (
     freeze_layers,
     freeze_statistics,
 )
-from spanbox.models.visible import VisiblePatches, make_selective
+from spanbox.models.visible import make_selective
 from spanbox.settings import PathText, Settings
 
 
@@ -259,31 +259,31 @@ class VisionTower(Tower):
         """Whether the encoder can drop patches."""
         return self._family.drops_patches
 
-    def forward(self, pixels: Tensor, views: VisiblePatches | None = None) -> VisionStates:
+    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> VisionStates:
         """States of images, or of masked views of them.
 
         Args:
             pixels: (N, 3, S, S), normalised. S may differ from `image_size`, N may be 0.
-            views: encode these instead of the whole images. The grid is then a row (M, 1, n, H) of the visible patches.
-                The cost is that of the visible patches, plus the patch embedding of each image once.
+            kept: (N, n) int64, encode these patches only, counted row by row. The grid is then a row (N, 1, n, H) of
+                them, and the cost is theirs, plus the patch embedding of the whole image.
         """
         if len(pixels) == 0:
             return VisionStates(*(states[:0] for states in self.forward(_one_row(pixels)[0])))
-        if views is not None:
+        if kept is not None:
             assert self._family.drops_patches
-            self.model.embeddings.views = views
+            self.model.embeddings.kept = kept
         try:
             outputs = self.model(pixel_values=pixels, **self._position_arguments(pixels))
         finally:
-            if views is not None:
-                self.model.embeddings.views = None
+            if kept is not None:
+                self.model.embeddings.kept = None
         states = outputs.last_hidden_state
         if self._family.convolutional:
             states = states.permute(0, 2, 3, 1)
         if self._family.final_norm is not None:
             states = getattr(self.model, self._family.final_norm)(states)
-        if views is not None:
-            grid = states[:, None, states.shape[1] - views.kept.shape[1] :]
+        if kept is not None:
+            grid = states[:, None, states.shape[1] - kept.shape[1] :]
         else:
             grid = states if self._family.convolutional else self._to_grid(states, pixels)
         if self._pool == "cls":

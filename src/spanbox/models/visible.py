@@ -5,41 +5,38 @@ patches are an attribute that the tower sets around its call. `torch.compile` gu
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class VisiblePatches(NamedTuple):
-    """M masked views of images, each with n visible patches."""
-
-    image: Tensor  # (M,) int64: the image of each view
-    kept: Tensor  # (M, n) int64: the visible patches, counted row by row
-
-
 class _SelectiveEmbeddings(nn.Module):
-    """Mixin before a family's embeddings: pixels (N, 3, S, S) -> tokens (N, T, H); (M, prefix + n, H) with views."""
+    """Mixin before a family's embeddings: pixels (N, 3, S, S) -> tokens (N, T, H), or (N, prefix + n, H).
+
+    Attributes:
+        kept: (N, n) int64, the visible patches, counted row by row; None: all of them.
+    """
 
     stride: int
-    views: VisiblePatches | None
+    kept: Tensor | None
 
     def forward(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         embedded: Tensor = super().forward(pixel_values, *args, **kwargs)
-        if self.views is None:
+        if self.kept is None:
             return embedded
-        image, kept = self.views
         patches = (pixel_values.shape[-2] // self.stride) * (pixel_values.shape[-1] // self.stride)
         prefix = embedded.shape[1] - patches  # class token and registers, always kept
-        always = torch.arange(prefix, device=embedded.device).expand(len(kept), -1)
-        return embedded[image[:, None], torch.cat([always, kept + prefix], dim=1)]
+        always = torch.arange(prefix, device=embedded.device).expand(len(self.kept), -1)
+        places = torch.cat([always, self.kept + prefix], dim=1)
+        return embedded.gather(1, places[:, :, None].expand(-1, -1, embedded.shape[2]))
 
 
 def make_selective(embeddings: nn.Module, stride: int) -> None:
     """Let `embeddings` select patches of `stride` pixels, in place. Names and values of the weights stay."""
     embeddings.__class__ = _selective_class(type(embeddings))  # type: ignore[arg-type]
     embeddings.stride = stride  # type: ignore[assignment]
-    embeddings.views = None  # type: ignore[assignment]
+    embeddings.kept = None  # type: ignore[assignment]
 
 
 @cache

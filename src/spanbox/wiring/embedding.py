@@ -96,7 +96,7 @@ def embed_parts(
     workers = config.data.worker_count(device)
     batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
     encode = make_encode(model, device, choose_precision(config.train.precision, device))
-    return extract_parts(encode, _shown(batches, progress("encoding", len(dataset))), device)
+    return extract_parts(encode, _shown(batches, progress("encoding", len(dataset))))
 
 
 def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:

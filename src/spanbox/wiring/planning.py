@@ -1,15 +1,18 @@
 """Memory plan of a config, for `spanbox plan`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from spanbox.config import RunConfig
-from spanbox.engine.device import choose_device, choose_precision, make_encode
+from spanbox.engine.device import autocast, choose_device, choose_precision
 from spanbox.engine.memory import StepMemory, measure_step, memory_budget
+from spanbox.engine.pretraining import Pretraining
 from spanbox.losses.objective import Objective
 from spanbox.models.pretrained import Part
 from spanbox.models.trainable import checkpoint_gradients
+from spanbox.structures import TensorBundle
 from spanbox.wiring.building import build_model, example_batches
 
 PARTS: tuple[Part, ...] = ("text", "vision")
@@ -40,14 +43,19 @@ def plan(config: RunConfig) -> Plan:
     precision = choose_precision(config.train.precision, device)
     model = build_model(config.model).to(device).train()
     objective = Objective(config.loss, config.model.dim).to(device)
-    encode = make_encode(model, device, precision)
+    task = Pretraining(model, objective)
+
+    def encode(tower: str, rows: Any) -> TensorBundle:
+        with autocast(device, precision):
+            return task.encode(tower, rows)  # type: ignore[no-any-return]
+
     example = example_batches(config, model)
-    plain = measure_step(model, objective, encode, example)
+    plain = measure_step(task, encode, example)
     for part in PARTS:
         tower = getattr(model, part)
         if tower.model.supports_gradient_checkpointing:
             checkpoint_gradients(tower.model, part)
-    checkpointed = measure_step(model, objective, encode, example)
+    checkpointed = measure_step(task, encode, example)
     parameters = [*model.parameters(), *objective.parameters()]
     return Plan(
         parameters=sum(parameter.numel() for parameter in parameters),

@@ -18,6 +18,7 @@ from spanbox.engine.checkpoint import (
 )
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import write_environment
+from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.run_folder import prepare_run_folder, refuse_earlier_run, settle_replaced
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
@@ -71,7 +72,6 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     tokenizer = load_tokenizer(str(resume_from / "tokenizer")) if resume_from else make_tokenizer(config, manifest)
     model = build_model(config.model, tokenizer.pad_token_id)
     _check_max_tokens(config, model)
-    _check_views(config, ranks.world_size)
     objective = Objective(config.loss, config.model.dim)
     if resume_from:
         load_weights(resume_from, model, objective)
@@ -80,8 +80,7 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
     files = CheckpointFiles(config_yaml, tokenizer, architecture, model.preprocessing)
     trainer = Trainer(
-        model,
-        objective,
+        Pretraining(model, objective),
         config.train,
         example=example_batches(config, model),
         seed=config.seed,
@@ -171,14 +170,6 @@ def _check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) ->
         raise ConfigError(
             f"train.batch_size: a batch of {size} needs more pairs than the {len(manifest)} of {manifest.path}; set "
             f"train.batch_size={len(manifest) // world_size * world_size} or less"
-        )
-
-
-def _check_views(config: RunConfig, world_size: int) -> None:
-    if config.data.views.count and config.train.parallel == "fsdp" and world_size > 1:
-        raise ConfigError(
-            "data.views.count: with train.parallel=fsdp all processes must encode in step, and masked views are "
-            "encoded in groups that differ between them; use train.parallel=ddp"
         )
 
 

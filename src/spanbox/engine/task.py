@@ -1,0 +1,95 @@
+"""What a trainer trains: a model, its losses, and the way from a batch to both.
+
+A step takes a batch apart into rows for each tower (`inputs`), encodes them in chunks (`encode`), makes features of the
+states of all rows (`features`), and losses of the features of all ranks (`losses`). The trainer, the large-batch engine
+and the ranks know no model, feature or loss by name; whatever crosses between them is a bundle of tensors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from spanbox.engine.large_batch import Rows, States
+from spanbox.losses.kernel import Share
+from spanbox.structures import Losses, TensorBundle
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """A batch, taken apart.
+
+    Attributes:
+        rows: groups of rows of each tower, by its name.
+        targets: what the losses compare the features with; a row per pair.
+        rest: further arguments of `Task.features`.
+    """
+
+    rows: Mapping[str, Sequence[Rows]]
+    targets: TensorBundle
+    rest: Any = None
+
+
+class Task(Protocol):
+    """A task of the trainer.
+
+    Attributes:
+        model: everything that is saved as the model.
+        towers: the parts that encode, by name. They have `layers`, are cut up with fsdp, and have a learning rate of
+            their own.
+        objective: parameters that are learned beside the model.
+    """
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def towers(self) -> Mapping[str, nn.Module]: ...
+    @property
+    def objective(self) -> nn.Module: ...
+
+    def inputs(self, batch: Any) -> StepInputs:
+        """Take a batch apart, on the CPU."""
+
+    def encode(self, tower: str, rows: Any) -> TensorBundle:
+        """States of a chunk of a tower's rows, each by itself."""
+
+    def features(self, states: Mapping[str, States], rest: Any) -> TensorBundle:
+        """Features of the pairs of this rank; a row per pair."""
+
+    def losses(self, features: TensorBundle, targets: TensorBundle, share: Share) -> Losses:
+        """This rank's share of the losses, from the features and targets of all ranks."""
+
+    def before_step(self, done: float, step: int) -> None:
+        """Set what follows a schedule, for the finished share of the run."""
+
+    def after_step(self) -> None:
+        """Keep what the optimiser changed within its bounds."""
+
+    def notes(self, *, last: bool) -> list[str]:
+        """Notes for the user after a step. Raises TrainingError when going on makes no sense."""
+
+    def log_values(self) -> dict[str, float]:
+        """Values for the log."""
+
+    def compile(self) -> None:
+        """Compile the towers."""
+
+
+def parameters(task: Task) -> list[nn.Parameter]:
+    """The trained parameters of a task."""
+    return [one for one in (*task.model.parameters(), *task.objective.parameters()) if one.requires_grad]
+
+
+def heads(task: Task) -> list[nn.Module]:
+    """The parts of the model that are no tower."""
+    return [child for child in task.model.children() if child not in task.towers.values()]
+
+
+def is_trained(tower: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def weights(task: Task) -> list[Tensor]:
+    """All parameters and buffers that are saved."""
+    return [*task.model.state_dict().values(), *task.objective.state_dict().values()]

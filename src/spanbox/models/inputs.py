@@ -1,0 +1,175 @@
+"""The rows that each tower encodes for a batch, and the places of their states in it.
+
+A batch is padded and repeats itself: captions and names occur several times, places of spans, regions and views are
+empty. Here, on the CPU, it becomes rows that are worth encoding: distinct texts; images, crops and masked views that
+are used. Indices put the states of the rows back into their places. So the path of the towers needs no operation whose
+result has a size that only the device knows.
+
+    B pairs    K spans per sentence    R regions per image    V masked views per image    M rows    S image size
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spanbox.geometry import by_kept_count, kept_indices
+from spanbox.structures import PADDING_ID, Batch, TensorBundle, used_columns
+
+EMPTY = -1
+
+
+@dataclass(frozen=True)
+class Texts(TensorBundle):
+    """Rows of the text tower."""
+
+    token_ids: Tensor  # (M, T) int64
+    token_mask: Tensor  # (M, T) bool, False on padding
+    span_tokens: Tensor  # (M, K, T) bool: the tokens of the spans that are pooled from this text
+
+    def trimmed(self) -> Self:
+        """Without token columns that are padding in every row. Reads values, so call it on the CPU."""
+        tokens = used_columns(self.token_mask)
+        return replace(
+            self,
+            token_ids=self.token_ids[:, :tokens],
+            token_mask=self.token_mask[:, :tokens],
+            span_tokens=self.span_tokens[:, :, :tokens],
+        )
+
+
+@dataclass(frozen=True)
+class Images(TensorBundle):
+    """Rows of the vision tower."""
+
+    pixels: Tensor  # (M, 3, S, S) uint8
+    regions: Tensor | None = None  # (M, R, 4), normalised: the regions that are pooled from the patch grid
+    kept: Tensor | None = None  # (M, n) int64: the patches to encode, counted row by row; None: all
+
+
+@dataclass(frozen=True)
+class MaskedImages(TensorBundle):
+    """Masked views as rows of the vision tower; the pixels of an image are copied when its rows are split off."""
+
+    image: Tensor  # (M,) int64: row of `pixels`
+    kept: Tensor  # (M, n) int64
+    pixels: Tensor  # of all images, not one of each row
+
+    def __getitem__(self, rows: slice) -> Images:  # type: ignore[override]
+        return Images(self.pixels[self.image[rows]], kept=self.kept[rows])
+
+
+@dataclass(frozen=True)
+class Places(TensorBundle):
+    """The row of each place of a batch; EMPTY where nothing is encoded."""
+
+    text: Tensor  # (B,) int64: row of the sentences
+    spans: Tensor | None  # (B, K) int64: row of the spans that are encoded alone
+    regions: Tensor | None  # (B, R) int64: row of the further images, if regions are crops
+    views: Tensor | None  # (B, V) int64: row of the further images
+
+
+@dataclass(frozen=True)
+class TowerInputs:
+    """What the towers encode for a batch, in groups of rows of one shape, and where the states belong.
+
+    Attributes:
+        texts: the sentences; then, if used, the spans that are encoded alone.
+        images: the whole images; then the further ones: crops and groups of masked views.
+    """
+
+    texts: tuple[Texts, ...]
+    images: tuple[Images | MaskedImages, ...]
+    places: Places
+
+
+def tower_inputs(batch: Batch, *, spans_alone: bool, crops: bool) -> TowerInputs:
+    """The inputs of both towers for a batch on the CPU.
+
+    Args:
+        spans_alone: spans are encoded without their sentence.
+        crops: regions are encoded as crops, not pooled from the patch grid.
+    """
+    sentences, of_text = _sentences(batch, with_spans=not spans_alone)
+    alone, of_spans = _spans_alone(batch) if spans_alone else ([], None)
+    whole = Images(batch.pixels, regions=None if crops else batch.regions)
+    cut_out, of_regions = _crops(batch) if crops else ([], None)
+    views, of_views = _views(batch, first=sum(map(len, cut_out)))
+    return TowerInputs((sentences, *alone), (whole, *cut_out, *views), Places(of_text, of_spans, of_regions, of_views))
+
+
+def in_places(rows: Tensor, places: Tensor) -> Tensor:
+    """Put rows (M, H) into places (B, K) -> (B, K, H); empty places get zeros."""
+    return F.pad(rows, (0, 0, 0, 1))[places]  # EMPTY is the last row
+
+
+def _sentences(batch: Batch, *, with_spans: bool) -> tuple[Texts, Tensor]:
+    """Distinct sentences, by their tokens and spans, and the row (B,) of each pair."""
+    whole = Texts(batch.token_ids, batch.token_mask, batch.span_tokens[:, : None if with_spans else 0])
+    rows, copies = _distinct(torch.cat([_unpadded(whole), whole.span_tokens.flatten(1).long()], dim=1))
+    return (whole if len(rows) == len(copies) else whole.map(lambda tensor: tensor[rows])), copies
+
+
+def _spans_alone(batch: Batch) -> tuple[list[Texts], Tensor]:
+    """Distinct texts of spans, each with a single span of all its tokens, and the row (B, K) of each span."""
+    assert batch.own_token_ids is not None
+    assert batch.own_token_mask is not None
+    valid = batch.span_valid
+    token_ids, token_mask = batch.own_token_ids[valid], batch.own_token_mask[valid]
+    whole = Texts(token_ids, token_mask, token_mask[:, None])
+    rows, copies = _distinct(_unpadded(whole))
+    return _used([whole.map(lambda tensor: tensor[rows])]), _numbered(valid, copies)
+
+
+def _crops(batch: Batch) -> tuple[list[Images], Tensor]:
+    """The crops of all regions, and the row (B, R) of each."""
+    assert batch.crops is not None
+    valid = batch.region_valid
+    return _used([Images(batch.crops[valid])]), _numbered(valid, torch.arange(int(valid.sum())))
+
+
+def _views(batch: Batch, first: int) -> tuple[list[Images | MaskedImages], Tensor | None]:
+    """The masked views that the losses use, and the row (B, V) of each, counted from `first`. Views whose patches are
+    dropped are grouped by the number of those that are kept."""
+    if batch.view_hidden is None:
+        return [], None
+    assert batch.view_sentence is not None
+    assert batch.view_spans is not None
+    used = (batch.view_sentence != 0) | (batch.view_spans != 0).any(dim=2)
+    if batch.view_pixels is not None:
+        return _used([Images(batch.view_pixels[used])]), _numbered(used, first + torch.arange(int(used.sum())))
+    image, hidden = used.nonzero()[:, 0], batch.view_hidden[used]
+    groups = list(by_kept_count(hidden).values())
+    order = torch.cat([*groups, image[:0]]).argsort()
+    return [MaskedImages(image[rows], kept_indices(hidden[rows]), batch.pixels) for rows in groups], _numbered(
+        used, first + order
+    )
+
+
+def _used(groups: list[Any]) -> list[Any]:
+    """Groups that have a row."""
+    return [group for group in groups if len(group)]
+
+
+def _numbered(used: Tensor, rows: Tensor) -> Tensor:
+    """Rows (M,) in the M used places of (B, K), EMPTY in the others."""
+    return torch.full(used.shape, EMPTY).masked_scatter(used, rows)
+
+
+def _unpadded(texts: Texts) -> Tensor:
+    return texts.token_ids.masked_fill(~texts.token_mask, PADDING_ID)
+
+
+def _distinct(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct rows of (N, C) in the order of their first occurrence: their indices (M,), and the place (N,) of each
+    row among them."""
+    numbers: dict[bytes, int] = {}
+    rows, copies = list[int](), list[int]()
+    for row, values in enumerate(table.numpy()):
+        number = numbers.setdefault(values.tobytes(), len(rows))
+        copies.append(number)
+        if number == len(rows):
+            rows.append(row)
+    return torch.tensor(rows, dtype=torch.int64), torch.tensor(copies, dtype=torch.int64)
