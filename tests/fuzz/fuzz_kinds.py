@@ -221,7 +221,7 @@ def logs(rng: Random, samples: Samples, folder: Path) -> Case:
     names += [f"evaluation/{name}" for name in ("outcomes.npz", "examples.json", "heatmaps.npz", "audit.json")]
     for _ in range(rng.choice([1, 1, 2])):
         path = run / rng.choice(names)
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():  # it was replaced before
             continue
         if path.suffix == ".jsonl":
             _damage_lines(rng, path, samples)

@@ -328,9 +328,12 @@ def mutate_npz(rng: Random, content: bytes, bombs: Path) -> bytes:
     choice = rng.randrange(5)
     if choice == 0:
         return mutate_bytes(rng, content)
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        members = {name: npy_bytes(arrays[name]) for name in arrays.files}
-    name = rng.choice(list(members))
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            members = {name: npy_bytes(arrays[name]) for name in arrays.files}
+        name = rng.choice(list(members))
+    except (ValueError, IndexError, OSError, zipfile.BadZipFile):  # it was damaged before
+        return mutate_bytes(rng, content)
     if choice == 1:
         del members[name]
     elif choice == 2 and rng.random() < 0.3:
@@ -401,6 +404,8 @@ def _tree_of(content: str) -> Any:
 
 def mutate_file(rng: Random, path: Path, bombs: Path, mutate: Callable[[Random, bytes], bytes] = mutate_bytes) -> None:
     """Damage a file's content, or now and then what it is."""
+    if path.is_symlink() or not path.is_file():  # it was replaced before
+        return
     if rng.random() < 0.12:
         replace_with_oddity(rng, path, bombs)
     else:
