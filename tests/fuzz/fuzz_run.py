@@ -3,6 +3,8 @@
     python tests/fuzz/fuzz_run.py --count 10000
     python tests/fuzz/fuzz_run.py --kind configs --only 17       one input again, with its output
 
+Ctrl-C prints the results so far.
+
 Every input is drawn from (seed, kind, number) alone. Exits with 1 when any input led to a traceback, a hang, more than
 a GiB of memory, or a file written outside of the target.
 """
@@ -13,11 +15,13 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -87,6 +91,11 @@ def warm_up() -> None:
     matplotlib.pyplot.close(figure)
 
 
+def _ignore_interrupt() -> None:
+    """A Ctrl-C is for the main process, which prints the results so far."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def table(results: dict[str, list[Result]]) -> str:
     """Counts, the slowest input and the largest memory of each kind, as Markdown."""
     lines = [
@@ -94,9 +103,9 @@ def table(results: dict[str, list[Result]]) -> str:
         "|---|" + "---:|" * (len(OUTCOMES) + 3),
     ]
     every = [result for found in results.values() for result in found]
-    for kind, found in [*results.items(), ("all", every)]:
+    for kind, found in [*((kind, found) for kind, found in results.items() if found), ("all", every)]:
         counts = Counter(result.outcome for result in found)
-        slowest, largest = max(r.seconds for r in found), max(r.peak for r in found)
+        slowest, largest = max((r.seconds for r in found), default=0), max((r.peak for r in found), default=0)
         cells = [kind, f"{len(found):,}", *(f"{counts[outcome]:,}" for outcome in OUTCOMES)]
         lines.append(f"| {' | '.join(cells)} | {slowest:.1f} s | {largest / 2**20:,.0f} MiB |")
     return "\n".join(lines)
@@ -128,7 +137,10 @@ def main() -> int:
         inputs = [(kind, number) for kind in kinds for number in numbers]
         run = partial(_run_input, samples, arguments.seed, work, arguments.time_limit)
         results: dict[str, list[Result]] = {kind: [] for kind in kinds}
-        with multiprocessing.get_context("fork").Pool(arguments.jobs) as pool:
+        with (
+            multiprocessing.get_context("fork").Pool(arguments.jobs, _ignore_interrupt) as pool,
+            suppress(KeyboardInterrupt),
+        ):
             for (kind, number), result in zip(inputs, pool.imap(run, inputs), strict=True):
                 failed = sum(earlier.outcome in FAILURES for earlier in results[kind])
                 results[kind].append(result)
