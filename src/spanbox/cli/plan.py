@@ -1,7 +1,6 @@
 """`spanbox plan`: predicted memory of a training step."""
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,19 +45,23 @@ def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
     table = Table(title="memory on the device, in MiB")
     for heading in ("", "exact", "with checkpointing"):
         table.add_column(heading, justify="right" if heading else "left")
-    parts: dict[str, Callable[[StepMemory], int]] = {
-        "weights": lambda memory: memory.weights,
-        "gradients": lambda memory: memory.gradients,
-        "optimiser state": lambda memory: memory.optimiser,
-        "states and features of a pair": lambda memory: memory.pair,
-    }
-    for name in plain.towers:
-        rows = "text" if name == "text" else f"{name} of {plain.towers[name].rows:g} per pair"
-        parts[f"activations of a {rows}"] = lambda memory, name=name: memory.towers[name].chunk.row  # type: ignore[misc]
-        parts[f"of a chunk of the {name} tower besides"] = lambda memory, name=name: memory.towers[name].besides  # type: ignore[misc]
-    for label, part in parts.items():
-        table.add_row(label, *(f"{part(memory) / MIB:,.2f}" for memory in (plain, checkpointed)))
+    columns = [_parts(memory) for memory in (plain, checkpointed)]
+    for label in columns[0]:
+        table.add_row(label, *(f"{column[label] / MIB:,.2f}" for column in columns))
     return table
+
+
+def _parts(memory: "StepMemory") -> dict[str, int]:
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser state": memory.optimiser,
+        "states and features of a pair": memory.pair,
+    }
+    for name, tower in memory.towers.items():
+        parts[f"activations of a row of the {name} tower ({tower.rows:g} of a pair)"] = tower.chunk.row
+        parts[f"of a chunk of the {name} tower besides"] = tower.besides
+    return parts
 
 
 def _batches(plain: "StepMemory", checkpointed: "StepMemory", budget: int) -> Table:
