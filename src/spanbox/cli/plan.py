@@ -59,8 +59,8 @@ def _parts(memory: "StepMemory") -> dict[str, int]:
         "states and features of a pair": memory.pair,
     }
     for name, tower in memory.towers.items():
-        parts[f"activations of a row of the {name} tower ({tower.rows:g} of a pair)"] = tower.chunk.row
-        parts[f"of a chunk of the {name} tower besides"] = tower.besides
+        parts[f"activations of a row ({name}, {tower.rows:g} a pair)"] = tower.chunk.row
+        parts[f"of a chunk besides ({name})"] = tower.besides
     return parts
 
 
