@@ -23,14 +23,12 @@ and the same everywhere.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,12 +194,18 @@ def measure_memory(name: str, arguments: argparse.Namespace, lengths: str) -> di
                 for _ in range(2):
                     step()
             return {"tensors": counted.peak / MIB}
-        with nullcontext():
-            step = make_step(name, arguments, lengths, Path(folder))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step = make_step(name, arguments, lengths, Path(folder))
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins here, not with the parent's
         for _ in range(3):
             step()
-    return {"resident": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    return {"resident": resident("VmHWM") - before}
+
+
+def resident(entry: str) -> float:
+    """MiB of an entry of /proc/self/status (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) / 1024
 
 
 def measure_seconds(names: list[str], arguments: argparse.Namespace, lengths: str) -> dict[str, list[float]]:
