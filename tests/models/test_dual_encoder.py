@@ -222,9 +222,9 @@ def repeats() -> Batch:
     return collate(first, second, again, third)
 
 
-def every_row(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def every_row(*tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Stands in for `_distinct`: every row is encoded."""
-    numbers = torch.arange(len(table))
+    numbers = torch.arange(len(tables[0]))
     return numbers, numbers
 
 

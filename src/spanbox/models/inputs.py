@@ -108,7 +108,7 @@ def in_places(rows: Tensor, places: Tensor) -> Tensor:
 def _sentences(batch: Batch, *, with_spans: bool) -> tuple[Texts, Tensor]:
     """Distinct sentences, by their tokens and spans, and the row (B,) of each pair."""
     whole = Texts(batch.token_ids, batch.token_mask, batch.span_tokens[:, : None if with_spans else 0])
-    rows, copies = _distinct(torch.cat([_unpadded(whole), whole.span_tokens.flatten(1).long()], dim=1))
+    rows, copies = _distinct(_unpadded(whole), whole.span_tokens)
     return (whole if len(rows) == len(copies) else whole.map(lambda tensor: tensor[rows])), copies
 
 
@@ -162,13 +162,13 @@ def _unpadded(texts: Texts) -> Tensor:
     return texts.token_ids.masked_fill(~texts.token_mask, PADDING_ID)
 
 
-def _distinct(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows of (N, C) in the order of their first occurrence: their indices (M,), and the place (N,) of each
-    row among them."""
+def _distinct(*tables: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct rows of tables (N, ...) side by side, in order of their first occurrence: their indices (M,), and the
+    place (N,) of each row among them."""
     numbers: dict[bytes, int] = {}
     rows, copies = list[int](), list[int]()
-    for row, values in enumerate(table.numpy()):
-        number = numbers.setdefault(values.tobytes(), len(rows))
+    for row, values in enumerate(zip(*(table.numpy() for table in tables), strict=True)):
+        number = numbers.setdefault(b"".join(part.tobytes() for part in values), len(rows))
         copies.append(number)
         if number == len(rows):
             rows.append(row)
