@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from spanbox.structures import PADDING_ID, Batch
+from spanbox.losses.objective import Objective
+from spanbox.structures import PADDING_ID, Batch, Features
 
 
 def batch_of(
@@ -111,3 +112,13 @@ def with_relevance(batch: Batch, seed: int = 0) -> Batch:
         return torch.randint(0, 5, shape, generator=generator) / 4
 
     return replace(batch, relevance=draw(len(batch)), link_relevance=draw(*batch.links.shape))
+
+
+def assert_all_gradients_are_finite(objective: Objective, features: Features, batch: Batch) -> None:
+    """The loss is finite, and every learned parameter and feature has a finite gradient."""
+    losses = objective(features, batch)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    for tensor in (*objective.parameters(), *features.tensors()):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()

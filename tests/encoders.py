@@ -17,7 +17,8 @@ from spanbox.losses.kernel import WHOLE_SHARE
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings, SpanSettings
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.structures import Batch, Losses, Sample, stable_id
 
 THINGS = ("kite", "lamp", "bridge", "otter", "violin", "teapot", "canoe", "maple")

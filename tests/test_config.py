@@ -17,7 +17,7 @@ from spanbox.config import (
     recipe_names,
 )
 from spanbox.errors import ConfigError
-from spanbox.models.towers import TowerSettings
+from spanbox.models.tower_settings import TowerSettings
 from spanbox.models.trainable import LoraSettings
 
 

@@ -25,7 +25,8 @@ from spanbox.errors import CheckpointError, OutputError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import build_text_tower, build_vision_tower
 
 FILES = {"model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer", "trainer.pt"}
 

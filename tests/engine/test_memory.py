@@ -26,7 +26,8 @@ from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.structures import Batch
 
 MIB = 2**20

@@ -15,7 +15,8 @@ from spanbox.engine.optimiser import (
     set_learning_rate,
 )
 from spanbox.models.families import TEXT_FAMILIES
-from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import build_text_tower, build_vision_tower
 
 
 def block() -> nn.Module:

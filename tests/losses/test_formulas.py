@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import reference
-from batches import make_batch, random_batch
+from batches import assert_all_gradients_are_finite, make_batch, random_batch
 from spanbox.losses.blocks import row_losses, whole_rows
 from spanbox.losses.formulas import LOSSES, LossName, arc_face, hardness_weighted, info_nce, with_margin
 from spanbox.losses.kernel import Rows, mean_over_counted
@@ -364,12 +364,7 @@ def test_equals_the_plain_loops_in_both_directions(name: str) -> None:
 def test_all_that_is_learned_gets_a_gradient_in_every_batch(name: str, batch: Batch) -> None:
     objective = objective_of(name)
     features = features_of(batch)
-    losses = objective(features, batch)
-    losses.total.backward()
-    assert losses.total.isfinite()
-    for tensor in (*objective.parameters(), *features.tensors()):
-        assert tensor.grad is not None
-        assert tensor.grad.isfinite().all()
+    assert_all_gradients_are_finite(objective, features, batch)
 
 
 def test_the_bias_of_the_sigmoid_loss_is_learned_for_each_level_that_has_it() -> None:

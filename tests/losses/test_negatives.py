@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import reference
-from batches import make_batch, random_batch
+from batches import assert_all_gradients_are_finite, make_batch, random_batch
 from spanbox.losses.negatives import NegativeSettings, highest, likely_positives, selected
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.losses.relations import WHOLE, Relation, sentence_image_relation, span_region_relation
@@ -277,12 +277,7 @@ DEGENERATE: dict[str, Callable[[], Batch]] = {
 def test_degenerate_batches_have_losses_and_gradients(name: str, settings: dict[str, Any]) -> None:
     batch = DEGENERATE[name]()
     features, objective = features_of(batch), objective_of(**settings)
-    losses = objective(features, batch)
-    losses.total.backward()
-    assert losses.total.isfinite()
-    for tensor in (*objective.parameters(), *features.tensors()):
-        assert tensor.grad is not None
-        assert tensor.grad.isfinite().all()
+    assert_all_gradients_are_finite(objective, features, batch)
 
 
 def test_a_row_all_of_whose_negatives_may_be_positives_has_nothing_to_learn() -> None:

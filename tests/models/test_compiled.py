@@ -12,7 +12,8 @@ import torch
 
 import tiny
 from encoders import collate, make_model, make_sample, with_views
-from spanbox.models.towers import VisionTowerSettings, build_vision_tower
+from spanbox.models.tower_settings import VisionTowerSettings
+from spanbox.models.towers import build_vision_tower
 from spanbox.structures import Batch
 
 # With a class token, without one, and with registers too; each takes seconds to trace.

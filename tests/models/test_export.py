@@ -13,13 +13,8 @@ from encoders import VOCABULARY, tokenizer
 from spanbox.errors import CheckpointError
 from spanbox.models.export import ImageProcessorFiles, make_exportable
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import (
-    Tower,
-    TowerSettings,
-    VisionTowerSettings,
-    build_text_tower,
-    build_vision_tower,
-)
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import Tower, build_text_tower, build_vision_tower
 
 LORA = {"rank": 4}
 TEXT = [tiny.bert, tiny.roberta, tiny.distilbert, tiny.electra, tiny.clip_text]

@@ -13,7 +13,8 @@ from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettin
 from spanbox.models.families import VISION_FAMILIES
 from spanbox.models.heatmaps import attention_rollout, span_heatmaps, to_unit_range
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import build_text_tower, build_vision_tower
 
 SPANS = 3
 DIM = 8

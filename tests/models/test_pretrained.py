@@ -29,14 +29,8 @@ from transformers import (
 
 import tiny
 from spanbox.errors import CheckpointError, ConfigError
-from spanbox.models.towers import (
-    TextTower,
-    TowerSettings,
-    VisionTower,
-    VisionTowerSettings,
-    build_text_tower,
-    build_vision_tower,
-)
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import TextTower, VisionTower, build_text_tower, build_vision_tower
 from spanbox.models.trainable import LoraSettings
 
 TWO_TOWERS = {

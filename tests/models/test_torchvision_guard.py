@@ -11,7 +11,8 @@ import spanbox
 
 BUILD_ALL = """
 import tiny
-from spanbox.models.towers import TowerSettings, VisionTowerSettings, build_text_tower, build_vision_tower
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import build_text_tower, build_vision_tower
 for architecture in tiny.TEXT_ARCHITECTURES:
     build_text_tower(TowerSettings(architecture=architecture))
 for architecture in tiny.VISION_ARCHITECTURES:

@@ -11,14 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, SiglipTextConfig, Siglip
 import tiny
 from spanbox.errors import ConfigError
 from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES
-from spanbox.models.towers import (
-    TextTower,
-    TowerSettings,
-    VisionTower,
-    VisionTowerSettings,
-    build_text_tower,
-    build_vision_tower,
-)
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import TextTower, VisionTower, build_text_tower, build_vision_tower
 
 
 def cases(architectures: list[tiny.Architecture], families: dict[str, Any]) -> list[Any]:

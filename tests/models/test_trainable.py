@@ -12,14 +12,8 @@ from torch import Tensor, nn
 import tiny
 from spanbox.errors import ConfigError
 from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES
-from spanbox.models.towers import (
-    TextTower,
-    TowerSettings,
-    VisionTower,
-    VisionTowerSettings,
-    build_text_tower,
-    build_vision_tower,
-)
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import TextTower, VisionTower, build_text_tower, build_vision_tower
 from spanbox.models.trainable import LoraSettings
 
 ARCHITECTURES = [*tiny.TEXT_ARCHITECTURES, *tiny.VISION_ARCHITECTURES]

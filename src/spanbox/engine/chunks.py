@@ -8,9 +8,9 @@ import torch
 
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.large_batch import even_chunk
-from spanbox.engine.memory import ADVICE, GIB, Encode, choose_chunk_sizes, measure_step, memory_budget
+from spanbox.engine.memory import ADVICE, GIB, choose_chunk_sizes, measure_step, memory_budget
 from spanbox.engine.settings import TrainSettings
-from spanbox.engine.task import Task
+from spanbox.engine.task import Encode, Task
 from spanbox.errors import ConfigError, TrainingError
 
 
@@ -33,22 +33,10 @@ class ChunkSizes(dict[str, int]):
             encode: encodes a chunk as in training.
             example: a batch of that many pairs, as large as pairs get.
         """
-        if settings.chunk_size == "auto":
-            return cls._measured(settings, task, encode, example, ranks, device)
         if isinstance(settings.chunk_size, int):
             return cls(dict.fromkeys(task.towers, settings.chunk_size))
-        return cls(settings.chunk_size)
-
-    @classmethod
-    def _measured(
-        cls,
-        settings: TrainSettings,
-        task: Task,
-        encode: Encode,
-        example: Callable[[int], Any],
-        ranks: Ranks,
-        device: torch.device,
-    ) -> "ChunkSizes":
+        if isinstance(settings.chunk_size, dict):
+            return cls(settings.chunk_size)
         if ranks.world_size > 1 and settings.parallel == "fsdp":
             raise ConfigError("train.chunk_size: auto cannot measure a model that is cut up (fsdp); give a number")
         memory = measure_step(task, encode, example)

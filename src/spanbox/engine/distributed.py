@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from spanbox.engine.heartbeat import Heartbeat
 from spanbox.errors import TrainingError
-from spanbox.losses.kernel import Share
+from spanbox.losses.kernel import WHOLE_SHARE, Share
 from spanbox.structures import PADDING_ID, Losses, TensorBundle
 
 Parallel = Literal["ddp", "fsdp"]
@@ -200,7 +200,7 @@ class Ranks:
     def share(self, pairs: int) -> Share:
         """The pairs of this rank, one of `pairs` on each, whose losses it computes."""
         if self.world_size == 1:
-            return Share()
+            return WHOLE_SHARE
         return Share(slice(self.rank * pairs, (self.rank + 1) * pairs), self.world_size, self.total)
 
     def total(self, tensor: Tensor) -> Tensor:

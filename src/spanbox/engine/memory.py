@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spanbox.engine.large_batch import RandomState
-from spanbox.engine.task import Task, is_trained, parameters, weights
+from spanbox.engine.task import Encode, Task, is_trained, parameters, weights
 from spanbox.errors import ConfigError
 from spanbox.losses.blocks import MOST_LOGITS
 from spanbox.losses.kernel import WHOLE_SHARE
@@ -198,10 +198,6 @@ class StepMemory:
             if self.losses(batch_size) <= room and all(size >= 1 for size in sizes.values()):
                 return sizes
         return None
-
-
-Encode = Callable[[str, Any], TensorBundle]
-"""States of a chunk of a tower, by its name."""
 
 
 def measure_step(task: Task, encode: Encode, example: Callable[[int], Any]) -> StepMemory:

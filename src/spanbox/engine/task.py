@@ -5,12 +5,14 @@ states of all rows (`features`), and losses of the features of all ranks (`losse
 and the ranks know no model, feature or loss by name; whatever crosses between them is a bundle of tensors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from spanbox.engine.device import autocast
 from spanbox.engine.large_batch import Rows, States
 from spanbox.losses.kernel import Share
 from spanbox.structures import Losses, TensorBundle
@@ -74,6 +76,20 @@ class Task(Protocol):
 
     def compile(self) -> None:
         """Compile the towers."""
+
+
+Encode = Callable[[str, Any], TensorBundle]
+"""States of a chunk of a tower's rows, by the tower's name."""
+
+
+def encode_in(task: Task, device: torch.device, precision: torch.dtype) -> Encode:
+    """`task.encode` in the precision of the run."""
+
+    def encode(tower: str, rows: Any) -> TensorBundle:
+        with autocast(device, precision):
+            return task.encode(tower, rows)
+
+    return encode
 
 
 def parameters(task: Task) -> list[nn.Parameter]:

@@ -29,14 +29,14 @@ from spanbox.engine.optimiser import (
 from spanbox.engine.run_folder import settle_replaced
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.stopping import StopRequest
-from spanbox.engine.task import StepInputs, Task, heads, is_trained, parameters
+from spanbox.engine.task import StepInputs, Task, encode_in, heads, is_trained, parameters
 from spanbox.engine.trackers import check_installed
 from spanbox.engine.tracking import IncidentTally, RunLog
 from spanbox.engine.trainer_state import check_trainer_state
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.files import write_text
 from spanbox.progress import Progress
-from spanbox.structures import Incident, Losses, TensorBundle, stable_id
+from spanbox.structures import Incident, Losses, stable_id
 
 Validate = Callable[[Any, Progress], tuple[dict[str, float], float]]
 """Gives the metrics of a model, and the one that chooses the best; shown as a part of the progress."""
@@ -95,12 +95,14 @@ class Trainer:
         if not sharded:
             task.model.to(self.device)  # fsdp moves each layer when it is cut up
         task.objective.to(self.device)
+        self._encode = encode_in(task, self.device, self.dtype)
         self.chunk_sizes = ChunkSizes.of(settings, task, self._encode, example, self.ranks, self.device)
         if settings.compile:  # after measuring, whose dispatch mode would make dynamo skip the towers for good
             task.compile()
         self.ranks.share_weights(task.model, task.towers.values(), settings.parallel)
         if sharded:
             task.model.to(self.device)
+        self._trained = parameters(task)
         self.optimiser = make_optimiser(task.towers.values(), heads(task), task.objective, settings.optimiser)
         self.step = 0
         self.seconds = 0.0  # of training so far, without validation and saving
@@ -125,8 +127,8 @@ class Trainer:
         set_learning_rate(self.optimiser, lr_share(done, self.settings.optimiser))
         self.task.before_step(done, self.step)
         losses = self._gradients_in_memory(batch)
-        self.ranks.add_up_gradients(parameters(self.task))
-        norm = clip_gradients(parameters(self.task), self.settings.optimiser.clip_norm)
+        self.ranks.add_up_gradients(self._trained)
+        norm = clip_gradients(self._trained, self.settings.optimiser.clip_norm)
         self._check_finite(losses, norm, ids)
         self.optimiser.step()
         self.task.after_step()
@@ -144,7 +146,7 @@ class Trainer:
                 rows = {name: sum(map(len, groups)) for name, groups in self.task.inputs(batch).rows.items()}
                 self.chunk_sizes.halve(rows, self.ranks.rank, self.ranks.world_size, error)
             torch.cuda.empty_cache()  # outside of the handler, which keeps what it caught alive
-        for parameter in parameters(self.task):
+        for parameter in self._trained:
             if parameter.grad is None:  # of something unused, as a level that is off
                 parameter.grad = torch.zeros_like(parameter)
         return self.ranks.total_losses(losses)
@@ -182,10 +184,6 @@ class Trainer:
             self.ranks.synchronising(tower),
             **in_step,
         )
-
-    def _encode(self, tower: str, rows: Any) -> TensorBundle:
-        with autocast(self.device, self.dtype):
-            return self.task.encode(tower, rows)
 
     def _score(self, states: dict[str, States], inputs: StepInputs) -> Losses:
         """This rank's share of the losses of the pairs of all ranks."""

@@ -157,15 +157,13 @@ class _Tiling(NamedTuple):
         row_blocks = list(_blocks(self.pairs, len(queries), self.tile_pairs))
         column_blocks = list(_blocks(WHOLE, len(keys), self.tile_pairs))
         for rows, columns in itertools.product(row_blocks, column_blocks):
-            positives, candidates, weight = self.relation(rows, columns)
-            negatives = candidates & ~positives
+            relation = self.relation(rows, columns)
+            negatives, weight = relation.negatives, relation.weight
             logits = queries[rows].flatten(0, 1) @ keys[columns].flatten(0, 1).T
-            some = positives if positives.count_nonzero() else None
+            some = relation.positives if relation.positives.count_nonzero() else None
             tiles = [_Tile(_rows_of(rows, row_blocks[0], queries), logits, some, negatives, weight)]
             if self.both:
-                other = (
-                    self.column_relation(rows, columns).candidates & ~positives if self.column_relation else negatives
-                )
+                other = self.column_relation(rows, columns).negatives if self.column_relation else negatives
                 here = _rows_of(columns, column_blocks[0], keys)
                 tiles.append(_Tile(here, logits.T, _turned(some), other.T, _turned(weight)))
             yield rows, columns, tiles

@@ -21,7 +21,8 @@ from spanbox.geometry import roi_align
 from spanbox.models.inputs import EMPTY, Images, Places, Texts, TowerInputs, in_places, tower_inputs
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TextTower, TowerSettings, VisionTower, VisionTowerSettings
+from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
+from spanbox.models.towers import TextTower, VisionTower
 from spanbox.settings import Settings
 from spanbox.structures import Batch, Features, TensorBundle
 

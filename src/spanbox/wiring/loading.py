@@ -16,7 +16,8 @@ from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.export import ImageProcessorFiles, make_exportable
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.towers import TowerSettings, build_text_tower, build_vision_tower
+from spanbox.models.tower_settings import TowerSettings
+from spanbox.models.towers import build_text_tower, build_vision_tower
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """Memory plan of a config, for `spanbox plan`."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from spanbox.config import RunConfig
-from spanbox.engine.device import autocast, choose_device, choose_precision
+from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.memory import StepMemory, measure_step, memory_budget
 from spanbox.engine.pretraining import Pretraining
+from spanbox.engine.task import encode_in, parameters
 from spanbox.losses.objective import Objective
 from spanbox.models.pretrained import Part
 from spanbox.models.trainable import checkpoint_gradients
-from spanbox.structures import TensorBundle
 from spanbox.wiring.building import build_model, example_batches
 
 PARTS: tuple[Part, ...] = ("text", "vision")
@@ -44,11 +43,7 @@ def plan(config: RunConfig) -> Plan:
     model = build_model(config.model).to(device).train()
     objective = Objective(config.loss, config.model.dim).to(device)
     task = Pretraining(model, objective)
-
-    def encode(tower: str, rows: Any) -> TensorBundle:
-        with autocast(device, precision):
-            return task.encode(tower, rows)  # type: ignore[no-any-return]
-
+    encode = encode_in(task, device, precision)
     example = example_batches(config, model)
     plain = measure_step(task, encode, example)
     for part in PARTS:
@@ -56,10 +51,10 @@ def plan(config: RunConfig) -> Plan:
         if tower.model.supports_gradient_checkpointing:
             checkpoint_gradients(tower.model, part)
     checkpointed = measure_step(task, encode, example)
-    parameters = [*model.parameters(), *objective.parameters()]
+    everything = (*model.parameters(), *objective.parameters())
     return Plan(
-        parameters=sum(parameter.numel() for parameter in parameters),
-        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        parameters=sum(parameter.numel() for parameter in everything),
+        trained=sum(parameter.numel() for parameter in parameters(task)),
         plain=plain,
         checkpointed=checkpointed,
         budget=memory_budget(config.train.memory_gb, device, plain.weights),
