@@ -1,6 +1,7 @@
 """The manifest: what it accepts, what it refuses and in which words, and its index."""
 
 import errno
+import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -418,6 +419,14 @@ def test_a_manifest_that_is_no_file_is_named(tmp_path: Path, prepare: Callable[[
 def test_a_path_that_no_file_has_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError):
         Manifest(tmp_path / name)
+
+
+@pytest.mark.parametrize("word", ["x", "红"])
+def test_a_text_beyond_the_limit_is_refused(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_module, "MAX_TEXT_CHARACTERS", 100)
+    lines = [json.dumps({"id": f"p{count}", "image": "a.png", "text": word * count}) for count in (100, 101)]
+    with pytest.raises(DataError, match="line 2: text: has 101 characters; shorten it to 100"):
+        Manifest(written(tmp_path, *lines))
 
 
 def test_a_line_that_is_too_long_is_refused_and_not_held_in_memory(

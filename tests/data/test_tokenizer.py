@@ -113,6 +113,16 @@ def test_offsets_spell_the_tokens(tokenizer: Any, text: str) -> None:
         assert tokenizer.backend_tokenizer.normalizer.normalize_str(text[start:end]).strip() == token
 
 
+def test_long_words_are_split() -> None:
+    """A word of 400 equal characters is four pieces of at most 100, in order; shorter words are as before."""
+    tokenizer = train_tokenizer(["x" * 400, "a red car"], 40)
+    encoding = tokenizer("x" * 400 + " red", return_offsets_mapping=True, add_special_tokens=False)
+    widths = [end - start for start, end in encoding["offset_mapping"]]
+    assert sum(widths) == 403
+    assert max(widths) <= 100
+    assert tokenizer.decode(encoding["input_ids"][-1]) == "red"
+
+
 def test_texts_without_a_word() -> None:
     assert len(train_tokenizer(["", " "], 60)) == len(SPECIAL_TOKENS)
 

@@ -24,6 +24,9 @@ from spanbox.errors import DataError
 from spanbox.files import replacing
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_TEXT_CHARACTERS = (
+    50_000  # a tokenizer reads the whole text, with about 100 bytes per character, before it truncates
+)
 
 Box = tuple[float, float, float, float]
 InvertedBoxes = Literal["error", "drop"]
@@ -104,6 +107,8 @@ def is_inverted(box: Box) -> bool:
 def find_faults(record: Record) -> list[tuple[str, str]]:
     """Faults of a record beyond wrong types, as (field, description and remedy)."""
     faults = [(name, "is empty; give it a value") for name in ("id", "image") if not getattr(record, name)]
+    if len(record.text) > MAX_TEXT_CHARACTERS:
+        faults.append(("text", f"has {len(record.text):,} characters; shorten it to {MAX_TEXT_CHARACTERS:,}"))
     for i, entity in enumerate(record.entities):
         if not 0 <= entity.start < entity.end <= len(record.text):
             faults.append(

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spanbox.documents import read_json
@@ -13,6 +13,7 @@ from spanbox.errors import ConfigError
 JSON_FILES = frozenset(
     ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 )
+LONGEST_WORD = 100  # in characters, as for BERT's WordPiece; BPE takes quadratic time in the length of a word
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 
@@ -53,14 +54,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     """Train a small BPE tokenizer with BERT's normalisation (lower case, Chinese by character) on texts.
 
     For text towers with random weights. It has at most `vocabulary` tokens. BPE is deterministic, because its trainer
-    breaks ties by code point; the WordPiece trainer is not.
+    breaks ties by code point; the WordPiece trainer is not. Words of more than 100 characters are split.
 
     Raises:
         ConfigError: the texts have more than `vocabulary` different characters.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pieces])
     special = list(SPECIAL_TOKENS.values())
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
