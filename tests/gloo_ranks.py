@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
@@ -37,6 +37,7 @@ class Scenario:
     image: int = 100
     dropout: float = 0.0
     views: bool = False
+    relevance: bool = False
     frozen: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float64
     loss: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +57,7 @@ SCENARIOS = {
     "ddp with views": Scenario("ddp", text=2, image=5, views=True),
     "ddp with ranked views and a gate": Scenario("ddp", views=True, loss={"views": {"form": "margin", "gate": True}}),
     "ddp with learned weights and random negatives": Scenario("ddp", loss={"coarse": LEARNED, "fine": LEARNED}),
+    "ddp in chunks with relevance": Scenario("ddp", text=2, image=3, relevance=True),
     "fsdp whole": Scenario("fsdp"),
     "fsdp in chunks": Scenario("fsdp", text=2, image=3),
     "fsdp in float32": Scenario("fsdp", text=2, image=3, dtype=torch.float32),
@@ -65,16 +67,24 @@ SCENARIOS = {
 }
 
 
-def samples() -> list[Sample]:
+def samples(*, relevance: bool = False) -> list[Sample]:
     """The later the pair, the more spans and regions: ranks differ in their number and in their padding."""
-    return [make_sample(number, spans=number // 3, regions=number // 2) for number in range(PAIRS)]
+    made = [make_sample(number, spans=number // 3, regions=number // 2) for number in range(PAIRS)]
+    return [_with_relevance(sample) for sample in made] if relevance else made
 
 
-def own_batch(ranks: Ranks, *, views: bool = False) -> Batch:
+def _with_relevance(sample: Sample) -> Sample:
+    """The sample with a relevance of its own, and links of another."""
+    strength = (sample.place % 4) / 3
+    return replace(sample, relevance=strength, link_relevance=sample.links * (1 - strength))
+
+
+def own_batch(ranks: Ranks, *, views: bool = False, relevance: bool = False) -> Batch:
     """The pairs of this rank."""
     share = PAIRS // ranks.world_size
     own = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    return with_views(collate(*samples()))[own] if views else collate(*samples()[own])
+    own_samples = samples(relevance=relevance)[own]
+    return with_views(collate(*samples()))[own] if views else collate(*own_samples)
 
 
 def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
@@ -86,7 +96,7 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
         model.get_submodule(name).requires_grad_(False)
     task = Pretraining(model, objective)
     ranks.share_weights(model, task.towers.values(), scenario.parallel)
-    inputs = task.inputs(own_batch(ranks, views=scenario.views))
+    inputs = task.inputs(own_batch(ranks, views=scenario.views, relevance=scenario.relevance))
 
     def score(text: States, image: States) -> Losses:
         features = task.features({"text": text, "image": image}, inputs.rest)

@@ -61,6 +61,8 @@ class Sample:
     links: Tensor  # (K, R) bool
     crops: Tensor | None  # (R, 3, s, s) uint8
     incidents: tuple[Incident, ...]
+    relevance: float | None = None  # of the text for the image; None: 1 for all pairs and links of the data
+    link_relevance: Tensor | None = None  # (K, R) float32: of each link
     proposals: tuple[Tensor, Tensor] | None = None  # boxes (P, 4), normalised, and scores (P,), for masked views
     views: SampleViews | None = None
 

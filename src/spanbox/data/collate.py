@@ -71,6 +71,7 @@ class Collator:
             own_token_ids=own_token_ids,
             own_token_mask=own_token_mask,
             crops=_padded_crops(samples, regions.shape[1]),
+            **_relevance(samples, links),
             **_views(samples, identity.shape[1]),
         )
         return Loaded(batch, [sample.id for sample in samples], incidents)
@@ -175,6 +176,17 @@ def _regions(samples: Sequence[Sample], span_valid: Tensor) -> tuple[Tensor, Ten
     links &= span_valid[:, :, None]
     valid &= ~linked_before | links.any(dim=1)
     return regions, valid, links
+
+
+def _relevance(samples: Sequence[Sample], links: Tensor) -> dict[str, Tensor]:
+    """The relevance of the pairs (B,) and of the links (B, K, R); empty if the data has none."""
+    if samples[0].relevance is None:
+        return {}
+    of_links = torch.zeros(links.shape)
+    for row, sample in enumerate(samples):
+        assert sample.link_relevance is not None
+        of_links[row, : len(sample.spans), : len(sample.regions)] = sample.link_relevance
+    return {"relevance": torch.tensor([sample.relevance for sample in samples]), "link_relevance": of_links}
 
 
 def _padded_crops(samples: Sequence[Sample], most: int) -> Tensor | None:

@@ -4,7 +4,7 @@ An entity that is `ambiguous` has boxes of which the data does not say which one
 it, so each counts as right. Without boxes the flag means: unknown whether the image shows the entity.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
@@ -56,6 +56,7 @@ class Annotation:
     shown: tuple[int, ...]  # of each span: SHOWN, NAMED_ONLY or NOT_KNOWN
     regions: Tensor  # (R, 4)
     links: Tensor  # (K, R)
+    link_relevance: Tensor  # (K, R): in [0, 1], 0 without a link
     incidents: tuple[Incident, ...]
 
 
@@ -151,6 +152,7 @@ class PairDataset(Dataset[Sample | Incident]):
             image = load_image(path)
             full_size = image.size
         annotation = annotate(record, full_size, self.limits)
+        weighted = self.manifest.has_relevance
         return Sample(
             id=record.id,
             place=place,
@@ -166,6 +168,8 @@ class PairDataset(Dataset[Sample | Incident]):
             links=annotation.links,
             crops=self._crop(image, annotation.regions),
             incidents=annotation.incidents,
+            relevance=record.relevance if weighted else None,
+            link_relevance=annotation.link_relevance if weighted else None,
             proposals=_scored_proposals(record, full_size) if self.limits.views else None,
         )
 
@@ -214,12 +218,13 @@ def annotate(record: Record, image_size: tuple[int, int], limits: SampleLimits) 
     boxes_of_spans = [box_of[i] for i in entities]
     if limits.objects_only:
         regions = _scored_proposals(record, image_size)[0]
-        links = torch.zeros(len(entities), len(regions), dtype=torch.bool)
+        relevance = torch.zeros(len(entities), len(regions))
+        links = relevance > 0
         shown = [bool(own) for own in boxes_of_spans]
     else:
         used = _within_limit(boxes_of_spans, limits.max_regions, record.id, incidents)
         regions = torch.cat([boxes[used], _proposals(record, image_size, boxes, len(used), limits)])
-        links = _links(boxes_of_spans, used, len(regions))
+        links, relevance = _links(boxes_of_spans, used, len(regions))
         shown = links.any(dim=1).tolist()
     return Annotation(
         spans=tuple(trim_span(record.text, (record.entities[i].start, record.entities[i].end)) for i in entities),
@@ -228,6 +233,7 @@ def annotate(record: Record, image_size: tuple[int, int], limits: SampleLimits) 
         shown=tuple(_state(record.entities[i], has_box) for i, has_box in zip(entities, shown, strict=True)),
         regions=regions,
         links=links,
+        link_relevance=relevance,
         incidents=tuple(incidents),
     )
 
@@ -239,7 +245,7 @@ def _state(entity: Entity, has_box: bool) -> int:
 
 
 def _within_limit(
-    boxes_of_spans: Sequence[Sequence[int]], limit: int | None, sample: str, incidents: list[Incident]
+    boxes_of_spans: Sequence[Collection[int]], limit: int | None, sample: str, incidents: list[Incident]
 ) -> list[int]:
     """The boxes that become regions, in the order of their spans. Over the limit, every span gets its first box before
     any gets its second."""
@@ -252,13 +258,18 @@ def _within_limit(
     return [index for index in used if index in kept]
 
 
-def _links(boxes_of_spans: Sequence[Sequence[int]], used: Sequence[int], regions: int) -> Tensor:
-    """Links (K, R): the boxes of each span among the used ones, which are the first regions."""
+def _links(boxes_of_spans: Sequence[dict[int, float]], used: Sequence[int], regions: int) -> tuple[Tensor, Tensor]:
+    """Links (K, R) and their relevance (K, R): the boxes of each span among the used ones, which are the first
+    regions."""
     column_of = {index: column for column, index in enumerate(used)}
     links = torch.zeros(len(boxes_of_spans), regions, dtype=torch.bool)
+    relevance = torch.zeros(len(boxes_of_spans), regions)
     for row, own in enumerate(boxes_of_spans):
-        links[row, [column_of[index] for index in own if index in column_of]] = True
-    return links
+        kept = [index for index in own if index in column_of]
+        columns = [column_of[index] for index in kept]
+        links[row, columns] = True
+        relevance[row, columns] = torch.tensor([own[index] for index in kept])
+    return links, relevance
 
 
 def _at_most(count: int, limit: int | None) -> int:
@@ -267,18 +278,18 @@ def _at_most(count: int, limit: int | None) -> int:
 
 def _entity_boxes(
     record: Record, image_size: tuple[int, int], incidents: list[Incident]
-) -> tuple[Tensor, list[list[int]]]:
-    """The distinct boxes of all entities (R, 4), normalised and clipped, and the indices of each entity's own."""
+) -> tuple[Tensor, list[dict[int, float]]]:
+    """The distinct boxes of all entities (R, 4), normalised and clipped, and the indices of each entity's own with
+    their relevance."""
     column_of: dict[Box, int] = {}
-    box_of: list[list[int]] = []
+    box_of: list[dict[int, float]] = []
     for entity in record.entities:
-        box_of.append([])
-        for box in entity.boxes:
+        box_of.append({})
+        for box, relevance in zip(entity.boxes, entity.box_relevance(), strict=True):
             clipped = _clip(box, image_size, record.id, incidents)
             if clipped is not None:
                 column = column_of.setdefault(clipped, len(column_of))
-                if column not in box_of[-1]:
-                    box_of[-1].append(column)
+                box_of[-1][column] = max(relevance, box_of[-1].get(column, 0.0))
     return torch.tensor(list(column_of), dtype=torch.float32).reshape(-1, 4), box_of
 
 

@@ -1,8 +1,8 @@
 """Where the lines of a manifest begin, kept beside it as `<name>.index.npy`.
 
-The array (int64) holds `[version, size, mtime_ns, boxes without an area, checksum, start, start, ..., size]`. An index
-for a manifest of this size and time means that every line was read and found valid. A damaged index, or one of another
-version, is made again.
+The array (int64) holds `[version, size, mtime_ns, boxes without an area, pairs with a relevance below 1, checksum,
+start, start, ..., size]`. An index for a manifest of this size and time means that every line was read and found valid.
+A damaged index, or one of another version, is made again.
 
 Nothing is mapped: a mapped file that shrinks would kill the process.
 """
@@ -21,9 +21,9 @@ from spanbox.arrays import DamagedArrayError, open_array
 from spanbox.errors import DataError, OutputError
 from spanbox.files import replacing
 
-VERSION = 2
-HEADER = 5
-CHECKSUM = 4  # its place in the header
+VERSION = 3
+HEADER = 6
+CHECKSUM = 5  # its place in the header
 ENTRY = 8  # bytes
 ENTRIES_AT_ONCE = 1 << 16
 
@@ -67,11 +67,12 @@ class _StoredEntries:
 class LineIndex:
     """The lines of a manifest: how many there are, and the bytes of each."""
 
-    def __init__(self, entries: _Entries, count: int, inverted_count: int) -> None:
+    def __init__(self, entries: _Entries, count: int, inverted_count: int, weighted_count: int) -> None:
         """`entries` are the starts of the lines and the end of the last one, after `HEADER` others."""
         self._entries = entries
         self.count = count
         self.inverted_count = inverted_count  # boxes without an area
+        self.weighted_count = weighted_count  # pairs with a relevance below 1, of the text or of a box
 
     def bounds(self, line: int) -> tuple[int, int] | None:
         """The start of a line, from 0, and that of the next one; None when the index file was cut off meanwhile."""
@@ -91,15 +92,18 @@ def load_index(manifest: Path, size: int, mtime_ns: int) -> LineIndex | None:
         count = len(array) - HEADER - 1
         if count < 1 or array[:3].tolist() != [VERSION, size, mtime_ns] or not _is_whole(array, size):
             return None
-        inverted = int(array[3])
-        return LineIndex(_StoredEntries(path, path.stat().st_size - array.nbytes), count, inverted)
+        inverted, weighted = array[3:CHECKSUM].tolist()
+        return LineIndex(_StoredEntries(path, path.stat().st_size - array.nbytes), count, inverted, weighted)
     except (DamagedArrayError, OSError, DataError):
         return None
 
 
-def make_index(starts: Sequence[int], inverted_count: int, size: int, mtime_ns: int) -> NDArray[np.int64]:
+def make_index(
+    starts: Sequence[int], size: int, mtime_ns: int, *, inverted_count: int, weighted_count: int
+) -> NDArray[np.int64]:
     """The array of an index."""
-    array = np.concatenate([[VERSION, size, mtime_ns, inverted_count, 0], starts, [size]], dtype=np.int64)
+    header = [VERSION, size, mtime_ns, inverted_count, weighted_count, 0]
+    array = np.concatenate([header, starts, [size]], dtype=np.int64)
     array[CHECKSUM] = _checksum(array)
     return array
 
@@ -112,7 +116,8 @@ def save_index(manifest: Path, array: NDArray[np.int64]) -> LineIndex:
                 np.save(file, array, allow_pickle=False)
     except OutputError:
         pass  # a full disk does not keep anybody from reading
-    return LineIndex(array, len(array) - HEADER - 1, int(array[3]))
+    inverted, weighted = array[3:CHECKSUM].tolist()
+    return LineIndex(array, len(array) - HEADER - 1, inverted, weighted)
 
 
 def _is_whole(array: NDArray[np.int64], size: int) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
 from posixpath import normpath
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import msgspec
 import numpy as np
@@ -40,7 +40,12 @@ class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     type: str = ""
     identity: str = ""  # equal for the same entity in other pairs; default: its text, case-folded, spaces collapsed
     boxes: tuple[Box, ...] = ()  # x0 y0 x1 y1 in pixels of the image as shown; empty: not in the image
+    relevance: tuple[float, ...] = ()  # of each box, in [0, 1]: how surely it shows the entity; empty: 1 for all
     ambiguous: bool = False  # unknown which of its boxes is meant; without boxes: unknown whether the image shows it
+
+    def box_relevance(self) -> tuple[float, ...]:
+        """The relevance of each box."""
+        return self.relevance or (1.0,) * len(self.boxes)
 
 
 class ObjectBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -61,6 +66,9 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     lang: str = ""
     entities: tuple[Entity, ...] = ()
     objects: tuple[ObjectBox, ...] = ()
+    relevance: float = 1.0  # in [0, 1]: how surely text and image belong together; 0: no positives
+    source: str = ""  # the data set that the pair comes from
+    meta: dict[str, Any] = {}  # anything else; kept by every command, used by none
 
     @property
     def group_key(self) -> str:
@@ -120,7 +128,25 @@ def find_faults(record: Record) -> list[tuple[str, str]]:
             )
         elif not record.span_text(entity).strip():
             faults.append((f"entities[{i}]", "holds nothing but white space; remove it or move its edges"))
+    return faults + _find_relevance_faults(record)
+
+
+def _find_relevance_faults(record: Record) -> list[tuple[str, str]]:
+    faults = []
+    if not 0 <= record.relevance <= 1:
+        faults.append(("relevance", f"{record.relevance} is not within 0 and 1"))
+    for i, entity in enumerate(record.entities):
+        if entity.relevance and len(entity.relevance) != len(entity.boxes):
+            found = f"{len(entity.relevance)} numbers for {len(entity.boxes)} boxes; give one per box, or none"
+            faults.append((f"entities[{i}].relevance", found))
+        elif not all(0 <= value <= 1 for value in entity.relevance):
+            faults.append((f"entities[{i}].relevance", f"{list(entity.relevance)} are not within 0 and 1"))
     return faults
+
+
+def has_relevance(record: Record) -> bool:
+    """Whether a pair or a box of it has a relevance below 1."""
+    return record.relevance < 1 or any(value < 1 for entity in record.entities for value in entity.relevance)
 
 
 def named_boxes(record: Record) -> list[tuple[str, Box]]:
@@ -145,8 +171,13 @@ def find_inverted_boxes(record: Record) -> list[tuple[str, str]]:
 
 def _without_inverted_boxes(entity: Entity) -> Entity:
     """An entity whose boxes are all without area becomes one that the image may show, not one that is only named."""
-    boxes = tuple(box for box in entity.boxes if not is_inverted(box))
-    return msgspec.structs.replace(entity, boxes=boxes, ambiguous=entity.ambiguous or not boxes)
+    kept = [i for i, box in enumerate(entity.boxes) if not is_inverted(box)]
+    return msgspec.structs.replace(
+        entity,
+        boxes=tuple(entity.boxes[i] for i in kept),
+        relevance=tuple(entity.relevance[i] for i in kept) if entity.relevance else (),
+        ambiguous=entity.ambiguous or not kept,
+    )
 
 
 def without_inverted_boxes(record: Record) -> Record:
@@ -219,6 +250,7 @@ class Manifest(Sequence[Record]):
         self._file = OpenFile(self.path)
         self._index = _open_index(self.path, *self._file.state())
         self.inverted_count = self._index.inverted_count
+        self.has_relevance = self._index.weighted_count > 0
 
     def __len__(self) -> int:
         return self._size
@@ -311,10 +343,12 @@ def _open_index(path: Path, size: int, mtime_ns: int) -> LineIndex:
 
 def _check_lines(path: Path, size: int, mtime_ns: int) -> NDArray[np.int64]:
     """The index array, after reading and checking every line."""
-    starts, inverted = array("q"), 0
+    starts, inverted, weighted = array("q"), 0, 0
     for number, offset, line in manifest_lines(path):
-        inverted += len(find_inverted_boxes(parse_record(line, path, number)))
+        record = parse_record(line, path, number)
+        inverted += len(find_inverted_boxes(record))
+        weighted += has_relevance(record)
         starts.append(offset)
     if not starts:
         raise DataError(f"{path}: the manifest is empty; expected one JSON object per line, see docs/data.md")
-    return make_index(starts, inverted, size, mtime_ns)
+    return make_index(starts, size, mtime_ns, inverted_count=inverted, weighted_count=weighted)
