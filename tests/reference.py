@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spanbox.evaluation.extract import FeatureBank
+from spanbox.spans import Piece
 from spanbox.structures import Batch, Features
 
 
@@ -685,3 +686,30 @@ def attention_rollout(attentions: list[list[list[list[float]]]]) -> list[list[fl
             for row in range(tokens)
         ]
     return flow
+
+
+def mapped_span(text: str, pieces: list[Piece], span: tuple[int, int]) -> tuple[int, int] | None:
+    """The place of a span after an edit, character by character; None where it is lost.
+
+    Each new character carries the interval that it comes from: its own place, or all that its piece replaced.
+    """
+    low, high = span
+    changed = [(start, end) for start, end, replacement in pieces if replacement is not None]
+    if any(start < high and low < end and not low <= start <= end <= high for start, end in changed):
+        return None
+    new: list[tuple[str, int, int]] = []
+    for start, end, replacement in pieces:
+        if replacement is None:
+            new += [(text[place], place, place + 1) for place in range(start, end)]
+        else:
+            new += [(character, start, end) for character in replacement]
+    own = [
+        index
+        for index, (_, start, end) in enumerate(new)
+        if (low <= start < end <= high) or (start == end and low < start < high)
+    ]
+    origins = [new[index][1:] for index in own]
+    if not own or own != list(range(own[0], own[-1] + 1)) or origins != sorted(origins):
+        return None
+    mapped = own[0], own[-1] + 1
+    return mapped if "".join(character for character, _, _ in new[mapped[0] : mapped[1]]).strip() else None

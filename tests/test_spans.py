@@ -1,5 +1,6 @@
-"""Spans to tokens with real tokenizers: what the chosen tokens spell must be the span."""
+"""Spans to tokens with real tokenizers: what the chosen tokens spell must be the span. And spans through edits."""
 
+import itertools
 import unicodedata
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import reference
-from spanbox.spans import CharSpan, span_token_mask, trim_span
+from spanbox.spans import CharSpan, EditMap, Piece, span_token_mask, trim_span
 
 LENGTH = 96  # every encoding is padded to this many tokens
 
@@ -209,3 +210,142 @@ def test_a_batch_is_its_sentences_one_by_one() -> None:
 )
 def test_trim(text: str, span: CharSpan, expected: CharSpan) -> None:
     assert trim_span(text, span) == expected
+
+
+# What makes characters hard to count: emoji of several code points, combining marks, right to left.
+PIECES_OF_TEXT = st.sampled_from(
+    [
+        "cat",
+        " ",
+        "a",
+        "é",
+        "e\u0301",
+        "猫",
+        "北京",
+        "、",
+        "👩\u200d👩\u200d👧",
+        "👍🏽",
+        "🇨🇳",
+        "שלום",
+        "مرحبا",
+        "नमस्ते",
+        "ไทย",
+        "\u202e",
+        "\n",
+    ]
+)
+texts = st.lists(PIECES_OF_TEXT | st.text(max_size=3), max_size=12).map("".join)
+
+
+@st.composite
+def edits(draw: st.DrawFn, text: str) -> list[Piece]:
+    """A text cut at random into pieces, kept, replaced or deleted, with insertions, in any order or in theirs."""
+    places = st.integers(0, len(text))
+    cuts = sorted({0, len(text), *draw(st.lists(places, max_size=6))})
+    pieces = [
+        Piece(start, end, draw(st.none() | st.just("") | texts))
+        for start, end in itertools.pairwise(cuts)
+        if start < end
+    ]
+    pieces += [Piece(place, place, draw(texts)) for place in draw(st.lists(places, max_size=2)) if place in cuts]
+    pieces.sort(key=lambda piece: piece[:2])
+    return draw(st.permutations(pieces)) if draw(st.booleans()) else pieces
+
+
+@st.composite
+def spans_of(draw: st.DrawFn, text: str) -> list[CharSpan]:
+    places = st.integers(0, len(text))
+    return [span for span in draw(st.lists(st.tuples(places, places), max_size=5)) if span[0] < span[1]]
+
+
+class TestEditMap:
+    @given(data=st.data(), text=texts)
+    def test_equals_the_loop_over_characters(self, data: st.DataObject, text: str) -> None:
+        pieces = data.draw(edits(text))
+        edit = EditMap(text, pieces)
+        assert edit.text == "".join(text[start:end] if new is None else new for start, end, new in pieces)
+        for span in data.draw(spans_of(text)):
+            assert edit.map_span(span) == reference.mapped_span(text, pieces, span)
+
+    @given(data=st.data(), text=texts)
+    def test_a_span_through_any_chain_of_edits_reads_the_same_or_its_replacement(
+        self, data: st.DataObject, text: str
+    ) -> None:
+        for span in data.draw(spans_of(text)):
+            current, place = text, span
+            for _ in range(data.draw(st.integers(1, 4))):
+                pieces = data.draw(edits(current))
+                edit = EditMap(current, pieces)
+                mapped = edit.map_span(place)
+                if mapped is None:
+                    break
+                touching = [piece for piece in pieces if piece.text is not None and within(piece, place)]
+                expected = spelled_after(current, place, touching)
+                assert edit.text[mapped[0] : mapped[1]] == expected
+                if not touching:
+                    assert expected == current[place[0] : place[1]]
+                current, place = edit.text, mapped
+
+    @given(data=st.data(), text=texts)
+    def test_a_protected_span_is_kept_by_every_edit_around_it(self, data: st.DataObject, text: str) -> None:
+        for start, end in data.draw(spans_of(text)):
+            if text[start:end].strip():
+                before, after = data.draw(texts), data.draw(texts)
+                edit = EditMap.replace(text, [Piece(0, start, before), Piece(end, len(text), after)])
+                assert edit.map_span((start, end)) == (len(before), len(before) + end - start)
+
+    def test_nothing_changed(self) -> None:
+        assert EditMap.replace("a 🐈‍⬛ b", []).map_span((2, 5)) == (2, 5)
+        assert EditMap("", []).text == ""
+
+    @pytest.mark.parametrize(
+        ("replacements", "text", "span"),
+        [
+            ([Piece(0, 1, "The old")], "The old 红色的猫 sat", "红色的猫"),
+            ([Piece(2, 6, "🐈")], "A 🐈 sat", "🐈"),
+            ([Piece(2, 5, "")], "A 猫 sat", "猫"),
+            ([Piece(2, 2, "big "), Piece(6, 6, "!")], "A big 红色的猫! sat", "红色的猫"),
+            ([Piece(3, 3, "、")], "A 红、色的猫 sat", "红、色的猫"),
+            ([Piece(5, 8, "dog")], "A 红色的dogat", None),
+            ([Piece(2, 6, "")], "A  sat", None),
+            ([Piece(0, 10, "nothing")], "nothing", None),
+        ],
+        ids=["before", "the span", "a part", "at its edges", "inside", "across an edge", "deleted", "around"],
+    )
+    def test_of_one_span(self, replacements: list[Piece], text: str, span: str | None) -> None:
+        edit = EditMap.replace("A 红色的猫 sat", replacements)
+        mapped = edit.map_span((2, 6))
+        assert edit.text == text
+        assert (mapped and text[mapped[0] : mapped[1]]) == span
+
+    def test_moved_parts(self) -> None:
+        text = "红猫。蓝狗。"
+        edit = EditMap(text, [Piece(3, 5), Piece(2, 3), Piece(0, 2), Piece(5, 6)])
+        assert edit.text == "蓝狗。红猫。"
+        assert edit.map_spans([(0, 2), (3, 5), (4, 5)]) == [(3, 5), (0, 2), (1, 2)]
+        assert edit.map_span((1, 4)) is None
+        assert edit.map_spans([(0, 2), (1, 4)]) is None
+
+    @pytest.mark.parametrize(
+        "pieces", [[Piece(0, 2), Piece(1, 3)], [Piece(0, 1), Piece(2, 3)], [Piece(0, 2)], [Piece(0, 3), Piece(3, 4)]]
+    )
+    def test_pieces_are_a_partition(self, pieces: list[Piece]) -> None:
+        with pytest.raises(AssertionError):
+            EditMap("abc", pieces)
+
+
+def within(piece: Piece, span: CharSpan) -> bool:
+    """Whether a changed piece lies in a span; an insertion at its edge does not."""
+    if piece.start == piece.end:
+        return span[0] < piece.start < span[1]
+    return span[0] <= piece.start and piece.end <= span[1]
+
+
+def spelled_after(text: str, span: CharSpan, changes: list[Piece]) -> str:
+    """The span with its changes, of which none crosses an edge of the span."""
+    spelled, position = "", span[0]
+    for start, end, new in sorted(changes, key=lambda piece: piece[:2]):
+        assert new is not None
+        spelled += text[position:start] + new
+        position = end
+    return spelled + text[position : span[1]]
