@@ -99,7 +99,7 @@ class TestRunFolder:
         checkpoints = run.run_dir / "checkpoints"
         assert {path.name for path in checkpoints.iterdir()} == {"step-000003", "step-000006", "best", "last"}
         for name in ("best", "last"):
-            assert {path.name for path in (checkpoints / name).iterdir()} == CHECKPOINT
+            assert {path.name for path in (checkpoints / name).iterdir()} == CHECKPOINT | {"validation.json"}
         assert (checkpoints / "last").resolve().name == "step-000006"
 
     def test_its_config_is_the_one_that_ran(self, run: Trained, config: RunConfig) -> None:
@@ -120,6 +120,9 @@ class TestRunFolder:
         assert lines[0].keys() >= {"retrieval.t2i.r1", "retrieval.i2t.r1", "matching.within_image"}
         metric = "retrieval.t2i.r1"
         best = max(lines, key=lambda line: line[metric])
+        assert isinstance(best["matching.presence.threshold"], float)
+        stored = json.loads((run.run_dir / "checkpoints" / "best" / "validation.json").read_text())
+        assert stored == run.best
         assert {**run.best, "step": best["step"], "kind": "validation"} == best
         assert (run.run_dir / "checkpoints" / "best").resolve().name == f"step-{best['step']:06d}"
 
@@ -212,7 +215,8 @@ class TestLoading:
 
 class TestEvaluation:
     def test_gives_the_metrics_of_the_validation(self, run: Trained, scenes: Path) -> None:
-        assert evaluate_checkpoint(run.run_dir, scenes / "val.jsonl").metrics == run.best
+        threshold = {name: run.best[name] for name in ["matching.presence.threshold"]}  # chosen by validation alone
+        assert evaluate_checkpoint(run.run_dir, scenes / "val.jsonl").metrics | threshold == run.best
 
     def test_is_written_with_where_it_comes_from(self, run: Trained, scenes: Path, tmp_path: Path) -> None:
         evaluated = evaluate_checkpoint(run.run_dir, scenes / "test.jsonl")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pairs import sample
-from spanbox.data.collate import Collator, Loaded
+from spanbox.data.collate import Collated, Collator
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.structures import PADDING_ID, Batch, Incident, Sample, stable_id
 
@@ -37,7 +37,7 @@ def own_words(tokenizer: Any, batch: Batch, row: int, span: int) -> list[str]:
     return tokens
 
 
-def collate(tokenizer: Any, *samples: Sample, max_tokens: int = 32, own_spans: bool = False) -> Loaded:
+def collate(tokenizer: Any, *samples: Sample, max_tokens: int = 32, own_spans: bool = False) -> Collated:
     return Collator(tokenizer, max_tokens, own_spans=own_spans)(samples)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pairs import entity, save_manifest
-from spanbox.data.collate import Collator, Loaded
+from spanbox.data.collate import Collated, Collator
 from spanbox.data.dataset import PairDataset, SampleLimits
 from spanbox.data.loader import DataSettings, evaluation_batches, training_batches
 from spanbox.data.manifest import Manifest, Record
@@ -56,11 +56,11 @@ def dataset(manifest: Manifest, *, training: bool) -> PairDataset:
     return PairDataset(manifest, SampleLimits(image_size=8, crop_size=4), seed=3, replace_broken=training)
 
 
-def loaded(manifest: Manifest, tokenizer: Any, workers: int, start: int = 0, stop: int = 7) -> list[Loaded]:
+def loaded(manifest: Manifest, tokenizer: Any, workers: int, start: int = 0, stop: int = 7) -> list[Collated]:
     sampler = StepSampler(len(manifest), 3, 3, start, stop)
     data = dataset(manifest, training=True)
     batches = list(training_batches(data, collator(tokenizer), sampler, workers, pin_memory=False))
-    assert all(isinstance(batch, Loaded) for batch in batches)
+    assert all(isinstance(batch, Collated) for batch in batches)
     return batches  # type: ignore[return-value]
 
 

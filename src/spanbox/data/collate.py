@@ -14,7 +14,7 @@ from spanbox.structures import NOT_KNOWN, PADDING_ID, Batch, Incident, Sample, s
 EXCERPT = 40  # characters of a text in an incident
 
 
-class Loaded(NamedTuple):
+class Collated(NamedTuple):
     """A batch with its ids and incidents."""
 
     batch: Batch
@@ -41,7 +41,7 @@ class Collator:
         self.own_spans = own_spans
         self.sort_by_length = sort_by_length
 
-    def __call__(self, samples: Sequence[Sample]) -> Loaded:
+    def __call__(self, samples: Sequence[Sample]) -> Collated:
         texts = self._tokenize([sample.text for sample in samples])
         if self.sort_by_length:
             order = sorted(range(len(samples)), key=lambda row: sum(texts[row].attention_mask))
@@ -74,7 +74,7 @@ class Collator:
             **_relevance(samples, links),
             **_views(samples, identity.shape[1]),
         )
-        return Loaded(batch, [sample.id for sample in samples], incidents)
+        return Collated(batch, [sample.id for sample in samples], incidents)
 
     def _tokenize(self, texts: list[str]) -> list[Encoding]:
         """Tokenise texts, truncated and padded to one length."""

@@ -78,7 +78,7 @@ class DataSettings(Settings):
 def training_batches(
     dataset: PairDataset, collator: Collator, sampler: StepSampler, workers: int, *, pin_memory: bool
 ) -> Iterator[Any]:
-    """Batches (`Loaded`) of the sampler's steps. Closing the iterator ends its workers.
+    """Batches (`Collated`) of the sampler's steps. Closing the iterator ends its workers.
 
     Raises:
         DataError: while iterating; a pair cannot be read.

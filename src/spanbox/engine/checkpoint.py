@@ -1,7 +1,7 @@
 """Checkpoints: folders with everything needed to load a model or to resume training.
 
     checkpoints/step-000500/   model.safetensors, config.yaml, architecture.json, preprocessing.json, tokenizer/,
-                               trainer.pt
+                               trainer.pt, and validation.json if this step was validated
     checkpoints/best, last     pointers to the best by the run's metric, and the newest
 
 A checkpoint is written under another name and renamed into place: it is complete or absent. A pointer is a link, or a
@@ -32,6 +32,7 @@ from spanbox.models.preprocessing import Preprocessing
 STEP_FOLDER = "step-{:06d}"
 MODEL_FILES = ("model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer")
 RESUME_FILES = (*MODEL_FILES, "trainer.pt")
+VALIDATION = "validation.json"  # metrics of the validation of a checkpoint's step
 LONGEST_NAME = 100  # bytes of a pointer file
 
 
@@ -59,8 +60,19 @@ class CheckpointStore:
         self.files = files
         self.keep = keep
 
-    def save(self, step: int, weights: dict[str, Tensor], trainer_state: dict[str, Any], *, best: bool) -> Path:
+    def save(
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        trainer_state: dict[str, Any],
+        *,
+        best: bool,
+        metrics: dict[str, float] | None = None,
+    ) -> Path:
         """Write a checkpoint, point `last` (and `best`) at it, and remove all but the newest `keep`.
+
+        Args:
+            metrics: of the validation of this step, if there was one.
 
         Raises:
             OutputError: the disk is full or the folder cannot be written. Earlier checkpoints are intact.
@@ -69,14 +81,20 @@ class CheckpointStore:
         with _explained_saving(target):
             self._remove_leftovers()
             if target != last_checkpoint(self.folder):  # else it exists already, and must never be missing
-                self._write(target, weights, trainer_state)
+                self._write(target, weights, trainer_state, metrics)
             if best:
                 self._point("best", target)
             self._point("last", target)
             self._remove_old()
         return target
 
-    def _write(self, target: Path, weights: dict[str, Tensor], trainer_state: dict[str, Any]) -> None:
+    def _write(
+        self,
+        target: Path,
+        weights: dict[str, Tensor],
+        trainer_state: dict[str, Any],
+        metrics: dict[str, float] | None,
+    ) -> None:
         aside = self.folder / f".{target.name}{PARTIAL}"
         aside.mkdir(parents=True)
         try:
@@ -85,6 +103,8 @@ class CheckpointStore:
             write_text(aside / "architecture.json", json.dumps(self.files.architecture, indent=1))
             write_text(aside / "preprocessing.json", self.files.preprocessing.model_dump_json(indent=1))
             self.files.tokenizer.save_pretrained(aside / "tokenizer")
+            if metrics is not None:
+                write_text(aside / VALIDATION, json.dumps(metrics, indent=1))
             torch.save(trainer_state, aside / "trainer.pt")
             _flush_to_disk(aside)
             remove_entry(target)

@@ -108,6 +108,7 @@ class Trainer:
         self.seconds = 0.0  # of training so far, without validation and saving
         self.best: float | None = None
         self.best_metrics: dict[str, float] = {}
+        self._metrics: dict[str, float] | None = None  # of the validation of this step
         self.since_best = 0  # validations
         self._stop = StopRequest()
         self._uncounted: list[Incident] = []
@@ -293,6 +294,7 @@ class Trainer:
 
     def _validate_and_save(self, log: RunLog | None, progress: Progress) -> None:
         is_best = False
+        self._metrics = None
         if self.validate and self._is_due(self.settings.validate_every):
             is_best = self._validate(self.validate, log, progress)
         if is_best or self._is_due(self.settings.save_every):
@@ -304,6 +306,7 @@ class Trainer:
         if log or self.ranks.is_sharded:
             self.model.eval()
             metrics, value = validate(self.model, progress)
+            self._metrics = metrics
             self.model.train()
             if self.best is None or value > self.best:
                 improved, self.best, self.best_metrics = 1.0, value, metrics
@@ -327,7 +330,7 @@ class Trainer:
         weights = {name: whole(tensor).cpu() for name, tensor in named_weights(self.model, self.task.objective).items()}
         state = self.state()
         if self.ranks.is_main:
-            self.store.save(self.step, weights, state, best=best)
+            self.store.save(self.step, weights, state, best=best, metrics=self._metrics)
             settle_replaced(self.run_dir)
         self.ranks.wait_for_all()
 

@@ -23,6 +23,8 @@ from spanbox.structures import NOT_KNOWN, SHOWN
 BoolArray = NDArray[np.bool_]
 
 PREFIX = "matching.presence"
+THRESHOLD = f"{PREFIX}.threshold"
+"""Metric: the score from which an entity counts as shown."""
 
 
 class Presence(NamedTuple):
@@ -60,7 +62,7 @@ def presence_figures(
         figures[f"{PREFIX}.auc"] = _auc_figure(presence, intervals)
     if threshold is not None:
         figures[f"{PREFIX}.f1"] = _f1_figure(presence, threshold, intervals)
-        facts[f"{PREFIX}.threshold"] = threshold
+        facts[THRESHOLD] = threshold
     return figures, facts
 
 

@@ -9,7 +9,7 @@ encode them in chunks (`encode_text`, `encode_images`). Then the states of all r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import TextTower, VisionTower
 from spanbox.settings import Settings
 from spanbox.structures import Batch, Features, TensorBundle
+
+Part = Literal["text", "image", "spans", "regions"]
+"""What has features: sentences, images, spans of sentences, regions of images."""
 
 
 class SpanSettings(Settings):
@@ -168,19 +171,32 @@ class DualEncoder(nn.Module):
         if places.views is not None:
             used = (places.views != EMPTY)[:, :, None]
             views = _unit(self.image_projection(in_places(further, places.views))).where(used, 0.0)
-        shared = self.settings.projections == "shared"
         return Features(
             text=_unit(self.text_projection(sentences.pooled[places.text])),
             image=_unit(self.image_projection(whole.pooled)),
-            spans=_unit((self.text_projection if shared else self.span_projection)(spans_BKH)),
+            spans=_unit(self.projection_of("spans")(spans_BKH)),
             regions=self.project_regions(regions_BRH),
             views=views,
         )
 
     def project_regions(self, pooled: Tensor) -> Tensor:
         """Unit-length features (..., D) of regions from their pooled states."""
+        return _unit(self.projection_of("regions")(pooled))
+
+    def projection_of(self, part: Part) -> nn.Linear:
+        """The layer from pooled states (..., P) to features (..., D), which are not normalised yet."""
         shared = self.settings.projections == "shared"
-        return _unit((self.image_projection if shared else self.region_projection)(pooled))
+        match part:
+            case "text":
+                return self.text_projection
+            case "image":
+                return self.image_projection
+            case "spans":
+                return self.text_projection if shared else self.span_projection
+            case "regions":
+                return self.image_projection if shared else self.region_projection
+            case _:
+                assert_never(part)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Pixels (..., 3, S, S) uint8, normalised for the vision tower."""

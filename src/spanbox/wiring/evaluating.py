@@ -29,7 +29,7 @@ from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls, occlusion_outcomes
 from spanbox.evaluation.outcomes import Outcome, figures_of
-from spanbox.evaluation.presence import choose_threshold
+from spanbox.evaluation.presence import THRESHOLD, choose_threshold
 from spanbox.evaluation.selection import check_selectable, selection_value
 from spanbox.files import PARTIAL, check_writable_file, check_writable_folder, explained
 from spanbox.models.dual_encoder import DualEncoder
@@ -171,6 +171,9 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
         dataset = evaluation_dataset(config, model, manifest)
         bank, _ = embed(model, config, tokenizer, dataset, progress.part)
         metrics = _figures_alone(bank, dataset, progress.part)
+        threshold = choose_threshold(bank)
+        if threshold is not None:  # kept for decisions on images without annotations
+            metrics[THRESHOLD] = threshold
         return metrics, selection_value(metrics, config.train.best_metric)
 
     return validate
