@@ -23,9 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from hardware import describe
-from spanbox.data.dataset import PairDataset, SampleLimits, to_pixels, to_square
+from spanbox.data.dataset import PairDataset
 from spanbox.data.images import load_image, load_reduced
+from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
+from spanbox.data.prepare import to_pixels, to_square
 
 WIDTH, HEIGHT = 640, 480
 SIDE = 224

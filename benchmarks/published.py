@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from hardware import describe
 from spanbox.config import load_config
 from spanbox.data.collate import Collator
-from spanbox.data.dataset import PairDataset, SampleLimits
+from spanbox.data.dataset import PairDataset
+from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.structures import Batch

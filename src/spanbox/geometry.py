@@ -12,7 +12,8 @@ SAME_OBJECT_IOU = 0.5  # from this IoU on, two boxes of an image show the same o
 
 def normalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
     """Pixel boxes (N, 4) of a `width` x `height` image as fractions of it. Not clipped: see `clip_boxes`."""
-    return boxes.to(torch.float32) / torch.tensor([width, height, width, height], dtype=torch.float32)
+    wide = torch.promote_types(boxes.dtype, torch.float32)
+    return boxes.to(wide) / torch.tensor([width, height, width, height], dtype=wide)
 
 
 def denormalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:

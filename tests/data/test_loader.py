@@ -8,7 +8,8 @@ import torch
 
 from pairs import entity, save_manifest
 from spanbox.data.collate import Collated, Collator
-from spanbox.data.dataset import PairDataset, SampleLimits
+from spanbox.data.dataset import PairDataset
+from spanbox.data.limits import SampleLimits
 from spanbox.data.loader import DataSettings, evaluation_batches, training_batches
 from spanbox.data.manifest import Manifest, Record
 from spanbox.data.sampler import StepSampler

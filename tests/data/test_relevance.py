@@ -12,7 +12,8 @@ from encoders import accumulate, in_one_graph, make_model, make_sample
 from encoders import collate as batch_of
 from pairs import entity, save_manifest
 from spanbox.data.collate import Collator
-from spanbox.data.dataset import PairDataset, SampleLimits
+from spanbox.data.dataset import PairDataset
+from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest, Record, encode_record
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.errors import DataError

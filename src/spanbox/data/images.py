@@ -45,8 +45,8 @@ class ImageFacts(NamedTuple):
     content: int | None  # 64-bit hash of the decoded pixels as shown; None: not decoded
 
 
-def load_image(path: Path) -> Image.Image:
-    """Decode the whole file as an RGB image, upright, transparent parts on white.
+def load_image(source: Path | Image.Image) -> Image.Image:
+    """Decode a whole file, or an image in memory, as an RGB image, upright, transparent parts on white.
 
     16-bit values are divided by 257. Wider integers and floats have no fixed white: see `_to_8_bit`. Of an animation
     the first frame is used.
@@ -54,10 +54,10 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         DataError: the file is missing, not an image, damaged, cut off, or larger than Pillow's limit of pixels.
     """
-    return _decode(path, at_least=None)[0]
+    return _decode(source, at_least=None)[0]
 
 
-def load_reduced(path: Path, at_least: int) -> tuple[Image.Image, tuple[int, int]]:
+def load_reduced(source: Path | Image.Image, at_least: int) -> tuple[Image.Image, tuple[int, int]]:
     """Like `load_image`, but a JPEG may be decoded at a half, a quarter or an eighth of its size.
 
     That is several times faster. Both sides keep at least `at_least` pixels.
@@ -65,7 +65,7 @@ def load_reduced(path: Path, at_least: int) -> tuple[Image.Image, tuple[int, int
     Returns:
         The image, and its width and height at full size, as shown.
     """
-    return _decode(path, at_least)
+    return _decode(source, at_least)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -103,11 +103,12 @@ def _header(path: Path) -> ImageFacts:
     return ImageFacts((height, width) if turned else (width, height), (width, height), None)
 
 
-def _decode(path: Path, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _decode(source: Path | Image.Image, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
     """The image, upright, and its width and height at full size, as shown."""
-    with _opened(path) as image:
+    with _opened(source) as image:
         stored = image.size
-        reduced = at_least is not None and image.draft(None, (at_least, at_least)) is not None
+        is_file = not isinstance(source, Image.Image)  # another's image stays as it is
+        reduced = at_least is not None and is_file and image.draft(None, (at_least, at_least)) is not None
         image.load()
         # Only now: Pillow's TIFF reader turns the image while loading and removes the tag.
         orientation = _orientation(image)
@@ -119,19 +120,23 @@ def _decode(path: Path, at_least: int | None) -> tuple[Image.Image, tuple[int, i
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file whose header was read. Errors in the block that come from the file are raised as DataError."""
+def _opened(source: Path | Image.Image) -> Iterator[Image.Image]:
+    """An image whose header was read. Errors in the block that come from the image are raised as DataError."""
     try:
-        mode = path.stat().st_mode
-        if not S_ISREG(mode) and not S_ISDIR(mode):  # opening a pipe would wait for its writer
-            raise OSError("is not a regular file")
-        with Image.open(path) as image:
-            _check_format(image)
-            yield image
+        if isinstance(source, Image.Image):
+            _check_format(source)
+            yield source
+        else:
+            mode = source.stat().st_mode
+            if not S_ISREG(mode) and not S_ISDIR(mode):  # opening a pipe would wait for its writer
+                raise OSError("is not a regular file")
+            with Image.open(source) as image:
+                _check_format(image)
+                yield image
     except _TOO_LARGE as error:
-        raise _broken(path, f"too large: {error}") from None
+        raise _broken(source, f"too large: {error}") from None
     except _DAMAGED as error:
-        raise _broken(path, _reason(path, error)) from error
+        raise _broken(source, _reason(source, error)) from error
 
 
 def _check_format(image: Image.Image) -> None:
@@ -187,11 +192,11 @@ def _to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
     return grey
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(source: Path | Image.Image, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    if isinstance(error, UnidentifiedImageError):
-        with path.open("rb") as file:
+    if isinstance(error, UnidentifiedImageError) and isinstance(source, Path):
+        with source.open("rb") as file:
             start = file.read(len(_GIT_LFS_POINTER))
         if start == _GIT_LFS_POINTER:
             return "a Git LFS pointer, not the file itself; run git lfs pull"
@@ -201,5 +206,6 @@ def _reason(path: Path, error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _broken(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: broken image: {reason}")
+def _broken(source: Path | Image.Image, reason: str) -> DataError:
+    name = source if isinstance(source, Path) else "an image in memory"
+    return DataError(f"{name}: broken image: {reason}")

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch.utils.data import DataLoader, Dataset
 
+from spanbox.data.augment import AugmentSettings
 from spanbox.data.collate import Collator
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import InvertedBoxes
@@ -57,6 +58,7 @@ class DataSettings(Settings):
         0, ge=0, description="number of detector proposals per image used as further regions, as negatives"
     )
     views: MaskSettings = Field(MaskSettings(), description="masked views of each image, drawn during training")
+    augment: AugmentSettings = Field(AugmentSettings(), description="random changes of images and texts in training")
     inverted_boxes: InvertedBoxes = Field(
         "error", description="boxes without an area: refuse the manifest, or drop them"
     )

@@ -79,7 +79,12 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         return self.text[entity.start : entity.end]
 
     def identity_key(self, entity: Entity) -> str:
-        return " ".join((entity.identity or self.span_text(entity)).casefold().split())
+        return identity_key(self.text, entity)
+
+
+def identity_key(text: str, entity: Entity) -> str:
+    """What an entity of `text` is: its identity or its text, case-folded, spaces collapsed."""
+    return " ".join((entity.identity or text[entity.start : entity.end]).casefold().split())
 
 
 _decoder = msgspec.json.Decoder(Record)

@@ -8,7 +8,7 @@ import torch
 
 from spanbox.config import RunConfig
 from spanbox.data.collate import Collator
-from spanbox.data.dataset import SampleLimits
+from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.data.masking import kept_levels, mask_grid
 from spanbox.data.tokenizer import load_tokenizer, train_tokenizer
@@ -72,6 +72,7 @@ def sample_limits(
         crop_margin=config.model.regions.margin,
         views=config.data.views if draws_views else None,
         view_grid=view_grid(config, model) if draws_views else 0,
+        augment=config.data.augment if training else None,
     )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from spanbox.config import load_config
 from spanbox.data.contact_sheet import contact_sheet
-from spanbox.data.dataset import PairDataset, SampleLimits
+from spanbox.data.dataset import PairDataset
+from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.data.masking import mask_grid
 from spanbox.files import check_writable_file, write_text

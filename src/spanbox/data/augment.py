@@ -1,0 +1,7 @@
+"""Settings of augmentation: changed samples that are still true, boxes and spans moving along with every change."""
+
+from spanbox.settings import Settings
+
+
+class AugmentSettings(Settings):
+    """Random changes of images and texts, drawn again each time a pair is read in training."""
