@@ -1,17 +1,29 @@
-"""Boxes of another format: what the boxes of a whole set look like, when single boxes cannot show it.
+"""Boxes that leave their images, and the convention in which the boxes of a whole set were written.
 
-Boxes are `[x0, y0, x1, y1]` in pixels of the image as shown. Counted here is how many boxes of a set fit into their
-images under other readings.
+Boxes are `[x0, y0, x1, y1]` in pixels of the image as shown.
 """
 
+from array import array
 from collections.abc import Iterator
 
+import numpy as np
+
+from spanbox.data.audit.conventions import (
+    CORNERS,
+    FRACTIONS,
+    PERCENT,
+    PIXELS,
+    STORED,
+    THOUSANDTHS,
+    TOLERANCE,
+    Boxes,
+    Reading,
+    find_reading,
+)
 from spanbox.data.images import ImageFacts
 from spanbox.data.manifest import Box, is_inverted
 
-TOLERANCE = 1.0  # pixels by which a box may leave the image: annotators and detectors round
-_FEW = 0.01  # share of boxes that may contradict a reading
-_FRACTION_LIMITS = (-0.05, 1.05)  # of coordinates that are fractions of the sides
+MOST_BOXES = 1_000_000  # whose convention is looked for together, 64 bytes each
 _WHOLE = 0.005  # of each side, by which a box of the whole image may differ from it
 
 
@@ -35,70 +47,52 @@ def find_misplaced_boxes(named: list[tuple[str, Box]], width: int, height: int) 
 
 
 class BoxStatistics:
-    """Boxes of one source (entities or objects) of a manifest under other readings of their numbers."""
+    """Boxes of one source (entities or objects) of a manifest, all together."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.first_line = 0
-        self.count = self.inverted = 0
-        self.lowest, self.highest = float("inf"), float("-inf")
-        self.sized = self.outside = self.outside_xywh = self.outside_yx = 0  # of boxes whose image could be read
-        self.over_100 = self.over_1000 = 0  # boxes in images with a side of 125, of 1250 pixels or more
-        self.turned = self.turned_outside = self.turned_outside_stored = 0  # of boxes in images that are turned
+        self._rows = array("d")
+        self._count = 0
+        self._generator = np.random.default_rng(0)
 
     def add(self, box: Box, image: ImageFacts | None, line: int) -> None:
+        """Remember a box; of more than `MOST_BOXES` a random part."""
         self.first_line = self.first_line or line
-        self.count += 1
-        self.inverted += is_inverted(box)
-        self.lowest, self.highest = min(self.lowest, *box), max(self.highest, *box)
-        if image is None:
-            return
-        x0, y0, x1, y1 = box
-        width, height = image.size
-        outside = not _fits(box, width, height)
-        self.sized += 1
-        self.outside += outside
-        self.outside_xywh += not _fits((x0, y0, x0 + x1, y0 + y1), width, height)
-        self.outside_yx += not _fits((y0, x0, y1, x1), width, height)
-        self.over_100 += max(width, height) >= 125
-        self.over_1000 += max(width, height) >= 1250
-        if image.size != image.stored:
-            self.turned += 1
-            self.turned_outside += outside
-            self.turned_outside_stored += not _fits(box, *image.stored)
+        row = (*box, *image.size, *image.stored) if image else (*box, 0.0, 0.0, 0.0, 0.0)
+        self._count += 1
+        if self._count <= MOST_BOXES:
+            self._rows.extend(row)
+        elif (place := int(self._generator.integers(self._count))) < MOST_BOXES:
+            self._rows[8 * place : 8 * place + 8] = array("d", row)
+
+    def reading(self) -> Reading:
+        """The convention of the boxes."""
+        table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, 8)
+        table = table[np.isfinite(table).all(axis=1)]
+        return find_reading(Boxes(table[:, :4], table[:, 4:6], table[:, 6:]))
 
     def findings(self) -> Iterator[tuple[str, int, str]]:
-        """The reading that explains the boxes, if one does, as (kind, line, detail)."""
-        kind, reason = self._reading()
-        if kind:
-            yield kind, self.first_line, f"{self.count} boxes of {self.source}: {reason}"
+        """The reading that explains the boxes, if it is not the documented one, as (kind, line, detail)."""
+        reading = self.reading()
+        if not reading.is_as_documented:
+            unit = "" if reading.unit in ("", PIXELS, STORED) else f", {reading.unit}"
+            fits = f"; {reading.boxes - reading.contradict:,} fit as {reading.format}{unit}" if reading.format else ""
+            detail = f"{self._count:,} boxes of {self.source}: {reading.reason}{fits}"
+            yield kind_of(reading), self.first_line, detail
 
-    def _reading(self) -> tuple[str, str]:
-        count, sized = self.count, self.sized
-        if not count:
-            return "", ""
-        if _FRACTION_LIMITS[0] <= self.lowest and self.highest <= _FRACTION_LIMITS[1]:
-            return "boxes look like fractions", "all numbers are between 0 and 1"
-        many_inverted = count >= 4 and self.inverted >= max(2, 0.05 * count)
-        if many_inverted and (self.outside_xywh <= _FEW * sized if sized else self.inverted >= 0.2 * count):
-            reason = f"{self.inverted} have no area, and as x y width height "
-            reason += f"{sized - self.outside_xywh} of {sized} fit into their images" if sized else "all have one"
-            return "boxes look like x y width height", reason
-        if self.turned_outside and self.turned_outside_stored <= _FEW * self.turned:
-            reason = (
-                f"{self.turned_outside} of {self.turned} in images with an EXIF orientation leave the image as shown"
-            )
-            return "boxes of the image before turning", f"{reason}; all fit into it as stored"
-        if count >= 4 and self.outside >= max(2, 0.1 * sized) and self.outside_yx <= _FEW * sized:
-            reason = f"{self.outside} of {sized} leave their images or have no area; as y0 x0 y1 x1 they fit"
-            return "boxes look like y0 x0 y1 x1", reason
-        if count >= 8 and self.lowest >= 0:
-            if 80 <= self.highest <= 100 and self.over_100 >= 0.8 * count:
-                return "boxes look like percent", "all numbers are between 0 and 100, in larger images"
-            leave = self.outside >= 0.2 * max(1, sized)
-            if 800 <= self.highest <= 1000 and (leave or self.over_1000 >= 0.8 * count):
-                return "boxes look like thousandths", "all numbers are between 0 and 1000, in images of other sizes"
-        return "", ""
+
+def kind_of(reading: Reading) -> str:
+    """The kind of finding of a reading that is not the documented one."""
+    if not reading.format:
+        return "boxes of unknown convention"
+    if reading.format != CORNERS:
+        return f"boxes look like {reading.format}"
+    if reading.unit == STORED:
+        return "boxes of the image before turning"
+    if reading.unit in (FRACTIONS, PERCENT, THOUSANDTHS):
+        return f"boxes look like {reading.unit}"
+    return "boxes for another size of the images"
 
 
 def _fits(box: Box, width: int, height: int) -> bool:

@@ -1,10 +1,12 @@
 """Spans that cut words, and offsets that were counted in another way.
 
-A single span that ends inside a word may be intended. When most spans of a set do, and none would if the offsets were
-UTF-16 units, bytes, or inclusive, the offsets are to be converted.
+A single span that ends inside a word may be intended. When many spans of a set do, and (nearly) none would if the
+offsets were UTF-16 units, bytes, inclusive, one off, or left out white space or emoji, the offsets are to be converted.
+In Chinese, where no spaces separate words, the evidence is spans that leave the text, begin or end with a mark of
+punctuation, or miss their identity.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from unicodedata import category, name
 
@@ -12,16 +14,70 @@ from spanbox.data.manifest import Record
 
 # Scripts that separate words by spaces. Chinese, Japanese and Thai have no spaces; Korean and Arabic attach particles.
 _SPACED = ("LATIN ", "GREEK ", "CYRILLIC ", "ARMENIAN ", "GEORGIAN ", "DIGIT ", "COMBINING ")
+_SEPARATORS = ",;:!?，。、；：！？…"  # with which no name begins or ends; a full stop or bracket may belong to it
 _INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp")
-_MOST_RIGHT = 0.05  # share of wrong spans under a reading that is to be believed
-_LEAST_WRONG = 0.5  # share of wrong spans as they are
+_LEAST_WRONG = 0.5  # share of wrong spans as they are, from which few spans are enough
+_MANY_WRONG = 8  # wrong spans that are enough at any share
+_MOST_RIGHT = 0.05  # share of wrong spans, of those wrong as they are, that may stay wrong in another reading
 
-READINGS = {
-    "inclusive": "spans look like inclusive ends",
-    "shifted": "spans look counted from 1",
-    "utf-16": "spans look like UTF-16 offsets",
-    "utf-8": "spans look like byte offsets",
+Span = tuple[int, int]
+
+
+def from_units(text: str, offset: int, encoding: str, unit: int) -> int | None:
+    """The place in `text` of an offset that counts units of an encoding; None inside a character or beyond the end."""
+    encoded = text.encode(encoding)
+    if not 0 <= unit * offset <= len(encoded):
+        return None
+    try:
+        return len(encoded[: unit * offset].decode(encoding))
+    except UnicodeDecodeError:
+        return None
+
+
+def without(text: str, offset: int, left_out: Callable[[str], bool], *, end: bool) -> int | None:
+    """The place in `text` of an offset that does not count some characters: before the counted one, or behind it."""
+    counted = [place for place, character in enumerate(text) if not left_out(character)]
+    if end:
+        return counted[offset - 1] + 1 if 0 < offset <= len(counted) else None
+    return counted[offset] if 0 <= offset < len(counted) else None
+
+
+def _shifted(start: int, end: int) -> Callable[[str, Span], Span | None]:
+    return lambda text, span: (span[0] + start, span[1] + end)
+
+
+def _in_units(encoding: str, unit: int) -> Callable[[str, Span], Span | None]:
+    def read(text: str, span: Span) -> Span | None:
+        start, end = (from_units(text, offset, encoding, unit) for offset in span)
+        return None if start is None or end is None else (start, end)
+
+    return read
+
+
+def _leaving_out(left_out: Callable[[str], bool]) -> Callable[[str, Span], Span | None]:
+    def read(text: str, span: Span) -> Span | None:
+        start, end = (
+            without(text, offset, left_out, end=at_end) for offset, at_end in zip(span, (False, True), strict=True)
+        )
+        return None if start is None or end is None else (start, end)
+
+    return read
+
+
+def is_emoji(character: str) -> bool:
+    return character > "\uffff" or character in "\u200d\ufe0f"
+
+
+READINGS: dict[str, Callable[[str, Span], Span | None]] = {
+    "spans look like inclusive ends": _shifted(0, 1),
+    "spans look counted from 1": _shifted(-1, -1),
+    "spans look one too low": _shifted(1, 1),
+    "spans look like UTF-16 offsets": _in_units("utf-16-le", 2),
+    "spans look like byte offsets": _in_units("utf-8", 1),
+    "spans look like offsets without white space": _leaving_out(str.isspace),
+    "spans look like offsets without emoji": _leaving_out(is_emoji),
 }
+"""The span under another reading of its offsets, by the kind of finding; None where it would be no span."""
 
 
 class SpanStatistics:
@@ -36,31 +92,39 @@ class SpanStatistics:
     def add(self, record: Record, line: int) -> None:
         for entity in record.entities:
             given = entity.start, entity.end
-            wrong = _is_wrong(record.text, *given)
-            for reading, span in _readings(record.text, *given):
-                self.affected[reading] += 1
-                self.wrong_as_given[reading] += wrong
-                self.wrong_as_read[reading] += span is None or _is_wrong(record.text, *span)
+            wrong = is_wrong(record.text, given, entity.identity)
+            for kind, read in READINGS.items():
+                span = read(record.text, given)
+                if span != given:
+                    self.affected[kind] += 1
+                    self.wrong_as_given[kind] += wrong
+                    self.wrong_as_read[kind] += span is None or is_wrong(record.text, span, entity.identity)
             if wrong and not self.first_line:
                 self.first_line = line
 
-    def findings(self) -> Iterator[tuple[str, int, str]]:
-        """The reading that explains the spans best, if one does, as (kind, line, detail)."""
-        fitting = [reading for reading in READINGS if self._fits(reading)]
-        if fitting:
-            best = min(fitting, key=lambda reading: self.wrong_as_read[reading] / self.affected[reading])
-            detail = (
-                f"{self.wrong_as_given[best]} of {self.affected[best]} spans cut a word or leave the text; "
-                f"{self.wrong_as_read[best]} would if they were read so"
-            )
-            yield READINGS[best], self.first_line, detail
+    def reading(self) -> str | None:
+        """The kind of the reading that explains the spans best, if one does."""
+        fitting = [kind for kind in READINGS if self._fits(kind)]
+        return min(fitting, key=lambda kind: self.wrong_as_read[kind] - self.wrong_as_given[kind], default=None)
 
-    def _fits(self, reading: str) -> bool:
-        affected = self.affected[reading]
+    def findings(self) -> Iterator[tuple[str, int, str]]:
+        """The reading as (kind, line, detail)."""
+        kind = self.reading()
+        if kind:
+            detail = (
+                f"{self.wrong_as_given[kind]} of {self.affected[kind]} spans cut a word, leave the text or miss their "
+                f"name; {self.wrong_as_read[kind]} would if they were read so"
+            )
+            yield kind, self.first_line, detail
+
+    def _fits(self, kind: str) -> bool:
+        affected, wrong = self.affected[kind], self.wrong_as_given[kind]
+        enough = wrong >= _LEAST_WRONG * affected or wrong >= _MANY_WRONG
         return (
-            affected >= (2 if reading.startswith("utf") else 4)
-            and self.wrong_as_given[reading] >= _LEAST_WRONG * affected
-            and self.wrong_as_read[reading] <= _MOST_RIGHT * affected
+            affected >= (2 if "UTF" in kind or "byte" in kind else 4)
+            and wrong >= 2
+            and enough
+            and self.wrong_as_read[kind] <= _MOST_RIGHT * wrong
         )
 
 
@@ -77,33 +141,24 @@ def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
             yield "span without a visible character", f"entities[{i}]: [{start}, {end}) is {text[start:end]!a}"
 
 
-def _readings(text: str, start: int, end: int) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    """What the span would be under each reading that changes it; None where it would not be a span."""
-    yield "inclusive", (start, end + 1)
-    yield "shifted", (start - 1, end - 1)
-    if not text.isascii():
-        yield "utf-8", _converted(text, "utf-8", 1, start, end)
-    if any(character > "\uffff" for character in text):
-        converted = _converted(text, "utf-16-le", 2, start, end)
-        if converted != (start, end):
-            yield "utf-16", converted
+def is_wrong(text: str, span: Span, identity: str = "") -> bool:
+    """Whether an interval leaves the text, cuts a word, or begins or ends with white space or a mark of punctuation.
 
-
-def _converted(text: str, encoding: str, unit: int, start: int, end: int) -> tuple[int, int] | None:
-    encoded = text.encode(encoding)
-    if not 0 <= start <= end or unit * end > len(encoded):
-        return None
-    try:
-        return len(encoded[: unit * start].decode(encoding)), len(encoded[: unit * end].decode(encoding))
-    except UnicodeDecodeError:  # in the middle of a character
-        return None
-
-
-def _is_wrong(text: str, start: int, end: int) -> bool:
-    """Whether the interval leaves the text, cuts a word, or begins or ends with white space."""
-    if not 0 <= start < end <= len(text) or text[start].isspace() or text[end - 1].isspace():
+    Where the text holds the identity of the entity letter by letter, the interval is wrong if it is another part.
+    """
+    start, end = span
+    if not 0 <= start < end <= len(text):
+        return True
+    if identity and identity in text:
+        return text[start:end] != identity
+    if any(_is_separator(text[place]) for place in (start, end - 1)):
         return True
     return _cuts_word(text, start) or _cuts_word(text, end)
+
+
+@cache
+def _is_separator(character: str) -> bool:
+    return character.isspace() or character in _SEPARATORS
 
 
 def _cuts_word(text: str, place: int) -> bool:

@@ -1,0 +1,248 @@
+"""In which convention the boxes of a set were written: the reading of their numbers under which they fit their images.
+
+A reading is a format (which number is which edge) and a unit (the numbers of the right and the lower edge of an image).
+One box seldom shows its reading; all boxes of a set together usually do. Evidence is counted, never assumed: boxes that
+have no area or leave their image contradict a reading, and boxes that touch both edges of an image show its size. Where
+no reading or several fit, the verdict is that it cannot be told.
+
+    n boxes
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+TOLERANCE = 1.0  # pixels by which a box may leave the image: annotators and detectors round
+FEW = 0.01  # share of boxes that may contradict a reading
+FEWEST = 4  # boxes from which a format can be told
+EVIDENCE = 0.05  # share of boxes that have to contradict the documented reading
+MOST = 0.6  # share of boxes that have to be out of order before all are sorted
+UNCLEAR = 0.25  # share of such boxes from which a set without any reading is reported
+TOUCHING = 3  # boxes at an edge that show where it is
+EDGE = 0.004  # of the side: how near a box touches
+SAME_SIZE = 0.03  # relative difference of sizes that are the same
+
+PIXELS, FRACTIONS, PERCENT, THOUSANDTHS, STORED = (
+    "pixels",
+    "fractions",
+    "percent",
+    "thousandths",
+    "pixels before turning",
+)
+CORNERS = "x0 y0 x1 y1"
+ANY_ORDER = "corners in any order"
+
+
+class Boxes(NamedTuple):
+    """Boxes of a set with the sizes of their images; sizes are 0 where the image could not be read."""
+
+    numbers: Floats  # (n, 4)
+    shown: Floats  # (n, 2): width and height as shown
+    stored: Floats  # (n, 2): before the EXIF orientation is applied
+
+
+class Reading(NamedTuple):
+    """How the numbers are to be read."""
+
+    format: str  # a key of FORMATS, or "" if it cannot be told
+    unit: str
+    size: float  # of the unit: a factor, or a side in pixels; 0 if it has none
+    says: int  # boxes that contradict `x0 y0 x1 y1` in pixels, or all of them where their extent shows the unit
+    boxes: int
+    contradict: int  # boxes that contradict this reading
+    reason: str
+
+    @property
+    def is_as_documented(self) -> bool:
+        return self.format == CORNERS and self.unit == PIXELS
+
+
+def _corners(b: Floats) -> Floats:
+    return b
+
+
+def _corner_and_size(b: Floats) -> Floats:
+    return np.column_stack([b[:, 0], b[:, 1], b[:, 0] + b[:, 2], b[:, 1] + b[:, 3]])
+
+
+def _centre_and_size(b: Floats) -> Floats:
+    return np.column_stack([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2])
+
+
+def _rows_first(b: Floats) -> Floats:
+    return b[:, [1, 0, 3, 2]]
+
+
+def _far_corner_first(b: Floats) -> Floats:
+    return b[:, [2, 3, 0, 1]]
+
+
+def _sorted_corners(b: Floats) -> Floats:
+    return np.concatenate([np.minimum(b[:, :2], b[:, 2:]), np.maximum(b[:, :2], b[:, 2:])], axis=1)
+
+
+FORMATS: dict[str, Callable[[Floats], Floats]] = {
+    CORNERS: _corners,
+    "x y width height": _corner_and_size,
+    "y0 x0 y1 x1": _rows_first,
+    "centre x, centre y, width, height": _centre_and_size,
+    "x1 y1 x0 y0": _far_corner_first,
+    ANY_ORDER: _sorted_corners,
+}
+UNITS: dict[str, Callable[[Boxes, float], Floats]] = {
+    PIXELS: lambda boxes, size: boxes.shown,
+    STORED: lambda boxes, size: boxes.stored,
+    FRACTIONS: lambda boxes, size: np.ones_like(boxes.shown),
+    PERCENT: lambda boxes, size: np.full_like(boxes.shown, 100.0),
+    THOUSANDTHS: lambda boxes, size: np.full_like(boxes.shown, 1000.0),
+    "images scaled by one factor": lambda boxes, size: size * boxes.shown,
+    "square images": lambda boxes, size: np.full_like(boxes.shown, size),
+    "images with one longer side": lambda boxes, size: size * boxes.shown / boxes.shown.max(axis=1, keepdims=True),
+}
+"""The numbers (n, 2) at the right and the lower edge of each image."""
+
+
+def as_documented(boxes: Boxes, reading: Reading) -> Floats:
+    """The boxes (n, 4) as `x0 y0 x1 y1` in pixels of the images as shown. Not for `STORED`, which has to be turned."""
+    scale = boxes.shown / UNITS[reading.unit](boxes, reading.size)
+    return FORMATS[reading.format](boxes.numbers) * np.tile(scale, 2)
+
+
+def find_reading(boxes: Boxes) -> Reading:
+    """The reading that explains the boxes: `is_as_documented` where nothing speaks against it, without a format where
+    the boxes contradict it and no other, or several others, fit."""
+    known: NDArray[np.bool_] = np.all(boxes.shown > 0, axis=1)
+    if known.any() and not known.all():  # boxes of images that cannot be read show less
+        boxes = Boxes(*(part[known] for part in boxes))
+    count = len(boxes.numbers)
+    wrong = _contradict(boxes, CORNERS, PIXELS)
+    documented = Reading(CORNERS, PIXELS, 0.0, 0, count, int(wrong.sum()), "")
+    if not count:
+        return documented
+    others = list(_other_readings(boxes, wrong))
+    if len(others) == 1 or (others and others[0].unit == STORED):
+        return others[0]
+    if others:
+        names = " or ".join(f"{other.format} in {other.unit}" for other in others)
+        return Reading("", "", 0.0, int(wrong.sum()), count, count, f"they fit as {names}")
+    if count >= 2 * FEWEST and wrong.sum() >= UNCLEAR * count:
+        return Reading("", "", 0.0, int(wrong.sum()), count, count, "they fit in no known convention")
+    return documented
+
+
+def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]:
+    """Readings other than the documented one that fit; mostly none or one."""
+    count, says = len(boxes.numbers), int(wrong.sum())
+    if boxes.numbers.min() >= -0.05 and boxes.numbers.max() <= 1.05:
+        fitting = [name for name in FORMATS if _fits(boxes, name, FRACTIONS)]
+        name = CORNERS if CORNERS in fitting else next(iter(fitting), CORNERS)
+        yield _reading(boxes, name, FRACTIONS, 0.0, count, "all numbers are between 0 and 1")
+        return
+    turned: NDArray[np.bool_] = np.any(boxes.shown != boxes.stored, axis=1)
+    if wrong[turned].any():
+        left = _contradict(boxes, CORNERS, STORED)[turned]
+        if left.sum() <= FEW * turned.sum():
+            reason = f"{int(wrong[turned].sum())} of {int(turned.sum())} in images with an EXIF orientation leave the "
+            reason += "image as shown; all fit into it as stored"
+            yield Reading(CORNERS, STORED, 0.0, int(wrong[turned].sum()), count, int(left.sum()), reason)
+            return
+    if count < FEWEST:
+        return
+    if says >= max(2, EVIDENCE * count):
+        yield from _readings_that_fit_better(boxes, says)
+    else:
+        yield from _smaller_units(boxes)
+
+
+def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
+    """Formats in pixels first, then units, then corners in any order, which fits most boxes that are none."""
+    reason = f"{says} of {len(boxes.numbers)} have no area or leave their images as x0 y0 x1 y1"
+    sized = bool((boxes.shown > 0).all())
+    if not sized:  # without sizes only the order of the numbers can be compared
+        if _contradict(boxes, CORNERS, PIXELS).mean() >= 0.2:
+            name = "x1 y1 x0 y0" if _fits(boxes, "x1 y1 x0 y0", PIXELS) else "x y width height"
+            yield _reading(boxes, name, PIXELS, 0.0, says, reason)
+        return
+    formats = [name for name in FORMATS if name != ANY_ORDER]
+    found = [
+        _reading(boxes, name, PIXELS, 0.0, says, reason) for name in formats if _fits(boxes, name, PIXELS)
+    ] or list(_scaled(boxes, reason, says))
+    for name in formats if not found else ():
+        if name == "y0 x0 y1 x1":
+            continue  # the edges of these units are equal, so the order of the axes cannot be told
+        for unit, low, high in ((PERCENT, 90.0, 100.5), (THOUSANDTHS, 900.0, 1005.0)):
+            if low <= FORMATS[name](boxes.numbers).max() <= high and _fits(boxes, name, unit):
+                found.append(_reading(boxes, name, unit, 0.0, says, reason))
+    yield from found or _any_order(boxes, says, reason)
+
+
+def _any_order(boxes: Boxes, says: int, reason: str) -> Iterator[Reading]:
+    """Sorted numbers fit everywhere, so this is told only where most boxes need it and no size explains them."""
+    count = len(boxes.numbers)
+    unsized = min(_contradict(boxes, name, PIXELS).sum() for name in FORMATS if "width" in name)
+    if says >= MOST * count and unsized >= UNCLEAR * count and _fits(boxes, ANY_ORDER, PIXELS):
+        yield _reading(boxes, ANY_ORDER, PIXELS, 0.0, says, reason)
+
+
+def _smaller_units(boxes: Boxes) -> Iterator[Reading]:
+    """Units in which the boxes fit into their images too, but fill only a part of each."""
+    count, largest = len(boxes.numbers), boxes.numbers.max()
+    if not (boxes.shown > 0).all():
+        return
+    for unit, low, high, side in ((PERCENT, 80.0, 100.0, 125), (THOUSANDTHS, 800.0, 1000.0, 1250)):
+        in_larger = (boxes.shown.max(axis=1) >= side).mean()
+        if count >= 2 * FEWEST and low <= largest <= high and in_larger >= 0.8 and _fits(boxes, CORNERS, unit):
+            yield _reading(boxes, CORNERS, unit, 0.0, count, f"all numbers are between 0 and {high:.0f}")
+            return
+    yield from _scaled(boxes, "together they do not fill their images", count)
+
+
+def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
+    """Sizes at which the images were annotated, where boxes touch all four edges of an image of that size."""
+    far, longest = boxes.numbers[:, 2:], boxes.shown.max(axis=1, keepdims=True)
+    if any((boxes.numbers[:, axis] <= EDGE * boxes.shown[:, axis] + TOLERANCE).sum() < TOUCHING for axis in (0, 1)):
+        return
+    units = {
+        "images scaled by one factor": far / boxes.shown,
+        "images with one longer side": far / boxes.shown * longest,
+        "square images": far,
+    }
+    for unit, extent in units.items():
+        right, low = extent.max(axis=0)
+        size = float(max(right, low))
+        touching = (extent >= (1 - EDGE) * size).sum(axis=0)
+        if size <= 0 or (touching < TOUCHING).any() or not _fits(boxes, CORNERS, unit, size):
+            continue
+        as_shown = (np.abs(UNITS[unit](boxes, size) / boxes.shown - 1) <= SAME_SIZE).all(axis=1).mean()
+        if as_shown < 0.2:
+            unit = PERCENT if unit == "square images" and abs(size - 100) < 1 else unit
+            unit = THOUSANDTHS if unit == "square images" and abs(size - 1000) < 5 else unit
+            what = f"{size:.3g} times the size" if unit == "images scaled by one factor" else f"{size:.0f} pixels"
+            where = f"{reason}; {int(touching.min())} boxes touch the edges at {what}"
+            yield _reading(boxes, CORNERS, unit, size, says, where)
+            return
+
+
+def _reading(boxes: Boxes, name: str, unit: str, size: float, says: int, reason: str) -> Reading:
+    contradict = int(_contradict(boxes, name, unit, size).sum())
+    return Reading(name, unit, size, says, len(boxes.numbers), contradict, reason)
+
+
+def _fits(boxes: Boxes, name: str, unit: str, size: float = 0.0) -> bool:
+    return bool(_contradict(boxes, name, unit, size).sum() <= FEW * len(boxes.numbers))
+
+
+def _contradict(boxes: Boxes, name: str, unit: str, size: float = 0.0) -> NDArray[np.bool_]:
+    """Boxes (n,) that have no area or leave their image under a reading; without a size only the former."""
+    b = FORMATS[name](boxes.numbers)
+    edge = UNITS[unit](boxes, size)
+    known: NDArray[np.bool_] = np.all(boxes.shown > 0, axis=1)
+    per_pixel = np.where(known[:, None], edge / np.where(boxes.shown > 0, boxes.shown, 1.0), 1.0)
+    tolerance = per_pixel * TOLERANCE if unit != FRACTIONS else np.maximum(per_pixel, 0.05)
+    right: NDArray[np.bool_] = np.all(b[:, :2] >= -tolerance, axis=1) & np.all(b[:, :2] < b[:, 2:], axis=1)
+    right &= np.all(b[:, 2:] <= edge + tolerance, axis=1) | ~known
+    return ~right

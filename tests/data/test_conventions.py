@@ -1,0 +1,158 @@
+"""Conventions of boxes are told from all boxes of a set: right on 99 of 100 sets of each, or they cannot be told."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from spanbox.data.audit.conventions import (
+    ANY_ORDER,
+    CORNERS,
+    FRACTIONS,
+    PERCENT,
+    PIXELS,
+    STORED,
+    THOUSANDTHS,
+    Boxes,
+    as_documented,
+    find_reading,
+)
+
+Floats = NDArray[np.float64]
+SETS = 100
+
+
+def draw_set(seed: int, *, images: int = 40, square: bool = False) -> Boxes:
+    """Boxes as annotators draw them: two to four an image, of all sizes, cut at the edges; photographs of phones."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(images):
+        sides = generator.integers(300, 1400, 2).astype(float)
+        width, height = (sides[0], sides[0]) if square else sides
+        for _ in range(int(generator.integers(2, 5))):
+            centre = generator.uniform(0, 1, 2) * (width, height)
+            size = np.exp(generator.uniform(np.log(0.08), np.log(0.9), 2)) * (width, height)
+            low, high = np.maximum(centre - size / 2, 0), np.minimum(centre + size / 2, (width, height))
+            rows.append([*low, *high, width, height])
+    table = np.array(rows).round(2)
+    return Boxes(table[:, :4], table[:, 4:], table[:, 4:])
+
+
+def changed(boxes: Boxes, numbers: Floats) -> Boxes:
+    return boxes._replace(numbers=numbers)
+
+
+def to_sizes(boxes: Boxes) -> Floats:
+    b = boxes.numbers
+    return np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], axis=1)
+
+
+def to_centres(boxes: Boxes) -> Floats:
+    b = boxes.numbers
+    return np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], axis=1)
+
+
+def to_any_order(boxes: Boxes) -> Floats:
+    b = boxes.numbers.copy()
+    swapped = np.random.default_rng(0).random((len(b), 2)) < 0.5
+    b[:, :2], b[:, 2:] = np.where(swapped, b[:, 2:], b[:, :2]), np.where(swapped, b[:, :2], b[:, 2:])
+    return b
+
+
+def relative(boxes: Boxes) -> Floats:
+    return boxes.numbers / np.tile(boxes.shown, 2)
+
+
+def to_longer_side(boxes: Boxes, side: float) -> Floats:
+    return boxes.numbers * side / boxes.shown.max(axis=1, keepdims=True)
+
+
+CONVENTIONS: dict[str, tuple[Callable[[Boxes], Floats], str, str]] = {
+    "as documented": (lambda b: b.numbers, CORNERS, PIXELS),
+    "xywh": (to_sizes, "x y width height", PIXELS),
+    "cxcywh": (to_centres, "centre x, centre y, width, height", PIXELS),
+    "yxyx": (lambda b: b.numbers[:, [1, 0, 3, 2]], "y0 x0 y1 x1", PIXELS),
+    "far corner first": (lambda b: b.numbers[:, [2, 3, 0, 1]], "x1 y1 x0 y0", PIXELS),
+    "any order": (to_any_order, ANY_ORDER, PIXELS),
+    "fractions": (relative, CORNERS, FRACTIONS),
+    "percent": (lambda b: 100 * relative(b), CORNERS, PERCENT),
+    "thousandths": (lambda b: 1000 * relative(b), CORNERS, THOUSANDTHS),
+    "half": (lambda b: b.numbers / 2, CORNERS, "images scaled by one factor"),
+    "twice": (lambda b: b.numbers * 2, CORNERS, "images scaled by one factor"),
+    "square": (lambda b: 512 * relative(b), CORNERS, "square images"),
+    "longer side": (lambda b: to_longer_side(b, 640), CORNERS, "images with one longer side"),
+    "fractions of centre and size": (
+        lambda b: to_centres(b._replace(numbers=relative(b))),
+        "centre x, centre y, width, height",
+        FRACTIONS,
+    ),
+    "thousandths of corner and size": (
+        lambda b: 1000 * to_sizes(b._replace(numbers=relative(b))),
+        "x y width height",
+        THOUSANDTHS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONVENTIONS)
+def test_99_of_100_sets_are_told(name: str) -> None:
+    change, form, unit = CONVENTIONS[name]
+    right = wrong = 0
+    for seed in range(SETS):
+        boxes = draw_set(seed)
+        given = changed(boxes, change(boxes))
+        found = find_reading(given)
+        right += (found.format, found.unit) == (form, unit)
+        wrong += bool(found.format) and (found.format, found.unit) != (form, unit)
+        if (found.format, found.unit) == (form, unit):
+            assert found.is_as_documented == (name == "as documented")
+            np.testing.assert_allclose(as_documented(given, found), boxes.numbers, atol=6.0 if found.size else 0.1)
+    assert right >= 0.99 * SETS
+    assert wrong <= 0.01 * SETS
+
+
+def test_boxes_of_unturned_photographs_are_told() -> None:
+    right = 0
+    for seed in range(SETS):
+        boxes = draw_set(seed)
+        turned = np.arange(len(boxes.numbers)) % 3 == 0
+        shown = np.where(turned[:, None], boxes.stored[:, ::-1], boxes.stored)
+        right += find_reading(boxes._replace(shown=shown)).unit == STORED
+    assert right >= 0.99 * SETS
+
+
+def test_rows_first_cannot_be_told_in_square_images() -> None:
+    boxes = draw_set(0, square=True)
+    assert find_reading(changed(boxes, boxes.numbers[:, [1, 0, 3, 2]])).is_as_documented
+
+
+def test_two_conventions_in_one_set_cannot_be_told() -> None:
+    for seed in range(SETS):
+        boxes = draw_set(seed)
+        half = np.arange(len(boxes.numbers)) % 2 == 0
+        found = find_reading(changed(boxes, np.where(half[:, None], to_sizes(boxes), boxes.numbers)))
+        assert found.format == ""
+        assert found.says > 0
+
+
+def test_objects_in_the_middle_of_their_images_are_not_taken_for_another_size() -> None:
+    """Photographs of products: no box reaches an edge, and all are alike."""
+    boxes = draw_set(0)
+    middle = np.tile(boxes.shown, 2) * [0.1, 0.1, 0.9, 0.9]
+    assert find_reading(changed(boxes, middle)).is_as_documented
+
+
+def test_without_sizes_the_order_of_the_numbers_still_shows() -> None:
+    boxes = draw_set(0)
+    nothing = np.zeros_like(boxes.shown)
+    assert find_reading(Boxes(to_sizes(boxes), nothing, nothing)).format == "x y width height"
+    assert find_reading(Boxes(boxes.numbers[:, [2, 3, 0, 1]], nothing, nothing)).format == "x1 y1 x0 y0"
+    assert find_reading(Boxes(boxes.numbers, nothing, nothing)).is_as_documented
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_few_boxes_show_nothing(count: int) -> None:
+    boxes = draw_set(0)
+    few = Boxes(*(part[:count] for part in changed(boxes, to_sizes(boxes))))
+    assert find_reading(few).is_as_documented

@@ -1,0 +1,119 @@
+"""Conventions of offsets are told from all spans of a set, in English, Chinese and beside emoji."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from spanbox.data.audit.spans import READINGS, SpanStatistics
+from spanbox.data.manifest import Entity, Record
+
+HOW_MANY = pytest.mark.parametrize("sets", [12, pytest.param(100, marks=pytest.mark.slow)])
+ENGLISH = [
+    "the",
+    "cat",
+    "and",
+    ",",
+    "a",
+    "big",
+    "dog",
+    "runs",
+    "over",
+    "old",
+    "bridge",
+    "near",
+    ":",
+    "grey",
+    "house",
+    "with",
+    "red",
+    "roof",
+    "while",
+    "it",
+    "rains",
+]
+CHINESE = ["一只", "红色的", "猫", "坐在", "公园", "里", "，", "旁边", "有", "长椅", "。", "小狗", "跑过", "石桥", "！"]
+EMOJI = ["🐈", "🚗", "👩‍🚀", "🎻", "🏳️‍🌈"]
+Change = Callable[[str, int, int], tuple[int, int]]
+
+
+def units(encoding: str, unit: int) -> Change:
+    return lambda text, a, b: (len(text[:a].encode(encoding)) // unit, len(text[:b].encode(encoding)) // unit)
+
+
+def leaving_out(left_out: Callable[[str], bool]) -> Change:
+    def count(text: str) -> int:
+        return sum(not left_out(character) for character in text)
+
+    return lambda text, a, b: (count(text[:a]), count(text[:b]))
+
+
+CONVENTIONS: dict[str | None, Change] = {
+    None: lambda text, a, b: (a, b),
+    "spans look like inclusive ends": lambda text, a, b: (a, b - 1),
+    "spans look counted from 1": lambda text, a, b: (a + 1, b + 1),
+    "spans look one too low": lambda text, a, b: (a - 1, b - 1),
+    "spans look like UTF-16 offsets": units("utf-16-le", 2),
+    "spans look like byte offsets": units("utf-8", 1),
+    "spans look like offsets without white space": leaving_out(str.isspace),
+    "spans look like offsets without emoji": leaving_out(lambda c: c > "\uffff" or c in "\u200d\ufe0f"),
+}
+
+
+def draw_set(seed: int, words: list[str], join: str, emoji: bool, change: Change, named: bool) -> list[Record]:
+    generator = random.Random(seed)
+    names = [word for word in words if word[0].isalpha()]
+    records = []
+    for number in range(60):
+        parts, name = generator.choices(words, k=9), generator.choice(names)
+        if emoji:
+            parts[generator.randrange(4)] = generator.choice(EMOJI)
+        place = generator.randrange(len(parts) + 1)
+        text = join.join([*parts[:place], name, *parts[place:]])
+        start = len(join.join(parts[:place])) + (len(join) if place else 0)
+        given = change(text, start, start + len(name))
+        identity = name if named and text.count(name) == 1 else ""
+        records.append(Record(str(number), "a.png", text, entities=(Entity(*given, identity=identity),)))
+    return records
+
+
+def told(records: list[Record]) -> str | None:
+    statistics = SpanStatistics()
+    for line, record in enumerate(records, start=1):
+        statistics.add(record, line)
+    return statistics.reading()
+
+
+@HOW_MANY
+@pytest.mark.parametrize("kind", CONVENTIONS, ids=str)
+@pytest.mark.parametrize(("words", "join", "named"), [(ENGLISH, " ", False), (CHINESE, "", True)], ids=["en", "zh"])
+def test_99_of_100_sets_are_told(kind: str | None, words: list[str], join: str, named: bool, sets: int) -> None:
+    if kind == "spans look like offsets without white space" and not join:
+        pytest.skip("there is no white space")
+    right = sum(told(draw_set(seed, words, join, True, CONVENTIONS[kind], named)) == kind for seed in range(sets))
+    assert right >= 0.99 * sets
+
+
+@HOW_MANY
+@pytest.mark.parametrize("kind", [None, "spans look like byte offsets"], ids=str)
+def test_chinese_without_names_is_told_by_its_punctuation_and_its_end_or_not_at_all(
+    kind: str | None, sets: int
+) -> None:
+    found = [told(draw_set(seed, CHINESE, "", True, CONVENTIONS[kind], False)) for seed in range(sets)]
+    assert found.count(kind) >= 0.99 * sets
+
+
+@HOW_MANY
+@pytest.mark.parametrize("kind", CONVENTIONS, ids=str)
+def test_chinese_without_names_is_never_told_wrongly_for_long(kind: str | None, sets: int) -> None:
+    """Cannot tell (None) is a right answer here; another convention is not."""
+    found = [told(draw_set(seed, CHINESE, "", True, CONVENTIONS[kind], False)) for seed in range(sets)]
+    assert sum(answer not in (kind, None) for answer in found) <= 0.01 * sets
+
+
+def test_every_reading_undoes_its_convention() -> None:
+    text = "两 🐈 and a 👩‍🚀 in 公园"
+    for kind, change in CONVENTIONS.items():
+        if kind is not None:
+            start = text.index("公园") if "white" in kind else text.index("in")
+            assert READINGS[kind](text, change(text, start, start + 2)) == (start, start + 2), kind
