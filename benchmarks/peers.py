@@ -3,6 +3,7 @@
     pip install --no-deps sentence-transformers          for its column
     python benchmarks/peers.py                           256 pairs in chunks of 32
     python benchmarks/peers.py --freeze image --chunk 16 --pairs 64
+    python benchmarks/peers.py --size base               BERT-base and ViT-B/16 at 224 px, for a GPU (bfloat16)
 
 Columns:
 
@@ -16,9 +17,9 @@ Columns:
   that function cannot be called without a data loader.
 
 The loss is the symmetric cross-entropy of sentences and images (the cached loss: in one direction). Times are medians
-of rounds in turn in one process. Memory is measured for each column in a process of its own: bytes of all live tensors,
-and the largest resident memory above that before the first step. Weights, gradients and moments of AdamW are included
-and the same everywhere.
+of rounds in turn in one process. Memory is measured for each column in a process of its own: on a GPU what PyTorch
+allocated, on a CPU the bytes of all live tensors, and the largest resident memory above that before the first step.
+Weights, gradients and moments of AdamW are included and the same everywhere.
 """
 
 import argparse
@@ -37,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardware import describe
+from spanbox.engine.large_batch import RandomState
 from spanbox.engine.memory import PeakMemory
 from spanbox.engine.optimiser import make_optimiser
 from spanbox.engine.settings import TrainSettings
@@ -63,30 +65,40 @@ def pairs_of(count: int, image_size: int, lengths: str) -> Batch:
 class Peer:
     """The two towers with projections, a temperature and an optimiser."""
 
-    def __init__(self, batch: Batch, size: str, freeze: str | None) -> None:
-        self.model: DualEncoder = frozen(make_model(size), freeze).train()
-        self.scale = nn.Parameter(torch.tensor(2.66))
+    def __init__(self, batch: Batch, size: str, freeze: str | None, device: str) -> None:
+        self.device = torch.device(device)
+        self.model: DualEncoder = frozen(make_model(size), freeze).to(device).train()
+        self.scale = nn.Parameter(torch.tensor(2.66, device=device))
         heads = [self.model.text_projection, self.model.image_projection]
         owner = nn.Module()
         owner.register_parameter("scale", self.scale)
         self.optimiser = make_optimiser([self.model.text, self.model.vision], heads, owner, TrainSettings().optimiser)
-        self.batch = batch
+        self.pairs = self.batch = batch
+        self.bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     def text(self, rows: slice = slice(None)) -> Tensor:
-        states = self.model.text(self.batch.token_ids[rows], self.batch.token_mask[rows])
-        return F.normalize(self.model.text_projection(states.pooled), dim=-1)
+        with self.autocast():
+            states = self.model.text(self.batch.token_ids[rows], self.batch.token_mask[rows])
+            projected = self.model.text_projection(states.pooled)
+        return F.normalize(projected.float(), dim=-1)
 
     def image(self, rows: slice = slice(None)) -> Tensor:
-        states = self.model.vision(self.model.normalised(self.batch.pixels[rows]))
-        return F.normalize(self.model.image_projection(states.pooled), dim=-1)
+        with self.autocast():
+            states = self.model.vision(self.model.normalised(self.batch.pixels[rows]))
+            projected = self.model.image_projection(states.pooled)
+        return F.normalize(projected.float(), dim=-1)
 
     def loss(self, text: Tensor, image: Tensor) -> Tensor:
         logits = self.scale.exp() * text @ image.T
-        targets = torch.arange(len(logits))
+        targets = torch.arange(len(logits), device=self.device)
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
     def step(self, gradients: Callable[[], object]) -> Step:
         def run() -> None:
+            self.batch = self.pairs.to(self.device)
             self.optimiser.zero_grad()
             gradients()
             nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], 1.0)
@@ -108,21 +120,22 @@ def bare_loop(peer: Peer, chunk: int) -> Step:
 def grad_cache(peer: Peer, chunk: int) -> Step:
     def gradients() -> None:
         chunks = [slice(start, start + chunk) for start in range(0, len(peer.batch), chunk)]
-        states: list[list[Tensor]] = []
+        states: list[list[RandomState]] = []
         with torch.no_grad():
             features = []
             for encode in (peer.text, peer.image):
                 states.append([])
                 parts = []
                 for rows in chunks:
-                    states[-1].append(torch.get_rng_state())
+                    states[-1].append(RandomState.capture())
                     parts.append(encode(rows))
                 features.append(torch.cat(parts).requires_grad_())
         peer.loss(*features).backward()  # type: ignore[no-untyped-call]
         for encode, feature, own in zip((peer.text, peer.image), features, states, strict=True):
             for rows, state in zip(chunks, own, strict=True):
-                torch.set_rng_state(state)
-                encode(rows).backward(feature.grad[rows])  # type: ignore[no-untyped-call, index]
+                with state.replayed():
+                    encoded = encode(rows)
+                encoded.backward(feature.grad[rows])  # type: ignore[no-untyped-call, index]
 
     return peer.step(gradients)
 
@@ -171,12 +184,12 @@ def make_step(name: str, arguments: argparse.Namespace, lengths: str, folder: Pa
     image_size = make_model(arguments.size).vision.image_size
     batch = pairs_of(arguments.pairs, image_size, lengths)
     if name != "spanbox":
-        return PEERS[name](Peer(batch, arguments.size, arguments.freeze), arguments.chunk)
+        return PEERS[name](Peer(batch, arguments.size, arguments.freeze, arguments.device), arguments.chunk)
     trainer = make_trainer(
         frozen(make_model(arguments.size), arguments.freeze),
         folder,
         {"fine": {"weight": 0.0}},
-        device="cpu",
+        device=arguments.device,
         batch_size=arguments.pairs,
         chunk_size=arguments.chunk,
     )
@@ -186,14 +199,19 @@ def make_step(name: str, arguments: argparse.Namespace, lengths: str, folder: Pa
 
 
 def measure_memory(name: str, arguments: argparse.Namespace, lengths: str) -> dict[str, float]:
-    """MiB of live tensors at the peak of two steps, and of resident memory above that before them."""
+    """MiB at the peak of two steps: allocated on a GPU, else of live tensors or resident above the start."""
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.device == "cuda":
+            step = make_step(name, arguments, lengths, Path(folder))
+            for _ in range(2):
+                step()
+            return {"allocated": torch.cuda.max_memory_allocated() / MIB}
         if arguments.tensors:
             with PeakMemory() as counted:
                 step = make_step(name, arguments, lengths, Path(folder))
                 for _ in range(2):
                     step()
-            return {"tensors": counted.peak / MIB}
+            return {"live tensors": counted.peak / MIB}
         step = make_step(name, arguments, lengths, Path(folder))
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins here, not with the parent's
@@ -217,6 +235,8 @@ def measure_seconds(names: list[str], arguments: argparse.Namespace, lengths: st
             for name, step in steps.items():
                 start = time.perf_counter()
                 step()
+                if arguments.device == "cuda":
+                    torch.cuda.synchronize()
                 if number:
                     seconds[name].append(time.perf_counter() - start)
     return seconds
@@ -251,6 +271,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=32)
     parser.add_argument("--freeze", choices=["text", "image"])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--column", nargs=2, metavar=("NAME", "LENGTHS"), help="measure the memory of one column")
     parser.add_argument("--tensors", action="store_true", help="with --column: of live tensors, not resident memory")
     arguments = parser.parse_args()
@@ -263,12 +284,15 @@ def main() -> None:
         seconds = measure_seconds(names, arguments, lengths)
         own = seconds["spanbox"]
         print(f"\n{lengths}; median of {arguments.rounds} rounds in turn\n")
-        print("| step | seconds | against spanbox | live tensors | resident |\n|---|---:|---:|---:|---:|")
+        kinds = ["allocated"] if arguments.device == "cuda" else ["live tensors", "resident"]
+        print(f"| step | seconds | against spanbox | {' | '.join(kinds)} |\n|---|" + "---:|" * (2 + len(kinds)))
         for name in names:
             ratio = statistics.median(other / ours for other, ours in zip(seconds[name], own, strict=True))
-            memory = in_own_process(name, lengths) | in_own_process(name, lengths, "--tensors")
-            shown = f"{memory['tensors']:,.0f} MiB | {memory['resident']:,.0f} MiB"
-            print(f"| {name} | {statistics.median(seconds[name]):.2f} | {ratio:.2f}x | {shown} |", flush=True)
+            memory = in_own_process(name, lengths)
+            if arguments.device == "cpu":
+                memory |= in_own_process(name, lengths, "--tensors")
+            shown = " | ".join(f"{memory[kind]:,.0f} MiB" for kind in kinds)
+            print(f"| {name} | {statistics.median(seconds[name]):.3f} | {ratio:.2f}x | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -225,10 +225,11 @@ def test_no_query_at_all() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_device_ranks_as_the_processor_does() -> None:
+def test_a_gpu_ranks_as_the_cpu_does() -> None:
+    """Ranks and counts are equal; average precision is a sum, whose order of additions differs."""
     features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).round()
     group = torch.arange(50) // 7
     found = rank_in_blocks(features, features, same_id(group.cuda(), group.cuda()), device="cuda")
     expected = rank_in_blocks(features, features, same_id(group, group))
     for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-6 if one.is_floating_point() else 0, atol=0)
