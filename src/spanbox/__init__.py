@@ -4,18 +4,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spanbox.wiring import Loaded
+    from spanbox.api import Model
 
 __version__ = "0.1.0"
 
 
-def load(path: Path | str, device: str = "cpu") -> "Loaded":
+def load(path: Path | str, device: str = "cpu") -> "Model":
     """The trained model of a run folder (its best checkpoint) or of a checkpoint folder, ready to encode.
 
-    Example:
-        >>> trained = spanbox.load("runs/demo")
-        >>> trained.model.text, trained.model.vision, trained.tokenizer
-    """
-    from spanbox.wiring import load as load_checkpoint  # imports PyTorch and transformers
+    Args:
+        path: the folder.
+        device: auto, cpu, cuda or cuda:N.
 
-    return load_checkpoint(path, device)
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+
+    Example:
+        >>> model = spanbox.load("runs/demo")
+        >>> model.ground("photo.jpg", "a red kite above a boat", spans=["red kite", "boat"])
+    """
+    from spanbox.api import load as load_model  # imports PyTorch and transformers
+
+    return load_model(path, device)

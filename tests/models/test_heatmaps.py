@@ -11,7 +11,7 @@ import tiny
 from encoders import make_model
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
 from spanbox.models.families import VISION_FAMILIES
-from spanbox.models.heatmaps import attention_rollout, span_heatmaps, to_unit_range
+from spanbox.models.heatmaps import attention_rollout, heaviest_box, similarity_maps, span_heatmaps, to_unit_range
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
@@ -161,3 +161,43 @@ class TestUnitRange:
 
     def test_a_flat_map(self) -> None:
         assert torch.equal(to_unit_range(torch.full((1, 2, 2), 0.3)), torch.zeros(1, 2, 2))
+
+
+class TestHeaviestBox:
+    """Against a loop over all rectangles."""
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 3), (6, 6)])
+    def test_has_the_largest_sum(self, shape: tuple[int, int]) -> None:
+        for _ in range(5):
+            heat = torch.randn(shape)
+            rows, columns = shape
+            level = (heat.mean() + heat.max()) / 2
+            sums = {
+                (x0, y0, x1, y1): float((heat[y0:y1, x0:x1].double() - level).sum())
+                for y0 in range(rows)
+                for y1 in range(y0 + 1, rows + 1)
+                for x0 in range(columns)
+                for x1 in range(x0 + 1, columns + 1)
+            }
+            best = max(sums, key=lambda box: sums[box])
+            scale = torch.tensor([columns, rows, columns, rows])
+            torch.testing.assert_close(heaviest_box(heat) * scale, torch.tensor(best).float())
+
+    def test_of_one_hot_patch(self) -> None:
+        heat = torch.zeros(4, 4)
+        heat[1, 2] = 1
+        assert heaviest_box(heat).tolist() == [0.5, 0.25, 0.75, 0.5]
+
+    def test_of_a_block(self) -> None:
+        heat = torch.zeros(4, 4)
+        heat[1:3, 1:4] = 1
+        assert heaviest_box(heat).tolist() == [0.25, 0.25, 1.0, 0.75]
+
+    def test_of_a_constant_map_is_one_patch(self) -> None:
+        assert heaviest_box(torch.full((2, 4), 0.3)).tolist() == [0.0, 0.0, 0.25, 0.5]
+
+
+def test_similarity_maps_are_those_of_the_heatmaps() -> None:
+    model, pixels, features = make(tiny.vit()), image(), spans()
+    maps = similarity_maps(model, pixels, features)
+    torch.testing.assert_close(maps, span_heatmaps(model, pixels, features)["similarity"], rtol=0, atol=1e-6)

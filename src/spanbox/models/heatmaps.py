@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spanbox.models.dual_encoder import DualEncoder
@@ -37,19 +38,59 @@ def span_heatmaps(model: DualEncoder, pixels: Tensor, spans: Tensor) -> dict[str
     """
     if not _patches_have_features(model):
         return {}
-    device = next(model.parameters()).device
     with _recorded_attentions(model.vision) as attentions:
-        grid = model.vision(model.normalised(pixels[None].to(device))).grid[0]  # (h, w, H)
-    each_a_box_of_one_bin = grid[:, :, None, None]
-    kind = model.settings.regions.pool if model.settings.regions.source == "roi_align" else "mean"
-    patches = model.project_regions(pool_regions(each_a_box_of_one_bin, kind)).flatten(0, 1)
-    similarity = spans.to(patches) @ patches.T  # (K, P)
+        grid = _grid(model, pixels)
+    similarity = _similarity(model, grid, spans)
     maps = {"similarity": similarity}
     if attentions:
         rollout = attention_rollout(attentions)[0]
-        prefix = len(rollout) - len(patches)
+        prefix = len(rollout) - similarity.shape[1]
         maps["rollout"] = _weights_above_mean(similarity) @ rollout[prefix:, prefix:]
     return {name: values.reshape(-1, *grid.shape[:2]).float().cpu() for name, values in maps.items()}
+
+
+@torch.no_grad()
+def similarity_maps(model: DualEncoder, pixels: Tensor, spans: Tensor) -> Tensor | None:
+    """The map `similarity` of `span_heatmaps` alone, (K, h, w), without attentions; None where the model has none."""
+    if not _patches_have_features(model):
+        return None
+    grid = _grid(model, pixels)
+    return _similarity(model, grid, spans).reshape(-1, *grid.shape[:2]).float().cpu()
+
+
+def _grid(model: DualEncoder, pixels: Tensor) -> Tensor:
+    """States of the patches (h, w, H) of one image."""
+    grid: Tensor = model.vision(model.normalised(pixels[None].to(model.mean.device))).grid[0]
+    return grid
+
+
+def _similarity(model: DualEncoder, grid: Tensor, spans: Tensor) -> Tensor:
+    """Cosines (K, P) of spans (K, D) and the patches of a grid (h, w, H)."""
+    each_a_box_of_one_bin = grid[:, :, None, None]
+    kind = model.settings.regions.pool if model.settings.regions.source == "roi_align" else "mean"
+    patches = model.project_regions(pool_regions(each_a_box_of_one_bin, kind)).flatten(0, 1)
+    return spans.to(patches) @ patches.T
+
+
+def heaviest_box(heat: Tensor) -> Tensor:
+    """The box (4,), normalised, of the patches that hold the mass of a map (h, w).
+
+    It is the rectangle of patches with the largest sum, where each patch counts by how far it is above half of the way
+    from the mean of the map to its maximum, or below it. Of equal ones the smallest; of a constant map one patch.
+    """
+    rows, columns = heat.shape
+    excess = (heat - (heat.mean() + heat.max()) / 2).double()
+    table = F.pad(excess.cumsum(0).cumsum(1), (1, 0, 1, 0))  # sums of all rectangles from the upper left corner
+    top, bottom = torch.triu_indices(rows + 1, rows + 1, offset=1)
+    left, right = torch.triu_indices(columns + 1, columns + 1, offset=1)
+    strips = table[bottom] - table[top]  # (pairs of rows, columns + 1)
+    sums = strips[:, right] - strips[:, left]
+    area = (bottom - top)[:, None] * (right - left)
+    largest = sums >= sums.max() - 1e-9 * excess.abs().sum().clamp(min=1e-9)
+    best = int(area.masked_fill(~largest, rows * columns + 1).argmin())
+    y, x = divmod(best, sums.shape[1])
+    edges = [left[x] / columns, top[y] / rows, right[x] / columns, bottom[y] / rows]
+    return torch.stack(edges).float()
 
 
 def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,299 @@
+"""The trained model as users meet it: `spanbox.load` returns a `Model`.
+
+    model = spanbox.load("runs/first")
+    model.similarity(model.encode_texts(["a red kite"]), model.encode_images(["kite.jpg", "boat.jpg"]))
+    model.ground("kite.jpg", "a red kite above a boat", spans=["red kite", "boat"])
+
+Names and options follow sentence-transformers where it has the same ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from spanbox.data.manifest import Box
+from spanbox.documents import DocumentError, read_json
+from spanbox.engine.checkpoint import VALIDATION
+from spanbox.errors import DataError
+from spanbox.evaluation.presence import THRESHOLD
+from spanbox.progress import Progress, hidden
+from spanbox.spans import CharSpan
+from spanbox.wiring import loading
+from spanbox.wiring.encoding import ImageSource, encode_images, encode_regions, encode_texts
+from spanbox.wiring.grounding import GroundedSpan, Grounding, ScoredBox, ground
+from spanbox.wiring.loading import Loaded
+
+__all__ = ["GroundedSpan", "Grounding", "ImageSource", "Model", "ScoredBox", "Span", "load"]
+
+Span = CharSpan | str
+"""A half-open interval of code points of a text, or words of the text: their first occurrence."""
+Features = NDArray[np.float32] | Tensor
+"""Features as a numpy array, or as a tensor on the device of the model (`convert_to_tensor`)."""
+Item = TypeVar("Item")
+Encoded = TypeVar("Encoded")
+
+
+@dataclass(frozen=True)
+class Model(Loaded):
+    """A trained model that encodes texts, images, spans and regions, and grounds spans in images.
+
+    All features lie in one space of `dim` dimensions. Texts are compared with images, spans with regions, by their
+    cosine (`similarity`). `model`, `tokenizer` and `config` are the parts it consists of.
+
+    Attributes:
+        threshold: score from which an entity counts as shown, as the validation of the run chose it; None: there was
+            no validation with entities of both kinds.
+    """
+
+    threshold: float | None = None
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features."""
+        return self.config.model.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Device of both towers."""
+        return self.model.mean.device
+
+    def encode_texts(
+        self,
+        texts: str | Sequence[str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize: bool = True,
+    ) -> Features:
+        """Features of sentences, (N, dim) float32, or (dim,) of a single one.
+
+        As in training, a text is read up to its first `config.data.max_tokens` tokens.
+
+        Args:
+            texts: one or several.
+            batch_size: number of texts to encode at a time.
+            show_progress_bar: show the progress on stderr.
+            convert_to_tensor: return a tensor on the device of the model instead of a numpy array.
+            normalize: return features of unit length.
+        """
+        if isinstance(texts, str):
+            return self.encode_texts([texts], convert_to_tensor=convert_to_tensor, normalize=normalize)[0]
+        rows = self._in_batches(
+            lambda batch: list(encode_texts(self, batch, unit=normalize).texts),
+            texts,
+            sorted(range(len(texts)), key=lambda index: len(texts[index])),  # batches of one length need little padding
+            batch_size,
+            show_progress_bar,
+        )
+        return self._stacked(rows, convert_to_tensor)
+
+    def encode_images(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize: bool = True,
+    ) -> Features:
+        """Features of images, (N, dim) float32, or (dim,) of a single one.
+
+        Args:
+            images: one or several: paths or `file://` URLs, PIL images, uint8 arrays (H, W, 3) or (H, W), uint8 tensors
+                (3, H, W). Files are opened batch by batch.
+            batch_size, show_progress_bar, convert_to_tensor, normalize: as for `encode_texts`.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        several, single = _listed(images)
+        rows = self._in_batches(
+            lambda batch: list(encode_images(self, batch, unit=normalize)),
+            several,
+            range(len(several)),
+            batch_size,
+            show_progress_bar,
+        )
+        features = self._stacked(rows, convert_to_tensor)
+        return features[0] if single else features
+
+    def encode_spans(
+        self,
+        text: str | Sequence[str],
+        spans: Sequence[Span] | Sequence[Sequence[Span]],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize: bool = True,
+    ) -> Any:
+        """Features of spans of a sentence, (K, dim) float32; for several sentences a list with one array for each.
+
+        Args:
+            text: one sentence or several.
+            spans: of the sentence, or a list for each: half-open intervals (start, end) of code points, or the words
+                themselves.
+            batch_size, show_progress_bar, convert_to_tensor, normalize: as for `encode_texts`.
+
+        Raises:
+            DataError: a span is not in its text, or has no token among those that are read.
+        """
+        texts: Sequence[str] = [text] if isinstance(text, str) else text
+        of_texts: Sequence[Any] = [spans] if isinstance(text, str) else spans
+        pairs = [(one, find_spans(one, own)) for one, own in zip(texts, of_texts, strict=True)]
+
+        def encode(batch: Sequence[tuple[str, list[CharSpan]]]) -> list[Tensor]:
+            return encode_texts(self, [one for one, _ in batch], [own for _, own in batch], unit=normalize).spans
+
+        order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
+        rows = self._in_batches(encode, pairs, order, batch_size, show_progress_bar)
+        features = [_converted(one, convert_to_tensor) for one in rows]
+        return features[0] if isinstance(text, str) else features
+
+    def encode_regions(
+        self,
+        image: ImageSource | Sequence[ImageSource],
+        boxes: Sequence[Box] | Sequence[Sequence[Box]],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize: bool = True,
+    ) -> Any:
+        """Features of boxes of an image, (R, dim) float32; for several images a list with one array for each.
+
+        Args:
+            image: one image or several, as for `encode_images`.
+            boxes: of the image, or a list for each: x0, y0, x1, y1 in pixels of the image as shown.
+            batch_size, show_progress_bar, convert_to_tensor, normalize: as for `encode_texts`.
+
+        Raises:
+            DataError: an image cannot be read, or a box has no area within it.
+        """
+        images, single = _listed(image)
+        of_images: Sequence[Any] = [boxes] if single else boxes
+        pairs = list(zip(images, of_images, strict=True))
+
+        def encode(batch: Sequence[tuple[ImageSource, Sequence[Box]]]) -> list[Tensor]:
+            return encode_regions(self, [one for one, _ in batch], [own for _, own in batch], unit=normalize)
+
+        rows = self._in_batches(encode, pairs, range(len(pairs)), batch_size, show_progress_bar)
+        features = [_converted(one, convert_to_tensor) for one in rows]
+        return features[0] if single else features
+
+    def similarity(self, first: Features, second: Features) -> Features:
+        """Cosines (N, M) of features (N, dim) with features (M, dim): a tensor where the first is one.
+
+        Either may be a single feature (dim,).
+        """
+        one, other = (
+            F.normalize(torch.as_tensor(each).float().reshape(-1, self.dim), dim=-1) for each in (first, second)
+        )
+        return _converted(one @ other.to(one.device).T, isinstance(first, Tensor))
+
+    def ground(
+        self,
+        image: ImageSource,
+        text: str,
+        spans: Sequence[Span] | None = None,
+        boxes: Sequence[Box] | None = None,
+        *,
+        threshold: float | None = None,
+    ) -> Grounding:
+        """For each span of a text the boxes of an image, best first, or none.
+
+        Args:
+            image: as for `encode_images`.
+            text: a sentence or a phrase.
+            spans: intervals or words of the text; None: the whole text.
+            boxes: candidates, x0, y0, x1, y1 in pixels of the image as shown, as a detector gives them. None: the span
+                is compared with every patch, and the rectangle of patches that holds the mass of this heatmap becomes
+                its box.
+            threshold: the least score of a span that the image shows; None: the model's own (`Model.threshold`).
+
+        Returns:
+            The spans, each with its scored boxes; `best` is None where the image does not show the span. See
+            `Grounding`.
+
+        Raises:
+            DataError: the image cannot be read, a box has no area within it, a span is not in the text or has no token.
+            ConfigError: no boxes are given, and the model has no features of patches.
+        """
+        found = [(0, len(text))] if spans is None else find_spans(text, spans)
+        return ground(self, image, text, found, boxes, self.threshold if threshold is None else threshold)
+
+    def _in_batches(
+        self,
+        encode: Callable[[Sequence[Item]], list[Encoded]],
+        items: Sequence[Item],
+        order: Sequence[int],
+        batch_size: int,
+        show_progress: bool,
+    ) -> list[Encoded]:
+        """The encoded items, in their own order; they are encoded in `order`."""
+        encoded: dict[int, Encoded] = {}
+        with (Progress if show_progress else hidden)("encoding", len(items)) as progress:
+            for start in range(0, len(order), batch_size):
+                places = order[start : start + batch_size]
+                encoded |= zip(places, encode([items[place] for place in places]), strict=True)
+                progress.update(len(encoded))
+        return [encoded[place] for place in range(len(items))]
+
+    def _stacked(self, rows: Sequence[Tensor], as_tensor: bool) -> Features:
+        stacked = torch.stack(list(rows)) if rows else torch.empty(0, self.dim, device=self.device)
+        return _converted(stacked, as_tensor)
+
+
+def load(path: Path | str, device: str = "cpu") -> Model:
+    """See `spanbox.load`."""
+    loaded = loading.load(path, device)
+    return Model(**vars(loaded), threshold=_threshold(loaded.checkpoint))
+
+
+def find_spans(text: str, spans: Sequence[Span]) -> list[CharSpan]:
+    """Spans as intervals of a text. Raises DataError for words that do not occur in it."""
+    return [_find(text, span) if isinstance(span, str) else (int(span[0]), int(span[1])) for span in spans]
+
+
+def _find(text: str, words: str) -> CharSpan:
+    start = text.find(words)
+    if start < 0 or not words:
+        raise DataError(f"{words!r} does not occur in {text!r}; give words of the text, or (start, end)")
+    return start, start + len(words)
+
+
+def _listed(images: ImageSource | Sequence[ImageSource]) -> tuple[list[ImageSource], bool]:
+    """Images as a list, and whether it was a single one."""
+    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim <= 3):
+        return [images], True
+    return list(images), False
+
+
+def _converted(features: Tensor, as_tensor: bool) -> Features:
+    return features if as_tensor else features.cpu().numpy()
+
+
+def _threshold(checkpoint: Path) -> float | None:
+    """The threshold that validation chose for a checkpoint; of a run from before checkpoints held it, the one of its
+    last evaluation. None where there is none."""
+    validation, evaluation = (_read(path) for path in (checkpoint / VALIDATION, checkpoint.parents[1] / "metrics.json"))
+    of_this_one = evaluation if evaluation.get("checkpoint") == checkpoint.resolve().name else {}
+    found = validation.get(THRESHOLD, of_this_one.get(THRESHOLD))
+    return found if isinstance(found, float) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except (DocumentError, OSError):
+        return {}
+    return content if isinstance(content, dict) else {}

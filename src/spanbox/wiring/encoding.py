@@ -1,0 +1,215 @@
+"""Features of texts, spans, images and regions by themselves, without pairs and without a manifest.
+
+Texts and images take the path of training: the same tokens, the same decoding, the same pooling. Each function encodes
+one batch.
+
+    N texts or images    K spans of a text    R regions of an image    D features
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from spanbox.data.manifest import Box, ObjectBox
+from spanbox.data.prepare import prepare
+from spanbox.engine.device import autocast, choose_precision
+from spanbox.errors import DataError
+from spanbox.models.dual_encoder import Part
+from spanbox.models.inputs import Images, Texts
+from spanbox.spans import CharSpan, span_token_mask, trim_span
+from spanbox.structures import Sample
+from spanbox.wiring.building import sample_limits
+from spanbox.wiring.loading import Loaded
+
+ImageSource = str | Path | Image.Image | NDArray[np.uint8] | Tensor
+"""A file (or its `file://` URL), a PIL image, or pixels: an array (H, W, 3) or (H, W), a tensor (3, H, W), uint8."""
+
+
+class EncodedTexts(NamedTuple):
+    """Features of texts, of their spans, and which texts were cut."""
+
+    texts: Tensor  # (N, D)
+    spans: list[Tensor]  # (K, D) of each text
+    truncated: int  # texts with more tokens than `data.max_tokens`
+
+
+@torch.no_grad()
+def encode_texts(
+    loaded: Loaded, texts: Sequence[str], spans: Sequence[Sequence[CharSpan]] | None = None, *, unit: bool = True
+) -> EncodedTexts:
+    """Features of texts and of spans of them.
+
+    Args:
+        loaded: the model.
+        texts: at least one.
+        spans: of each text, half-open intervals of code points; None: no spans.
+        unit: features of unit length.
+
+    Raises:
+        DataError: a span has no token: it lies beyond the text, beyond the tokens that are read, or is white space.
+    """
+    trimmed = [
+        [_checked(text, span) for span in own] for text, own in zip(texts, spans or [[]] * len(texts), strict=True)
+    ]
+    alone = loaded.config.model.spans.source == "own"
+    rows, truncated = _tokens(loaded, texts, [[]] * len(texts) if alone else trimmed)
+    with _in_precision(loaded):
+        states = loaded.model.encode_text(rows)
+    features = _project(loaded, "text", states.pooled, unit)
+    if alone:
+        return EncodedTexts(features, _spans_alone(loaded, texts, trimmed, features, unit), truncated)
+    unread = (~rows.span_tokens.any(dim=2)).nonzero().tolist()
+    for row, column in unread:
+        if column < len(trimmed[row]):
+            raise _unread(loaded, texts[row], trimmed[row][column])
+    pooled = _project(loaded, "spans", states.spans, unit)
+    return EncodedTexts(features, [pooled[row, : len(own)] for row, own in enumerate(trimmed)], truncated)
+
+
+@torch.no_grad()
+def encode_images(loaded: Loaded, images: Sequence[ImageSource], *, unit: bool = True) -> Tensor:
+    """Features (N, D) of at least one image. Raises DataError where an image cannot be read."""
+    size = loaded.model.preprocessing.image_size
+    limits = sample_limits(loaded.config, loaded.model, objects_only=True)
+    samples = [prepare(open_source(image), "", (), (), limits).pixels for image in images]
+    assert samples[0].shape[1:] == (size, size)
+    with _in_precision(loaded):
+        states = loaded.model.encode_images(Images(torch.stack(samples)))
+    return _project(loaded, "image", states.pooled, unit)
+
+
+@torch.no_grad()
+def encode_regions(
+    loaded: Loaded, images: Sequence[ImageSource], boxes: Sequence[Sequence[Box]], *, unit: bool = True
+) -> list[Tensor]:
+    """Features (R, D) of the boxes of each image.
+
+    Args:
+        loaded: the model.
+        images: at least one.
+        boxes: of each image, x0 y0 x1 y1 in pixels of the image as shown.
+        unit: features of unit length.
+
+    Raises:
+        DataError: an image cannot be read, or a box has no area within it.
+    """
+    samples = [sample_of(loaded, image, own) for image, own in zip(images, boxes, strict=True)]
+    if samples[0].crops is not None:
+        counts = [len(sample.regions) for sample in samples]
+        crops = torch.cat([sample.crops for sample in samples if sample.crops is not None])
+        with _in_precision(loaded):
+            pooled = loaded.model.encode_images(Images(crops)).pooled
+        return list(torch.split(_project(loaded, "regions", pooled, unit), counts))
+    most = max(len(sample.regions) for sample in samples)
+    padded = torch.stack([F.pad(sample.regions, (0, 0, 0, most - len(sample.regions))) for sample in samples])
+    with _in_precision(loaded):
+        states = loaded.model.encode_images(Images(torch.stack([sample.pixels for sample in samples]), regions=padded))
+    assert states.regions is not None
+    features = _project(loaded, "regions", states.regions, unit)
+    return [features[row, : len(sample.regions)] for row, sample in enumerate(samples)]
+
+
+def sample_of(loaded: Loaded, image: ImageSource, boxes: Sequence[Box]) -> Sample:
+    """An image with boxes as its regions, in their order. Raises DataError as `encode_regions`."""
+    limits = sample_limits(loaded.config, loaded.model, objects_only=True)
+    sample = prepare(open_source(image), "", (), [ObjectBox(_numbers(box)) for box in boxes], limits)
+    if len(sample.regions) != len(boxes):
+        name = image if isinstance(image, str | Path) else "the image"
+        raise DataError(
+            f"{name}: {len(boxes) - len(sample.regions)} of {len(boxes)} boxes have no area within the image; expected "
+            "x0, y0, x1, y1 in pixels, with x0 < x1 and y0 < y1"
+        )
+    return sample
+
+
+def open_source(image: ImageSource) -> Path | Image.Image:
+    """An image as a path or a PIL image. Raises DataError for pixels of another shape or type."""
+    match image:
+        case Image.Image() | Path():
+            return image
+        case str():
+            return Path(image.removeprefix("file://"))
+        case Tensor():
+            return open_source(image.movedim(0, -1).cpu().numpy() if image.ndim == 3 else image.cpu().numpy())
+        case np.ndarray():
+            if image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+                return Image.fromarray(image)
+            raise DataError(
+                f"pixels of {image.dtype} with shape {image.shape} are no image; expected uint8, an array (H, W, 3) or "
+                "(H, W), or a tensor (3, H, W)"
+            )
+        case _:
+            raise DataError(f"{type(image).__name__} is no image; expected a path, a PIL image, an array or a tensor")
+
+
+def _numbers(box: Box) -> Box:
+    try:
+        x0, y0, x1, y1 = (float(edge) for edge in box)
+    except (TypeError, ValueError):
+        raise DataError(f"{box!r} is no box; expected x0, y0, x1, y1 in pixels") from None
+    return x0, y0, x1, y1
+
+
+def _checked(text: str, span: CharSpan) -> CharSpan:
+    start, end = span
+    if not 0 <= start < end <= len(text):
+        raise DataError(f"span ({start}, {end}): expected 0 <= start < end <= {len(text)}, the characters of the text")
+    trimmed = trim_span(text, (start, end))
+    if trimmed[0] == trimmed[1]:
+        raise DataError(f"span ({start}, {end}), {text[start:end]!r}: is only white space; expected words of the text")
+    return trimmed
+
+
+def _tokens(loaded: Loaded, texts: Sequence[str], spans: Sequence[Sequence[CharSpan]]) -> tuple[Texts, int]:
+    """Texts as rows of the tower with their spans, and the number of those that were cut."""
+    limit = loaded.config.data.max_tokens
+    encodings = loaded.tokenizer(list(texts), truncation=True, max_length=limit, padding=True).encodings
+    most = max(map(len, spans))
+    edges = torch.tensor([[*own, *[(0, 0)] * (most - len(own))] for own in spans]).reshape(len(texts), most, 2)
+    rows = Texts(
+        token_ids=torch.tensor([encoding.ids for encoding in encodings]),
+        token_mask=torch.tensor([encoding.attention_mask for encoding in encodings]).bool(),
+        span_tokens=span_token_mask(edges.long(), torch.tensor([encoding.offsets for encoding in encodings])),
+    )
+    return rows, sum(bool(encoding.overflowing) for encoding in encodings)
+
+
+def _spans_alone(
+    loaded: Loaded, texts: Sequence[str], spans: Sequence[Sequence[CharSpan]], like: Tensor, unit: bool
+) -> list[Tensor]:
+    """Features of spans that are encoded without their sentences."""
+    words = [text[start:end] for text, own in zip(texts, spans, strict=True) for start, end in own]
+    if not words:
+        return [like[:0] for _ in texts]
+    rows, _ = _tokens(loaded, words, [[]] * len(words))
+    rows = Texts(rows.token_ids, rows.token_mask, rows.token_mask[:, None])
+    with _in_precision(loaded):
+        pooled = loaded.model.encode_text(rows).spans[:, 0]
+    return list(torch.split(_project(loaded, "spans", pooled, unit), [len(own) for own in spans]))
+
+
+def _unread(loaded: Loaded, text: str, span: CharSpan) -> DataError:
+    start, end = span
+    return DataError(
+        f"span ({start}, {end}), {text[start:end]!r}: has no token among the first {loaded.config.data.max_tokens} of "
+        "its text; leave it out, or split the text"
+    )
+
+
+def _project(loaded: Loaded, part: Part, pooled: Tensor, unit: bool) -> Tensor:
+    """Features (..., D) float32 of pooled states (..., P)."""
+    with _in_precision(loaded):
+        features = loaded.model.projection_of(part)(pooled).float()
+    return F.normalize(features, dim=-1) if unit else features
+
+
+def _in_precision(loaded: Loaded) -> torch.autocast:
+    device = next(loaded.model.parameters()).device
+    return autocast(device, choose_precision(loaded.config.train.precision, device))

@@ -1,0 +1,295 @@
+"""The model that `spanbox.load` returns: features as in an evaluation, whatever the form of texts, images and boxes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import miniature
+import spanbox
+from spanbox.api import Model
+from spanbox.data.images import image_size, load_image
+from spanbox.data.manifest import Manifest
+from spanbox.errors import DataError
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.wiring import train
+from spanbox.wiring.embedding import embed, evaluation_dataset
+
+VARIANTS = {
+    "grid": [],
+    "crops and own spans": ["model.regions.source=crop", "model.spans.source=own"],
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("en", "zh"))
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(miniature.demo_config(scenes, run, *VARIANTS[request.param]))
+    return spanbox.load(run)
+
+
+@pytest.fixture(scope="module")
+def manifest(scenes: Path) -> Manifest:
+    return Manifest(scenes / "test.jsonl")
+
+
+@pytest.fixture(scope="module")
+def bank(model: Model, manifest: Manifest) -> FeatureBank:
+    """The features as an evaluation makes them; regions are the objects alone."""
+    dataset = evaluation_dataset(model.config, model.model, manifest, objects_only=True)
+    return embed(model.model, model.config, model.tokenizer, dataset)[0]
+
+
+def spans_of(manifest: Manifest) -> list[list[tuple[int, int]]]:
+    return [[(entity.start, entity.end) for entity in record.entities] for record in manifest]
+
+
+def close(features: Any, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.as_tensor(features), expected, rtol=0, atol=2e-6)
+
+
+class TestFeatures:
+    @pytest.mark.parametrize("batch_size", [1, 5, 32])
+    def test_are_those_of_an_evaluation(
+        self, model: Model, manifest: Manifest, bank: FeatureBank, batch_size: int
+    ) -> None:
+        images = [manifest.image_path(record) for record in manifest]
+        texts = [record.text for record in manifest]
+        objects = [[each.box for each in record.objects] for record in manifest]
+        close(model.encode_texts(texts, batch_size=batch_size), bank.text)
+        close(model.encode_images(images, batch_size=batch_size), bank.image)
+        spans = model.encode_spans(texts, spans_of(manifest), batch_size=batch_size)
+        order = [span for pair in range(len(manifest)) for span in own_order(bank, pair)]
+        close(np.concatenate(spans), bank.spans[order])
+        close(np.concatenate(model.encode_regions(images, objects, batch_size=batch_size)), bank.regions)
+
+    def test_numpy_or_tensor(self, model: Model) -> None:
+        array = model.encode_texts(["a boat", "a red kite"])
+        tensor = model.encode_texts(["a boat", "a red kite"], convert_to_tensor=True)
+        assert isinstance(array, np.ndarray)
+        assert array.dtype == np.float32
+        assert isinstance(tensor, torch.Tensor)
+        assert array.shape == tensor.shape == (2, model.dim)
+        np.testing.assert_array_equal(array, tensor.numpy())
+
+    def test_a_single_input_has_no_axis_of_rows(self, model: Model, manifest: Manifest) -> None:
+        record = manifest[0]
+        path = manifest.image_path(record)
+        box = record.objects[0].box
+        assert model.encode_texts(record.text).shape == (model.dim,)
+        assert model.encode_images(path).shape == (model.dim,)
+        assert model.encode_spans(record.text, [(0, 3), (0, 5)]).shape == (2, model.dim)
+        assert model.encode_regions(path, [box]).shape == (1, model.dim)
+
+    def test_nothing_to_encode(self, model: Model, manifest: Manifest) -> None:
+        path = manifest.image_path(manifest[0])
+        assert model.encode_texts([]).shape == model.encode_images([]).shape == (0, model.dim)
+        assert model.encode_spans([], []) == model.encode_regions([], []) == []
+        assert model.encode_spans("a boat", []).shape == model.encode_regions(path, []).shape == (0, model.dim)
+
+    def test_normalize(self, model: Model) -> None:
+        unit, raw = (model.encode_texts(["a boat"], normalize=choice)[0] for choice in (True, False))
+        assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-6)
+        assert np.linalg.norm(raw) != pytest.approx(1, abs=1e-3)
+        np.testing.assert_allclose(unit, raw / np.linalg.norm(raw), atol=1e-6)
+
+    def test_images_in_any_form(self, model: Model, manifest: Manifest) -> None:
+        path = manifest.image_path(manifest[0])
+        image = load_image(path)
+        pixels = np.array(image)
+        forms = [path, str(path), path.as_uri(), image, pixels, torch.from_numpy(pixels).permute(2, 0, 1)]
+        features = model.encode_images(forms)
+        for row in features[1:]:
+            np.testing.assert_allclose(row, features[0], atol=1e-6)
+
+    def test_an_orientation_is_applied_to_pictures_in_memory_too(
+        self, model: Model, manifest: Manifest, tmp_path: Path
+    ) -> None:
+        image = load_image(manifest.image_path(manifest[0]))
+        exif = Image.Exif()
+        exif[0x0112] = 3  # upside down
+        image.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "turned.png", exif=exif)
+        with Image.open(tmp_path / "turned.png") as turned:
+            upright, file, memory = model.encode_images([image, tmp_path / "turned.png", turned])
+        np.testing.assert_allclose(file, upright, atol=1e-6)
+        np.testing.assert_allclose(memory, upright, atol=1e-6)
+
+    def test_words_for_spans(self, model: Model) -> None:
+        text = "a red boat and a blue boat，还有蝴蝶"
+        spans, words = [(2, 10), (29, 31)], ["red boat", "蝴蝶"]
+        assert [text[slice(*span)] for span in spans] == words
+        np.testing.assert_array_equal(model.encode_spans(text, words), model.encode_spans(text, spans))
+
+    def test_the_progress_is_shown(self, model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+        model.encode_texts(["a boat"] * 3, show_progress_bar=True, batch_size=2)
+        assert "encoding 3/3" in capsys.readouterr().err
+        model.encode_texts(["a boat"] * 3)
+        assert capsys.readouterr().err == ""
+
+    def test_texts_beyond_the_tokens_are_cut(self, model: Model) -> None:
+        long = "boat " * 200
+        np.testing.assert_allclose(model.encode_texts(long), model.encode_texts(long[:5] * 190), atol=1e-6)
+
+
+def own_order(bank: FeatureBank, pair: int) -> list[int]:
+    """The spans of a pair in the order of its entities; a bank has those with a box first."""
+    spans = (bank.span_pair == pair).nonzero()[:, 0].tolist()
+    return sorted(spans, key=lambda span: int(bank.span_entity[span]))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("spans", "message"),
+        [
+            ([(0, 0)], r"span \(0, 0\): expected 0 <= start < end <= 6"),
+            ([(-1, 2)], "expected 0 <= start"),
+            ([(0, 7)], "expected 0 <= start"),
+            ([(1, 2)], "only white space"),
+            (["kite"], "'kite' does not occur in 'a boat'"),
+            ([""], "does not occur"),
+        ],
+    )
+    def test_spans(self, model: Model, spans: list[Any], message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            model.encode_spans("a boat", spans)
+
+    def test_a_span_beyond_the_tokens(self, model: Model) -> None:
+        text = "boat " * 200 + "kite"
+        if model.config.model.spans.source == "own":
+            assert model.encode_spans(text, ["kite"]).shape == (1, model.dim)
+        else:
+            with pytest.raises(DataError, match=r"'kite': has no token among the first 64"):
+                model.encode_spans(text, ["kite"])
+
+    @pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 0, 5, 5), (500, 500, 600, 600)])
+    def test_boxes_without_area(self, model: Model, manifest: Manifest, box: tuple[int, ...]) -> None:
+        with pytest.raises(DataError, match="1 of 2 boxes have no area within the image"):
+            model.encode_regions(manifest.image_path(manifest[0]), [(0, 0, 9, 9), box])  # type: ignore[list-item]
+
+    def test_a_box_that_is_none(self, model: Model, manifest: Manifest) -> None:
+        with pytest.raises(DataError, match=r"\(1, 2, 3\) is no box"):
+            model.encode_regions(manifest.image_path(manifest[0]), [(1, 2, 3)])  # type: ignore[list-item]
+
+    @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((3, 8, 8), np.uint8), np.zeros(5, np.uint8)])
+    def test_arrays_that_are_no_image(self, model: Model, array: Any) -> None:
+        with pytest.raises(DataError, match="are no image; expected uint8"):
+            model.encode_images(array)
+
+    def test_a_missing_image(self, model: Model) -> None:
+        with pytest.raises(DataError, match=r"nowhere\.png"):
+            model.encode_images(["nowhere.png"])
+
+    def test_another_type(self, model: Model) -> None:
+        with pytest.raises(DataError, match="int is no image"):
+            model.encode_images([3])  # type: ignore[list-item]
+
+
+class TestSimilarity:
+    def test_against_a_loop(self, model: Model) -> None:
+        first, second = np.random.default_rng(0).normal(size=(2, 3, model.dim))
+        found = model.similarity(first, second)
+        for i, row in enumerate(first):
+            for j, other in enumerate(second):
+                cosine = row @ other / np.linalg.norm(row) / np.linalg.norm(other)
+                assert found[i, j] == pytest.approx(cosine, abs=1e-6)
+
+    def test_single_features_and_tensors(self, model: Model) -> None:
+        tensor = torch.randn(2, model.dim)
+        assert isinstance(model.similarity(tensor, tensor[0].numpy()), torch.Tensor)
+        assert model.similarity(tensor.numpy(), tensor[0]).shape == (2, 1)
+
+
+class TestGround:
+    def test_candidates_are_ranked_by_their_cosine(self, model: Model, manifest: Manifest) -> None:
+        record = manifest[0]
+        path, boxes = manifest.image_path(record), [each.box for each in record.objects]
+        spans = spans_of(manifest)[0]
+        cosines = model.similarity(model.encode_spans(record.text, spans), model.encode_regions(path, boxes))
+        result = model.ground(path, record.text, spans, boxes)
+        assert len(result.spans) == len(spans) > 1
+        for span, row in zip(result.spans, cosines, strict=True):
+            assert [each.box for each in span.candidates] == [boxes[i] for i in np.argsort(-row, kind="stable")]
+            assert [each.score for each in span.candidates] == pytest.approx(sorted(row, reverse=True), abs=1e-6)
+            assert span.text == record.text[span.start : span.end]
+            assert span.heatmap is None
+
+    def test_the_threshold_is_that_of_the_validation(self, model: Model, manifest: Manifest) -> None:
+        stored = json.loads((model.checkpoint / "validation.json").read_text())["matching.presence.threshold"]
+        record = manifest[0]
+        boxes = [each.box for each in record.objects]
+        result = model.ground(manifest.image_path(record), record.text, ["a"], boxes)
+        assert model.threshold == result.threshold == stored
+        score = result.spans[0].candidates[0].score
+        assert result.spans[0].shown == (score >= stored)
+        for threshold, shown in ((score - 0.01, True), (score + 0.01, False)):
+            (span,) = model.ground(manifest.image_path(record), record.text, ["a"], boxes, threshold=threshold).spans
+            assert span.shown is shown
+            assert (span.best == span.candidates[0]) if shown else (span.best is None)
+
+    def test_an_image_without_boxes_shows_nothing(self, model: Model, manifest: Manifest) -> None:
+        (span,) = model.ground(manifest.image_path(manifest[0]), "a boat", ["boat"], boxes=[]).spans
+        assert span.candidates == ()
+        assert span.shown is False
+        assert span.best is None
+
+    def test_on_the_patches(self, model: Model, manifest: Manifest) -> None:
+        path = manifest.image_path(manifest[0])
+        if model.config.model.regions.source == "crop":
+            with pytest.raises(spanbox.errors.ConfigError, match="give boxes"):
+                model.ground(path, "a boat")
+            return
+        result = model.ground(path, "a boat")
+        (span,) = result.spans
+        assert (span.text, span.heatmap is None) == ("a boat", False)
+        assert span.heatmap is not None
+        assert span.heatmap.shape == (3, 3)
+        ((box, score),) = span.candidates
+        width, height = image_size(path)
+        assert 0 <= box[0] < box[2] <= width
+        assert 0 <= box[1] < box[3] <= height
+        cosine = model.similarity(model.encode_spans("a boat", ["a boat"]), model.encode_regions(path, [box]))
+        assert score == pytest.approx(cosine.item(), abs=1e-6)
+
+    def test_it_can_be_written_as_json(self, model: Model, manifest: Manifest) -> None:
+        record = manifest[0]
+        result = model.ground(manifest.image_path(record), record.text, ["a"], [record.objects[0].box])
+        read = json.loads(json.dumps(result.to_dict()))
+        assert read["text"] == record.text
+        assert read["spans"][0]["candidates"][0]["box"] == list(record.objects[0].box)
+
+
+class TestThreshold:
+    def test_of_an_earlier_run_is_that_of_its_evaluation(self, model: Model, tmp_path: Path) -> None:
+        run = shutil.copytree(model.checkpoint.parents[1], tmp_path / "run", symlinks=True)
+        best = (run / "checkpoints" / "best").resolve()
+        (best / "validation.json").unlink()
+        assert spanbox.load(run).threshold is None
+        evaluated = {"checkpoint": best.name, "matching.presence.threshold": 0.25}
+        (run / "metrics.json").write_text(json.dumps(evaluated))
+        assert spanbox.load(run).threshold == 0.25
+        (run / "metrics.json").write_text(json.dumps(evaluated | {"checkpoint": "step-000001"}))
+        assert spanbox.load(run).threshold is None
+
+    @pytest.mark.parametrize("content", ["", "[]", "{", '{"matching.presence.threshold": "high"}'])
+    def test_a_damaged_file_gives_none(self, model: Model, tmp_path: Path, content: str) -> None:
+        checkpoint = shutil.copytree(model.checkpoint, tmp_path / "checkpoint")
+        (checkpoint / "validation.json").write_text(content)
+        assert spanbox.load(checkpoint).threshold is None
+
+
+def test_import_spanbox_brings_no_torch() -> None:
+    code = "import sys, spanbox; print(sorted({'torch', 'transformers', 'numpy', 'PIL'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
