@@ -1,0 +1,298 @@
+"""Changed texts that are still true, with the spans of their entities moved along.
+
+    a paraphrase or the text  ->  swap of clauses  ->  synonyms  ->  deletion of words  ->  article (a, an)
+
+Each change is an `EditMap`: offsets follow from the edit and are never searched for. A change that would lose an entity
+is not made. All draws come from one generator per sample.
+
+J. Wei and K. Zou, EDA: Easy Data Augmentation Techniques, EMNLP 2019 (synonyms, deletion). Random insertion and random
+swap of words, which EDA has too, are left out: they make texts that nobody would write.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from spanbox.data.synonyms import Synonyms
+from spanbox.data.words import find_words, indefinite_article, starts_sentence
+from spanbox.settings import PathText, Settings
+from spanbox.spans import CharSpan, EditMap, Piece
+
+# Without these words a text would say the opposite, or another number.
+_NEVER_DELETED = re.compile(
+    "no|not|never|none|nor|neither|nobody|nothing|nowhere|without|cannot|hardly|barely|scarcely|except|but|unless|if|only|"
+    r"non|fake|former|.*n['’]t|.*\d.*"
+)
+_NEVER_DELETED_ZH = re.compile("[不没无非未别假]|除了")
+# Clauses that refer to others, or continue them, stay in their order.
+_REFERRING = re.compile(
+    "it|its|he|him|his|she|her|hers|they|them|their|theirs|this|that|these|those|latter|former|first|second|third|last|"
+    "other|another|one|ones|both|such|same|here|there|then|so|but|and|or|because|therefore|however|also|too|instead|while|"
+    "although|though|since|until|after|before|finally|next|later"
+)
+_REFERRING_ZH = re.compile(
+    "[它他她其此该这那]|前者|后者|第[一二三四]|然后|但|而|所以|因此|因为|接着|还有|并|也|又|再|随后|最后|之后|之前|不过"
+)
+_INDEPENDENT = "there is", "there are", "there was", "there were", "这里"  # openings that refer to no other clause
+_QUOTES = re.compile('["“”‘’「」『』《》()（）\\[\\]]')
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co|approx|a\.m|p\.m)|\b\w)$", re.I
+)
+_TERMINATOR = re.compile(r"[.!?;]+(?=\s|$)|[。！？；]+")
+_AFTER_A_WORD = re.compile(r"[,.!?;:]*(\s|$)")
+_ARTICLE = re.compile(r"(?<!\S)(an?|An?|AN)(?=\s+$)")
+
+
+class TextAugmentSettings(Settings):
+    """Random changes of texts."""
+
+    paraphrases: float = Field(
+        0.0, ge=0, le=1, description="probability that one of the pair's paraphrases stands for its text"
+    )
+    synonyms: float = Field(0.0, ge=0, le=1, description="probability that a word with synonyms is replaced by one")
+    deletion: float = Field(
+        0.0, ge=0, le=0.5, description="probability that a word is deleted; negations, numbers and entities stay"
+    )
+    swap: float = Field(
+        0.0, ge=0, le=1, description="probability that two clauses that do not refer to each other change places"
+    )
+    entities: Literal["protect", "replace"] = Field(
+        "protect", description="entities: protect them, or replace them or their words by synonyms, spans moving along"
+    )
+    sources: tuple[PathText, ...] = Field(
+        ("built-in",),
+        description="synonyms: built-in, folders with WordNet's database files, tab files of the Open Multilingual "
+        "WordNet, tables separated by tabs",
+    )
+
+    @property
+    def used(self) -> bool:
+        return bool(self.paraphrases or self.synonyms or self.deletion or self.swap)
+
+
+class Change(NamedTuple):
+    """Words that were replaced (`new` is empty: deleted)."""
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class AugmentedText:
+    """A text with its spans, the changes made so far, and where they stand in it."""
+
+    text: str
+    spans: tuple[CharSpan, ...]
+    changes: tuple[Change, ...] = ()
+    places: tuple[CharSpan, ...] = ()
+
+    def edited(
+        self, edit: EditMap, changes: Sequence[Change] = (), places: Sequence[CharSpan] = ()
+    ) -> "AugmentedText | None":
+        """After an edit that made these changes at these places of the new text; None if it loses a span."""
+        spans = edit.map_spans(self.spans)
+        if spans is None:
+            return None
+        moved = [place for place in map(edit.map_span, self.places) if place is not None]
+        return AugmentedText(edit.text, tuple(spans), (*self.changes, *changes), (*moved, *places))
+
+
+def augment_text(
+    text: str,
+    spans: Sequence[CharSpan],
+    language: str,
+    settings: TextAugmentSettings,
+    synonyms: Synonyms,
+    generator: np.random.Generator,
+) -> AugmentedText:
+    """The text with clauses swapped, words replaced and words deleted, as the settings and the generator have it.
+
+    Args:
+        text: any text.
+        spans: of its entities, in code points; each is kept, as it is or with its replacement.
+        language: of the text, as in a manifest; may be empty.
+        settings: probabilities; paraphrases are not drawn here.
+        synonyms: those of `settings.sources`.
+        generator: of this sample alone.
+    """
+    current = AugmentedText(text, tuple(spans))
+    if settings.swap and generator.random() < settings.swap:
+        current = _swap_clauses(current, language, generator)
+    if settings.synonyms:
+        pieces = _replacements(current, language, settings, synonyms, generator)
+        current = _apply(current, pieces, language)
+    if settings.deletion:
+        pieces = _deletions(current, language, settings.deletion, synonyms, generator)
+        current = _apply(current, pieces, language)
+    return current
+
+
+def _apply(current: AugmentedText, pieces: list[Piece], language: str) -> AugmentedText:
+    """Make the changes, and fit the articles before them."""
+    if not pieces:
+        return current
+    pieces = sorted(pieces)
+    changes = [Change(current.text[start:end].strip(), new or "") for start, end, new in pieces]
+    places = list(_places_after(pieces))
+    changed = current.edited(EditMap.replace(current.text, pieces), changes, [p for p in places if p[0] < p[1]])
+    assert changed is not None, "no piece crosses a span"
+    if not _is_of(language, "en"):
+        return changed
+    articles = list(_unfit_articles(current.text, changed.text, zip(pieces, places, strict=True)))
+    fitted = changed.edited(EditMap.replace(changed.text, articles)) if articles else None
+    return fitted or changed
+
+
+def _places_after(pieces: Sequence[Piece]) -> Iterator[CharSpan]:
+    """Where the replacements stand in the new text; deletions are empty."""
+    shift = 0
+    for start, end, new in pieces:
+        length = len(new or "")
+        yield start + shift, start + shift + length
+        shift += length - (end - start)
+
+
+def _unfit_articles(before: str, after: str, changes: Iterable[tuple[Piece, CharSpan]]) -> Iterator[Piece]:
+    """Replacements, in the new text, of indefinite articles that fitted the word after them and no longer do."""
+    for (place, _, _), (new_place, _) in changes:
+        old, new = _ARTICLE.search(_up_to_word(before, place)), _ARTICLE.search(_up_to_word(after, new_place))
+        word, new_word = _first_word(before, place), _first_word(after, new_place)
+        if not (old and new and word and new_word) or indefinite_article(word) != old[1].lower():
+            continue
+        if old[1][0] == "A" and not (word.isupper() or starts_sentence(before, old.start())):
+            continue  # the letter, as in vitamin A
+        article = indefinite_article(new_word)
+        if article != new[1].lower():
+            is_capital = new[1][0] == "A"
+            shouted = is_capital and len(new_word) > 1 and new_word.isupper()
+            yield Piece(*new.span(), article.upper() if shouted else article.capitalize() if is_capital else article)
+
+
+def _up_to_word(text: str, place: int) -> str:
+    """The text before a word at `place`, or after the white space there."""
+    while place < len(text) and text[place].isspace():
+        place += 1
+    return text[:place]
+
+
+def _first_word(text: str, place: int) -> str | None:
+    word = re.match(r"\s*(\w[\w'’-]*)", text[place:])
+    return word[1] if word else None
+
+
+def _replacements(
+    current: AugmentedText,
+    language: str,
+    settings: TextAugmentSettings,
+    synonyms: Synonyms,
+    generator: np.random.Generator,
+) -> list[Piece]:
+    edges = sorted({edge for span in current.spans for edge in span})
+    pieces = []
+    for match in synonyms.find(current.text, language, edges):
+        if settings.entities == "protect" and _overlaps(match.start, match.end, current.spans):
+            continue
+        if generator.random() < settings.synonyms:
+            chosen = match.synonyms[int(generator.integers(len(match.synonyms)))]
+            pieces.append(Piece(match.start, match.end, chosen))
+    return pieces
+
+
+def _deletions(
+    current: AugmentedText, language: str, share: float, synonyms: Synonyms, generator: np.random.Generator
+) -> list[Piece]:
+    pieces = [
+        Piece(start, end, "")
+        for start, end in _deletable(current, language, synonyms)
+        if not _overlaps(start, end, current.spans) and generator.random() < share
+    ]
+    left = EditMap.replace(current.text, pieces).text
+    return pieces if any(map(str.isalnum, left)) else []
+
+
+def _deletable(current: AugmentedText, language: str, synonyms: Synonyms) -> Iterator[CharSpan]:
+    """Words that may be deleted, with the white space before them.
+
+    The first word of a sentence stays. Of a script without spaces only words that have synonyms are known as such.
+    """
+    text = current.text
+    for word in find_words(text):
+        start, end = word.start, word.end
+        if word.is_unspaced or starts_sentence(text, start) or not _stands_alone(text, start, end):
+            continue
+        if not _NEVER_DELETED.fullmatch(text[start:end].lower()):
+            yield len(text[:start].rstrip()), end
+    edges = sorted({edge for span in current.spans for edge in span})
+    for match in synonyms.find(text, language, edges):
+        found = text[match.start : match.end]
+        if next(find_words(found)).is_unspaced and not _NEVER_DELETED_ZH.search(found):
+            yield match.start, match.end
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    return text[start - 1].isspace() and _AFTER_A_WORD.match(text, end) is not None
+
+
+def _overlaps(start: int, end: int, spans: Sequence[CharSpan]) -> bool:
+    return any(start < span[1] and span[0] < end for span in spans)
+
+
+class _Clause(NamedTuple):
+    start: int
+    end: int  # of its words
+    closed: int  # of its punctuation
+
+
+def _swap_clauses(current: AugmentedText, language: str, generator: np.random.Generator) -> AugmentedText:
+    """Two neighbouring clauses change places, if some can."""
+    text, clauses = current.text, list(_clauses(current.text))
+    movable = [_is_movable(text[clause.start : clause.end], language) for clause in clauses]
+    pairs = [
+        (first, second)
+        for i, (first, second) in enumerate(pairwise(clauses))
+        if movable[i] and movable[i + 1] and text[first.start].isupper() == text[second.start].isupper()
+    ]
+    if not pairs:
+        return current
+    first, second = pairs[int(generator.integers(len(pairs)))]
+    marks = {text[clause.end : clause.closed] for clause in (first, second)} - {""}
+    # Equal marks stay in their places; a question takes its mark along.
+    one, two = ((c.start, c.end if len(marks) < 2 else c.closed) for c in (first, second))
+    pieces = [Piece(0, one[0]), Piece(*two), Piece(one[1], two[0]), Piece(*one), Piece(two[1], len(text))]
+    edit = EditMap(text, pieces)
+    change = Change(text[one[0] : two[1]], edit.text[one[0] : two[1]])
+    return current.edited(edit, [change]) or current
+
+
+def _clauses(text: str) -> Iterator[_Clause]:
+    """Sentences, and parts of them between semicolons."""
+    start = 0
+    for mark in [*_TERMINATOR.finditer(text), None]:
+        end, closed = mark.span() if mark else (len(text), len(text))
+        if mark and mark[0] == "." and _ABBREVIATION.search(text[:end]):
+            continue
+        words = text[start:end]
+        begin = start + len(words) - len(words.lstrip())
+        if words.strip():
+            yield _Clause(begin, begin + len(words.strip()), closed if mark else begin + len(words.strip()))
+        start = closed
+
+
+def _is_movable(clause: str, language: str) -> bool:
+    """Whether a clause says the same wherever it stands. Only English and Chinese can be judged."""
+    if not (_is_of(language, "en") or _is_of(language, "zh")) or _QUOTES.search(clause):
+        return False
+    plain = clause.lower()
+    for opening in _INDEPENDENT:
+        plain = plain.removeprefix(opening)
+    words = [plain[start:end] for start, end, _ in find_words(plain)]
+    return bool(words) and not any(map(_REFERRING.fullmatch, words)) and not _REFERRING_ZH.search(plain)
+
+
+def _is_of(language: str, name: str) -> bool:
+    return not language or language.lower().replace("_", "-").split("-")[0] == name

@@ -1,0 +1,117 @@
+"""Synonyms by language, and where words that have some stand in a text. `synonym_files` reads them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from spanbox.data.words import Word, cuts_word, find_words, starts_sentence
+
+Table = Mapping[str, tuple[str, ...]]
+"""Words and phrases, in the spelling of running text, with what can stand for each."""
+
+LONGEST_PHRASE = 6  # words
+LONGEST_RUN = 16  # characters of a script without spaces
+
+
+class Match(NamedTuple):
+    """A word or phrase of a text, half-open in code points, and its synonyms in the same case."""
+
+    start: int
+    end: int
+    synonyms: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Synonyms:
+    """Tables by language: `en`, `zh`, ..., or an empty name for a table that serves any language."""
+
+    tables: Mapping[str, Table]
+
+    def find(self, text: str, language: str = "", edges: Sequence[int] = ()) -> Iterator[Match]:
+        """Words and phrases with synonyms, the longest at each place, from left to right; they do not overlap.
+
+        Args:
+            text: any text.
+            language: of the text, as in a manifest; empty: unknown, all tables are used.
+            edges: places that no match may lie across, such as those where entities begin and end.
+        """
+        tables = [table for name, table in self.tables.items() if _serves(name, language)]
+        words = list(find_words(text)) if tables else []
+        skipped_to = 0
+        for place, word in enumerate(words):
+            if word.start < skipped_to:
+                continue
+            if word.is_unspaced:
+                yield from _find_in_run(text, word, tables, edges)
+            elif match := _find_phrase(text, words[place : place + LONGEST_PHRASE], tables, edges):
+                skipped_to = match.end
+                yield match
+
+
+def _serves(name: str, language: str) -> bool:
+    return not name or not language or language.lower().replace("_", "-").split("-")[0] == name
+
+
+def _find_phrase(text: str, words: Sequence[Word], tables: Sequence[Table], edges: Sequence[int]) -> Match | None:
+    """The longest phrase with synonyms that begins with the first of some words and has single spaces."""
+    start = words[0].start
+    for count in range(len(words), 0, -1):
+        end = words[count - 1].end
+        gaps = [text[words[i].end : words[i + 1].start] for i in range(count - 1)]
+        if any(gap != " " for gap in gaps) or _crosses(start, end, edges):
+            continue
+        phrase = text[start:end]
+        if found := _look_up(phrase, tables):
+            return None if _is_in_a_synonym(text, start, phrase, found) else Match(start, end, found)
+        # A capital letter within a sentence marks a name, which has no synonyms.
+        if phrase != phrase.lower() and (phrase.isupper() or starts_sentence(text, start)):
+            recase = str.upper if phrase.isupper() and len(phrase) > 1 else capitalised
+            if found := tuple(map(recase, _look_up(phrase.lower(), tables))):
+                return None if _is_in_a_synonym(text, start, phrase, found) else Match(start, end, found)
+    return None
+
+
+def _find_in_run(text: str, run: Word, tables: Sequence[Table], edges: Sequence[int]) -> Iterator[Match]:
+    """The longest words with synonyms in a run without spaces.
+
+    A character alone counts only between edges: elsewhere it is mostly a part of a longer word that no table has.
+    """
+    borders = {run.start, run.end, *edges}
+    start = run.start
+    while start < run.end:
+        for end in range(min(start + LONGEST_RUN, run.end), start, -1):
+            if (end == start + 1 and not {start, end} <= borders) or _crosses(start, end, edges):
+                continue
+            found = _look_up(text[start:end], tables)
+            if found and not cuts_word(text, start) and not cuts_word(text, end):
+                if not _is_in_a_synonym(text, start, text[start:end], found):
+                    yield Match(start, end, found)
+                start = end
+                break
+        else:
+            start += 1
+
+
+def _look_up(phrase: str, tables: Sequence[Table]) -> tuple[str, ...]:
+    """What can stand for a phrase, itself aside, from all tables."""
+    found = dict.fromkeys(synonym for table in tables for synonym in table.get(phrase, ()))
+    found.pop(phrase, None)
+    return tuple(found)
+
+
+def _is_in_a_synonym(text: str, start: int, phrase: str, synonyms: Sequence[str]) -> bool:
+    """Whether the phrase already stands as a part of a synonym, as `car` does in `motor car`."""
+    for synonym in synonyms:
+        before = synonym.casefold().find(phrase.casefold())
+        place = start - before
+        if before >= 0 and place >= 0 and text[place : place + len(synonym)].casefold() == synonym.casefold():
+            return True
+    return False
+
+
+def _crosses(start: int, end: int, edges: Sequence[int]) -> bool:
+    return any(start < edge < end for edge in edges)
+
+
+def capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]

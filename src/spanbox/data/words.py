@@ -1,0 +1,83 @@
+"""Words of a text in any script, and the English indefinite article.
+
+A word is a run of letters, digits and the marks that belong to them; a hyphen or an apostrophe between letters is part
+of it. Chinese, Japanese, Thai and a few other scripts write no spaces between words: of them a whole run is one `Word`,
+in which only a list of known words finds the parts.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts
+_INNER = "'’-‐"
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+_SAID_AS_A_CONSONANT = re.compile(r"eu|ew|one\b|once\b|uni([^nmd]|mo)|u[bcfhjkqrst][aeiou]|ouija")
+_SILENT_H = re.compile(r"hour|honest|hono|heir")
+_LETTERS_WITH_A_VOWEL = "AEFHILMNORSX"  # of which the English names begin with one
+_SENTENCE_END = re.compile(r"[.!?。！？…:：\n]\W*$")
+
+
+class Word(NamedTuple):
+    """A word, or a run of words that are written without spaces; half-open, in code points."""
+
+    start: int
+    end: int
+    is_unspaced: bool
+
+
+def find_words(text: str) -> Iterator[Word]:
+    """The words of a text, in their order."""
+    position = 0
+    while position < len(text):
+        if not text[position].isalnum():
+            position += 1
+            continue
+        start = position
+        while position < len(text) and _continues(text, position):
+            position += 1
+        yield Word(start, position, _UNSPACED.search(text, start, position) is not None)
+
+
+def _continues(text: str, place: int) -> bool:
+    """Whether the character at `place` belongs to the word before it."""
+    if text[place] in _JOINERS or text[place] in _INNER:
+        return place + 1 < len(text) and text[place + 1].isalnum()
+    return text[place].isalnum() or _is_mark(text[place])
+
+
+def _is_mark(character: str) -> bool:
+    """Whether a character belongs to the letter before it: an accent, a vowel sign."""
+    return unicodedata.category(character)[0] == "M"
+
+
+def cuts_word(text: str, place: int) -> bool:
+    """Whether a cut at `place` parts two letters of a word that is written with spaces, or a mark from its letter."""
+    if not 0 < place < len(text):
+        return False
+    if _is_mark(text[place]):
+        return True
+    is_within = (text[place - 1].isalnum() or _is_mark(text[place - 1])) and text[place].isalnum()
+    return is_within and not (_UNSPACED.match(text, place - 1) or _UNSPACED.match(text, place))
+
+
+def starts_sentence(text: str, place: int) -> bool:
+    """Whether a word at `place` is the first of a sentence, so that its capital letter means nothing."""
+    before = text[:place]
+    return not any(map(str.isalnum, before)) or _SENTENCE_END.search(before[-12:]) is not None
+
+
+def indefinite_article(word: str) -> str:
+    """`a` or `an`, by the sound of the English word that follows."""
+    if word[:1].isdigit():
+        return "an" if word.startswith("8") or re.match(r"1[18](\D|$)", word) else "a"
+    if re.match(r"[A-Z]([A-Z]*$|\W|\d)", word):
+        return "an" if word[0] in _LETTERS_WITH_A_VOWEL else "a"  # said letter by letter: an X-ray, a UFO
+    plain = unicodedata.normalize("NFKD", word.lower())
+    if _SAID_AS_A_CONSONANT.match(plain):
+        return "a"
+    return "an" if plain[:1] in "aeiou" or _SILENT_H.match(plain) else "a"
