@@ -10,6 +10,7 @@ import torch
 import tiny
 from spanbox.data.collate import Collator
 from spanbox.data.tokenizer import train_tokenizer
+from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
 from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.task import is_trained
@@ -122,7 +123,13 @@ def accumulate(
         return task.losses(features, inputs.targets.to(model.mean.device), WHOLE_SHARE)
 
     steps = [
-        TowerStep(partial(task.encode, name), rows, sizes[name], is_trained(task.towers[name]))
+        TowerStep(
+            partial(task.encode, name),
+            rows,
+            sizes[name],
+            is_trained(task.towers[name]),
+            FrozenLayers.of(task.towers[name]),
+        )
         for name, rows in inputs.rows.items()
     ]
     return accumulate_gradients(steps, score)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from encoders import accumulate, collate, in_one_graph, make_model, make_sample, with_views
-from spanbox.engine.large_batch import RandomState, TowerStep, accumulate_gradients, even_chunk
+from spanbox.engine.large_batch import TowerStep, accumulate_gradients, even_chunk
+from spanbox.engine.random_state import RandomState
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings, TextRows
-from spanbox.models.trainable import LoraSettings, add_lora
+from spanbox.models.trainable import LoraSettings, add_lora, freeze_layers
 from spanbox.structures import Batch, Losses
 
 PAIRS = 24
@@ -146,11 +147,21 @@ def test_gradients_are_added_to_what_is_there() -> None:
         torch.testing.assert_close(gradient, 2 * once[name], rtol=1e-9, atol=1e-12)
 
 
+def freeze_lowest(tower: Any, layers: int) -> None:
+    freeze_layers(tower.model, tower.layers, layers, "text")
+
+
 FROZEN: dict[str, Callable[[DualEncoder], object]] = {
     "text tower": lambda model: model.text.requires_grad_(False),
     "vision tower": lambda model: model.vision.requires_grad_(False),
     "both towers": lambda model: (model.text.requires_grad_(False), model.vision.requires_grad_(False)),
-    "lowest layers": lambda model: [tower.layers[0].requires_grad_(False) for tower in (model.text, model.vision)],
+    "lowest layers": lambda model: [freeze_lowest(tower, 1) for tower in (model.text, model.vision)],
+    "all layers but not what follows": lambda model: [
+        freeze_lowest(tower, len(tower.layers)) for tower in (model.text, model.vision)
+    ],
+    "a layer above trained embeddings": lambda model: [
+        tower.layers[0].requires_grad_(False) for tower in (model.text, model.vision)
+    ],
 }
 
 
@@ -195,6 +206,24 @@ class TestWork:
         encoder, _ = doubles()
         encoder.vision.requires_grad_(False)
         assert self.encoded(encoder, mixed_batch(), text=8, image=6) == {"text": 48, "image": 24}
+
+    @pytest.mark.parametrize("frozen", [1, 2])
+    def test_frozen_layers_are_computed_once(self, frozen: int) -> None:
+        """Rows that the lower layers compute; those of a tower that is encoded once are not kept."""
+        encoder, _ = doubles(dropout=0.3)
+        rows = [0] * len(encoder.vision.layers)
+        for tower in (encoder.text, encoder.vision):
+            freeze_lowest(tower, frozen)
+        for number, layer in enumerate(encoder.vision.layers):
+
+            def count(module: Any, inputs: Any, output: Any, number: int = number) -> None:
+                rows[number] += len(inputs[0])
+
+            layer.attention.register_forward_hook(count)
+        accumulate(encoder, doubles()[1], mixed_batch(), text=8, image=6)
+        assert rows == [24 if number < frozen else 48 for number in range(len(rows))]
+        for tower in (encoder.text, encoder.vision):
+            assert not any("forward" in vars(layer) for layer in tower.layers)
 
     def test_equal_texts_are_encoded_once(self) -> None:
         batch = collate(*(replace(make_sample(number // 2), id=f"{number}") for number in range(12)))

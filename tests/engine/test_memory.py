@@ -28,6 +28,7 @@ from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettin
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
+from spanbox.models.trainable import freeze_layers
 from spanbox.structures import Batch
 
 MIB = 2**20
@@ -100,6 +101,24 @@ class TestMeasuredStep:
         with PeakMemory() as counted:
             accumulate(model, objective, batch, text=text, image=image)
         predicted = memory.peak(pairs, {"text": text, "image": image}) - 1.1 * memory.state
+        assert counted.peak <= predicted <= 1.75 * counted.peak
+
+    @pytest.mark.parametrize("chunk", [4, 24])
+    def test_what_frozen_layers_leave_counts_in_chunks(self, chunk: int) -> None:
+        """The peak of a step whose towers keep the output of their lowest layer."""
+        model, objective = make_model(), Objective(LossSettings())
+        for tower in (model.text, model.vision):
+            freeze_layers(tower.model, tower.layers, 1, "text")
+        memory = step_memory(model)
+        vision = model.vision
+        patches = (vision.image_size // vision.stride) ** 2 + 1
+        assert memory.towers["image"].kept == patches * vision.width * 4
+        batch = example(24)
+        for parameter in (*model.parameters(), *objective.parameters()):
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        with PeakMemory() as counted:
+            accumulate(model, objective, batch, text=chunk, image=chunk)
+        predicted = memory.peak(24, {"text": chunk, "image": chunk}) - 1.1 * memory.state
         assert counted.peak <= predicted <= 1.75 * counted.peak
 
     def test_leaves_no_trace(self) -> None:

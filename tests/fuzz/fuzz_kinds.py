@@ -69,8 +69,12 @@ def _ablate_without_runs() -> None:
 
 def _write_yaml(rng: Random, path: Path, text: str, samples: Samples) -> None:
     choice = rng.randrange(10)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError:  # damaged before
+        choice = max(choice, 4)
     if choice < 4:
-        tree = mutate_tree(rng, yaml.safe_load(text))
+        tree = mutate_tree(rng, tree)
         text = yaml.safe_dump(tree, allow_unicode=rng.random() < 0.5, sort_keys=False)
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
     elif choice < 6:

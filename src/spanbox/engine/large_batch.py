@@ -8,7 +8,8 @@ each chunk with itself only, minimises another loss. Here
 3. each tower encodes its chunks again, with a graph, and receives its part of that gradient.
 
 The states are the boundary: the gradient is exact for any loss of them, by the chain rule. A tower whose rows fit into
-one chunk keeps its graph from the first step. One with nothing to train is encoded once, its states being constants.
+one chunk keeps its graph from the first step. One with nothing to train is encoded once, its states being constants;
+frozen layers below trained ones are computed once.
 
 Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021 (GradCache), here for
 several towers, features and losses together.
@@ -17,13 +18,15 @@ several towers, features and losses together.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from spanbox.engine.frozen_layers import FrozenLayers, Kept
+from spanbox.engine.random_state import RandomState
 from spanbox.structures import Losses, TensorBundle
 
 States = list[TensorBundle]
@@ -51,6 +54,7 @@ class TowerStep:
         groups: all rows of this process; the rows of a group have one shape.
         chunk_size: most rows encoded at a time.
         trained: whether anything in the tower learns.
+        frozen: its lowest layers, if they are to be computed once.
         synchronising: context of a backward pass; called with True for the last one, in which processes that share the
             tower's weights add up its gradients.
         largest: the largest of each value over the processes that have to encode in step; of these values, if no other
@@ -61,6 +65,7 @@ class TowerStep:
     groups: Sequence[Rows]
     chunk_size: int
     trained: bool = True
+    frozen: FrozenLayers = field(default_factory=FrozenLayers)
     synchronising: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext()
     largest: Callable[..., list[float]] = lambda *values: list(values)
 
@@ -97,6 +102,7 @@ class _Passes:
         self._chunks = [*chunks, *[chunks[-1][:1]] * missing]  # in step with the process that has most of them
         self._in_one_pass = tower.trained and most_rows <= size
         self._random: list[RandomState] = []
+        self._kept: list[list[Kept]] = []
         with torch.set_grad_enabled(self._in_one_pass):
             encoded = [self._first_pass(chunk) for chunk in self._chunks]
         self._encoded = encoded if self._in_one_pass else []
@@ -117,13 +123,21 @@ class _Passes:
             return
         last = len(self._chunks) - 1
         for number, (chunk, random, gradient) in enumerate(zip(self._chunks, self._random, gradients, strict=True)):
+            kept = self._kept[number]
+            self._kept[number] = []  # freed with the graph of the chunk
             with self._tower.synchronising(number == last), random.replayed():
-                _backward([self._tower.encode(chunk)], [gradient])
+                with self._tower.frozen.skipped(kept):
+                    states = self._tower.encode(chunk)
+                _backward([states], [gradient])
 
     def _first_pass(self, chunk: Any) -> TensorBundle:
-        if self._tower.trained and not self._in_one_pass:
-            self._random.append(RandomState.capture())
-        return self._tower.encode(chunk)
+        if self._in_one_pass or not self._tower.trained:
+            return self._tower.encode(chunk)
+        self._random.append(RandomState.capture())
+        with self._tower.frozen.kept() as kept:
+            states = self._tower.encode(chunk)
+        self._kept.append(kept)
+        return states
 
     def _leaves(self, parts: list[TensorBundle]) -> TensorBundle:
         whole = type(parts[0]).cat([part.detach() for part in parts])
@@ -133,35 +147,6 @@ class _Passes:
 def even_chunk(rows: int, chunk_size: int) -> int:
     """Size of the chunks when `rows` are split evenly into the fewest chunks of at most `chunk_size`."""
     return math.ceil(rows / math.ceil(rows / chunk_size))
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """State of the random generators of the CPU and of every GPU, of which the model may use any."""
-
-    cpu: Tensor
-    cuda: list[Tensor]
-
-    @classmethod
-    def capture(cls) -> Self:
-        # A process that has not initialised CUDA has drawn nothing there, and shall not start to hold memory on it.
-        uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if uses_cuda else [])
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Context that repeats the draws after `capture`, for equal dropout; then restores the present state."""
-        now = RandomState.capture()
-        self._restore()
-        try:
-            yield
-        finally:
-            now._restore()
-
-    def _restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
 
 
 def _gradient(leaf: Tensor) -> Tensor:

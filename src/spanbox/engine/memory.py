@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from spanbox.engine.large_batch import RandomState
+from spanbox.engine.frozen_layers import FrozenLayers
+from spanbox.engine.random_state import RandomState
 from spanbox.engine.task import Encode, Task, is_trained, parameters, weights
 from spanbox.errors import ConfigError
 from spanbox.losses.blocks import MOST_LOGITS
@@ -122,11 +123,13 @@ class TowerMemory:
         chunk: of the group of rows that needs most.
         rows: of each pair of the batch.
         trained: whether chunks are encoded with a graph.
+        kept: of each pair, from frozen layers, when the tower is encoded in several chunks.
     """
 
     chunk: ChunkMemory
     rows: float
     trained: bool
+    kept: int = 0
 
     @property
     def besides(self) -> int:
@@ -172,6 +175,7 @@ class StepMemory:
             if tower.trained and rows <= chunk_sizes[name]:
                 held += activations
             else:
+                held += tower.kept * batch_size
                 largest = max(largest, activations)
         return round(MARGIN * (self.state + self.pair * batch_size + held + largest))
 
@@ -188,7 +192,8 @@ class StepMemory:
 
         choices = [names for count in range(len(whole) + 1) for names in combinations(whole, count)]
         for at_once in sorted(choices, key=saved, reverse=True):
-            room = budget / MARGIN - self.state - self.pair * batch_size - saved(at_once)
+            kept = sum(tower.kept * batch_size for name, tower in self.towers.items() if name not in at_once)
+            room = budget / MARGIN - self.state - self.pair * batch_size - saved(at_once) - kept
             sizes = {
                 name: whole[name]
                 if name in at_once
@@ -210,13 +215,17 @@ def measure_step(task: Task, encode: Encode, example: Callable[[int], Any]) -> S
     """
     inputs = task.inputs(example(PROBE_PAIRS))
     towers = {}
+    states = {}
     with RandomState.capture().replayed():
         for name, groups in inputs.rows.items():
             trained = is_trained(task.towers[name])
             chunk = ChunkMemory(frozenset(chain.from_iterable(_lines(task, encode, name, rows) for rows in groups)))
-            towers[name] = TowerMemory(chunk, sum(map(len, groups)) / PROBE_PAIRS, trained)
+            with torch.no_grad(), FrozenLayers.of(task.towers[name]).kept() as kept:
+                states[name] = [encode(name, rows[:]) for rows in groups]
+            of_kept = _bytes(leaf for leaf in tree_leaves([one.output for one in kept]) if isinstance(leaf, Tensor))
+            kept_of_pair = of_kept // PROBE_PAIRS if trained else 0
+            towers[name] = TowerMemory(chunk, sum(map(len, groups)) / PROBE_PAIRS, trained, kept_of_pair)
         with torch.no_grad():
-            states = {name: [encode(name, rows[:]) for rows in groups] for name, groups in inputs.rows.items()}
             features = task.features(states, inputs.rest)
         losses = _losses_peak(task, features, inputs.targets.to(features.tensors()[0].device))
     of_states = sum(_bytes(one.tensors()) for groups in states.values() for one in groups)

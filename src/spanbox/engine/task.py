@@ -38,8 +38,8 @@ class Task(Protocol):
 
     Attributes:
         model: everything that is saved as the model.
-        towers: the parts that encode, by name. They have `layers`, are cut up with fsdp, and have a learning rate of
-            their own.
+        towers: the parts that encode, by name. They have `layers` and `frozen_layers`, are cut up with fsdp, and have a
+            learning rate of their own.
         objective: parameters that are learned beside the model.
     """
 

@@ -17,6 +17,7 @@ from spanbox.engine.checkpoint import CheckpointStore, named_weights
 from spanbox.engine.chunks import ChunkSizes
 from spanbox.engine.device import autocast, choose_device, choose_precision
 from spanbox.engine.distributed import Ranks, whole
+from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
 from spanbox.engine.optimiser import (
     clip_gradients,
@@ -102,6 +103,8 @@ class Trainer:
         self.ranks.share_weights(task.model, task.towers.values(), settings.parallel)
         if sharded:
             task.model.to(self.device)
+        # No layer of a compiled tower can be skipped, nor of one that is cut up: its hooks gather weights.
+        self.skips_frozen_layers = not (settings.compile or sharded)
         self._trained = parameters(task)
         self.optimiser = make_optimiser(task.towers.values(), heads(task), task.objective, settings.optimiser)
         self.step = 0
@@ -182,6 +185,7 @@ class Trainer:
             inputs.rows[name],
             chunk_size,
             is_trained(tower),
+            FrozenLayers.of(tower) if self.skips_frozen_layers else FrozenLayers(),
             self.ranks.synchronising(tower),
             **in_step,
         )

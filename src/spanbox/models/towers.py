@@ -7,6 +7,7 @@ differences between encoders, `pretrained` loads them, `trainable` freezes or ad
     N rows    T tokens    S image size in pixels    h, w patches down and across    H width
 """
 
+from itertools import takewhile
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -71,6 +72,15 @@ class Tower(nn.Module):
     def layers(self) -> nn.ModuleList:
         """The layers of the encoder, lowest first; stages for ConvNeXt, ResNet and RegNet."""
         return _layers(self.model, self._layers)
+
+    @property
+    def frozen_layers(self) -> list[nn.Module]:
+        """The lowest layers whose output is constant: neither they nor anything before them learns."""
+        before = takewhile(lambda parameter: not parameter.requires_grad, self.model.parameters())  # in order of use
+        constant = {id(parameter) for parameter in before}
+        return list(
+            takewhile(lambda layer: all(id(parameter) in constant for parameter in layer.parameters()), self.layers)
+        )
 
     def architecture(self) -> dict[str, Any]:
         """The encoder's resolved transformers config as plain JSON, with its model_type."""
