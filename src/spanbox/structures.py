@@ -65,6 +65,7 @@ class Sample:
     link_relevance: Tensor | None = None  # (K, R) float32: of each link
     proposals: tuple[Tensor, Tensor] | None = None  # boxes (P, 4), normalised, and scores (P,), for masked views
     views: SampleViews | None = None
+    original_text: str = ""  # of the pair, where `text` was changed; pairs of one text stay so
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def test_a_good_data_set_is_counted(tmp_path: Path) -> None:
         "entities_without_box": 1,
         "boxes": 3,
         "proposals": 2,
+        "paraphrases": 0,
         "languages": {"en": 2, "zh": 1},
         "types": {"animal": 2, "colour": 1},
     }

@@ -280,8 +280,17 @@ def test_texts_of_at_most_one_character(text: str) -> None:
 
 def test_nothing_is_drawn_by_default() -> None:
     settings = TextAugmentSettings()
-    assert not settings.used
+    assert not settings.active
     assert augmented("A picture. A car.", settings).changes == ()
+
+
+def test_presets() -> None:
+    assert not TextAugmentSettings(preset="none").active
+    strengths = [TextAugmentSettings(preset=name).synonyms for name in ("none", "light", "standard", "strong")]
+    assert strengths == sorted(set(strengths))
+    settings = TextAugmentSettings(preset="standard", synonyms=0)
+    assert (settings.synonyms, settings.swap, settings.edits) == (0, 0.3, True)
+    assert TextAugmentSettings.model_validate(settings.model_dump(mode="json")) == settings
 
 
 def test_the_demo_with_the_built_in_list() -> None:

@@ -91,6 +91,8 @@ def manifests(rng: Random, samples: Samples, folder: Path) -> Case:
     """A manifest, checked, shown or trained on."""
     lines = (samples.scenes / "train.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "images").symlink_to(samples.scenes / "images")
+    for at in rng.sample(range(len(lines)), len(lines) // 2):
+        lines[at] = _with_paraphrases(lines[at])
     at = rng.randrange(len(lines))
     choice = rng.randrange(10)
     path = folder / "m.jsonl"
@@ -110,6 +112,17 @@ def manifests(rng: Random, samples: Samples, folder: Path) -> Case:
     return _read_manifest(rng, samples)
 
 
+def _with_paraphrases(line: str) -> str:
+    """The pair with its own text turned into a paraphrase, and one for the coarse level only."""
+    record = json.loads(line)
+    spans = [
+        {"entity": i, "start": entity["start"] + 4, "end": entity["end"] + 4}
+        for i, entity in enumerate(record["entities"])
+    ]
+    own = {"text": f"See {record['text']}", "entities": spans, "lang": "en", "source": "en-zh, zh-en"}
+    return json.dumps(record | {"paraphrases": [own, {"text": "一张图片"}]})
+
+
 def _read_manifest(rng: Random, samples: Samples) -> Case:
     choice = rng.randrange(8)
     if choice < 4:
@@ -119,6 +132,7 @@ def _read_manifest(rng: Random, samples: Samples) -> Case:
             ["data", "show", "m.jsonl", "--n", "4", "--out", "out/page.html"], writes=("out*", "*.npy*", ".m.*")
         )
     overrides = [*samples.overrides(), "data.train=m.jsonl", "data.val=null", "train.steps=1"]
+    overrides += rng.choice([[], ["data.augment.text.preset=strong"]])
     return Case(["train", "demo", *overrides])
 
 

@@ -154,7 +154,7 @@ def _counts_table(report: AuditReport) -> Table:
         for value, _ in getattr(report.total, breakdown).most_common(_VALUES_SHOWN):
             row = (f"{getattr(counts, breakdown)[value]:,}" for counts in columns)
             table.add_row(Text(_visible(f"{title} {value or 'not given'}")), *row)
-    for name in ("boxes", "proposals"):
+    for name in ("boxes", "proposals", *(["paraphrases"] if report.total.paraphrases else [])):
         table.add_row(name, *(f"{getattr(counts, name):,}" for counts in columns))
     return table
 

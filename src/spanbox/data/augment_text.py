@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from spanbox.data.synonyms import Synonyms
 from spanbox.data.words import find_words, indefinite_article, starts_sentence
@@ -48,11 +48,26 @@ _AFTER_A_WORD = re.compile(r"[,.!?;:]*(\s|$)")
 _ARTICLE = re.compile(r"(?<!\S)(an?|An?|AN)(?=\s+$)")
 
 
-class TextAugmentSettings(Settings):
-    """Random changes of texts."""
+PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "light": {"paraphrases": 0.3, "synonyms": 0.1, "swap": 0.1},
+    "standard": {"paraphrases": 0.5, "synonyms": 0.2, "deletion": 0.05, "swap": 0.3},
+    "strong": {"paraphrases": 0.7, "synonyms": 0.4, "deletion": 0.15, "swap": 0.5, "entities": "replace"},
+}
+_PRESET_LIST = "; ".join(
+    f"{name}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "no change")
+    for name, values in PRESETS.items()
+)
 
+
+class TextAugmentSettings(Settings):
+    """Random changes of the text of a pair."""
+
+    preset: Literal["none", "light", "standard", "strong"] = Field(
+        "none", description=f"values of the other settings of this section that are not given ({_PRESET_LIST})"
+    )
     paraphrases: float = Field(
-        0.0, ge=0, le=1, description="probability that one of the pair's paraphrases stands for its text"
+        0.0, ge=0, le=1, description="probability that one of the pair's paraphrases takes the place of its text"
     )
     synonyms: float = Field(0.0, ge=0, le=1, description="probability that a word with synonyms is replaced by one")
     deletion: float = Field(
@@ -70,9 +85,22 @@ class TextAugmentSettings(Settings):
         "WordNet, tables separated by tabs",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset", "none") in PRESETS:
+            return PRESETS[given.get("preset", "none")] | given
+        return given
+
     @property
-    def used(self) -> bool:
-        return bool(self.paraphrases or self.synonyms or self.deletion or self.swap)
+    def active(self) -> bool:
+        """Whether anything may change."""
+        return bool(self.paraphrases or self.edits)
+
+    @property
+    def edits(self) -> bool:
+        """Whether words may change."""
+        return bool(self.synonyms or self.deletion or self.swap)
 
 
 class Change(NamedTuple):

@@ -67,7 +67,7 @@ class Collator:
             links=links,
             group=torch.tensor([sample.group for sample in samples]),
             sample=torch.tensor([stable_id(sample.id) for sample in samples]),
-            wording=torch.tensor([stable_id(" ".join(sample.text.casefold().split())) for sample in samples]),
+            wording=torch.tensor([_wording(sample) for sample in samples]),
             own_token_ids=own_token_ids,
             own_token_mask=own_token_mask,
             crops=_padded_crops(samples, regions.shape[1]),
@@ -133,6 +133,10 @@ class Collator:
         token_ids[rows, columns] = encoded_ids
         token_mask[rows, columns] = encoded_mask
         return token_ids, token_mask
+
+
+def _wording(sample: Sample) -> int:
+    return stable_id(" ".join((sample.original_text or sample.text).casefold().split()))
 
 
 def _ids_and_mask(encodings: list[Encoding]) -> tuple[Tensor, Tensor]:

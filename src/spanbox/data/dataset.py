@@ -12,6 +12,7 @@ from spanbox.data.manifest import Manifest, Record
 from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import Proposals, draw_views
 from spanbox.data.prepare import prepare
+from spanbox.data.sample_text import TextAugmenter
 from spanbox.errors import DataError
 from spanbox.structures import Incident, Sample, SampleViews
 
@@ -35,6 +36,8 @@ class PairDataset(Dataset[Sample | Incident]):
         self.replace_broken = replace_broken
         self._cache: dict[int, Sample] = {}
         self._cache_left = cache_bytes
+        text = limits.augment.text if limits.augment else None
+        self._augment_text = TextAugmenter(text) if text and text.active else None
 
     def for_evaluation(self) -> "PairDataset":
         """The pairs as they are, without views and augmentation; broken images are incidents. Shares the cache."""
@@ -42,6 +45,7 @@ class PairDataset(Dataset[Sample | Incident]):
         other.replace_broken = False
         other.limits = replace(self.limits, views=None, augment=None)
         other._cache_left = 0
+        other._augment_text = None
         return other
 
     def __len__(self) -> int:
@@ -59,7 +63,7 @@ class PairDataset(Dataset[Sample | Incident]):
         broken: list[Incident] = []
         for stand_in in self._indices_to_try(step, index):
             try:
-                sample = self._cached(stand_in)
+                sample = self._with_text(self._cached(stand_in), step, index)
                 if broken:
                     sample = replace(sample, incidents=(*broken, *sample.incidents))
                 return self._with_views(sample, step, index)
@@ -77,6 +81,13 @@ class PairDataset(Dataset[Sample | Incident]):
         generator = Draws(self.seed, step, index).replacements()
         for _ in range(REPLACEMENT_TRIES - 1):
             yield int(generator.integers(len(self.manifest)))
+
+    def _with_text(self, sample: Sample, step: int, index: int) -> Sample:
+        """The sample with a newly drawn text; unchanged when none is drawn."""
+        if self._augment_text is None:
+            return sample
+        generator = Draws(self.seed, step, index).stream(Stream.TEXT)
+        return self._augment_text(sample, self.manifest[sample.place], generator)[0]
 
     def _with_views(self, sample: Sample, step: int, index: int) -> Sample:
         """The sample with newly drawn masked views; unchanged when none are drawn."""

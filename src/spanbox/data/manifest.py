@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spanbox.data.line_index import LineIndex, OpenFile, load_index, make_index, save_index
+from spanbox.data.paraphrases import Paraphrase, find_paraphrase_faults, find_span_faults
 from spanbox.errors import DataError
 from spanbox.files import replacing
 
@@ -66,6 +67,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     lang: str = ""
     entities: tuple[Entity, ...] = ()
     objects: tuple[ObjectBox, ...] = ()
+    paraphrases: tuple[Paraphrase, ...] = ()  # other texts for the image, drawn in training
     relevance: float = 1.0  # in [0, 1]: how surely text and image belong together; 0: no positives
     source: str = ""  # the data set that the pair comes from
     meta: dict[str, Any] = {}  # anything else; kept by every command, used by none
@@ -80,6 +82,16 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     def identity_key(self, entity: Entity) -> str:
         return identity_key(self.text, entity)
+
+    def paraphrased(self, paraphrase: Paraphrase) -> "Record":
+        """The pair with a paraphrase as its text, and the same entities in it; none for the coarse level only."""
+        entities = []
+        for span in sorted(paraphrase.entities, key=lambda span: span.entity):
+            entity = self.entities[span.entity]
+            identity = entity.identity or self.span_text(entity)
+            entities.append(msgspec.structs.replace(entity, start=span.start, end=span.end, identity=identity))
+        lang = paraphrase.lang or self.lang
+        return msgspec.structs.replace(self, text=paraphrase.text, lang=lang, entities=tuple(entities), paraphrases=())
 
 
 def identity_key(text: str, entity: Entity) -> str:
@@ -122,17 +134,10 @@ def find_faults(record: Record) -> list[tuple[str, str]]:
     faults = [(name, "is empty; give it a value") for name in ("id", "image") if not getattr(record, name)]
     if len(record.text) > MAX_TEXT_CHARACTERS:
         faults.append(("text", f"has {len(record.text):,} characters; shorten it to {MAX_TEXT_CHARACTERS:,}"))
-    for i, entity in enumerate(record.entities):
-        if not 0 <= entity.start < entity.end <= len(record.text):
-            faults.append(
-                (
-                    f"entities[{i}]",
-                    f"[{entity.start}, {entity.end}) is no span of a text of {len(record.text)} characters; offsets "
-                    "are half-open and count Unicode code points from 0",
-                )
-            )
-        elif not record.span_text(entity).strip():
-            faults.append((f"entities[{i}]", "holds nothing but white space; remove it or move its edges"))
+    faults += find_span_faults(record.text, record.entities)
+    for i, paraphrase in enumerate(record.paraphrases):
+        found = find_paraphrase_faults(paraphrase, len(record.entities), MAX_TEXT_CHARACTERS)
+        faults += [(f"paraphrases[{i}].{field}", fault) for field, fault in found]
     return faults + _find_relevance_faults(record)
 
 

@@ -11,6 +11,7 @@ from spanbox.data.collate import Collator
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.data.masking import kept_levels, mask_grid
+from spanbox.data.sample_text import training_texts
 from spanbox.data.tokenizer import load_tokenizer, train_tokenizer
 from spanbox.errors import ConfigError, DataError
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
@@ -45,7 +46,7 @@ def make_tokenizer(config: RunConfig, manifest: Manifest) -> Any:
     vocabulary = text.architecture.get("vocab_size")
     if not isinstance(vocabulary, int):
         raise ConfigError("model.text.architecture: needs vocab_size, the size of the vocabulary to train, e.g. 8192")
-    return train_tokenizer((record.text for record in manifest), vocabulary)
+    return train_tokenizer(training_texts(manifest, config.data.augment.text), vocabulary)
 
 
 def make_collator(config: RunConfig, tokenizer: Any, *, sort_by_length: bool = False) -> Collator:

@@ -184,16 +184,29 @@ class _Audit:
             self._add(kind, manifest[row], line[row], f"as in {where}")
 
 
+def _find_odd_paraphrases(record: Record) -> Iterator[tuple[str, str]]:
+    """Paraphrases that say nothing new, and their spans that cut a word or hold no visible character."""
+    texts = [record.text]
+    for i, paraphrase in enumerate(record.paraphrases):
+        if paraphrase.text in texts:
+            yield "paraphrase given twice", f"paraphrases[{i}]: {paraphrase.text!r}"
+        texts.append(paraphrase.text)
+        if all(span.entity in range(len(record.entities)) for span in paraphrase.entities):
+            for kind, detail in find_odd_spans(record.paraphrased(paraphrase)):
+                yield kind, f"paraphrases[{i}].{detail}"
+
+
 def _find_faults_of_pair(record: Record, image: _Image, folder: Path) -> Iterator[tuple[str, str]]:
     """The faults of one pair by itself, as (kind, detail)."""
     if not record.text.strip():
         yield "empty text", f"text: {record.text!r}"
     for name, fault in find_faults(record):
-        yield "unusable span" if name.startswith("entities") else "wrong line", f"{name}: {fault}"
+        yield "unusable span" if "entities[" in name else "wrong line", f"{name}: {fault}"
     for (start, end), count in Counter((entity.start, entity.end) for entity in record.entities).items():
         if count > 1:
             yield "span given twice", f"{count} entities at [{start}, {end}): {record.text[start:end]!r}"
     yield from find_odd_spans(record)
+    yield from _find_odd_paraphrases(record)
     for name, fault in find_inverted_boxes(record):
         yield "inverted box", f"{name}: {fault.partition(';')[0]}"
     if image.fault is not None and record.image:

@@ -56,6 +56,7 @@ NOTES = {
     "span cuts a word": "check the offsets; harmless where a part of a word is meant",
     "span without a visible character": "most tokenizers make no token of it, and the span is left out",
     "same pair twice": "remove one, or it counts twice",
+    "paraphrase given twice": "it equals the text or another paraphrase; remove it",
     "different images in one group": "they are never each other's negatives; give each image its own group",
     "same image in different groups": "give these pairs the same group, or they are each other's negatives",
     "same text in two manifests": "usual for short captions; such texts are easier to find",
@@ -111,6 +112,7 @@ class Counts:
     entities_without_box: int = 0
     boxes: int = 0
     proposals: int = 0
+    paraphrases: int = 0
     languages: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
 
@@ -122,6 +124,7 @@ class Counts:
         self.entities_without_box += len(record.entities) - with_box
         self.boxes += sum(len(entity.boxes) for entity in record.entities)
         self.proposals += len(record.objects)
+        self.paraphrases += len(record.paraphrases)
         self.languages[record.lang] += 1
         self.types.update(entity.type for entity in record.entities)
 
