@@ -27,7 +27,7 @@ from spanbox.data.dataset import PairDataset
 from spanbox.data.images import load_image, load_reduced
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
-from spanbox.data.prepare import to_pixels, to_square
+from spanbox.data.render import to_pixels, to_square
 
 WIDTH, HEIGHT = 640, 480
 SIDE = 224
@@ -103,8 +103,8 @@ def main() -> None:
             "`PairDataset`": lambda index: dataset[0, index],
             "step: `load_image`, all of the file": lambda index: load_image(paths[index]),
             "step: `load_reduced`": lambda index: load_reduced(paths[index], SIDE),
-            "step: `to_square` of all of the image": lambda index: to_square(whole[index], SIDE),
-            "step: `to_square` of the reduced image": lambda index: to_square(reduced[index], SIDE),
+            "step: `to_square` of all of the image": lambda index: to_square(np.array(whole[index]), SIDE),
+            "step: `to_square` of the reduced image": lambda index: to_square(np.array(reduced[index]), SIDE),
         }
         seconds = measure(variants, arguments.images, arguments.rounds)
         size = statistics.mean(path.stat().st_size for path in paths) / 1000

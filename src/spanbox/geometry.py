@@ -1,8 +1,11 @@
-"""Box arithmetic, RoIAlign, and the coverage of boxes by masks.
+"""Box arithmetic, affine maps, RoIAlign, and the coverage of boxes by masks.
 
 Inside the program a box is `[x0, y0, x1, y1]`, float32, normalised to [0, 1] of the image as displayed; x to the right,
 y down, (x1, y1) exclusive. Boxes are in pixels only in files (`normalise_boxes`) and in drawings (`denormalise_boxes`).
 """
+
+from math import cos, radians, sin, tan
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +47,75 @@ def expand_boxes(boxes: Tensor, margin: float) -> Tensor:
     """Boxes (..., 4) expanded on each side by `margin` times their width and height, clipped to the image."""
     size = boxes[..., 2:] - boxes[..., :2]
     return clip_boxes(torch.cat([boxes[..., :2] - margin * size, boxes[..., 2:] + margin * size], dim=-1))
+
+
+class Affine(NamedTuple):
+    """A map of the plane, (x, y) to (a x + b y + c, d x + e y + f), in fractions of an image."""
+
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+    d: float = 0.0
+    e: float = 1.0
+    f: float = 0.0
+
+    @classmethod
+    def onto(cls, box: tuple[float, float, float, float]) -> Self:
+        """The unit square onto a box."""
+        x0, y0, x1, y1 = box
+        return cls(x1 - x0, 0.0, x0, 0.0, y1 - y0, y0)
+
+    @classmethod
+    def mirror(cls) -> Self:
+        """Left and right change sides."""
+        return cls(-1.0, 0.0, 1.0)
+
+    @classmethod
+    def rotation(cls, degrees: float) -> Self:
+        """About the centre, clockwise as seen."""
+        turn = radians(degrees)
+        return cls._about_centre(cos(turn), -sin(turn), sin(turn), cos(turn))
+
+    @classmethod
+    def shear(cls, x_degrees: float, y_degrees: float) -> Self:
+        """About the centre, by angles of the vertical and of the horizontal edges."""
+        return cls._about_centre(1.0, tan(radians(x_degrees)), tan(radians(y_degrees)), 1.0)
+
+    @classmethod
+    def _about_centre(cls, a: float, b: float, d: float, e: float) -> Self:
+        return cls(a, b, (1.0 - a - b) / 2, d, e, (1.0 - d - e) / 2)
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether boxes stay boxes: no rotation, no shear."""
+        return self.b == self.d == 0.0
+
+    @property
+    def area(self) -> float:
+        """The factor by which areas grow; negative for a mirror image."""
+        return self.a * self.e - self.b * self.d
+
+    def then(self, after: "Affine") -> "Affine":
+        """This map, and then another one."""
+        return Affine(
+            after.a * self.a + after.b * self.d,
+            after.a * self.b + after.b * self.e,
+            after.a * self.c + after.b * self.f + after.c,
+            after.d * self.a + after.e * self.d,
+            after.d * self.b + after.e * self.e,
+            after.d * self.c + after.e * self.f + after.f,
+        )
+
+    def inverse(self) -> "Affine":
+        area = self.area
+        a, b, d, e = self.e / area, -self.b / area, -self.d / area, self.a / area
+        return Affine(a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f))
+
+    def boxes(self, boxes: Tensor) -> Tensor:
+        """The boxes (N, 4) that the moved ones just fit in, not clipped: a moved point of a box lies in its box."""
+        x, y = boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]]  # (N, 4): the corners
+        corners = torch.stack([self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f], dim=-1)
+        return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=-1)
 
 
 def cell_shares(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:

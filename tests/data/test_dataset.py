@@ -14,7 +14,7 @@ from spanbox.data.dataset import PairDataset
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest, ObjectBox, Record
 from spanbox.data.masking import MaskSettings
-from spanbox.data.prepare import to_pixels, to_square
+from spanbox.data.render import to_pixels, to_square
 from spanbox.errors import DataError
 from spanbox.structures import Incident, Sample, SampleViews, stable_id
 
@@ -138,7 +138,7 @@ def noise(width: int, height: int, low: int, high: int) -> Image.Image:
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 5), (31, 33), (32, 32), (200, 90)])
 def test_an_image_is_resized_as_pillow_does(size: tuple[int, int]) -> None:
     image = noise(*size, low=64, high=191)
-    square = to_square(image, 32)
+    square = to_square(np.array(image), 32)
     assert square.shape == (3, 32, 32)
     assert square.dtype == torch.uint8
     assert square.is_contiguous()
@@ -151,7 +151,7 @@ def test_what_the_filter_overshoots_is_clipped(size: tuple[int, int]) -> None:
     """Pillow may clip between other passes: single pixels differ, a value that wraps around would move the mean."""
     image = noise(*size, low=0, high=255)
     expected = to_pixels(image.resize((32, 32), Image.Resampling.BICUBIC))
-    assert (to_square(image, 32).float() - expected.float()).abs().mean() < 0.5
+    assert (to_square(np.array(image), 32).float() - expected.float()).abs().mean() < 0.5
 
 
 # ---------------------------------------------------------------- broken images

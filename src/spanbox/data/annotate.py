@@ -5,7 +5,7 @@ it, so each counts as right. Without boxes the flag means: unknown whether the i
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Box, Entity, ObjectBox, identity_key
 from spanbox.data.masking import Proposals
-from spanbox.geometry import SAME_OBJECT_IOU, box_area, box_iou, clip_boxes, normalise_boxes
+from spanbox.geometry import SAME_OBJECT_IOU, Affine, box_area, box_iou, clip_boxes, normalise_boxes
 from spanbox.spans import CharSpan, trim_span
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, stable_id
 
@@ -192,3 +192,52 @@ def _proposals(boxes: Sequence[ObjectBox], image_size: tuple[int, int]) -> Propo
     clipped = clip_boxes(_fractions([other.box for other in boxes], image_size))
     inside = box_area(clipped) > 0
     return Proposals(clipped[inside], torch.tensor([other.score for other in boxes])[inside])
+
+
+def moved(
+    annotation: Annotation, to_square: Affine, min_visible: float, names: Sequence[str], *, sample: str = ""
+) -> Annotation:
+    """The annotation of an augmented image. Boxes follow the map and are clipped.
+
+    A region of which less than `min_visible` is left is none any more, linked or not; each that was linked is an
+    incident. A span that lost all its regions has no box: of some of it a part is left (NOT_KNOWN) or nothing
+    (NAMED_ONLY).
+
+    Args:
+        annotation: of the image as it is.
+        to_square: from the image to the square of the sample, in fractions.
+        min_visible: smallest share of a box.
+        names: of the spans, for incidents.
+        sample: id of the pair.
+    """
+    regions, visible = _visible(annotation.regions, to_square)
+    kept = visible >= min_visible
+    links = annotation.links[:, kept]
+    lost = (annotation.links.any(dim=0) & ~kept).nonzero().flatten().tolist()
+    incidents = []
+    for column in lost:
+        owners = " and ".join(repr(names[row]) for row in annotation.links[:, column].nonzero().flatten().tolist())
+        incidents.append(Incident("box out of view", sample, f"{visible[column]:.0%} of a box of {owners} is left"))
+    partly_seen = (annotation.links & (visible > 0)).any(dim=1)
+    shown = tuple(
+        (NOT_KNOWN if partly else NAMED_ONLY) if before == SHOWN and not now else before
+        for before, now, partly in zip(annotation.shown, links.any(dim=1).tolist(), partly_seen.tolist(), strict=True)
+    )
+    boxes, of_proposals = _visible(annotation.proposals.boxes, to_square)
+    used = of_proposals >= min_visible
+    return replace(
+        annotation,
+        shown=shown,
+        regions=regions[kept],
+        links=links,
+        link_relevance=annotation.link_relevance[:, kept],
+        proposals=Proposals(boxes[used], annotation.proposals.scores[used]),
+        incidents=(*annotation.incidents, *incidents),
+    )
+
+
+def _visible(boxes: Tensor, to_square: Affine) -> tuple[Tensor, Tensor]:
+    """Boxes (N, 4) on the square, clipped, and the share (N,) of each that lies on it."""
+    whole = to_square.boxes(boxes)
+    clipped = clip_boxes(whole)
+    return clipped, box_area(clipped) / box_area(whole)

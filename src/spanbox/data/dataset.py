@@ -6,12 +6,14 @@ from dataclasses import replace
 
 from torch.utils.data import Dataset
 
+from spanbox.data.augment_image import has_direction
 from spanbox.data.draws import Draws, Stream
+from spanbox.data.images import Pixels, open_picture
 from spanbox.data.limits import SampleLimits
-from spanbox.data.manifest import Manifest, Record
+from spanbox.data.manifest import Manifest
 from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import Proposals, draw_views
-from spanbox.data.prepare import prepare
+from spanbox.data.prepare import least_reduction, prepare
 from spanbox.data.sample_text import TextAugmenter
 from spanbox.errors import DataError
 from spanbox.structures import Incident, Sample, SampleViews
@@ -29,12 +31,16 @@ class PairDataset(Dataset[Sample | Incident]):
     def __init__(
         self, manifest: Manifest, limits: SampleLimits, seed: int, *, replace_broken: bool, cache_bytes: int = 0
     ) -> None:
-        """`cache_bytes`: memory for decoded samples, in each process that loads."""
+        """`cache_bytes`: memory for decoded images, before any augmentation, in each process that loads."""
         self.manifest = manifest
         self.limits = limits
         self.seed = seed
         self.replace_broken = replace_broken
-        self._cache: dict[int, Sample] = {}
+        self._augments_image = limits.augment is not None and limits.augment.image.active
+        flips = limits.augment is not None and limits.augment.image.flip > 0
+        self._directed = _directed_groups(manifest) if flips else frozenset[str]()
+        self._samples: dict[int, Sample] = {}  # where nothing is augmented: images as they are used
+        self._images: dict[int, Pixels] = {}
         self._cache_left = cache_bytes
         text = limits.augment.text if limits.augment else None
         self._augment_text = TextAugmenter(text) if text and text.active else None
@@ -44,6 +50,7 @@ class PairDataset(Dataset[Sample | Incident]):
         other = copy(self)
         other.replace_broken = False
         other.limits = replace(self.limits, views=None, augment=None)
+        other._augments_image = False
         other._cache_left = 0
         other._augment_text = None
         return other
@@ -60,13 +67,14 @@ class PairDataset(Dataset[Sample | Incident]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Incident:
         step, index = key
+        draws = Draws(self.seed, step, index)
         broken: list[Incident] = []
-        for stand_in in self._indices_to_try(step, index):
+        for stand_in in self._places_to_try(draws):
             try:
-                sample = self._with_text(self._cached(stand_in), step, index)
+                sample = self._with_text(self._prepared(stand_in, draws), draws)
                 if broken:
                     sample = replace(sample, incidents=(*broken, *sample.incidents))
-                return self._with_views(sample, step, index)
+                return self._with_views(sample, draws)
             except DataError as error:
                 broken.append(Incident("broken image", self.manifest[stand_in].id, str(error)))
             if not self.replace_broken:
@@ -75,26 +83,25 @@ class PairDataset(Dataset[Sample | Incident]):
             f"{self.manifest.path}: {REPLACEMENT_TRIES} images in a row cannot be read; the last: {broken[-1].detail}"
         )
 
-    def _indices_to_try(self, step: int, index: int) -> Iterator[int]:
+    def _places_to_try(self, draws: Draws) -> Iterator[int]:
         """The pair itself, then its replacements."""
-        yield index
-        generator = Draws(self.seed, step, index).replacements()
+        yield draws.index
+        generator = draws.replacements()
         for _ in range(REPLACEMENT_TRIES - 1):
             yield int(generator.integers(len(self.manifest)))
 
-    def _with_text(self, sample: Sample, step: int, index: int) -> Sample:
+    def _with_text(self, sample: Sample, draws: Draws) -> Sample:
         """The sample with a newly drawn text; unchanged when none is drawn."""
         if self._augment_text is None:
             return sample
-        generator = Draws(self.seed, step, index).stream(Stream.TEXT)
-        return self._augment_text(sample, self.manifest[sample.place], generator)[0]
+        return self._augment_text(sample, self.manifest[sample.place], draws.stream(Stream.TEXT))[0]
 
-    def _with_views(self, sample: Sample, step: int, index: int) -> Sample:
+    def _with_views(self, sample: Sample, draws: Draws) -> Sample:
         """The sample with newly drawn masked views; unchanged when none are drawn."""
         settings = self.limits.views
         if settings is None:
             return sample
-        generator = Draws(self.seed, step, index).stream(Stream.VIEWS)
+        generator = draws.stream(Stream.VIEWS)
         proposals = Proposals(*sample.proposals) if sample.proposals else Proposals.none()
         plan = draw_views(settings, self.limits.view_grid, sample.regions, sample.links, proposals, generator)
         meaning = view_meaning(plan.coverage, sample.regions, sample.links, settings)
@@ -102,19 +109,20 @@ class PairDataset(Dataset[Sample | Incident]):
         pixels = None if fill == "drop" else fill_pixels(sample.pixels, plan.hidden, fill, generator)
         return replace(sample, views=SampleViews(plan.hidden, meaning.sentence, meaning.spans, pixels))
 
-    def _cached(self, index: int) -> Sample:
-        if index in self._cache:
-            return self._cache[index]
-        sample = self._read(self.manifest[index], index)
-        size = sample.pixels.nbytes + (0 if sample.crops is None else sample.crops.nbytes)
-        if size <= self._cache_left:
-            self._cache_left -= size
-            self._cache[index] = sample
+    def _prepared(self, place: int, draws: Draws) -> Sample:
+        if self._augments_image:
+            return self._prepare(self._decoded(place), place, draws)
+        if place in self._samples:
+            return self._samples[place]
+        sample = self._prepare(self._images.get(place), place, draws)
+        if self._fits_cache(sample.pixels.nbytes + (0 if sample.crops is None else sample.crops.nbytes)):
+            self._samples[place] = sample
         return sample
 
-    def _read(self, record: Record, place: int) -> Sample:
+    def _prepare(self, image: Pixels | None, place: int, draws: Draws) -> Sample:
+        record = self.manifest[place]
         return prepare(
-            self.manifest.image_path(record),
+            image or self.manifest.image_path(record),
             record.text,
             record.entities,
             record.objects,
@@ -123,7 +131,34 @@ class PairDataset(Dataset[Sample | Incident]):
             group=record.group_key,
             place=place,
             relevance=record.relevance if self.manifest.has_relevance else None,
+            draws=draws,
+            may_flip=record.group_key not in self._directed,
         )
+
+    def _decoded(self, place: int) -> Pixels | None:
+        """The pixels of a pair's image from the cache, or for it; None if it is full."""
+        if place in self._images or not self._cache_left:
+            return self._images.get(place)
+        with open_picture(self.manifest.image_path(self.manifest[place])) as picture:
+            pixels = picture.decode(least_reduction(picture.size, self.limits))
+        if self._fits_cache(pixels.values.nbytes):
+            self._images[place] = pixels
+        return pixels
+
+    def _fits_cache(self, size: int) -> bool:
+        """Whether there was room, which is taken then."""
+        fits = size <= self._cache_left
+        self._cache_left -= size if fits else 0
+        return fits
+
+
+def _directed_groups(manifest: Manifest) -> frozenset[str]:
+    """Groups with a text that a mirror image may contradict: each text of an image is a positive of it."""
+    return frozenset(
+        record.group_key
+        for record in manifest
+        if any(has_direction(text) for text in (record.text, *(other.text for other in record.paraphrases)))
+    )
 
 
 def _at_most(count: int, limit: int | None) -> int:

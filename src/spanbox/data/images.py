@@ -4,6 +4,7 @@ Handles the EXIF orientation of photographs, transparency, 16-bit and float scan
 that cannot be decoded whole raises `DataError`; the caller decides whether to stop, to skip and count, or to report it.
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from spanbox.errors import DataError
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this platform
+    simplejpeg = None
 
 # What Pillow raises on a damaged file: most decoders an OSError (cut off, unknown format), the parsers of PNG and EXIF
 # a SyntaxError or struct.error, those of GIF an EOFError, WebP and AVIF a RuntimeError.
@@ -45,27 +51,88 @@ class ImageFacts(NamedTuple):
     content: int | None  # 64-bit hash of the decoded pixels as shown; None: not decoded
 
 
-def load_image(source: Path | Image.Image) -> Image.Image:
-    """Decode a whole file, or an image in memory, as an RGB image, upright, transparent parts on white.
+class Pixels(NamedTuple):
+    """The decoded pixels of an image, upright."""
 
-    16-bit values are divided by 257. Wider integers and floats have no fixed white: see `_to_8_bit`. Of an animation
-    the first frame is used.
+    values: NDArray[np.uint8]  # (H, W, 3), perhaps fewer than the image has
+    size: tuple[int, int]  # width and height of the image, as shown
+    reduction: int = 1  # 1, 2, 4 or 8: so many pixels of the image across and down are one of these
+
+    def decode(self, reduction: int) -> "Pixels":
+        """Itself: decoded pixels can stand in for a `Picture`."""
+        return self
+
+
+class Picture:
+    """An image whose header was read; the pixels are decoded when they are needed.
+
+    Attributes:
+        size: width and height as shown.
+    """
+
+    def __init__(self, image: Image.Image, path: Path | None) -> None:
+        if path is None:
+            image.load()
+        self.size = _header(image).size if path is not None else _turned(image.size, _orientation(image))
+        self._image = image
+        self._path = path
+
+    def decode(self, reduction: int) -> Pixels:
+        """All pixels; of a JPEG at a half, a quarter or an eighth of its size, which is several times faster.
+
+        Args:
+            reduction: 1, 2, 4 or 8; see `reduction_for`. Other formats and images in memory are not reduced.
+        """
+        image, path = self._image, self._path
+        if path is not None and image.format == "JPEG" and image.mode in ("RGB", "L"):
+            values = _decode_jpeg(path, image.size, reduction)
+            if values is not None:
+                return Pixels(_upright(values, _orientation(image)), self.size, reduction)
+        asked = (image.width // reduction, image.height // reduction)
+        reduced = path is not None and reduction > 1 and image.draft(None, asked) is not None
+        image.load()
+        # Only now: Pillow's TIFF reader turns the image while loading and removes the tag.
+        orientation = _orientation(image)
+        return Pixels(_upright(np.array(_to_rgb(image)), orientation), self.size, reduction if reduced else 1)
+
+
+@contextmanager
+def open_picture(source: Path | Image.Image) -> Iterator[Picture]:
+    """Read the header of a file, or take an image in memory.
+
+    The pixels become RGB, upright, 8 bit; transparent parts are on white. 16-bit values are divided by 257. Wider
+    integers and floats have no fixed white: see `_to_8_bit`. Of an animation the first frame is used.
 
     Raises:
-        DataError: the file is missing, not an image, damaged, cut off, or larger than Pillow's limit of pixels.
+        DataError: here or when decoding; the file is missing, not an image, damaged, cut off, or larger than Pillow's
+            limit of pixels.
     """
-    return _decode(source, at_least=None)[0]
+    with _opened(source) as image:
+        yield Picture(image, source if isinstance(source, Path) else None)
+
+
+def reduction_for(shorter: float, at_least: int) -> int:
+    """How many times smaller an image may be decoded, so that `shorter` pixels are still `at_least`: 1, 2, 4 or 8."""
+    return next((times for times in (8, 4, 2) if shorter >= times * at_least), 1)
+
+
+def load_image(source: Path | Image.Image) -> Image.Image:
+    """Decode a whole file, or an image in memory. Raises DataError; see `open_picture`."""
+    with open_picture(source) as picture:
+        return Image.fromarray(picture.decode(1).values)
 
 
 def load_reduced(source: Path | Image.Image, at_least: int) -> tuple[Image.Image, tuple[int, int]]:
     """Like `load_image`, but a JPEG may be decoded at a half, a quarter or an eighth of its size.
 
-    That is several times faster. Both sides keep at least `at_least` pixels.
+    Both sides keep at least `at_least` pixels.
 
     Returns:
         The image, and its width and height at full size, as shown.
     """
-    return _decode(source, at_least)
+    with open_picture(source) as picture:
+        pixels = picture.decode(reduction_for(min(picture.size), at_least))
+        return Image.fromarray(pixels.values), pixels.size
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -74,7 +141,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing, not an image, or larger than Pillow's limit of pixels.
     """
-    return _header(path).size
+    with _opened(path) as image:
+        return _header(image).size
 
 
 def image_facts(path: Path, *, decode: bool) -> ImageFacts:
@@ -82,7 +150,8 @@ def image_facts(path: Path, *, decode: bool) -> ImageFacts:
 
     Equal hashes mean equal pixels as shown, whatever the format, the compression or the comments of the files.
     """
-    facts = _header(path)
+    with _opened(path) as image:
+        facts = _header(image)
     if not decode:
         return facts
     image = load_image(path)
@@ -91,32 +160,37 @@ def image_facts(path: Path, *, decode: bool) -> ImageFacts:
     return facts._replace(content=int.from_bytes(digest.digest(), "big"))
 
 
-def _header(path: Path) -> ImageFacts:
-    with _opened(path) as image:
-        # Pillow's TIFF reader swaps the sides itself; its tags hold the stored ones.
-        tags = getattr(image, "tag_v2", None)
-        if image.format == "TIFF" and tags is not None:
-            width, height = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
-        else:
-            width, height = image.size
-        turned = _orientation(image) in _SWAPS_SIDES
-    return ImageFacts((height, width) if turned else (width, height), (width, height), None)
-
-
-def _decode(source: Path | Image.Image, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    """The image, upright, and its width and height at full size, as shown."""
-    with _opened(source) as image:
+def _header(image: Image.Image) -> ImageFacts:
+    """The sizes of an image file that was opened and not loaded."""
+    # Pillow's TIFF reader swaps the sides itself; its tags hold the stored ones.
+    tags = getattr(image, "tag_v2", None)
+    if image.format == "TIFF" and tags is not None:
+        stored = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
+    else:
         stored = image.size
-        is_file = not isinstance(source, Image.Image)  # another's image stays as it is
-        reduced = at_least is not None and is_file and image.draft(None, (at_least, at_least)) is not None
-        image.load()
-        # Only now: Pillow's TIFF reader turns the image while loading and removes the tag.
-        orientation = _orientation(image)
-        rgb = _to_rgb(image)
-    upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
-    if not reduced:
-        return upright, upright.size
-    return upright, stored[::-1] if orientation in _SWAPS_SIDES else stored
+    return ImageFacts(_turned(stored, _orientation(image)), stored, None)
+
+
+def _upright(values: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation not in _UPRIGHT:
+        return values
+    return np.array(Image.fromarray(values).transpose(_UPRIGHT[orientation]))
+
+
+def _turned(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return stored[::-1] if orientation in _SWAPS_SIDES else stored
+
+
+def _decode_jpeg(path: Path, stored: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+    """The pixels (H, W, 3) as stored, the same as Pillow's; None where Pillow shall decode them or name the fault."""
+    if simplejpeg is None:
+        return None
+    width, height = (math.ceil(side / reduction) for side in stored)
+    try:
+        values: NDArray[np.uint8] = simplejpeg.decode_jpeg(path.read_bytes(), "RGB", min_width=width, min_height=height)
+    except ValueError:
+        return None
+    return values if values.shape[:2] == (height, width) else None
 
 
 @contextmanager

@@ -1,28 +1,30 @@
-"""From an image, a text, spans and boxes to a sample: decode, annotate, render.
+"""From an image, a text, spans and boxes to a sample: annotate, augment, decode, render.
 
 One path for training, evaluation and use from Python. It knows no manifest: a record's parts come in, and where they
 come from does not matter.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from spanbox.data.annotate import annotate
-from spanbox.data.images import load_image, load_reduced
+from spanbox.data.annotate import annotate, moved
+from spanbox.data.augment_image import ImagePlan, draw_plan, has_direction, plain_plan
+from spanbox.data.draws import Draws, Stream
+from spanbox.data.images import Pixels, open_picture, reduction_for
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Entity, ObjectBox
+from spanbox.data.render import render
 from spanbox.geometry import expand_boxes
 from spanbox.structures import Sample, stable_id
 
 
 def prepare(
-    image: Path | Image.Image,
+    image: Path | Image.Image | Pixels,
     text: str,
     spans: Sequence[Entity],
     boxes: Sequence[ObjectBox],
@@ -32,11 +34,13 @@ def prepare(
     group: str = "",
     place: int = 0,
     relevance: float | None = None,
+    draws: Draws | None = None,
+    may_flip: bool = True,
 ) -> Sample:
     """The sample of an image-text pair, without masked views.
 
     Args:
-        image: a file, or an image in memory.
+        image: a file, an image in memory, or decoded pixels.
         text: the sentence.
         spans: of the text, with the boxes that show them, in pixels of the image as shown.
         boxes: further boxes, linked to no span.
@@ -45,20 +49,33 @@ def prepare(
         group: pairs that show the same image share it; default: the id.
         place: of the pair in its manifest.
         relevance: of the text for the image, in [0, 1]; None: the data has none, for pairs or boxes.
+        draws: random numbers of the sample; None: it is not augmented.
+        may_flip: whether other texts of the image allow a mirror image.
 
     Raises:
         DataError: the image cannot be read.
     """
-    if limits.crop_size is None:
-        picture, full_size = load_reduced(image, at_least=limits.image_size)
-    else:
-        picture = load_image(image)
-        full_size = picture.size
-    annotation = annotate(text, spans, boxes, full_size, limits, sample=id)
+    augment = limits.augment
+    with open_picture(image) if isinstance(image, Path | Image.Image) else nullcontext(image) as picture:
+        annotation = annotate(text, spans, boxes, picture.size, limits, sample=id)
+        if augment is None or draws is None or not augment.image.active:
+            plan = plain_plan(picture.size, limits.image_size)
+        else:
+            plan = draw_plan(
+                augment.image,
+                picture.size,
+                limits.image_size,
+                annotation.regions[annotation.links.any(dim=0)],
+                may_flip=may_flip and not has_direction(text),
+                generator=draws.stream(Stream.IMAGE),
+            )
+            names = [text[start:end] for start, end in annotation.spans]
+            annotation = moved(annotation, plan.to_square, augment.image.min_visible, names, sample=id)
+        pixels = picture.decode(1 if limits.crop_size else plan.reduction)
     return Sample(
         id=id,
         place=place,
-        pixels=to_square(picture, limits.image_size),
+        pixels=render(pixels, plan, limits.image_size),
         text=text,
         group=stable_id(group or id),
         spans=annotation.spans,
@@ -68,7 +85,7 @@ def prepare(
         shown=annotation.shown,
         regions=annotation.regions,
         links=annotation.links,
-        crops=_crops(picture, annotation.regions, limits),
+        crops=_crops(pixels, plan, annotation.regions, limits),
         incidents=annotation.incidents,
         relevance=relevance,
         link_relevance=None if relevance is None else annotation.link_relevance,
@@ -76,27 +93,18 @@ def prepare(
     )
 
 
-def to_square(image: Image.Image, side: int) -> Tensor:
-    """An RGB image resized to (3, side, side) uint8: bicubic, antialiased.
-
-    PyTorch's filter is a vectorised version of Pillow's: a quarter of the time, and a difference of one or two levels
-    of 255 in some pixels. It is fast on channels-last memory, the layout of an image.
-    """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return F.interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0].contiguous()
+def least_reduction(image_size: tuple[int, int], limits: SampleLimits) -> int:
+    """The reduction at which an image can be decoded once for all its samples, whatever is drawn."""
+    if limits.crop_size:
+        return 1
+    smallest = limits.augment.image.smallest_crop if limits.augment else 1.0
+    return reduction_for(min(image_size) * smallest, limits.image_size)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _crops(image: Image.Image, regions: Tensor, limits: SampleLimits) -> Tensor | None:
+def _crops(pixels: Pixels, plan: ImagePlan, regions: Tensor, limits: SampleLimits) -> Tensor | None:
     """Each region cut from the full image, (R, 3, s, s) uint8."""
     if limits.crop_size is None:
         return None
-    side = limits.crop_size
-    scale = torch.tensor([image.width, image.height, image.width, image.height])
-    edges = (expand_boxes(regions, limits.crop_margin) * scale).tolist()
-    crops = [to_pixels(image.resize((side, side), Image.Resampling.BICUBIC, box=tuple(box))) for box in edges]
-    return torch.stack(crops) if crops else torch.empty(0, 3, side, side, dtype=torch.uint8)
+    windows = expand_boxes(regions, limits.crop_margin).tolist()
+    crops = [render(pixels, plan, limits.crop_size, tuple(window)) for window in windows]
+    return torch.stack(crops) if crops else torch.empty(0, 3, limits.crop_size, limits.crop_size, dtype=torch.uint8)

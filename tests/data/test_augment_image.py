@@ -1,0 +1,544 @@
+"""Augmented images stay true: boxes, crops of regions and masks of views follow the pixels, whatever is drawn."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+
+from pairs import Box, entity, save_manifest
+from spanbox.data.annotate import annotate, moved
+from spanbox.data.augment import AugmentSettings
+from spanbox.data.augment_image import (
+    PRESETS,
+    ImageAugmentSettings,
+    ImagePlan,
+    _Look,
+    draw_plan,
+    has_direction,
+    whole_pixels,
+)
+from spanbox.data.dataset import PairDataset
+from spanbox.data.draws import Draws
+from spanbox.data.images import Pixels
+from spanbox.data.limits import SampleLimits
+from spanbox.data.manifest import Manifest, ObjectBox, Record
+from spanbox.data.masking import MaskSettings
+from spanbox.data.prepare import prepare
+from spanbox.data.render import FILL, render
+from spanbox.errors import DataError
+from spanbox.geometry import Affine, box_area, clip_boxes
+from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, Sample
+
+RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
+COLOURS = {"cat": RED, "dog": GREEN, "bird": BLUE}
+TEXT = "a cat, a dog and a bird"
+SIDE = 64
+BOXES: dict[str, Box] = {"cat": (20, 30, 90, 100), "dog": (120, 20, 180, 60), "bird": (100, 110, 190, 145)}
+
+
+def scene(size: tuple[int, int] = (200, 160), boxes: dict[str, Box] = BOXES) -> Image.Image:
+    """Rectangles of one colour each, at the boxes, on grey."""
+    image = Image.new("RGB", size, (120, 120, 120))
+    for name, box in boxes.items():
+        image.paste(COLOURS[name], tuple(int(edge) for edge in box))
+    return image
+
+
+def limits_of(side: int = SIDE, **image: Any) -> SampleLimits:
+    return SampleLimits(side, augment=AugmentSettings(image=ImageAugmentSettings(**image)))
+
+
+def drawn(step: int, limits: SampleLimits, image: Image.Image | None = None, boxes: dict[str, Box] = BOXES) -> Sample:
+    spans = [entity(TEXT, name, box) for name, box in boxes.items()]
+    return prepare(image or scene(boxes=boxes), TEXT, spans, (), limits, id="x", draws=Draws(0, step, 0))
+
+
+def of_colour(pixels: Tensor, colour: Sequence[int]) -> Tensor:
+    """Mask (H, W) of the pixels nearer to a colour than to the middle between it and the others."""
+    distance = (pixels.float() - torch.tensor(colour).float()[:, None, None]).abs().amax(dim=0)
+    return distance < 60
+
+
+def edges_of(mask: Tensor) -> Tensor:
+    """The box (4,) of the True cells, in fractions."""
+    rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
+    edges = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+    return edges / mask.shape[0]
+
+
+def shown_boxes(sample: Sample) -> dict[str, Tensor]:
+    found = {}
+    for name, row in zip(sample.span_texts, sample.links, strict=True):
+        for column in row.nonzero().flatten().tolist():
+            found[name] = sample.regions[column]
+    return found
+
+
+CHAINS: dict[str, dict[str, Any]] = {
+    "crop": {"crop": 1.0, "crop_scale": (0.3, 0.9)},
+    "flip": {"flip": 1.0},
+    "crop and flip": {"crop": 1.0, "flip": 1.0, "keep_box": False},
+    "rotation": {"rotation": 25.0},
+    "operations": {"operations": 3, "magnitude": 6.0},
+    "everything": {"crop": 1.0, "flip": 0.5, "rotation": 15.0, "operations": 1, "blur": 0.0},
+}
+
+
+@pytest.fixture
+def scene_manifest(tmp_path: Path) -> Manifest:
+    scene().save(tmp_path / "x.png")
+    spans = tuple(entity(TEXT, name, box) for name, box in BOXES.items())
+    return save_manifest(tmp_path, [Record(id="x", image="x.png", text=TEXT, entities=spans)])
+
+
+# ---------------------------------------------------------------- by picture
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_rectangles_are_found_by_colour_at_the_moved_boxes(name: str) -> None:
+    """Edges agree to about a pixel. Of a rotated rectangle that the border cuts, the box may be too large."""
+    limits = limits_of(**CHAINS[name])
+    tolerance, compared = 2.1 / SIDE, 0
+    for step in range(30):
+        sample = drawn(step, limits)
+        for span, box in shown_boxes(sample).items():
+            mask = of_colour(sample.pixels, COLOURS[span])
+            if mask.sum() < 9:
+                continue  # an operation changed the colours
+            found = edges_of(mask)
+            assert (found[:2] >= box[:2] - tolerance).all(), (step, span)
+            assert (found[2:] <= box[2:] + tolerance).all(), (step, span)
+            if _plan_of(step, limits).to_square.is_upright or ((box > 0).all() and (box < 1).all()):
+                assert (found - box).abs().max() <= tolerance, (step, span)
+                compared += 1
+    assert compared > 20
+
+
+def test_a_moved_box_is_not_the_old_one() -> None:
+    """The test above would pass an image and boxes that never move."""
+    limits = limits_of(**CHAINS["crop and flip"])
+    pictures = {drawn(step, limits).pixels.numpy().tobytes() for step in range(10)}
+    assert len(pictures) == 10
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_crop_of_a_region_shows_its_rectangle(name: str) -> None:
+    limits = limits_of(**CHAINS[name] | {"operations": 0})
+    limits = SampleLimits(SIDE, crop_size=24, augment=limits.augment)
+    compared = 0
+    for step in range(15):
+        sample = drawn(step, limits)
+        assert sample.crops is not None
+        for span, row in zip(sample.span_texts, sample.links, strict=True):
+            for column in row.nonzero().flatten().tolist():
+                inner = sample.crops[column][:, 8:16, 8:16]
+                assert of_colour(inner, COLOURS[span]).float().mean() > 0.8, (step, span)
+                compared += 1
+    assert compared > 15
+
+
+def test_a_view_hides_the_rectangle_of_the_augmented_image(scene_manifest: Manifest) -> None:
+    """A view that hides an entity leaves nothing of its colour; one that keeps it, all."""
+    mask = MaskSettings(count=6, fill="zero", mix={"random": 0, "object": 1, "background": 1}, proposal_share=0)
+    augment = limits_of(**CHAINS["crop and flip"]).augment
+    limits = SampleLimits(SIDE, augment=augment, views=mask, view_grid=16)
+    dataset = PairDataset(scene_manifest, limits, 0, replace_broken=False)
+    hidden = 0
+    for step in range(8):
+        sample = dataset[step, 0]
+        assert isinstance(sample, Sample)
+        assert sample.views is not None
+        assert sample.views.pixels is not None
+        for view, visibility in zip(sample.views.pixels, sample.views.spans, strict=True):
+            for span, value in zip(sample.span_texts, visibility.tolist(), strict=True):
+                before, after = (of_colour(pixels, COLOURS[span]).sum() for pixels in (sample.pixels, view))
+                if value == -1:
+                    assert after <= 0.12 * before
+                    hidden += 1
+                elif value == 1:
+                    assert after >= 0.85 * before
+    assert hidden > 5
+
+
+# ---------------------------------------------------------------- properties
+
+SETTINGS = st.builds(
+    ImageAugmentSettings,
+    crop=st.sampled_from([0.0, 1.0]),
+    crop_scale=st.sampled_from([(0.01, 0.1), (0.2, 1.0), (1.0, 1.0)]),
+    crop_ratio=st.sampled_from([(1.0, 1.0), (0.2, 5.0)]),
+    keep_box=st.booleans(),
+    flip=st.sampled_from([0.0, 1.0]),
+    rotation=st.sampled_from([0.0, 45.0]),
+    operations=st.integers(0, 3),
+    magnitude=st.sampled_from([1.0, 10.0]),
+    erase=st.sampled_from([0.0, 1.0]),
+)
+SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
+FRACTIONS = st.floats(0, 1, width=32)
+
+
+@st.composite
+def boxes_in_fractions(draw: st.DrawFn) -> Tensor:
+    x, y = (sorted((draw(FRACTIONS) * 0.99, draw(FRACTIONS) * 0.99)) for _ in "xy")
+    return torch.tensor([[x[0], y[0], max(x[1], x[0] + 0.01), max(y[1], y[0] + 0.01)]])
+
+
+@settings(max_examples=150, deadline=None)
+@given(SETTINGS, SIZES, boxes_in_fractions(), st.integers(0, 1000), st.tuples(FRACTIONS, FRACTIONS))
+def test_any_plan_is_a_map_that_boxes_can_follow(
+    changes: ImageAugmentSettings, size: tuple[int, int], box: Tensor, seed: int, inside: tuple[float, float]
+) -> None:
+    plan = draw_plan(changes, size, 32, box, may_flip=True, generator=np.random.default_rng(seed))
+    x0, y0, x1, y1 = box[0].tolist()
+    point = torch.tensor([[x0 + inside[0] * (x1 - x0), y0 + inside[1] * (y1 - y0)] * 2])
+    moved_box, moved_point = plan.to_square.boxes(box)[0], plan.to_square.boxes(point)[0]
+    scale = moved_box.abs().max().clamp(min=1.0)
+    assert (moved_point[:2] >= moved_box[:2] - 1e-5 * scale).all()
+    assert (moved_point[2:] <= moved_box[2:] + 1e-5 * scale).all()
+    clipped = clip_boxes(moved_box)
+    assert (clipped[:2] <= clipped[2:]).all()
+    if plan.to_square.is_upright:
+        expected = abs(plan.to_square.area) * box_area(box)[0]
+        assert box_area(moved_box) == pytest.approx(expected.item(), rel=1e-3, abs=1e-6)
+    assert plan.reduction in (1, 2, 4, 8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, st.tuples(FRACTIONS, FRACTIONS, FRACTIONS, FRACTIONS), st.integers(1, 400))
+def test_windows_grow_to_whole_pixels_of_the_decoded_image(
+    size: tuple[int, int], edges: tuple[float, float, float, float], side: int
+) -> None:
+    (x0, x1), (y0, y1) = sorted((edges[0], edges[1])), sorted((edges[2], edges[3]))
+    window = (x0, y0, x1, y1)
+    grown, reduction = whole_pixels(window, size, side)
+    assert 0 <= grown[0] < grown[2] <= 1
+    assert 0 <= grown[1] < grown[3] <= 1
+    for axis, pixels in enumerate(size):
+        low, high = grown[axis] * pixels, grown[axis + 2] * pixels
+        assert low / reduction == pytest.approx(round(low / reduction), abs=1e-6)
+        assert high == pytest.approx(pixels, abs=1e-6) or high / reduction == pytest.approx(round(high / reduction))
+        at_most = (pixels - 1) // reduction * reduction / pixels  # the last whole pixel
+        assert grown[axis] <= min(window[axis], at_most) + 1e-9 or reduction == 1
+        assert grown[axis + 2] >= window[axis + 2] - 1e-9
+    if reduction > 1:
+        assert min((x1 - x0) * size[0], (y1 - y0) * size[1]) >= reduction * side
+
+
+@settings(max_examples=60, deadline=None)
+@given(SETTINGS, st.tuples(st.integers(1, 90), st.integers(1, 90)), boxes_in_fractions(), st.integers(0, 1000))
+def test_any_image_and_box_give_a_whole_sample(
+    changes: ImageAugmentSettings, size: tuple[int, int], box: Tensor, seed: int
+) -> None:
+    in_pixels = tuple((box[0] * torch.tensor([*size, *size])).tolist())
+    limits = SampleLimits(16, crop_size=8, augment=AugmentSettings(image=changes))
+    cat = entity(TEXT, "cat", in_pixels)
+    sample = prepare(Image.new("RGB", size, RED), TEXT, [cat], (), limits, draws=Draws(seed, 0, 0))
+    assert sample.pixels.shape == (3, 16, 16)
+    assert sample.crops is not None
+    assert len(sample.crops) == len(sample.regions) == sample.links.shape[1] <= 1
+    assert ((sample.regions >= 0) & (sample.regions <= 1)).all()
+    assert (box_area(sample.regions) > 0).all()
+    assert sample.links.any() == (sample.shown == (SHOWN,))
+    assert bool(sample.links.any()) != any(incident.kind == "box out of view" for incident in sample.incidents)
+
+
+# ---------------------------------------------------------------- what is drawn
+
+
+def test_a_crop_keeps_a_linked_box_whole() -> None:
+    """Half of the crops are smaller than the boxes, so they grow."""
+    boxes = torch.tensor(list(BOXES.values())) / torch.tensor([200, 160, 200, 160])
+    for keep, expected in ((True, 40), (False, 0)):
+        limits = limits_of(crop=1.0, crop_scale=(0.05, 0.2), keep_box=keep)
+        inside = 0
+        for step in range(40):
+            placed = _plan_of(step, limits).to_square.boxes(boxes)
+            inside += bool(((placed > -1e-5) & (placed < 1 + 1e-5)).all(dim=1).any())
+        assert inside == 40 if keep else inside < 30, expected
+
+
+def _plan_of(step: int, limits: SampleLimits) -> ImagePlan:
+    assert limits.augment is not None
+    boxes = torch.tensor(list(BOXES.values())) / torch.tensor([200, 160, 200, 160])
+    generator = np.random.default_rng((0, step, 0, 2))
+    return draw_plan(limits.augment.image, (200, 160), SIDE, boxes, may_flip=True, generator=generator)
+
+
+def test_links_of_boxes_out_of_view_are_dropped_and_counted() -> None:
+    """Too little of the cat is left to know it, nothing of the dog; what remains of the bird is enough."""
+    spans = [entity(TEXT, name, box) for name, box in BOXES.items()]
+    before = annotate(TEXT, spans, [], (200, 160), limits_of())
+    window = (75 / 200, 80 / 160, 150 / 200, 1.0)
+    names = list(BOXES)
+    after = moved(before, Affine.onto(window).inverse(), 0.3, names, sample="x")
+    assert after.shown == (NOT_KNOWN, NAMED_ONLY, SHOWN)
+    assert after.links.tolist() == [[False], [False], [True]]
+    torch.testing.assert_close(after.regions, torch.tensor([[1 / 3, 0.375, 1.0, 0.8125]]))
+    assert after.link_relevance.tolist() == [[0], [0], [1]]
+    assert after.incidents == (
+        Incident("box out of view", "x", "6% of a box of 'cat' is left"),
+        Incident("box out of view", "x", "0% of a box of 'dog' is left"),
+    )
+
+
+def test_a_chain_that_cuts_every_box_away_leaves_spans_without_a_box() -> None:
+    limits = limits_of(crop=1.0, crop_scale=(0.001, 0.002), keep_box=False)
+    samples = [drawn(step, limits) for step in range(20)]
+    bare = [sample for sample in samples if not sample.links.any()]
+    assert bare
+    for sample in bare:
+        assert sample.regions.shape == (0, 4)
+        assert len(sample.spans) == 3
+        assert SHOWN not in sample.shown
+        assert [incident.kind for incident in sample.incidents] == ["box out of view"] * 3
+
+
+def test_proposals_follow_too() -> None:
+    limits = limits_of(flip=1.0)
+    limits = SampleLimits(SIDE, proposals=2, augment=limits.augment, views=MaskSettings(count=1), view_grid=8)
+    sample = prepare(scene(), "", (), [ObjectBox((0, 0, 50, 80))], limits, draws=Draws(0, 0, 0))
+    torch.testing.assert_close(sample.regions, torch.tensor([[0.75, 0.0, 1.0, 0.5]]))
+    assert sample.proposals is not None
+    torch.testing.assert_close(sample.proposals[0], sample.regions)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a cup on the LEFT of a book", True),
+        ("the right-hand cup", True),
+        ("the leftmost one", True),
+        ("counter-clockwise, then anticlockwise", True),
+        ("a westward road", True),
+        ("the eastern bank", True),
+        ("bright copyright leftovers at breakfast", False),
+        ("a cup above a book", False),
+        ("杯子在书的左边", True),
+        ("右侧有一棵树", True),
+        ("河的东岸", False),
+        ("山的西侧", True),
+        ("山的東邊", True),
+        ("向西走", True),
+        ("逆时针", True),
+        ("一个西瓜和别的东西", False),
+        ("广东的杯子", False),
+        ("", False),
+    ],
+)
+def test_words_of_direction(text: str, *, found: bool) -> None:
+    assert has_direction(text) == found
+
+
+def test_texts_with_a_direction_are_not_mirrored(tmp_path: Path) -> None:
+    """Nor is the image of another text of the same group: it would contradict this one."""
+    scene().save(tmp_path / "x.png")
+    scene().save(tmp_path / "y.png")
+    records = [
+        Record(id="a", image="x.png", text="a cat on the left"),
+        Record(id="b", image="x.png", text="a cat"),
+        Record(id="c", image="y.png", text="a cat"),
+        Record(id="d", image="y.png", text="猫"),
+    ]
+    dataset = PairDataset(save_manifest(tmp_path, records), limits_of(flip=1.0), 0, replace_broken=True)
+    samples = [dataset[0, index] for index in range(4)]
+    assert all(isinstance(sample, Sample) for sample in samples)
+    as_it_is, mirrored = samples[0].pixels, samples[2].pixels  # type: ignore[union-attr]
+    assert torch.equal(samples[1].pixels, as_it_is)  # type: ignore[union-attr]
+    assert torch.equal(samples[3].pixels, mirrored)  # type: ignore[union-attr]
+    assert torch.equal(mirrored, as_it_is.flip(-1))
+
+
+def test_an_erased_rectangle_spares_linked_boxes() -> None:
+    limits = limits_of(erase=1.0, erase_scale=(0.05, 0.2), min_visible=0.6)
+    erased = 0
+    for step in range(30):
+        sample = drawn(step, limits)
+        erased += not torch.equal(sample.pixels, drawn(0, limits_of()).pixels)
+        for name, box in shown_boxes(sample).items():
+            share = of_colour(sample.pixels, COLOURS[name]).sum() / (box_area(box) * SIDE**2)
+            assert share > 0.55
+    assert erased > 10
+
+
+def test_everything_comes_from_seed_step_and_index(scene_manifest: Manifest) -> None:
+    limits = limits_of(**PRESETS["strong"])
+
+    def drawn_pixels(seed: int, step: int, cache_bytes: int = 0) -> bytes:
+        dataset = PairDataset(scene_manifest, limits, seed, replace_broken=True, cache_bytes=cache_bytes)
+        torch.rand(2)
+        sample = dataset[step, 0]
+        assert isinstance(sample, Sample)
+        return sample.pixels.numpy().tobytes()
+
+    first = [drawn_pixels(0, step) for step in range(6)]
+    assert [drawn_pixels(0, step) for step in range(6)] == first
+    assert len(set(first)) == 6
+    assert drawn_pixels(1, 0) != first[0]
+    assert [drawn_pixels(0, step, cache_bytes=10**7) for step in range(6)] == first
+
+
+def test_a_cached_image_is_augmented_again_and_evaluated_as_it_is(scene_manifest: Manifest) -> None:
+    dataset = PairDataset(scene_manifest, limits_of(crop=1.0), 0, replace_broken=True, cache_bytes=10**7)
+    first, second, plain = dataset[0, 0], dataset[1, 0], dataset.for_evaluation()[0, 0]
+    assert isinstance(first, Sample)
+    assert isinstance(second, Sample)
+    assert isinstance(plain, Sample)
+    scene_manifest.image_path(scene_manifest[0]).unlink()
+    assert torch.equal(dataset[1, 0].pixels, second.pixels)  # type: ignore[union-attr]
+    assert not torch.equal(first.pixels, second.pixels)
+    assert torch.equal(plain.pixels, prepare(scene(), "", (), (), SampleLimits(SIDE)).pixels)
+
+
+def test_without_draws_nothing_changes() -> None:
+    limits = limits_of(**PRESETS["strong"])
+    assert torch.equal(
+        prepare(scene(), "", (), (), limits).pixels, prepare(scene(), "", (), (), SampleLimits(SIDE)).pixels
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (3, 2)])
+def test_tiny_images(size: tuple[int, int]) -> None:
+    limits = limits_of(**PRESETS["strong"])
+    for step in range(10):
+        sample = drawn(step, limits, Image.new("RGB", size, RED), {"cat": (0, 0, *size)})
+        assert sample.pixels.shape == (3, SIDE, SIDE)
+
+
+@pytest.mark.slow
+def test_an_image_of_400_million_pixels_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (20_000, 20_000)).save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="broken image: too large"):
+        prepare(tmp_path / "a.jpg", "", (), (), limits_of(crop=1.0), draws=Draws(0, 0, 0))
+
+
+# ---------------------------------------------------------------- colours and resampling
+
+
+def noise(*shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+
+
+def as_drawn(plan: ImagePlan, values: np.ndarray[Any, np.dtype[np.uint8]], side: int = 16) -> Tensor:
+    return render(Pixels(values, (values.shape[1], values.shape[0])), plan, side)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_colours_are_changed_as_one_after_the_other(seed: int) -> None:
+    """Against a slow loop over pixels, without rounding in between."""
+    generator = np.random.default_rng(seed)
+    values = noise(16, 16, 3)
+    look = _Look()
+    factors = generator.uniform(0.5, 1.5, size=3)
+    look.brighten(factors[0])
+    look.contrast(factors[1])
+    look.saturate(factors[2])
+    result = as_drawn(ImagePlan(colour=look.matrix()), values)
+    for y in range(16):
+        for x in range(16):
+            pixel = values[y, x].astype(float) * factors[0]
+            pixel = (pixel - 127.5) * factors[1] + 127.5
+            grey = pixel @ np.array([0.299, 0.587, 0.114])
+            pixel = grey + (pixel - grey) * factors[2]
+            expected = np.floor(pixel.clip(0, 255) + 0.5).clip(0, 255)
+            assert np.abs(result[:, y, x].numpy() - expected).max() <= 1
+
+
+def test_a_full_turn_of_the_hue_changes_nothing_and_a_third_swaps_channels() -> None:
+    full, third = _Look(), _Look()
+    full.turn_hue(1.0)
+    third.turn_hue(1 / 3)
+    values = noise(16, 16, 3)
+    plain = torch.from_numpy(values).permute(2, 0, 1)
+    assert torch.equal(as_drawn(ImagePlan(colour=full.matrix()), values), plain)
+    turned = as_drawn(ImagePlan(colour=third.matrix()), values)
+    assert torch.equal(turned, plain[[1, 2, 0]]) or torch.equal(turned, plain[[2, 0, 1]])
+
+
+def test_tables_are_composed() -> None:
+    look = _Look()
+    look.solarize(128)
+    look.posterize(2)
+    values = noise(16, 16, 3)
+    result = as_drawn(ImagePlan(table=look.table()), values)
+    expected = np.where(values < 128, values, 255 - values) // 64 * 64
+    assert np.array_equal(result.permute(1, 2, 0).numpy(), expected)
+
+
+def test_grey_images_have_equal_channels() -> None:
+    look = _Look()
+    look.saturate(0.0)
+    result = as_drawn(ImagePlan(colour=look.matrix()), noise(16, 16, 3))
+    assert (result.int().amax(dim=0) - result.int().amin(dim=0)).max() == 0
+
+
+@pytest.mark.parametrize("degrees", [10.0, -35.0])
+def test_a_rotation_reads_the_pixels_that_its_map_names(degrees: float) -> None:
+    """Bilinear, against a slow loop; between pixel centres only, since the border is Pillow's own."""
+    values = noise(20, 30, 3)
+    plan = ImagePlan(Affine.rotation(degrees))
+    result = as_drawn(plan, values, side=24).numpy()
+    back = plan.to_square.inverse()
+    compared = 0
+    for row in range(24):
+        for column in range(24):
+            x, y = (column + 0.5) / 24, (row + 0.5) / 24
+            u, v = (back.a * x + back.b * y + back.c) * 30 - 0.5, (back.d * x + back.e * y + back.f) * 20 - 0.5
+            left, top = math.floor(u), math.floor(v)
+            if not (0 <= left < 29 and 0 <= top < 19):
+                continue
+            right_share, low_share = u - left, v - top
+            four = values[top : top + 2, left : left + 2].astype(float)
+            upper = four[0, 0] * (1 - right_share) + four[0, 1] * right_share
+            lower = four[1, 0] * (1 - right_share) + four[1, 1] * right_share
+            assert np.abs(result[:, row, column] - (upper * (1 - low_share) + lower * low_share)).max() <= 1.01
+            compared += 1
+    assert compared > 300
+
+
+def test_what_lies_beyond_the_image_is_grey() -> None:
+    shifted = as_drawn(ImagePlan(Affine(c=0.5)), np.zeros((32, 32, 3), dtype=np.uint8))
+    assert (shifted[:, :, :8] == FILL).all()
+    assert (shifted[:, :, 8:] == 0).all()
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_a_preset_gives_values_that_others_override() -> None:
+    standard = ImageAugmentSettings.model_validate({"preset": "standard"})
+    assert standard.flip == PRESETS["standard"]["flip"]
+    own = ImageAugmentSettings.model_validate({"preset": "standard", "flip": 0.0})
+    assert (own.flip, own.crop_scale) == (0.0, standard.crop_scale)
+    assert ImageAugmentSettings.model_validate(standard.model_dump()) == standard
+    assert not ImageAugmentSettings().active
+    assert standard.active
+
+
+def test_presets_are_ordered_by_strength() -> None:
+    light, standard, strong = (ImageAugmentSettings(preset=name) for name in ("light", "standard", "strong"))
+    assert light.crop_scale[0] > standard.crop_scale[0] > strong.crop_scale[0]
+    assert light.contrast < standard.contrast < strong.contrast
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"preset": "medium"}, "'none', 'light', 'standard' or 'strong'"),
+        ({"crop_scale": (0.9, 0.2)}, "the lowest first"),
+        ({"crop_scale": (0.0, 1.0)}, "above 0"),
+        ({"erase_scale": (0.1, 1.5)}, "erase_scale is a share of the image and at most 1"),
+    ],
+)
+def test_wrong_settings_say_what_is_right(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ImageAugmentSettings.model_validate(wrong)
