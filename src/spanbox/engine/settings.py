@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, field_validator
 from spanbox.engine.distributed import Parallel
 from spanbox.engine.optimiser import OptimiserSettings
 from spanbox.engine.trackers import TrackerName
-from spanbox.settings import Settings
+from spanbox.settings import PathText, Settings
 
 
 class TrainSettings(Settings):
@@ -46,6 +46,11 @@ class TrainSettings(Settings):
     )
     rank_timeout: float = Field(
         600.0, gt=0, description="seconds after which a rank that does not answer is named and the run ends"
+    )
+    cache_frozen: PathText | None = Field(
+        None,
+        description="folder for the states of a tower that is frozen whole, which then encodes each text or image once "
+        "in all epochs, and in all runs with the same weights; null: no cache",
     )
     log_every: int = Field(20, ge=1, description="steps between two lines of the log")
     validate_every: int = Field(500, ge=1, description="steps between two validations; the last step always has one")

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from spanbox.engine.optimiser import (
 )
 from spanbox.engine.run_folder import settle_replaced
 from spanbox.engine.settings import TrainSettings
+from spanbox.engine.state_cache import StateCache
 from spanbox.engine.stopping import StopRequest
 from spanbox.engine.task import StepInputs, Task, encode_in, heads, is_trained, parameters
 from spanbox.engine.trackers import check_installed
@@ -63,6 +64,7 @@ class Trainer:
         tally: counts the data's incidents and stops when too many images are broken.
         validate: metrics of the model and the value that chooses the best; None: no validation.
         ranks: the processes that train together.
+        state_caches: of towers in which nothing learns, by name.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Trainer:
         tally: IncidentTally,
         validate: Validate | None,
         ranks: Ranks | None = None,
+        state_caches: Mapping[str, StateCache] | None = None,
     ) -> None:
         check_installed(settings.track, "train.track")
         if settings.patience and validate is None:
@@ -91,6 +94,7 @@ class Trainer:
         self.run_dir = run_dir
         self.store = store
         self.tally = tally
+        self.state_caches = state_caches or {}
         self.validate = validate
         sharded = settings.parallel == "fsdp" and self.ranks.world_size > 1
         if not sharded:
@@ -180,8 +184,11 @@ class Trainer:
     def _tower_step(self, name: str, inputs: StepInputs, chunk_size: int) -> TowerStep:
         tower = self.task.towers[name]
         in_step = {"largest": self.ranks.largest} if self.ranks.is_sharded else {}
+        encode = partial(self._encode, name)
+        if name in self.state_caches:
+            encode = partial(self.state_caches[name].encode, encode)
         return TowerStep(
-            partial(self._encode, name),
+            encode,
             inputs.rows[name],
             chunk_size,
             is_trained(tower),

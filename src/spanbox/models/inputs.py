@@ -9,6 +9,7 @@ result has a size that only the device knows.
 """
 
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Self
 
 import torch
@@ -29,6 +30,16 @@ class Texts(TensorBundle):
     token_mask: Tensor  # (M, T) bool, False on padding
     span_tokens: Tensor  # (M, K, T) bool: the tokens of the spans that are pooled from this text
 
+    @property
+    def parts(self) -> int:
+        """Spans of a row, padding included."""
+        return self.span_tokens.shape[1]
+
+    def keys(self) -> list[bytes]:
+        """Digest of each row without its padding."""
+        spans = [places.nonzero() + 1 for places in self.span_tokens]
+        return [_digest(*row) for row in zip(_unpadded(self) - PADDING_ID, spans, strict=True)]
+
     def trimmed(self) -> Self:
         """Without token columns that are padding in every row. Reads values, so call it on the CPU."""
         tokens = used_columns(self.token_mask)
@@ -47,6 +58,18 @@ class Images(TensorBundle):
     pixels: Tensor  # (M, 3, S, S) uint8
     regions: Tensor | None = None  # (M, R, 4), normalised: the regions that are pooled from the patch grid
     kept: Tensor | None = None  # (M, n) int64: the patches to encode, counted row by row; None: all
+
+    @property
+    def parts(self) -> int:
+        """Regions of a row, padding included."""
+        return 0 if self.regions is None else self.regions.shape[1]
+
+    def keys(self) -> list[bytes] | None:
+        """Digest of each row without its padding; None for masked views, which are drawn again each time."""
+        if self.kept is not None:
+            return None
+        regions = self.pixels.new_zeros(len(self), 0) if self.regions is None else self.regions
+        return [_digest(*row) for row in zip(self.pixels, regions, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -156,6 +179,16 @@ def _used(groups: list[Any]) -> list[Any]:
 def _numbered(used: Tensor, rows: Tensor) -> Tensor:
     """Rows (M,) in the M used places of (B, K), EMPTY in the others."""
     return torch.full(used.shape, EMPTY).masked_scatter(used, rows)
+
+
+def _digest(*tables: Tensor) -> bytes:
+    """Digest of tables (N, ...) of one row; rows of zeros at their ends, which are padding, do not count."""
+    digest = blake2b(digest_size=16)
+    for table in tables:
+        used = table[: used_columns((table != 0).reshape(1, len(table), -1).any(dim=2))] if len(table) else table
+        digest.update(repr(tuple(used.shape)).encode())
+        digest.update(used.contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 def _unpadded(texts: Texts) -> Tensor:

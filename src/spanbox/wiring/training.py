@@ -35,6 +35,7 @@ from spanbox.wiring.building import (
     open_manifest,
 )
 from spanbox.wiring.evaluating import make_validation
+from spanbox.wiring.state_caches import make_state_caches
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
         tally=IncidentTally(len(manifest), config.data.broken_limit),
         validate=validate and partial(validate, tokenizer),
         ranks=ranks,
+        state_caches=make_state_caches(config, model, ranks),
     )
     if resume_from:
         trainer.restore(load_trainer_state(resume_from))
