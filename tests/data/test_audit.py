@@ -183,10 +183,8 @@ def test_an_image_is_decoded_once_for_all_its_captions(tmp_path: Path, monkeypat
     read: list[Path] = []
     from spanbox.data import audit as module
 
-    image_facts = module.image_facts
-    monkeypatch.setattr(
-        module, "image_facts", lambda path, decode: (read.append(path), image_facts(path, decode=decode))[1]
-    )
+    plain = module.decoded_facts
+    monkeypatch.setattr(module, "decoded_facts", lambda path: (read.append(path), plain(path))[1])
     monkeypatch.setattr(module, "_LINES_AT_ONCE", 1)
     audit([manifest(tmp_path, *(Record(str(i), "a.png", "t") for i in range(20)))])
     assert len(read) == 1

@@ -9,11 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spanbox.data.audit import AuditReport, Finding, audit
+from spanbox.data.audit import AuditReport, Finding, audit, token_check
+from spanbox.data.audit.page import audit_page
 from spanbox.data.importers import ImportSummary
 from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
-from spanbox.files import check_writable_file
+from spanbox.data.repair import fix_manifest
+from spanbox.files import check_writable_file, write_text
 from spanbox.progress import progress_of
 from spanbox.terminal import make_console
 
@@ -44,6 +46,18 @@ otherwise; notes are not problems. Five places of each kind are shown; --json wr
 Example:
 
     spanbox data check train.jsonl val.jsonl test.jsonl --json check.json
+"""
+
+
+_FIX = """Repair what can be repaired with certainty, into a new manifest.
+
+Boxes and offsets of another convention are converted if at least 20 of them contradict the documented convention and \
+none contradicts the other. Names of images in another spelling are corrected, ids made unique, images of equal pixels \
+given one group, and pairs that are given twice removed. Everything else is left as it is.
+
+Example:
+
+    spanbox data fix train.jsonl fixed/train.jsonl
 """
 
 
@@ -95,12 +109,31 @@ def check(
         Path | None,
         typer.Option("--json", metavar="PATH", help="Write the full report, every finding included, to this file."),
     ] = None,
+    html_path: Annotated[
+        Path | None, typer.Option("--html", metavar="PATH", help="Write a page with pictures of each kind of finding.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", metavar="DIR", help="Folder of a text tower: report texts longer than it reads."),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=4, help="With --tokenizer: the limit, as data.max_tokens in training.")
+    ] = 64,
 ) -> None:
-    if json_path is not None:
-        check_writable_file(json_path, ".json")
+    for path, suffix in ((json_path, ".json"), (html_path, ".html")):
+        if path is not None:
+            check_writable_file(path, suffix)
+    tokens = None
+    if tokenizer is not None:
+        from spanbox.data.tokenizer import load_tokenizer
+
+        tokens = token_check(load_tokenizer(str(tokenizer)), max_tokens)
     with progress_of("checking") as on_progress:
-        report = audit(manifests, decode=not fast, on_progress=on_progress)
+        report = audit(manifests, decode=not fast, tokens=tokens, on_progress=on_progress)
     _show_audit(report)
+    if html_path is not None:
+        write_text(html_path, audit_page(report))
+        _print(make_console(), f"Page with pictures: {html_path}")
     if json_path is not None:
         report.write(json_path)
         _print(make_console(), f"Full report: {json_path}")
@@ -108,6 +141,21 @@ def check(
         print("--json PATH writes a full report with all of them.")
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("fix", help=_FIX)
+def fix(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The manifest; it is not changed.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The repaired manifest.")],
+) -> None:
+    check_writable_file(out, ".jsonl")
+    with progress_of("repairing") as on_progress:
+        repaired = fix_manifest(manifest, out, on_progress)
+    for name, count in repaired.items():
+        if count:
+            print(f"{count:,} {name}")
+    print(f"{'Repaired' if repaired.total() else 'Nothing to repair with certainty; a copy is'}: {out}")
+    print(f"Next: spanbox data check {out}")
 
 
 def _show_import(summary: ImportSummary, out: Path) -> None:
@@ -156,13 +204,24 @@ def _counts_table(report: AuditReport) -> Table:
             table.add_row(Text(_visible(f"{title} {value or 'not given'}")), *row)
     for name in ("boxes", "proposals", *(["paraphrases"] if report.total.paraphrases else [])):
         table.add_row(name, *(f"{getattr(counts, name):,}" for counts in columns))
+    for name in ("width", "height", "characters"):
+        measures = [shape.summary().get(name) for shape in report.shapes.values()]
+        table.add_row(f"{name}, median (range)", *map(_range, measures))
+    for script in dict.fromkeys(script for shape in report.shapes.values() for script in shape.scripts):
+        table.add_row(f"script {script}", *(f"{shape.scripts[script]:,}" for shape in report.shapes.values()))
     return table
+
+
+def _range(measure: object) -> str:
+    if not isinstance(measure, dict):
+        return ""
+    return f"{measure['median']:,.0f} ({measure['least']:,.0f}-{measure['largest']:,.0f})"
 
 
 def _show_finding(console: Console, finding: Finding) -> None:
     _print(console, f"  {finding.kind}: {finding.count:,} ({finding.advice})")
-    for manifest, line, detail in finding.examples:
-        _print(console, f"    {manifest}:{line}: {detail}")
+    for example in finding.examples:
+        _print(console, f"    {example.manifest}:{example.line}: {example.detail}")
     if finding.count > len(finding.examples):
         _print(console, f"    and {finding.count - len(finding.examples):,} more")
 

@@ -6,7 +6,7 @@ that cannot be decoded whole raises `DataError`; the caller decides whether to s
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -39,6 +39,17 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_TURNED_POINTS: dict[int, Callable[[float, float, float, float], tuple[float, float]]] = {
+    2: lambda x, y, width, height: (width - x, y),
+    3: lambda x, y, width, height: (width - x, height - y),
+    4: lambda x, y, width, height: (x, height - y),
+    5: lambda x, y, width, height: (y, x),
+    6: lambda x, y, width, height: (height - y, x),
+    7: lambda x, y, width, height: (height - y, width - x),
+    8: lambda x, y, width, height: (y, width - x),
+}
+"""Where a point of the stored image lies in the image as shown, by EXIF orientation."""
+Corners = tuple[float, float, float, float]
 _GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _ROWS_AT_ONCE = 256
 
@@ -150,14 +161,21 @@ def image_facts(path: Path, *, decode: bool) -> ImageFacts:
 
     Equal hashes mean equal pixels as shown, whatever the format, the compression or the comments of the files.
     """
-    with _opened(path) as image:
-        facts = _header(image)
-    if not decode:
-        return facts
+    return decoded_facts(path)[0] if decode else _facts(path)
+
+
+def decoded_facts(path: Path) -> tuple[ImageFacts, Image.Image]:
+    """The facts of an image, with the hash of its pixels, and the image. Raises DataError like `load_image`."""
+    facts = _facts(path)
     image = load_image(path)
     digest = blake2b(repr(image.size).encode(), digest_size=8)
     digest.update(image.tobytes())
-    return facts._replace(content=int.from_bytes(digest.digest(), "big"))
+    return facts._replace(content=int.from_bytes(digest.digest(), "big")), image
+
+
+def _facts(path: Path) -> ImageFacts:
+    with _opened(path) as image:
+        return _header(image)
 
 
 def _header(image: Image.Image) -> ImageFacts:
@@ -283,3 +301,15 @@ def _reason(source: Path | Image.Image, error: Exception) -> str:
 def _broken(source: Path | Image.Image, reason: str) -> DataError:
     name = source if isinstance(source, Path) else "an image in memory"
     return DataError(f"{name}: broken image: {reason}")
+
+
+def turn_boxes(boxes: Sequence[Corners], path: Path) -> tuple[Corners, ...]:
+    """Boxes (x0 y0 x1 y1) in pixels of an image as stored, in pixels of the image as shown. Raises DataError."""
+    with _opened(path) as image:
+        orientation = _orientation(image)
+    width, height = _facts(path).stored
+    turn = _TURNED_POINTS.get(orientation)
+    if turn is None:
+        return tuple(boxes)
+    corners = [(turn(x0, y0, width, height), turn(x1, y1, width, height)) for x0, y0, x1, y1 in boxes]
+    return tuple((min(a, c), min(b, d), max(a, c), max(b, d)) for (a, b), (c, d) in corners)

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from spanbox.data.audit.boxes import BoxStatistics, find_misplaced_boxes
-from spanbox.data.audit.duplicates import UNKNOWN, Columns, find_duplicates
+from spanbox.data.audit.duplicates import UNKNOWN, Columns, find_duplicates, find_near_duplicates
 from spanbox.data.audit.names import describe_difference, find_other_spelling
+from spanbox.data.audit.near import Fingerprint, Fingerprints, fingerprint
 from spanbox.data.audit.report import (
     EXAMPLES,
     KEEP_INVERTED,
@@ -27,8 +28,10 @@ from spanbox.data.audit.report import (
     Example,
     Finding,
 )
+from spanbox.data.audit.shape import Shape, find_language_conflict, find_rare_types
 from spanbox.data.audit.spans import SpanStatistics, find_odd_spans
-from spanbox.data.images import ImageFacts, image_facts
+from spanbox.data.audit.tokens import Check, token_check
+from spanbox.data.images import ImageFacts, decoded_facts, image_facts
 from spanbox.data.manifest import (
     Record,
     check_manifest_file,
@@ -40,20 +43,27 @@ from spanbox.data.manifest import (
 )
 from spanbox.errors import DataError
 
-__all__ = ["EXAMPLES", "NOTES", "PROBLEMS", "AuditReport", "Counts", "Finding", "audit"]
+__all__ = ["EXAMPLES", "NOTES", "PROBLEMS", "AuditReport", "Counts", "Finding", "audit", "token_check"]
 
 _LINES_AT_ONCE = 256
-_IMAGES_REMEMBERED = 65_536  # pairs of one image are usually close together
+_IMAGES_REMEMBERED = 16_384  # pairs of one image are usually close together
 
 OnProgress = Callable[[int, int], None]  # (lines done, lines in all)
 
 
-def audit(manifests: Sequence[Path], *, decode: bool = True, on_progress: OnProgress | None = None) -> AuditReport:
+def audit(
+    manifests: Sequence[Path],
+    *,
+    decode: bool = True,
+    tokens: Check | None = None,
+    on_progress: OnProgress | None = None,
+) -> AuditReport:
     """Read every line and image of the manifests, count their content and find their faults.
 
     Args:
         manifests: those of one data set, one per split; they are also compared with each other.
         decode: decode every image and compare their pixels; otherwise only their headers are read.
+        tokens: check of the tokens of each text, see `token_check`.
         on_progress: called after every few lines.
 
     Raises:
@@ -61,7 +71,7 @@ def audit(manifests: Sequence[Path], *, decode: bool = True, on_progress: OnProg
     """
     for path in manifests:
         check_manifest_file(path)
-    return _Audit(manifests, decode).run(on_progress)
+    return _Audit(manifests, decode, tokens).run(on_progress)
 
 
 class _Image(NamedTuple):
@@ -69,6 +79,7 @@ class _Image(NamedTuple):
 
     facts: ImageFacts | None = None
     fault: tuple[str, str] | None = None  # kind of finding, reason
+    fingerprint: Fingerprint | None = None  # None: not decoded, or nothing to compare
 
     @property
     def content(self) -> int:
@@ -79,7 +90,10 @@ def _inspect(path: Path, decode: bool) -> _Image:
     try:
         if not path.exists():
             return _Image(fault=("missing image", "no such file"))
-        return _Image(image_facts(path, decode=decode))
+        if not decode:
+            return _Image(image_facts(path, decode=False))
+        facts, image = decoded_facts(path)
+        return _Image(facts, fingerprint=fingerprint(image))
     except DataError as error:
         return _Image(fault=("broken image", str(error).removeprefix(f"{path}: broken image: ")))
     except (OSError, ValueError) as error:  # a path that the system refuses
@@ -87,13 +101,15 @@ def _inspect(path: Path, decode: bool) -> _Image:
 
 
 class _Statistics:
-    """Boxes and spans of a whole manifest."""
+    """Boxes, spans and distributions of a whole manifest."""
 
     def __init__(self) -> None:
+        self.shape = Shape()
         self.spans = SpanStatistics()
         self.boxes = {source: BoxStatistics(source) for source in ("entities", "objects")}
 
     def add(self, record: Record, image: ImageFacts | None, line: int) -> None:
+        self.shape.add(record, image, line)
         self.spans.add(record, line)
         for name, box in named_boxes(record):
             self.boxes[name.partition("[")[0]].add(box, image, line)
@@ -102,18 +118,23 @@ class _Statistics:
         yield from self.spans.findings()
         for boxes in self.boxes.values():
             yield from boxes.findings()
+        yield from self.shape.outliers()
 
 
 class _Audit:
     """An audit in progress."""
 
-    def __init__(self, manifests: Sequence[Path], decode: bool) -> None:
+    def __init__(self, manifests: Sequence[Path], decode: bool, tokens: Check | None) -> None:
         self.manifests = manifests
         self.decode = decode
+        self.tokens = tokens
+        self.shapes: dict[str, Shape] = {}
         self.counts = [Counts() for _ in manifests]
         self.total = Counts()
         self.findings: dict[str, Finding] = {}
         self.columns = Columns()
+        self.fingerprints = Fingerprints()
+        self.first_row: dict[int, int] = {}  # of each content that has a fingerprint, in their order
 
     def run(self, on_progress: OnProgress | None) -> AuditReport:
         total = sum(1 for path in self.manifests for _ in manifest_lines(path))
@@ -128,11 +149,11 @@ class _Audit:
         if "inverted box" in self.findings and "boxes look like x y width height" in self.findings:
             self.findings["inverted box"].advice = KEEP_INVERTED
         named = {str(path): counts for path, counts in zip(self.manifests, self.counts, strict=True)}
-        return AuditReport(named, self.total, self.findings, self.decode)
+        return AuditReport(named, self.total, self.findings, self.decode, self.shapes)
 
-    def _add(self, kind: str, manifest: int, line: int, detail: str) -> None:
+    def _add(self, kind: str, manifest: int, line: int, detail: str, other: tuple[str, int] | None = None) -> None:
         finding = self.findings.get(kind) or self.findings.setdefault(kind, Finding(kind))
-        finding.add(Example(str(self.manifests[manifest]), line, detail))
+        finding.add(Example(str(self.manifests[manifest]), line, detail, other))
 
     def _read_manifest(self, index: int, pool: ThreadPoolExecutor) -> Iterator[int]:
         """Check every line; yields the number of lines that were checked since the last time."""
@@ -146,9 +167,13 @@ class _Audit:
             records = [(number, record) for number, record in decoded if record is not None]
             paths = [Path(os.path.normpath(folder / record.image)) for _, record in records]
             for (number, record), path, image in zip(records, paths, pool.map(inspect, paths), strict=True):
+                if image.fingerprint is not None and image.content not in self.first_row:
+                    self.first_row[image.content] = len(self.columns)
+                    self.fingerprints.add(image.fingerprint)
                 self.columns.append(index, number, record, path, image.content)
                 statistics.add(record, image.facts, number)
-                for kind, detail in _find_faults_of_pair(record, image, folder):
+                of_tokens = self.tokens(record) if self.tokens else ()
+                for kind, detail in chain(_find_faults_of_pair(record, image, folder), of_tokens):
                     self._add(kind, index, number, detail)
                 for counts in (self.counts[index], self.total):
                     counts.add(record)
@@ -156,8 +181,11 @@ class _Audit:
             yield len(batch)
         if empty:
             self._add("wrong line", index, 1, "the manifest is empty; expected one JSON object per line")
+        self.shapes[str(self.manifests[index])] = statistics.shape
         for kind, line, detail in statistics.findings():
             self._add(kind, index, line, detail)
+        for kind, detail in find_rare_types(self.counts[index].types):
+            self._add(kind, index, 1, detail)
 
     def _decode(self, index: int, number: int, line: bytes) -> Record | None:
         path = self.manifests[index]
@@ -178,10 +206,12 @@ class _Audit:
                 if counts.pairs > 1 and number == 1:
                     self._add("no negatives", index, 1, f"all {counts.pairs} pairs have the same {name}")
         manifest, line = columns["manifest"].tolist(), columns["line"].tolist()
-        for kind, row, first in find_duplicates(columns):
+        near = find_near_duplicates(columns, self.fingerprints, list(self.first_row.values()))
+        for kind, row, first, detail in chain(find_duplicates(columns), near):
             same_file = manifest[row] == manifest[first]
             where = f"line {line[first]}" if same_file else f"{self.manifests[manifest[first]]}:{line[first]}"
-            self._add(kind, manifest[row], line[row], f"as in {where}")
+            other = str(self.manifests[manifest[first]]), line[first]
+            self._add(kind, manifest[row], line[row], f"as in {where}{detail}", other)
 
 
 def _find_odd_paraphrases(record: Record) -> Iterator[tuple[str, str]]:
@@ -207,6 +237,7 @@ def _find_faults_of_pair(record: Record, image: _Image, folder: Path) -> Iterato
             yield "span given twice", f"{count} entities at [{start}, {end}): {record.text[start:end]!r}"
     yield from find_odd_spans(record)
     yield from _find_odd_paraphrases(record)
+    yield from find_language_conflict(record)
     for name, fault in find_inverted_boxes(record):
         yield "inverted box", f"{name}: {fault.partition(';')[0]}"
     if image.fault is not None and record.image:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spanbox.data.audit.near import Fingerprints
 from spanbox.data.manifest import Record
 
 UNKNOWN = 0  # the hash of an image that was not decoded
@@ -28,6 +29,7 @@ class Duplicate(NamedTuple):
     kind: str
     row: int
     first: int  # the row of the earlier one
+    detail: str = ""
 
 
 class Columns:
@@ -52,6 +54,9 @@ class Columns:
         for name, value in zip(self.NAMES, values, strict=True):
             self._values[name].append(value)
 
+    def __len__(self) -> int:
+        return len(self._values["line"])
+
     def __getitem__(self, name: str) -> NDArray[np.uint64]:
         """(N,) a column."""
         return np.array(self._values[name], dtype=np.uint64)
@@ -67,6 +72,22 @@ def find_duplicates(columns: Columns) -> Iterator[Duplicate]:
     yield from _repeated_ids(columns)
     yield from _shared_between_manifests(columns)
     yield from _within_manifests(columns)
+
+
+def find_near_duplicates(columns: Columns, fingerprints: Fingerprints, rows: list[int]) -> Iterator[Duplicate]:
+    """Images that nearly equal an earlier one of another manifest, or of another group.
+
+    Args:
+        rows: the first row of the image of each fingerprint.
+    """
+    manifest, group = columns["manifest"], columns["name"]
+    for near in fingerprints.near_duplicates():
+        row, first = rows[near.later], rows[near.earlier]
+        across = manifest[row] != manifest[first]
+        if across or group[row] != group[first]:
+            kind = "near-duplicate image in two manifests" if across else "near-duplicate images"
+            detail = f", similarity {near.similarity:.2f}" + (", mirrored" if near.mirrored else "")
+            yield Duplicate(kind, row, first, detail)
 
 
 def _repeated_ids(columns: Columns) -> Iterator[Duplicate]:

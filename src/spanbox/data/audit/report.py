@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from spanbox.data.audit.shape import Shape
 from spanbox.data.manifest import Record
 from spanbox.files import explained, replacing
 
@@ -44,6 +45,7 @@ PROBLEMS = {
     "id used twice": "give every pair an id of its own",
     "image in two manifests": "remove it from one of them, or the model is tested on its training data",
     "same image content in two manifests": "remove it from one of them, or the model is tested on its training data",
+    "near-duplicate image in two manifests": "look at both (--html); if it is one picture, keep it in one of them",
     "group in two manifests": "remove it from one of them, or the model is tested on its training data",
 }
 NOTES = {
@@ -55,10 +57,20 @@ NOTES = {
     "box of the whole image": "no background is left to compare with; leave the box out if it marks nothing",
     "span cuts a word": "check the offsets; harmless where a part of a word is meant",
     "span without a visible character": "most tokenizers make no token of it, and the span is left out",
+    "text over the limit of tokens": "the rest is not read; shorten it, or raise data.max_tokens if the tower allows",
+    "span over the limit of tokens": "it is not used; see the texts over the limit",
+    "text of unknown tokens": "the vocabulary lacks its script; choose another text tower",
+    "language and script differ": "correct lang, or the text",
+    "rare type": "little can be learned or measured of it",
+    "unusual image size": "look at it; harmless if meant",
+    "unusual shape of an image": "it is distorted to a square; look at it",
+    "unusual text length": "look at it; harmless if meant",
+    "unusual number of boxes": "look at it; boxes above data.max_regions are not used",
     "same pair twice": "remove one, or it counts twice",
     "paraphrase given twice": "it equals the text or another paraphrase; remove it",
     "different images in one group": "they are never each other's negatives; give each image its own group",
     "same image in different groups": "give these pairs the same group, or they are each other's negatives",
+    "near-duplicate images": "look at both (--html); if they are one picture, give these pairs the same group",
     "same text in two manifests": "usual for short captions; such texts are easier to find",
     "id also in another manifest": "harmless for training; reports name pairs by their ids",
 }
@@ -71,6 +83,7 @@ class Example(NamedTuple):
     manifest: str
     line: int
     detail: str
+    other: tuple[str, int] | None = None  # manifest and line of the pair that it repeats or contradicts
 
 
 class Finding:
@@ -90,7 +103,8 @@ class Finding:
         if len(self.examples) < EXAMPLES:
             self.examples.append(example)
         with explained(Path(tempfile.gettempdir())):
-            self._stored.write(_to_json(example._asdict()) + b"\n")
+            content = {name: value for name, value in example._asdict().items() if value is not None}
+            self._stored.write(_to_json(content) + b"\n")
 
     def all_places(self) -> Iterator[bytes]:
         """Each place as a JSON object with manifest, line and detail."""
@@ -137,6 +151,7 @@ class AuditReport:
     total: Counts
     findings: dict[str, Finding]
     decoded: bool  # images were decoded and compared by content, not only their headers read
+    shapes: dict[str, Shape]  # distributions of each manifest
 
     @property
     def problems(self) -> list[Finding]:
@@ -158,7 +173,9 @@ class AuditReport:
 
     def _pieces(self) -> Iterator[bytes]:
         """The JSON in pieces: millions of findings are never in memory at once."""
-        manifests = {path: vars(counts) for path, counts in self.manifests.items()}
+        manifests = {
+            path: vars(counts) | {"shape": self.shapes[path].summary()} for path, counts in self.manifests.items()
+        }
         head = {"ok": self.ok, "decoded": self.decoded, "manifests": manifests, "total": vars(self.total)}
         yield _to_json(head, indent=1).removesuffix(b"\n}")
         for title, findings in (("problems", self.problems), ("notes", self.notes)):

@@ -1,0 +1,177 @@
+"""Repairs of a manifest that are certain: `spanbox data fix`.
+
+A convention of boxes or offsets is converted only where many of a set contradict the documented one and none the other
+reading. Everything else is left for a person; the original is never changed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from spanbox.data.audit.boxes import BoxStatistics
+from spanbox.data.audit.conventions import STORED, Boxes, Reading, as_documented
+from spanbox.data.audit.names import find_other_spelling
+from spanbox.data.audit.spans import READINGS, SpanStatistics
+from spanbox.data.images import ImageFacts, image_facts, turn_boxes
+from spanbox.data.importers import UniqueIds
+from spanbox.data.manifest import Box, Entity, Record, decode_record, encode_record, manifest_lines, write_manifest
+from spanbox.errors import DataError, OutputError
+
+CERTAIN = 20  # boxes or spans that have to contradict the documented convention
+
+OnProgress = Callable[[int, int], None]  # (lines done, lines in all)
+
+
+def fix_manifest(path: Path, out: Path, on_progress: OnProgress | None = None) -> Counter[str]:
+    """Write a repaired copy of a manifest, and return how many of each thing were repaired.
+
+    Repairs: boxes and offsets of another convention; names of images in another spelling; ids used twice; images of
+    equal pixels in different groups; pairs given twice with all their annotations.
+
+    Args:
+        path: the manifest; it is not changed.
+        out: the new manifest. Paths of images are relative to its folder.
+
+    Raises:
+        DataError: the manifest cannot be read, or a line of it is not a record; no repair of that is certain.
+        OutputError: `out` cannot be written, or is the manifest itself.
+    """
+    if out.resolve() == path.resolve():
+        raise OutputError(f"{out}: is the manifest itself, which is not changed; name another file")
+    return _Repair(path, out, on_progress).run()
+
+
+class _Repair:
+    def __init__(self, path: Path, out: Path, on_progress: OnProgress | None) -> None:
+        self.path, self.out, self.on_progress = path, out, on_progress
+        self.counts: Counter[str] = Counter()
+        self.boxes = {source: BoxStatistics(source) for source in ("entities", "objects")}
+        self.spans = SpanStatistics()
+        self.total = sum(1 for _ in manifest_lines(path))
+
+    def run(self) -> Counter[str]:
+        folder = self.path.parent.resolve()
+        for number, record in self._records(0):
+            facts = _facts(folder / record.image, decode=False)
+            self.spans.add(record, number)
+            for entity in record.entities:
+                for box in entity.boxes:
+                    self.boxes["entities"].add(box, facts, number)
+            for proposal in record.objects:
+                self.boxes["objects"].add(proposal.box, facts, number)
+        write_manifest(self.out, self._repaired(folder))
+        return self.counts
+
+    def _records(self, done: int) -> Iterator[tuple[int, Record]]:
+        for count, (number, _, line) in enumerate(manifest_lines(self.path), start=1):
+            yield number, decode_record(line, self.path, number)
+            if self.on_progress is not None:
+                self.on_progress(done + count, 2 * self.total)
+
+    def _repaired(self, folder: Path) -> Iterator[Record]:
+        kind = self.spans.reading()
+        read_span = kind if kind and _is_certain_span(self.spans, kind) else None
+        readings = {source: statistics.reading() for source, statistics in self.boxes.items()}
+        readings = {source: reading for source, reading in readings.items() if _is_certain(reading)}
+        ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()
+        for _, record in self._records(self.total):
+            named = self._with_found_image(record, folder)
+            image = folder / named.image
+            repaired = self._with_spans(self._with_boxes(named, image, readings), read_span)
+            content = encode_record(msgspec.structs.replace(repaired, id=""))
+            if content in seen:
+                self.counts["pairs given twice: removed"] += 1
+                continue
+            seen.add(content)
+            facts = _facts(image, decode=True)
+            if facts is not None and facts.content is not None:
+                group = groups.setdefault(facts.content, repaired.group_key)
+                if group != repaired.group_key:
+                    self.counts["images of equal pixels in different groups: one group"] += 1
+                    repaired = msgspec.structs.replace(repaired, group=group)
+            new_id = ids.add(repaired.id)
+            self.counts["ids used twice: made unique"] += new_id != repaired.id
+            yield self._moved(msgspec.structs.replace(repaired, id=new_id), folder)
+
+    def _moved(self, record: Record, folder: Path) -> Record:
+        """The record with its image relative to the new manifest, and its group unchanged."""
+        new_folder = self.out.parent.resolve()
+        if new_folder == folder or Path(record.image).is_absolute():
+            return record
+        image = Path(os.path.relpath(folder / record.image, new_folder)).as_posix()
+        return msgspec.structs.replace(record, image=image, group=record.group_key)
+
+    def _with_found_image(self, record: Record, folder: Path) -> Record:
+        if not record.image or (folder / record.image).exists():
+            return record
+        other = find_other_spelling(folder, record.image)
+        if other is None:
+            return record
+        self.counts["names of images in another spelling: corrected"] += 1
+        return msgspec.structs.replace(record, image=other)
+
+    def _with_spans(self, record: Record, kind: str | None) -> Record:
+        if kind is None:
+            return record
+        entities = []
+        for entity in record.entities:
+            span = READINGS[kind](record.text, (entity.start, entity.end))
+            if span is not None and span != (entity.start, entity.end):
+                self.counts[f"{kind}: converted"] += 1
+                entity = msgspec.structs.replace(entity, start=span[0], end=span[1])
+            entities.append(entity)
+        return msgspec.structs.replace(record, entities=tuple(entities))
+
+    def _with_boxes(self, record: Record, image: Path, readings: dict[str, Reading]) -> Record:
+        if not readings or (facts := _facts(image, decode=False)) is None:
+            return record
+
+        def convert(source: str, boxes: tuple[Box, ...]) -> tuple[Box, ...]:
+            if source not in readings or not boxes:
+                return boxes
+            converted = _converted(boxes, facts, image, readings[source])
+            if converted != boxes:
+                self.counts[f"boxes of {source}, {readings[source].format} in {readings[source].unit}: converted"] += (
+                    len(boxes)
+                )
+            return converted
+
+        def with_boxes(entity: Entity) -> Entity:
+            return msgspec.structs.replace(entity, boxes=convert("entities", entity.boxes))
+
+        objects = convert("objects", tuple(proposal.box for proposal in record.objects))
+        return msgspec.structs.replace(
+            record,
+            entities=tuple(map(with_boxes, record.entities)),
+            objects=tuple(
+                msgspec.structs.replace(proposal, box=box)
+                for proposal, box in zip(record.objects, objects, strict=True)
+            ),
+        )
+
+
+def _converted(boxes: tuple[Box, ...], facts: ImageFacts, image: Path, reading: Reading) -> tuple[Box, ...]:
+    if reading.unit == STORED:
+        return turn_boxes(boxes, image)
+    sizes = [np.full((len(boxes), 2), size, dtype=np.float64) for size in (facts.size, facts.stored)]
+    converted = as_documented(Boxes(np.array(boxes, dtype=np.float64), *sizes), reading)
+    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in converted.round(3).tolist())
+
+
+def _is_certain(reading: Reading) -> bool:
+    return bool(reading.format) and not reading.is_as_documented and reading.says >= CERTAIN and not reading.contradict
+
+
+def _is_certain_span(statistics: SpanStatistics, kind: str) -> bool:
+    return statistics.wrong_as_given[kind] >= CERTAIN and not statistics.wrong_as_read[kind]
+
+
+def _facts(path: Path, *, decode: bool) -> ImageFacts | None:
+    try:
+        return image_facts(path, decode=decode)
+    except (DataError, OSError, ValueError):  # of a path that the system refuses, too
+        return None

@@ -1,0 +1,144 @@
+"""Repairs: what is certain is repaired and counted, the rest is left, the original is not changed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from spanbox.data.images import load_image, turn_boxes
+from spanbox.data.manifest import Box, Entity, Manifest, ObjectBox, Record, write_manifest
+from spanbox.data.repair import fix_manifest
+from spanbox.errors import DataError, OutputError
+
+
+def noise(path: Path, size: tuple[int, int], seed: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def records(folder: Path, count: int = 40) -> list[Record]:
+    """Good records with two boxes and a proposal each."""
+    generator = np.random.default_rng(0)
+    made = []
+    for number in range(count):
+        width, height = generator.integers(60, 160, 2).tolist()
+        noise(folder / f"{number}.png", (width, height), number)
+        low = generator.uniform(0.1, 0.5, (3, 2)) * (width, height)
+        high = low + generator.uniform(0.2, 0.5, (3, 2)) * (width, height)
+        boxes = np.concatenate([low, high], axis=1).round(1).tolist()
+        one, two, three = (tuple(box) for box in boxes)
+        text = f"the cat 🐈 sat on 垫子 number {number}"
+        start = text.index("sat")
+        entities = (Entity(4, 7, boxes=(one, two)), Entity(start, start + 3))
+        made.append(Record(str(number), f"{number}.png", text, entities=entities, objects=(ObjectBox(three),)))
+    return made
+
+
+def with_boxes(record: Record, change: Callable[[Box], Box]) -> Record:
+    entities = tuple(
+        Entity(entity.start, entity.end, boxes=tuple(map(change, entity.boxes))) for entity in record.entities
+    )
+    objects = tuple(ObjectBox(change(proposal.box)) for proposal in record.objects)
+    return Record(record.id, record.image, record.text, entities=entities, objects=objects)
+
+
+def test_boxes_of_another_convention(tmp_path: Path) -> None:
+    good = records(tmp_path)
+    write_manifest(
+        tmp_path / "m.jsonl", [with_boxes(r, lambda b: (b[0], b[1], b[2] - b[0], b[3] - b[1])) for r in good]
+    )
+    before = (tmp_path / "m.jsonl").read_bytes()
+    counts = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert {name: count for name, count in counts.items() if count} == {
+        "boxes of entities, x y width height in pixels: converted": 80,
+        "boxes of objects, x y width height in pixels: converted": 40,
+    }
+    for found, expected in zip(Manifest(tmp_path / "fixed.jsonl"), good, strict=True):
+        np.testing.assert_allclose(found.entities[0].boxes, expected.entities[0].boxes, atol=0.01)
+        np.testing.assert_allclose(found.objects[0].box, expected.objects[0].box, atol=0.01)
+    assert (tmp_path / "m.jsonl").read_bytes() == before
+
+
+def test_offsets_of_another_convention(tmp_path: Path) -> None:
+    good = records(tmp_path)
+
+    def to_bytes(text: str, offset: int) -> int:
+        return len(text[:offset].encode())
+
+    bad = [
+        Record(
+            r.id,
+            r.image,
+            r.text,
+            entities=tuple(Entity(to_bytes(r.text, e.start), to_bytes(r.text, e.end)) for e in r.entities),
+        )
+        for r in good
+    ]
+    write_manifest(tmp_path / "m.jsonl", bad)
+    counts = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert {name: count for name, count in counts.items() if count} == {"spans look like byte offsets: converted": 40}
+    assert {r.span_text(r.entities[1]) for r in Manifest(tmp_path / "fixed.jsonl")} == {"sat"}
+
+
+def test_names_ids_groups_and_repetitions(tmp_path: Path) -> None:
+    noise(tmp_path / "images" / "Café.png", (30, 20), 0)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "images" / "Café.png").read_bytes())
+    cat = Entity(2, 5)
+    write_manifest(
+        tmp_path / "m.jsonl",
+        [
+            Record("1", "images\\café.png", "a cat", entities=(cat,)),
+            Record("2", "images/Café.png", "a cat", entities=(cat,)),  # the first again
+            Record("1", "copy.png", "a dog"),
+            Record("4", "none.png", "none", meta={"kept": 1}, relevance=0.5),
+        ],
+    )
+    counts = fix_manifest(tmp_path / "m.jsonl", tmp_path / "out" / "fixed.jsonl")
+    assert {name: count for name, count in counts.items() if count} == {
+        "names of images in another spelling: corrected": 1,
+        "pairs given twice: removed": 1,
+        "ids used twice: made unique": 1,
+        "images of equal pixels in different groups: one group": 1,
+    }
+    fixed = Manifest(tmp_path / "out" / "fixed.jsonl")
+    assert [(r.id, r.group, r.text) for r in fixed] == [
+        ("1", "images/Café.png", "a cat"),
+        ("1-2", "images/Café.png", "a dog"),
+        ("4", "none.png", "none"),
+    ]
+    assert all(fixed.image_path(record).is_file() for record in fixed[:2])
+    assert (fixed[2].meta, fixed[2].relevance) == ({"kept": 1}, 0.5)
+
+
+def test_what_is_not_certain_stays(tmp_path: Path) -> None:
+    """Ten boxes of another format are too few, and a box without area has no certain repair."""
+    bad = [with_boxes(r, lambda b: (b[0], b[1], b[2] - b[0], b[3] - b[1])) for r in records(tmp_path, 5)]
+    write_manifest(tmp_path / "m.jsonl", [*bad, Record("x", "0.png", "x", entities=(Entity(0, 9),))])
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert (tmp_path / "fixed.jsonl").read_bytes() == (tmp_path / "m.jsonl").read_bytes()
+
+
+def test_it_refuses_to_replace_the_manifest_and_stops_at_a_line_that_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"id": 1}\n')
+    with pytest.raises(OutputError, match="is the manifest itself"):
+        fix_manifest(tmp_path / "m.jsonl", tmp_path / "." / "m.jsonl")
+    with pytest.raises(DataError, match=r"m\.jsonl, line 1"):
+        fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert not (tmp_path / "fixed.jsonl").exists()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_turn_with_their_image(tmp_path: Path, orientation: int) -> None:
+    """A red rectangle in the stored image is inside of the turned box of the image as shown."""
+    image = Image.new("RGB", (40, 30), "white")
+    image.paste("red", (5, 3, 17, 9))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    ((x0, y0, x1, y1),) = turn_boxes([(5.0, 3.0, 17.0, 9.0)], tmp_path / "a.png")
+    shown = np.asarray(load_image(tmp_path / "a.png"))[..., 1] < 128
+    rows, columns = np.nonzero(shown)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
