@@ -68,7 +68,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     entities: tuple[Entity, ...] = ()
     objects: tuple[ObjectBox, ...] = ()
     paraphrases: tuple[Paraphrase, ...] = ()  # other texts for the image, drawn in training
-    relevance: float = 1.0  # in [0, 1]: how surely text and image belong together; 0: no positives
+    relevance: float = 1  # in [0, 1]: how surely text and image belong together; 0: no positives
     source: str = ""  # the data set that the pair comes from
     meta: dict[str, Any] = {}  # anything else; kept by every command, used by none
 
