@@ -183,6 +183,8 @@ PEERS = {"bare loop": bare_loop, "GradCache": grad_cache, "cached loss": cached_
 def make_step(name: str, arguments: argparse.Namespace, lengths: str, folder: Path) -> Step:
     image_size = make_model(arguments.size).vision.image_size
     batch = pairs_of(arguments.pairs, image_size, lengths)
+    if arguments.device == "cuda":
+        batch = batch.pin_memory()  # as from the loader
     if name != "spanbox":
         return PEERS[name](Peer(batch, arguments.size, arguments.freeze, arguments.device), arguments.chunk)
     trainer = make_trainer(
