@@ -3,26 +3,35 @@
     python benchmarks/input.py
     ATEN_CPU_CAPABILITY=default python benchmarks/input.py      as on a CPU without AVX2
 
-Photographs are made up: 640x480, quality 90, detail of every size, about 70 kB a file. All variants run on one thread,
-in turn, round after round; the median of each is taken, and only ratios can be compared between machines.
+    pip install --no-deps albumentations==2.0.8 albucore==0.0.24 opencv-python-headless scipy simsimd stringzilla
 
-`plain loop` is the usual hand-written code. `PairDataset` is the whole cost of a sample, with record and annotation.
-The steps below it show the possible gains: decoding is most of the time.
+Photographs are made up: 640x480, quality 90, detail of every size, about 70 kB a file. All variants run on one thread,
+in turn for each image, in time of the process; medians are taken, and only ratios can be compared between machines.
+
+`plain loop` is the usual hand-written code. `PairDataset` is the whole sample, with record and annotation; the path
+before simplejpeg is kept as `earlier`. The standard chain is a random resized crop, a flip and a colour jitter: by
+spanbox with boxes and spans, by plain Pillow without, by albumentations with boxes if it is installed. torchvision is
+not compared: its wheel wants a CUDA build of PyTorch and cannot be imported beside another one.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from hardware import describe
+from spanbox.data import images
+from spanbox.data.augment import AugmentSettings
 from spanbox.data.dataset import PairDataset
 from spanbox.data.images import load_image, load_reduced
 from spanbox.data.limits import SampleLimits
@@ -72,17 +81,71 @@ def plain_with_draft(path: Path) -> Tensor:
         return to_pixels(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def measure(variants: dict[str, Callable[[int], object]], images: int, rounds: int) -> dict[str, float]:
-    """Median seconds an image of each variant, after one warm-up round."""
+def plain_augmented(path: Path, generator: np.random.Generator) -> Tensor:
+    """The standard chain by hand, without boxes."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    area, stretch = generator.uniform(0.4, 1.0), np.sqrt(np.exp(generator.uniform(np.log(0.75), np.log(4 / 3))))
+    width = min(np.sqrt(area) * stretch, 1.0) * image.width
+    height = min(np.sqrt(area) / stretch, 1.0) * image.height
+    left, top = generator.uniform(0, image.width - width), generator.uniform(0, image.height - height)
+    image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    if generator.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if generator.random() < 0.8:
+        for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = change(image).enhance(generator.uniform(0.7, 1.3))
+    return to_pixels(image)
+
+
+def earlier(dataset: PairDataset, index: int) -> object:
+    """The path before simplejpeg: Pillow decodes at reduced size; the rest is as today."""
+    decoder, images.simplejpeg = images.simplejpeg, None
+    try:
+        return dataset[0, index]
+    finally:
+        images.simplejpeg = decoder
+
+
+def albumentations_variants(paths: list[Path]) -> dict[str, Callable[[int], object]]:
+    """Albumentations on OpenCV's decoder; nothing if it is not installed."""
+    try:
+        import albumentations as A
+        import cv2
+    except ImportError:
+        return {}
+    cv2.setNumThreads(1)
+    boxes = A.BboxParams(format="pascal_voc", min_visibility=0.3, label_fields=["labels"])
+    resized = A.Compose([A.Resize(SIDE, SIDE, interpolation=cv2.INTER_AREA)], bbox_params=boxes)
+    chain = [
+        A.RandomResizedCrop((SIDE, SIDE), scale=(0.4, 1.0), interpolation=cv2.INTER_AREA),
+        A.HorizontalFlip(p=0.5),
+        A.ColorJitter(0.3, 0.3, 0.3, 0.05, p=0.8),
+    ]
+    standard = A.Compose(chain, bbox_params=boxes)
+
+    def run(transform: Any, index: int) -> Tensor:
+        image = cv2.cvtColor(cv2.imread(str(paths[index])), cv2.COLOR_BGR2RGB)
+        changed = transform(image=image, bboxes=[[12.0, 30.5, 200.0, 310.0]], labels=["park"])
+        return torch.from_numpy(changed["image"]).permute(2, 0, 1).contiguous()
+
+    return {
+        "albumentations on OpenCV": lambda index: run(resized, index),
+        "standard chain: albumentations on OpenCV": lambda index: run(standard, index),
+    }
+
+
+def measure(variants: dict[str, Callable[[int], object]], images: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of the process for each image by each variant, one after another, in each round after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            for index in range(images):
+        for index in range(images):
+            for name, variant in variants.items():
+                start = time.process_time()
                 variant(index)
-            if number:
-                seconds[name].append((time.perf_counter() - start) / images)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                if number:
+                    seconds[name].append(time.process_time() - start)
+    return seconds
 
 
 def main() -> None:
@@ -94,13 +157,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest = save_pairs(Path(folder), arguments.images)
         paths = [manifest.image_path(record) for record in manifest]
-        dataset = PairDataset(manifest, SampleLimits(image_size=SIDE), seed=0, replace_broken=False)
+        limits = SampleLimits(image_size=SIDE)
+        dataset = PairDataset(manifest, limits, seed=0, replace_broken=False)
+        standard = AugmentSettings.model_validate({"image": {"preset": "standard"}})
+        augmented = PairDataset(manifest, replace(limits, augment=standard), seed=0, replace_broken=False)
         whole = [load_image(path) for path in paths]
         reduced = [load_reduced(path, SIDE)[0] for path in paths]
+        generator = np.random.default_rng(0)
+        steps = itertools.count()
         variants: dict[str, Callable[[int], object]] = {
             "plain loop": lambda index: plain(paths[index]),
             "plain loop with Pillow's draft": lambda index: plain_with_draft(paths[index]),
+            "earlier `PairDataset`: Pillow's draft": lambda index: earlier(dataset, index),
             "`PairDataset`": lambda index: dataset[0, index],
+            "standard chain: plain loop with Pillow": lambda index: plain_augmented(paths[index], generator),
+            "standard chain: `PairDataset`": lambda index: augmented[next(steps), index],
+            **albumentations_variants(paths),
             "step: `load_image`, all of the file": lambda index: load_image(paths[index]),
             "step: `load_reduced`": lambda index: load_reduced(paths[index], SIDE),
             "step: `to_square` of all of the image": lambda index: to_square(np.array(whole[index]), SIDE),
@@ -112,9 +184,15 @@ def main() -> None:
     print(
         f"{describe()}, {capability}; {arguments.images} files of {size:.0f} kB, median of {arguments.rounds} rounds\n"
     )
-    print("| variant | images/s and core | ms | against the plain loop |\n|---|---:|---:|---:|")
-    for name, value in seconds.items():
-        print(f"| {name} | {1 / value:,.0f} | {1000 * value:.2f} | {seconds['plain loop'] / value:.2f}x |")
+    print("| variant | images/s and core | ms | against the plain loop | against the earlier path |")
+    print("|---|---:|---:|---:|---:|")
+    for name, values in seconds.items():
+        middle = statistics.median(values)
+        ratios = [
+            statistics.median(base / own for base, own in zip(seconds[other], values, strict=True))
+            for other in ("plain loop", "earlier `PairDataset`: Pillow's draft")
+        ]
+        print(f"| {name} | {1 / middle:,.0f} | {1000 * middle:.2f} | {ratios[0]:.2f}x | {ratios[1]:.2f}x |")
 
 
 if __name__ == "__main__":

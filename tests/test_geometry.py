@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 import reference
 from spanbox.geometry import (
+    Box,
     box_area,
     box_iou,
     clip_boxes,
     denormalise_boxes,
     expand_boxes,
-    normalise_boxes,
+    in_fractions,
     roi_align,
 )
 
@@ -27,21 +28,16 @@ boxes = st.lists(st.tuples(corners, corners, corners, corners), max_size=4).map(
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ([0.0, 0.0, 200.0, 100.0], WHOLE),
-        ([50.0, 50.0, 100.0, 75.0], [0.25, 0.5, 0.5, 0.75]),
-        ([-20.0, 0.0, 220.0, 100.0], [-0.1, 0.0, 1.1, 1.0]),
+        ((0.0, 0.0, 200.0, 100.0), WHOLE),
+        ((50.0, 50.0, 100.0, 75.0), [0.25, 0.5, 0.5, 0.75]),
+        ((-20.0, 0.0, 220.0, 100.0), [-0.1, 0.0, 1.1, 1.0]),
     ],
     ids=["whole image", "inside", "beyond the border"],
 )
-def test_normalise_and_back(box: list[float], expected: list[float]) -> None:
-    normalised = normalise_boxes(torch.tensor([box]), width=200, height=100)
-    torch.testing.assert_close(normalised, torch.tensor([expected]))
-    torch.testing.assert_close(denormalise_boxes(normalised, width=200, height=100), torch.tensor([box]))
-
-
-def test_normalise_takes_integers_and_no_boxes() -> None:
-    assert normalise_boxes(torch.tensor([[1, 2, 3, 4]]), 8, 8).dtype == torch.float32
-    assert normalise_boxes(torch.zeros(0, 4), 8, 8).shape == (0, 4)
+def test_fractions_and_back(box: Box, expected: list[float]) -> None:
+    fractions = in_fractions(box, width=200, height=100)
+    assert fractions == pytest.approx(expected)
+    torch.testing.assert_close(denormalise_boxes(torch.tensor([fractions]), width=200, height=100), torch.tensor([box]))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Box arithmetic, affine maps, RoIAlign, and the coverage of boxes by masks.
 
 Inside the program a box is `[x0, y0, x1, y1]`, float32, normalised to [0, 1] of the image as displayed; x to the right,
-y down, (x1, y1) exclusive. Boxes are in pixels only in files (`normalise_boxes`) and in drawings (`denormalise_boxes`).
+y down, (x1, y1) exclusive. Boxes are in pixels only in files (`in_fractions`) and in drawings (`denormalise_boxes`).
 """
 
 from math import cos, radians, sin, tan
@@ -10,13 +10,25 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+Box = tuple[float, float, float, float]  # x0 y0 x1 y1
+
 SAME_OBJECT_IOU = 0.5  # from this IoU on, two boxes of an image show the same object
 
 
-def normalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
-    """Pixel boxes (N, 4) of a `width` x `height` image as fractions of it. Not clipped: see `clip_boxes`."""
-    wide = torch.promote_types(boxes.dtype, torch.float32)
-    return boxes.to(wide) / torch.tensor([width, height, width, height], dtype=wide)
+def in_fractions(box: Box, width: int, height: int) -> Box:
+    """A box in pixels of a `width` x `height` image as fractions of it. Not clipped: see `clip_box`."""
+    return box[0] / width, box[1] / height, box[2] / width, box[3] / height
+
+
+def clip_box(box: Box) -> Box:
+    """A box clipped to the image; one outside it gets no area."""
+    x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) for edge in box)
+    return x0, y0, x1, y1
+
+
+def area_of(box: Box) -> float:
+    """Area of a box that is not inverted."""
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def denormalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
@@ -60,7 +72,7 @@ class Affine(NamedTuple):
     f: float = 0.0
 
     @classmethod
-    def onto(cls, box: tuple[float, float, float, float]) -> Self:
+    def onto(cls, box: Box) -> Self:
         """The unit square onto a box."""
         x0, y0, x1, y1 = box
         return cls(x1 - x0, 0.0, x0, 0.0, y1 - y0, y0)
@@ -111,11 +123,12 @@ class Affine(NamedTuple):
         a, b, d, e = self.e / area, -self.b / area, -self.d / area, self.a / area
         return Affine(a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f))
 
-    def boxes(self, boxes: Tensor) -> Tensor:
-        """The boxes (N, 4) that the moved ones just fit in, not clipped: a moved point of a box lies in its box."""
-        x, y = boxes[:, [0, 2, 0, 2]], boxes[:, [1, 1, 3, 3]]  # (N, 4): the corners
-        corners = torch.stack([self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f], dim=-1)
-        return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=-1)
+    def box(self, box: Box) -> Box:
+        """The box that the moved one just fits in, not clipped: each moved point of a box lies in it."""
+        x0, y0, x1, y1 = box
+        x = [self.a * x + self.b * y + self.c for x in (x0, x1) for y in (y0, y1)]
+        y = [self.d * x + self.e * y + self.f for x in (x0, x1) for y in (y0, y1)]
+        return min(x), min(y), max(x), max(y)
 
 
 def cell_shares(boxes: Tensor, grid: int) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from spanbox.data.masking import MaskSettings
 from spanbox.data.prepare import prepare
 from spanbox.data.render import FILL, render
 from spanbox.errors import DataError
-from spanbox.geometry import Affine, box_area, clip_boxes
+from spanbox.geometry import Affine, area_of, box_area, clip_box, in_fractions
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, Sample
 
 RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
@@ -43,6 +43,7 @@ COLOURS = {"cat": RED, "dog": GREEN, "bird": BLUE}
 TEXT = "a cat, a dog and a bird"
 SIDE = 64
 BOXES: dict[str, Box] = {"cat": (20, 30, 90, 100), "dog": (120, 20, 180, 60), "bird": (100, 110, 190, 145)}
+FRACTIONS_OF_BOXES = [in_fractions(box, 200, 160) for box in BOXES.values()]
 
 
 def scene(size: tuple[int, int] = (200, 160), boxes: dict[str, Box] = BOXES) -> Image.Image:
@@ -188,28 +189,27 @@ FRACTIONS = st.floats(0, 1, width=32)
 
 
 @st.composite
-def boxes_in_fractions(draw: st.DrawFn) -> Tensor:
+def boxes_in_fractions(draw: st.DrawFn) -> Box:
     x, y = (sorted((draw(FRACTIONS) * 0.99, draw(FRACTIONS) * 0.99)) for _ in "xy")
-    return torch.tensor([[x[0], y[0], max(x[1], x[0] + 0.01), max(y[1], y[0] + 0.01)]])
+    return x[0], y[0], max(x[1], x[0] + 0.01), max(y[1], y[0] + 0.01)
 
 
 @settings(max_examples=150, deadline=None)
 @given(SETTINGS, SIZES, boxes_in_fractions(), st.integers(0, 1000), st.tuples(FRACTIONS, FRACTIONS))
 def test_any_plan_is_a_map_that_boxes_can_follow(
-    changes: ImageAugmentSettings, size: tuple[int, int], box: Tensor, seed: int, inside: tuple[float, float]
+    changes: ImageAugmentSettings, size: tuple[int, int], box: Box, seed: int, inside: tuple[float, float]
 ) -> None:
-    plan = draw_plan(changes, size, 32, box, may_flip=True, generator=np.random.default_rng(seed))
-    x0, y0, x1, y1 = box[0].tolist()
-    point = torch.tensor([[x0 + inside[0] * (x1 - x0), y0 + inside[1] * (y1 - y0)] * 2])
-    moved_box, moved_point = plan.to_square.boxes(box)[0], plan.to_square.boxes(point)[0]
-    scale = moved_box.abs().max().clamp(min=1.0)
-    assert (moved_point[:2] >= moved_box[:2] - 1e-5 * scale).all()
-    assert (moved_point[2:] <= moved_box[2:] + 1e-5 * scale).all()
-    clipped = clip_boxes(moved_box)
-    assert (clipped[:2] <= clipped[2:]).all()
+    plan = draw_plan(changes, size, 32, [box], may_flip=True, generator=np.random.default_rng(seed))
+    x, y = box[0] + inside[0] * (box[2] - box[0]), box[1] + inside[1] * (box[3] - box[1])
+    placed, (moved_x, moved_y, _, _) = plan.to_square.box(box), plan.to_square.box((x, y, x, y))
+    rounding = 1e-6 * max(1.0, *map(abs, placed))
+    assert placed[0] - rounding <= moved_x <= placed[2] + rounding
+    assert placed[1] - rounding <= moved_y <= placed[3] + rounding
+    clipped = clip_box(placed)
+    assert 0 <= clipped[0] <= clipped[2] <= 1
+    assert 0 <= clipped[1] <= clipped[3] <= 1
     if plan.to_square.is_upright:
-        expected = abs(plan.to_square.area) * box_area(box)[0]
-        assert box_area(moved_box) == pytest.approx(expected.item(), rel=1e-3, abs=1e-6)
+        assert area_of(placed) == pytest.approx(abs(plan.to_square.area) * area_of(box), rel=1e-6)
     assert plan.reduction in (1, 2, 4, 8)
 
 
@@ -237,9 +237,9 @@ def test_windows_grow_to_whole_pixels_of_the_decoded_image(
 @settings(max_examples=60, deadline=None)
 @given(SETTINGS, st.tuples(st.integers(1, 90), st.integers(1, 90)), boxes_in_fractions(), st.integers(0, 1000))
 def test_any_image_and_box_give_a_whole_sample(
-    changes: ImageAugmentSettings, size: tuple[int, int], box: Tensor, seed: int
+    changes: ImageAugmentSettings, size: tuple[int, int], box: Box, seed: int
 ) -> None:
-    in_pixels = tuple((box[0] * torch.tensor([*size, *size])).tolist())
+    in_pixels = (box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1])
     limits = SampleLimits(16, crop_size=8, augment=AugmentSettings(image=changes))
     cat = entity(TEXT, "cat", in_pixels)
     sample = prepare(Image.new("RGB", size, RED), TEXT, [cat], (), limits, draws=Draws(seed, 0, 0))
@@ -257,21 +257,20 @@ def test_any_image_and_box_give_a_whole_sample(
 
 def test_a_crop_keeps_a_linked_box_whole() -> None:
     """Half of the crops are smaller than the boxes, so they grow."""
-    boxes = torch.tensor(list(BOXES.values())) / torch.tensor([200, 160, 200, 160])
-    for keep, expected in ((True, 40), (False, 0)):
+    for keep in (True, False):
         limits = limits_of(crop=1.0, crop_scale=(0.05, 0.2), keep_box=keep)
         inside = 0
         for step in range(40):
-            placed = _plan_of(step, limits).to_square.boxes(boxes)
-            inside += bool(((placed > -1e-5) & (placed < 1 + 1e-5)).all(dim=1).any())
-        assert inside == 40 if keep else inside < 30, expected
+            placed = [_plan_of(step, limits).to_square.box(box) for box in FRACTIONS_OF_BOXES]
+            inside += any(min(box) > -1e-9 and max(box) < 1 + 1e-9 for box in placed)
+        assert inside == 40 if keep else inside < 30
 
 
 def _plan_of(step: int, limits: SampleLimits) -> ImagePlan:
     assert limits.augment is not None
-    boxes = torch.tensor(list(BOXES.values())) / torch.tensor([200, 160, 200, 160])
     generator = np.random.default_rng((0, step, 0, 2))
-    return draw_plan(limits.augment.image, (200, 160), SIDE, boxes, may_flip=True, generator=generator)
+    image = limits.augment.image
+    return draw_plan(image, (200, 160), SIDE, FRACTIONS_OF_BOXES, may_flip=True, generator=generator)
 
 
 def test_links_of_boxes_out_of_view_are_dropped_and_counted() -> None:

@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spanbox.data.images import image_facts, image_size, load_image, load_reduced
+from spanbox.data.images import image_facts, image_size, load_image, load_reduced, open_picture
 from spanbox.errors import DataError
 
 READERS = [load_image, partial(load_reduced, at_least=16), image_size]
@@ -339,3 +340,78 @@ def test_an_image_smaller_than_asked_for_is_not_reduced(tmp_path: Path, suffix: 
 def test_a_half_transparent_image_is_on_white_when_reduced_too(tmp_path: Path) -> None:
     path = saved(Image.new("RGBA", (300, 200), (255, 0, 0, 128)), tmp_path / "a.png")
     assert load_reduced(path, at_least=16)[0].getpixel((0, 0)) == (255, 127, 127)
+
+
+# ---------------------------------------------------------------- two decoders of JPEG
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "Pillow":
+        monkeypatch.setattr("spanbox.data.images.simplejpeg", None)
+    return str(request.param)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "4:4:4": {"subsampling": 0},
+    "turned": {"orientation": 6},
+    "comment": {"comment": b"a word"},
+    "ICC": {"icc_profile": b"x" * 40},
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(640, 480), (333, 517), (17, 9), (1, 1)])
+def test_both_decoders_give_the_same_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, kind: str, size: tuple[int, int]
+) -> None:
+    options = dict(KINDS[kind])
+    exif = Image.Exif()
+    if "orientation" in options:
+        exif[0x0112] = options.pop("orientation")
+    path = saved(photo(mode).resize(size), tmp_path / "a.jpg", quality=90, exif=exif, **options)
+    for reduction in (n for n in (1, 2, 4, 8) if n <= min(size)):
+        with open_picture(path) as picture:
+            fast = picture.decode(reduction)
+        with monkeypatch.context() as patched:
+            patched.setattr("spanbox.data.images.simplejpeg", None)
+            with open_picture(path) as picture:
+                slow = picture.decode(reduction)
+        assert (fast.size, fast.reduction) == (slow.size, slow.reduction)
+        assert np.array_equal(fast.values, slow.values)
+        assert fast.values.flags.writeable
+
+
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_a_jpeg_that_is_cut_off_is_broken_for_both(tmp_path: Path, decoder: str, reduction: int) -> None:
+    path = saved(photo(), tmp_path / "a.jpg", quality=90)
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(DataError, match="truncated"), open_picture(path) as picture:
+        picture.decode(reduction)
+
+
+def test_what_looks_like_a_jpeg_is_read_by_its_content(tmp_path: Path, decoder: str) -> None:
+    saved(photo(), tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    saved(photo(), tmp_path / "b.jpg", quality=90).rename(tmp_path / "b.png")
+    assert load_image(tmp_path / "a.jpg").size == load_image(tmp_path / "b.png").size == (640, 480)
+
+
+@pytest.mark.parametrize("where", [20, 200, 1000])
+def test_a_damaged_jpeg_reads_alike_or_is_refused_by_both(tmp_path: Path, where: int) -> None:
+    path = saved(photo(), tmp_path / "a.jpg", quality=90)
+    content = bytearray(path.read_bytes())
+    content[where : where + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    results = []
+    for missing in (False, True):
+        with pytest.MonkeyPatch.context() as patched:
+            if missing:
+                patched.setattr("spanbox.data.images.simplejpeg", None)
+            try:
+                results.append(np.asarray(load_image(path)))
+            except DataError as error:
+                results.append(np.array(str(error)))
+    assert np.array_equal(*results)

@@ -14,7 +14,7 @@ from torch import Tensor
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Box, Entity, ObjectBox, identity_key
 from spanbox.data.masking import Proposals
-from spanbox.geometry import SAME_OBJECT_IOU, Affine, box_area, box_iou, clip_boxes, normalise_boxes
+from spanbox.geometry import SAME_OBJECT_IOU, Affine, area_of, box_iou, clip_box, in_fractions
 from spanbox.spans import CharSpan, trim_span
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, stable_id
 
@@ -73,22 +73,21 @@ def annotate(
     proposals = _proposals(boxes, image_size) if limits.objects_only or limits.views else Proposals.none()
     if limits.objects_only:
         regions = proposals.boxes
-        relevance = torch.zeros(len(entities), len(regions))
-        links = relevance > 0
+        links = relevance = torch.zeros(len(entities), len(regions))
         shown = [bool(own) for own in boxes_of_spans]
     else:
         used = _within_limit(boxes_of_spans, limits.max_regions, sample, incidents)
         others = _other_boxes(spans, boxes, image_size, shown_boxes, len(used), limits)
-        regions = torch.cat([shown_boxes[used], others])
+        regions = _tensor([*(shown_boxes[index] for index in used), *others])
         links, relevance = _links(boxes_of_spans, used, len(regions))
-        shown = links.any(dim=1).tolist()
+        shown = [not own.keys().isdisjoint(used) for own in boxes_of_spans]
     return Annotation(
         spans=tuple(trim_span(text, (spans[i].start, spans[i].end)) for i in entities),
         entities=tuple(entities),
         identities=tuple(stable_id(identity_key(text, spans[i])) for i in entities),
         shown=tuple(_state(spans[i], has_box) for i, has_box in zip(entities, shown, strict=True)),
         regions=regions,
-        links=links,
+        links=links.bool(),
         link_relevance=relevance,
         proposals=proposals,
         incidents=tuple(incidents),
@@ -118,53 +117,45 @@ def _within_limit(
 def _links(boxes_of_spans: Sequence[dict[int, float]], used: Sequence[int], regions: int) -> tuple[Tensor, Tensor]:
     """Links (K, R) and their relevance (K, R): the boxes of each span among the used ones, which are the first
     regions."""
-    column_of = {index: column for column, index in enumerate(used)}
-    links = torch.zeros(len(boxes_of_spans), regions, dtype=torch.bool)
-    relevance = torch.zeros(len(boxes_of_spans), regions)
-    for row, own in enumerate(boxes_of_spans):
-        kept = [index for index in own if index in column_of]
-        columns = [column_of[index] for index in kept]
-        links[row, columns] = True
-        relevance[row, columns] = torch.tensor([own[index] for index in kept])
-    return links, relevance
+    others = [0.0] * (regions - len(used))
+    linked = [[float(index in own) for index in used] + others for own in boxes_of_spans]
+    relevance = [[own.get(index, 0.0) for index in used] + others for own in boxes_of_spans]
+    shape = len(boxes_of_spans), regions
+    return torch.tensor(linked).reshape(shape), torch.tensor(relevance).reshape(shape)
 
 
 def _boxes_of_spans(
     spans: Sequence[Entity], image_size: tuple[int, int], sample: str, incidents: list[Incident]
-) -> tuple[Tensor, list[dict[int, float]]]:
-    """The distinct boxes of all spans (R, 4), in fractions and clipped, and the indices of each span's own with their
+) -> tuple[list[Box], list[dict[int, float]]]:
+    """The distinct boxes of all spans, in fractions and clipped, and the indices of each span's own with their
     relevance."""
-    in_pixels = [box for span in spans for box in span.boxes]
-    fractions = iter(_fractions(in_pixels, image_size, torch.float64).tolist())
     column_of: dict[Box, int] = {}
     box_of: list[dict[int, float]] = []
     for span in spans:
         box_of.append({})
         for box, relevance in zip(span.boxes, span.box_relevance(), strict=True):
-            clipped = _clip(next(fractions), box, image_size, sample, incidents)
+            clipped = _clip(box, image_size, sample, incidents)
             if clipped is not None:
                 column = column_of.setdefault(clipped, len(column_of))
                 box_of[-1][column] = max(relevance, box_of[-1].get(column, 0.0))
-    return torch.tensor(list(column_of), dtype=torch.float32).reshape(-1, 4), box_of
+    return list(column_of), box_of
 
 
-def _fractions(boxes: Sequence[Box], image_size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Boxes in pixels as fractions (N, 4) of the image, not clipped."""
-    return normalise_boxes(torch.tensor(boxes, dtype=dtype).reshape(-1, 4), *image_size)
+def _tensor(boxes: Sequence[Box]) -> Tensor:
+    """(N, 4) float32."""
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
-def _clip(
-    box: Sequence[float], in_pixels: Box, image_size: tuple[int, int], sample: str, incidents: list[Incident]
-) -> Box | None:
-    """The box clipped to the image; None, and an incident, when nothing of it lies in the image."""
-    x0, y0, x1, y1 = box
-    clipped = (max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0))
+def _clip(box: Box, image_size: tuple[int, int], sample: str, incidents: list[Incident]) -> Box | None:
+    """The box in fractions and clipped; None, and an incident, when nothing of it lies in the image."""
+    x0, y0, x1, y1 = in_fractions(box, *image_size)
+    clipped = clip_box((x0, y0, x1, y1))
     image = "image of {}x{}".format(*image_size)
     if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
-        incidents.append(Incident("degenerate box", sample, f"{list(in_pixels)} lies outside the {image}"))
+        incidents.append(Incident("degenerate box", sample, f"{list(box)} lies outside the {image}"))
         return None
     if min(x0, y0) < -CLIP_TOLERANCE or max(x1, y1) > 1 + CLIP_TOLERANCE:
-        incidents.append(Incident("clipped box", sample, f"{list(in_pixels)} leaves the {image}"))
+        incidents.append(Incident("clipped box", sample, f"{list(box)} leaves the {image}"))
     return clipped
 
 
@@ -172,26 +163,35 @@ def _other_boxes(
     spans: Sequence[Entity],
     boxes: Sequence[ObjectBox],
     image_size: tuple[int, int],
-    shown_boxes: Tensor,
+    shown_boxes: Sequence[Box],
     used: int,
     limits: SampleLimits,
-) -> Tensor:
-    """The best other boxes (P, 4) that show none of the spans, as many as the limits allow beside `used` boxes."""
+) -> list[Box]:
+    """The best other boxes that show none of the spans, as many as the limits allow beside `used` boxes."""
     room = limits.proposals if limits.max_regions is None else min(limits.proposals, limits.max_regions - used)
     if room <= 0:
-        return torch.empty(0, 4)
+        return []
     known = {box for span in spans for box in span.boxes}  # spares the arithmetic
     ranked = sorted((other for other in boxes if other.box not in known), key=lambda other: -other.score)
-    candidates = clip_boxes(_fractions([other.box for other in ranked], image_size))
-    apart = (box_iou(candidates, shown_boxes) < SAME_OBJECT_IOU).all(dim=1) & (box_area(candidates) > 0)
-    return candidates[apart][:room]
+    candidates = [clip_box(in_fractions(other.box, *image_size)) for other in ranked]
+    if not candidates:
+        return []
+    overlap = box_iou(_tensor(candidates), _tensor(shown_boxes))
+    apart = (overlap < SAME_OBJECT_IOU).all(dim=1).tolist()
+    return [box for box, is_apart in zip(candidates, apart, strict=True) if is_apart and area_of(box) > 0][:room]
 
 
 def _proposals(boxes: Sequence[ObjectBox], image_size: tuple[int, int]) -> Proposals:
     """All boxes that lie in the image, with their scores."""
-    clipped = clip_boxes(_fractions([other.box for other in boxes], image_size))
-    inside = box_area(clipped) > 0
-    return Proposals(clipped[inside], torch.tensor([other.score for other in boxes])[inside])
+    clipped = [(clip_box(in_fractions(other.box, *image_size)), other.score) for other in boxes]
+    inside = [(box, score) for box, score in clipped if area_of(box) > 0]
+    return Proposals(_tensor([box for box, _ in inside]), torch.tensor([score for _, score in inside]))
+
+
+def linked_boxes(annotation: Annotation) -> list[Box]:
+    """The regions that show a span."""
+    linked = annotation.links.any(dim=0).tolist()
+    return [tuple(box) for box, is_linked in zip(annotation.regions.tolist(), linked, strict=True) if is_linked]
 
 
 def moved(
@@ -211,33 +211,46 @@ def moved(
         sample: id of the pair.
     """
     regions, visible = _visible(annotation.regions, to_square)
-    kept = visible >= min_visible
+    kept = [column for column, share in enumerate(visible) if share >= min_visible]
     links = annotation.links[:, kept]
-    lost = (annotation.links.any(dim=0) & ~kept).nonzero().flatten().tolist()
-    incidents = []
-    for column in lost:
-        owners = " and ".join(repr(names[row]) for row in annotation.links[:, column].nonzero().flatten().tolist())
-        incidents.append(Incident("box out of view", sample, f"{visible[column]:.0%} of a box of {owners} is left"))
-    partly_seen = (annotation.links & (visible > 0)).any(dim=1)
+    owners = annotation.links.tolist()
+    incidents = [
+        Incident(
+            "box out of view", sample, f"{visible[column]:.0%} of a box of {_named(names, owners, column)} is left"
+        )
+        for column in range(len(visible))
+        if visible[column] < min_visible and any(row[column] for row in owners)
+    ]
     shown = tuple(
-        (NOT_KNOWN if partly else NAMED_ONLY) if before == SHOWN and not now else before
-        for before, now, partly in zip(annotation.shown, links.any(dim=1).tolist(), partly_seen.tolist(), strict=True)
+        _state_after(before, row, visible, min_visible) for before, row in zip(annotation.shown, owners, strict=True)
     )
-    boxes, of_proposals = _visible(annotation.proposals.boxes, to_square)
-    used = of_proposals >= min_visible
+    boxes, shares = _visible(annotation.proposals.boxes, to_square)
+    used = [row for row, share in enumerate(shares) if share >= min_visible]
     return replace(
         annotation,
         shown=shown,
-        regions=regions[kept],
+        regions=_tensor([regions[column] for column in kept]),
         links=links,
         link_relevance=annotation.link_relevance[:, kept],
-        proposals=Proposals(boxes[used], annotation.proposals.scores[used]),
+        proposals=Proposals(_tensor([boxes[row] for row in used]), annotation.proposals.scores[used]),
         incidents=(*annotation.incidents, *incidents),
     )
 
 
-def _visible(boxes: Tensor, to_square: Affine) -> tuple[Tensor, Tensor]:
-    """Boxes (N, 4) on the square, clipped, and the share (N,) of each that lies on it."""
-    whole = to_square.boxes(boxes)
-    clipped = clip_boxes(whole)
-    return clipped, box_area(clipped) / box_area(whole)
+def _named(names: Sequence[str], owners: Sequence[Sequence[bool]], column: int) -> str:
+    return " and ".join(repr(name) for name, row in zip(names, owners, strict=True) if row[column])
+
+
+def _state_after(before: int, linked: Sequence[bool], visible: Sequence[float], min_visible: float) -> int:
+    """Presence of a span after the change, from the visible shares of its regions."""
+    best = max((share for share, is_own in zip(visible, linked, strict=True) if is_own), default=1.0)
+    if before != SHOWN or best >= min_visible:
+        return before
+    return NOT_KNOWN if best > 0 else NAMED_ONLY
+
+
+def _visible(boxes: Tensor, to_square: Affine) -> tuple[list[Box], list[float]]:
+    """Boxes (N, 4) on the square, clipped, and the share of each that lies on it."""
+    whole = [to_square.box(tuple(box)) for box in boxes.tolist()]
+    clipped = [clip_box(box) for box in whole]
+    return clipped, [area_of(part) / area_of(box) for part, box in zip(clipped, whole, strict=True)]

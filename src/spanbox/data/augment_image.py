@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
 from spanbox.data.images import reduction_for
-from spanbox.geometry import Affine, box_area
+from spanbox.geometry import Affine, Box, area_of, clip_box
 from spanbox.settings import Settings
 
 Range = tuple[float, float]
-BoxEdges = tuple[float, float, float, float]
 Preset = Literal["none", "light", "standard", "strong"]
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -43,7 +40,9 @@ DIRECTIONS = re.compile(
 
 CROP_TRIES = 10
 ERASE_TRIES = 10
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+EYE = np.eye(3)
+GREY = np.tile((0.299, 0.587, 0.114), (3, 1))  # brightness by ITU-R BT.601, in every channel
+CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # product with the grey axis
 MOST_TURN, MOST_SHEAR, MOST_SHIFT = 30.0, 17.0, 0.3  # degrees, degrees, fraction: of RandAugment at magnitude 10
 
 
@@ -141,7 +140,7 @@ class ImagePlan(NamedTuple):
     colour: NDArray[np.float32] | None = None  # (3, 4): matrix of red, green, blue and 255
     table: bytes | None = None  # new value of each of 256, in every channel
     blur: float = 0.0  # deviation, as a fraction of the side of the square
-    erased: BoxEdges | None = None  # rectangle of the square
+    erased: Box | None = None  # rectangle of the square
     reduction: int = 1  # the image may be decoded at 1/2, 1/4 or 1/8
 
 
@@ -159,7 +158,7 @@ def draw_plan(
     settings: ImageAugmentSettings,
     image_size: tuple[int, int],
     side: int,
-    linked: Tensor,
+    linked: Sequence[Box],
     *,
     may_flip: bool,
     generator: np.random.Generator,
@@ -170,12 +169,12 @@ def draw_plan(
         settings: probabilities and strengths.
         image_size: width and height in pixels.
         side: of the square, in pixels.
-        linked: (N, 4) boxes that show a span, in fractions and clipped.
+        linked: boxes that show a span, in fractions and clipped.
         may_flip: whether the image may be mirrored.
         generator: of the sample.
     """
     chance = _Chance(generator)
-    window: BoxEdges = (0.0, 0.0, 1.0, 1.0)
+    window: Box = (0.0, 0.0, 1.0, 1.0)
     if chance(settings.crop):
         window = _draw_window(settings, linked, generator)
     window, reduction = whole_pixels(window, image_size, side)
@@ -194,11 +193,11 @@ def draw_plan(
     blur = generator.uniform(*settings.blur_sigma) / side if chance(settings.blur) else 0.0
     erased = None
     if chance(settings.erase):
-        erased = _draw_erased(settings, to_square.boxes(linked).clamp(0, 1), generator)
+        erased = _draw_erased(settings, [clip_box(to_square.box(box)) for box in linked], generator)
     return ImagePlan(to_square, look.matrix(), look.table(), blur, erased, reduction)
 
 
-def whole_pixels(window: BoxEdges, image_size: tuple[int, int], side: int) -> tuple[BoxEdges, int]:
+def whole_pixels(window: Box, image_size: tuple[int, int], side: int) -> tuple[Box, int]:
     """The window with its edges on pixels of the decoded image, and the reduction 1, 2, 4 or 8 that it allows.
 
     A window that is decoded at 1/n has n times as many pixels as the square, so an edge moves outwards by
@@ -219,7 +218,7 @@ def _to_grid(low: float, high: float, size: int, reduction: int) -> Range:
     return float(low), float(min(high, size))
 
 
-def _draw_window(settings: ImageAugmentSettings, linked: Tensor, generator: np.random.Generator) -> BoxEdges:
+def _draw_window(settings: ImageAugmentSettings, linked: Sequence[Box], generator: np.random.Generator) -> Box:
     """A random window of the image, in fractions; around a whole linked box if one is to be kept."""
     low, high = np.log(settings.crop_ratio)
     for _ in range(CROP_TRIES):
@@ -229,9 +228,8 @@ def _draw_window(settings: ImageAugmentSettings, linked: Tensor, generator: np.r
             break
     else:
         width = height = math.sqrt(settings.crop_scale[1])
-    kept: Sequence[float]
     if settings.keep_box and len(linked):
-        kept = linked[generator.integers(len(linked))].tolist()
+        kept = linked[int(generator.integers(len(linked)))]
         width, height = max(width, kept[2] - kept[0]), max(height, kept[3] - kept[1])
     else:
         kept = (1.0, 1.0, 0.0, 0.0)  # any place will do
@@ -245,17 +243,22 @@ def _between(low: float, high: float, generator: np.random.Generator) -> float:
     return low + max(high - low, 0.0) * generator.random()
 
 
-def _draw_erased(settings: ImageAugmentSettings, linked: Tensor, generator: np.random.Generator) -> BoxEdges | None:
+def _draw_erased(settings: ImageAugmentSettings, linked: Sequence[Box], generator: np.random.Generator) -> Box | None:
     """A rectangle that leaves at least `min_visible` of each linked box; None if none of the tries does."""
     for _ in range(ERASE_TRIES):
         area, stretch = generator.uniform(*settings.erase_scale), math.exp(generator.uniform(-0.6, 0.6))
         width, height = min(math.sqrt(area) * stretch, 1.0), min(math.sqrt(area) / stretch, 1.0)
         x0, y0 = generator.uniform(0, 1 - width), generator.uniform(0, 1 - height)
-        box = torch.tensor([x0, y0, x0 + width, y0 + height])
-        covered = torch.cat([torch.maximum(linked[:, :2], box[:2]), torch.minimum(linked[:, 2:], box[2:])], dim=1)
-        if (box_area(covered) <= (1 - settings.min_visible) * box_area(linked)).all():
-            return x0, y0, x0 + width, y0 + height
+        erased = (x0, y0, x0 + width, y0 + height)
+        if all(_shared_area(erased, box) <= (1 - settings.min_visible) * area_of(box) for box in linked):
+            return erased
     return None
+
+
+def _shared_area(first: Box, second: Box) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 class _Chance:
@@ -315,21 +318,19 @@ class _Look:
         return None if self.values is None else self.values.tobytes()
 
     def brighten(self, factor: float) -> None:
-        self._then(np.diag([factor, factor, factor]))
+        self._then(factor * EYE)
 
     def contrast(self, factor: float) -> None:
-        self._then(np.diag([factor, factor, factor]), (1 - factor) / 2)
+        self._then(factor * EYE, (1 - factor) / 2)
 
     def saturate(self, factor: float) -> None:
         """Blend with the grey image: 0 removes the colours."""
-        self._then(factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1)))
+        self._then(factor * EYE + (1 - factor) * GREY)
 
     def turn_hue(self, circle: float) -> None:
         """Rotate colours about the grey axis, by a fraction of the circle: brightness is kept."""
         turn = 2 * math.pi * circle
-        axis = np.full(3, 1 / math.sqrt(3))
-        cross = np.cross(np.eye(3), axis)
-        self._then(math.cos(turn) * np.eye(3) - math.sin(turn) * cross + (1 - math.cos(turn)) * np.outer(axis, axis))
+        self._then(math.cos(turn) * EYE + math.sin(turn) * CROSS + (1 - math.cos(turn)) / 3)
 
     def jitter(self, settings: ImageAugmentSettings, generator: np.random.Generator) -> None:
         """Brightness, contrast, saturation and hue, in random order."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,9 @@ _TURNED_POINTS: dict[int, Callable[[float, float, float, float], tuple[float, fl
 Corners = tuple[float, float, float, float]
 _GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _ROWS_AT_ONCE = 256
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+_APP1, _START_OF_SCAN = 0xE1, 0xDA  # markers of segments
+_FURTHER_IMAGES = b"MPF\0"
 
 
 class ImageFacts(NamedTuple):
@@ -96,7 +99,7 @@ class Picture:
         """
         image, path = self._image, self._path
         if path is not None and image.format == "JPEG" and image.mode in ("RGB", "L"):
-            values = _decode_jpeg(path, image.size, reduction)
+            values = _decode_jpeg(path.read_bytes(), image.size, reduction)
             if values is not None:
                 return Pixels(_upright(values, _orientation(image)), self.size, reduction)
         asked = (image.width // reduction, image.height // reduction)
@@ -107,8 +110,43 @@ class Picture:
         return Pixels(_upright(np.array(_to_rgb(image)), orientation), self.size, reduction if reduced else 1)
 
 
+class PlainJpeg:
+    """Like `Picture`, of a JPEG that needs no Pillow: in YCbCr or grey, without orientation.
+
+    Attributes:
+        size: width and height.
+    """
+
+    def __init__(self, path: Path, content: bytes, size: tuple[int, int]) -> None:
+        self.size = size
+        self._path = path
+        self._content = content
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """None for any other file."""
+        if simplejpeg is None or path.suffix.lower() not in _JPEG_SUFFIXES:
+            return None
+        try:
+            content = path.read_bytes()
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        except (OSError, ValueError):
+            return None
+        limit = Image.MAX_IMAGE_PIXELS
+        fits = limit is None or width * height <= limit
+        is_plain = fits and colours in ("YCbCr", "Gray") and not _has_metadata(content)
+        return cls(path, content, (width, height)) if is_plain else None
+
+    def decode(self, reduction: int) -> Pixels:
+        values = _decode_jpeg(self._content, self.size, reduction)
+        if values is not None:
+            return Pixels(values, self.size, reduction)
+        with _opened(self._path) as image:
+            return Picture(image, self._path).decode(reduction)
+
+
 @contextmanager
-def open_picture(source: Path | Image.Image) -> Iterator[Picture]:
+def open_picture(source: Path | Image.Image) -> Iterator[Picture | PlainJpeg]:
     """Read the header of a file, or take an image in memory.
 
     The pixels become RGB, upright, 8 bit; transparent parts are on white. 16-bit values are divided by 257. Wider
@@ -118,6 +156,10 @@ def open_picture(source: Path | Image.Image) -> Iterator[Picture]:
         DataError: here or when decoding; the file is missing, not an image, damaged, cut off, or larger than Pillow's
             limit of pixels.
     """
+    plain = PlainJpeg.read(source) if isinstance(source, Path) else None
+    if plain is not None:
+        yield plain
+        return
     with _opened(source) as image:
         yield Picture(image, source if isinstance(source, Path) else None)
 
@@ -199,13 +241,26 @@ def _turned(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
     return stored[::-1] if orientation in _SWAPS_SIDES else stored
 
 
-def _decode_jpeg(path: Path, stored: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+def _has_metadata(jpeg: bytes) -> bool:
+    """Whether a JPEG has EXIF or XMP, which may turn it, or further images; True if its segments are unclear."""
+    position = 2
+    while jpeg[position : position + 1] == b"\xff":
+        marker = jpeg[position + 1]
+        if marker == _APP1 or jpeg[position + 4 : position + 8] == _FURTHER_IMAGES or position + 4 > len(jpeg):
+            return True
+        if marker == _START_OF_SCAN:
+            return False
+        position += 2 + int.from_bytes(jpeg[position + 2 : position + 4], "big")
+    return True
+
+
+def _decode_jpeg(content: bytes, stored: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
     """The pixels (H, W, 3) as stored, the same as Pillow's; None where Pillow shall decode them or name the fault."""
     if simplejpeg is None:
         return None
     width, height = (math.ceil(side / reduction) for side in stored)
     try:
-        values: NDArray[np.uint8] = simplejpeg.decode_jpeg(path.read_bytes(), "RGB", min_width=width, min_height=height)
+        values: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB", min_width=width, min_height=height)
     except ValueError:
         return None
     return values if values.shape[:2] == (height, width) else None

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spanbox.data.annotate import annotate, moved
+from spanbox.data.annotate import annotate, linked_boxes, moved
 from spanbox.data.augment_image import ImagePlan, draw_plan, has_direction, plain_plan
 from spanbox.data.draws import Draws, Stream
 from spanbox.data.images import Pixels, open_picture, reduction_for
@@ -65,7 +65,7 @@ def prepare(
                 augment.image,
                 picture.size,
                 limits.image_size,
-                annotation.regions[annotation.links.any(dim=0)],
+                linked_boxes(annotation),
                 may_flip=may_flip and not has_direction(text),
                 generator=draws.stream(Stream.IMAGE),
             )

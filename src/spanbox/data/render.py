@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from spanbox.data.augment_image import BoxEdges, ImagePlan
+from spanbox.data.augment_image import ImagePlan
 from spanbox.data.images import Pixels
-from spanbox.geometry import Affine
+from spanbox.geometry import Affine, Box
 
-WHOLE: BoxEdges = (0.0, 0.0, 1.0, 1.0)
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 FILL = 128  # grey of places beyond the image, and of erased ones
 ROUNDING = 1e-4  # of a pixel: an edge this near to a whole one is there
 
 
-def render(pixels: Pixels, plan: ImagePlan, side: int, window: BoxEdges = WHOLE) -> Tensor:
+def render(pixels: Pixels, plan: ImagePlan, side: int, window: Box = WHOLE) -> Tensor:
     """A window of the sample's square as (3, side, side) uint8.
 
     Args:
@@ -160,7 +160,7 @@ def _blur(seen: Tensor, sigma: float) -> Tensor:
     return to_pixels(image.filter(ImageFilter.GaussianBlur(sigma)))
 
 
-def _erase(seen: Tensor, erased: BoxEdges, window: BoxEdges) -> Tensor:
+def _erase(seen: Tensor, erased: Box, window: Box) -> Tensor:
     """The picture with the pixels of a rectangle of the square made grey, in place."""
     height, width = seen.shape[1:]
     x0, x1 = ((edge - window[0]) / (window[2] - window[0]) * width for edge in (erased[0], erased[2]))
