@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore
-from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
@@ -15,6 +14,7 @@ from spanbox.models.dual_encoder import DualEncoder, ModelSettings
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.structures import Batch
+from spanbox.tasks.pretraining import Pretraining
 
 SIZES = {
     "small": {

@@ -12,7 +12,6 @@ from spanbox.data.collate import Collator
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
-from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.task import is_trained
 from spanbox.losses.kernel import WHOLE_SHARE
 from spanbox.losses.objective import Objective
@@ -21,6 +20,7 @@ from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.structures import Batch, Losses, Sample, stable_id
+from spanbox.tasks.pretraining import Pretraining
 
 THINGS = ("kite", "lamp", "bridge", "otter", "violin", "teapot", "canoe", "maple")
 COLOURS = ("red", "blue", "green", "white", "grey")

@@ -16,11 +16,11 @@ from torch import Tensor
 from encoders import collate, make_model, make_sample, with_views
 from spanbox.engine.distributed import Parallel, Ranks, whole
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients
-from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.task import is_trained, parameters
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import RegionSettings, SpanSettings
 from spanbox.structures import Batch, Losses, Sample
+from spanbox.tasks.pretraining import Pretraining
 
 PAIRS = 12  # shared evenly by two and by three ranks
 

@@ -21,7 +21,6 @@ from spanbox.engine.memory import (
     measure_step,
     memory_budget,
 )
-from spanbox.engine.pretraining import Pretraining
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
@@ -30,6 +29,7 @@ from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.models.trainable import freeze_layers
 from spanbox.structures import Batch
+from spanbox.tasks.pretraining import Pretraining
 
 MIB = 2**20
 

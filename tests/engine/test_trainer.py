@@ -18,7 +18,6 @@ from spanbox.engine import trackers as trackers_module
 from spanbox.engine import trainer as trainer_module
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights
 from spanbox.engine.device import choose_device, choose_precision
-from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, Validate
@@ -27,6 +26,7 @@ from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.structures import Batch, Incident
+from spanbox.tasks.pretraining import Pretraining
 
 Loaded = tuple[Batch, list[str], list[Incident]]
 STEPS = 6

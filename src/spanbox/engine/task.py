@@ -5,7 +5,7 @@ states of all rows (`features`), and losses of the features of all ranks (`losse
 and the ranks know no model, feature or loss by name; whatever crosses between them is a bundle of tensors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,8 +98,19 @@ def parameters(task: Task) -> list[nn.Parameter]:
 
 
 def heads(task: Task) -> list[nn.Module]:
-    """The parts of the model that are no tower."""
-    return [child for child in task.model.children() if child not in task.towers.values()]
+    """The largest parts of the model that contain no tower."""
+    return list(_without(task.model, set(task.towers.values())))
+
+
+def _without(module: nn.Module, towers: set[nn.Module]) -> Iterator[nn.Module]:
+    """The largest parts of a module without any of the towers in them."""
+    for child in module.children():
+        if child in towers:
+            continue
+        if towers.isdisjoint(child.modules()):
+            yield child
+        else:
+            yield from _without(child, towers)
 
 
 def is_trained(tower: nn.Module) -> bool:

@@ -7,11 +7,11 @@ import torch
 from spanbox.config import RunConfig
 from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.memory import StepMemory, measure_step, memory_budget
-from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.task import encode_in, parameters
 from spanbox.losses.objective import Objective
 from spanbox.models.pretrained import Part
 from spanbox.models.trainable import checkpoint_gradients
+from spanbox.tasks.pretraining import Pretraining
 from spanbox.wiring.building import build_model, example_batches
 
 PARTS: tuple[Part, ...] = ("text", "vision")

@@ -18,7 +18,6 @@ from spanbox.engine.checkpoint import (
 )
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import write_environment
-from spanbox.engine.pretraining import Pretraining
 from spanbox.engine.run_folder import prepare_run_folder, refuse_earlier_run, settle_replaced
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
@@ -27,6 +26,7 @@ from spanbox.files import write_text
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
+from spanbox.tasks.pretraining import Pretraining
 from spanbox.wiring.batches import TrainingBatches
 from spanbox.wiring.building import (
     build_model,
