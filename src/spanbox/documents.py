@@ -30,6 +30,12 @@ class DocumentError(ValueError):
     """A text, JSON or YAML file is not what it should be. The message has the line where there is one, not the path."""
 
 
+def refuse_special(path: Path) -> None:
+    """Raise OSError for a folder, and for a named pipe or device, whose reader would wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is a folder" if path.is_dir() else "it is not a regular file")
+
+
 def read_text(path: Path, limit: int = JSON_SIZE, errors: Literal["strict", "replace"] = "strict") -> str:
     """A UTF-8 text file, without a byte order mark.
 
@@ -37,8 +43,7 @@ def read_text(path: Path, limit: int = JSON_SIZE, errors: Literal["strict", "rep
         DocumentError: it is larger than `limit` bytes, or not UTF-8 (with `errors="strict"`).
         OSError: it cannot be read, or is no regular file.
     """
-    if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
-        raise OSError("it is a folder" if path.is_dir() else "it is not a regular file")
+    refuse_special(path)
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:

@@ -1,5 +1,6 @@
 """Checkpoints are complete or not there, and everything that is wrong with one is said."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,20 @@ class TestLoading:
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
         with pytest.raises(CheckpointError, match=r"trainer\.pt: cannot be read"):
             load_trainer_state(path.parent)
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt"])
+    @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+    def test_no_regular_file(self, name: str, make: Any, save: Any, model: DualEncoder, objective: Objective) -> None:
+        """A named pipe would be waited for."""
+        folder = save(1)
+        (folder / name).unlink()
+        make(folder / name)
+        load = {
+            "model.safetensors": lambda: load_weights(folder, model, objective),
+            "trainer.pt": lambda: load_trainer_state(folder),
+        }
+        with pytest.raises(CheckpointError, match=rf"{name}: cannot be read"):
+            load[name]()
 
     def test_no_training_state(self, save: Any) -> None:
         folder = save(1)

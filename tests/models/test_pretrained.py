@@ -1,6 +1,7 @@
 """Weights from local folders: all of them, only what is wanted, without noise; and every way in which it can fail."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,12 @@ class TestGitLfs:
         (tmp_path / name).write_text(POINTER)
         with pytest.raises(ConfigError, match=rf"{name} is a Git LFS pointer, not the file.*git lfs pull.*hf download"):
             build_text_tower(TowerSettings(path=str(tmp_path)))
+
+    def test_a_named_pipe_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        os.mkfifo(tmp_path / "model.safetensors")
+        with pytest.raises(ConfigError, match=r"model\.safetensors is not a regular file"):
+            build_vision_tower(VisionTowerSettings(path=str(tmp_path)))
 
     def test_pointers_of_unused_files_are_accepted(self, tmp_path: Path) -> None:
         BertModel(BertConfig(**tiny.bert())).save_pretrained(tmp_path)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spanbox.documents import refuse_special
 from spanbox.errors import CheckpointError, OutputError
 from spanbox.files import PARTIAL, explained, remove_entry, write_text
 from spanbox.models.preprocessing import Preprocessing
@@ -225,6 +226,7 @@ def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
     """
     path = folder / "model.safetensors"
     try:
+        refuse_special(path)
         saved = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
@@ -257,6 +259,7 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
     """
     path = folder / "trainer.pt"
     try:
+        refuse_special(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise CheckpointError(

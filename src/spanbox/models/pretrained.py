@@ -59,8 +59,18 @@ def model_folder(path: str, part: Part) -> Path:
             f"{part} tower: the folder {folder} has no config.json. Give the folder that transformers saved, "
             "or one fetched with `hf download NAME --local-dir DIR`."
         )
+    _refuse_special_files(folder, part)
     _refuse_lfs_pointers(folder, part)
     return folder
+
+
+def _refuse_special_files(folder: Path, part: Part) -> None:
+    for file in folder.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ConfigError(
+                f"{part} tower: {file} is not a regular file; remove it, or fetch the model with `hf download NAME "
+                "--local-dir DIR`."
+            )
 
 
 def _refuse_lfs_pointers(folder: Path, part: Part) -> None:
