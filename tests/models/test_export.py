@@ -75,6 +75,24 @@ def test_vision(architecture: Any, lora: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([3.0, 0.5 / 0.3, 1.0]))
 
 
+@pytest.mark.parametrize("architecture", [tiny.vit, tiny.deit, tiny.clip_vision, tiny.siglip_vision, tiny.dinov2])
+def test_another_image_size_is_that_of_the_folder(architecture: Any, tmp_path: Path) -> None:
+    """The positions are interpolated in the folder, so that images of the size need no argument."""
+    torch.manual_seed(0)
+    size = 2 * tiny.IMAGE_SIZE
+    tower = build_vision_tower(VisionTowerSettings(architecture=architecture(), image_size=size))
+    encoder = trained(tower)
+    make_exportable(encoder, ImageProcessorFiles(Preprocessing(image_size=size)))
+    encoder.save_pretrained(tmp_path)
+    opened = AutoModel.from_pretrained(tmp_path).eval()
+    pixels = torch.randn(2, 3, size, size)
+    arguments = {} if encoder.config.model_type == "dinov2" else {"interpolate_pos_encoding": True}
+    expected = encoder(pixels, **arguments).last_hidden_state
+    torch.testing.assert_close(opened(pixels).last_hidden_state, expected, rtol=0, atol=1e-5)
+    assert AutoImageProcessor.from_pretrained(tmp_path, use_fast=False).size["height"] == size
+    assert encoder.config.image_size == tiny.IMAGE_SIZE  # the encoder itself stays as it was
+
+
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     encoder = build_text_tower(TowerSettings(architecture=tiny.bert(vocab_size=VOCABULARY))).model

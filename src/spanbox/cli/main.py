@@ -21,6 +21,7 @@ from spanbox.cli import (
     data_show,
     demo,
     evaluate,
+    export,
     losses,
     plan,
     report,
@@ -44,6 +45,8 @@ On your own data:
     spanbox train gmner data.train=my.jsonl model.text.path=DIR model.vision.path=DIR
 
     spanbox evaluate runs/gmner --data held-out.jsonl
+
+    spanbox export runs/gmner encoders   folders that transformers opens
 
 Every setting is a key of the config: `spanbox config schema` lists the keys, `key=value` on the command line sets them.
 """
@@ -72,6 +75,7 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
 app.command("score")(score.score)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("losses")(losses.losses)
 app.command("ablate")(ablate.ablate)

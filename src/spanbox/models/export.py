@@ -1,9 +1,13 @@
 """Trained towers as transformers folders: `save_pretrained` writes weights, config and preprocessing.
 
-A tower's encoder with LoRA has names of weights that transformers fills with random numbers, and an encoder by itself
-has no tokenizer. Here the encoder becomes a subclass of its own class whose `save_pretrained` merges the updates into a
-copy and writes the tokenizer or image processor beside the weights, so that `AutoModel`, `AutoTokenizer` and
-`AutoImageProcessor` open the folder.
+An encoder with LoRA has names of weights that transformers fills with random numbers, an image encoder at another size
+than its own needs an argument to accept such images, and an encoder by itself has no tokenizer. Here the encoder
+becomes a subclass of its own class whose `save_pretrained` writes a copy with the updates merged and the positions
+interpolated, and the tokenizer or image processor beside it. `AutoModel`, `AutoTokenizer` and `AutoImageProcessor` open
+the folder without arguments.
+
+A tower that does not use its pooler has none, so transformers gives `pooler_output` random weights, with a warning;
+`AutoModel.from_pretrained(folder, add_pooling_layer=False)` leaves it out (BERT, RoBERTa, ViT, DeiT).
 """
 
 import copy
@@ -11,11 +15,14 @@ import json
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from spanbox.errors import CheckpointError
+from spanbox.models.encoder_config import side
+from spanbox.models.families import VISION_FAMILIES
 from spanbox.models.preprocessing import FILE_NAMES, Preprocessing
 
 
@@ -57,9 +64,10 @@ class _Exporting:
         folder = os.fspath(save_directory)
         if Path(folder).is_file():
             raise CheckpointError(f"{folder}: is a file; give a folder to save the encoder to")
-        merged: Any = _merged(self)
+        own_size = self.companion.preprocessing.image_size if isinstance(self.companion, ImageProcessorFiles) else None
+        exported: Any = exportable(self, own_size)
         try:
-            super(_Exporting, merged).save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
+            super(_Exporting, exported).save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
             self.companion.save_pretrained(folder)
         except OSError as error:
             raise CheckpointError(f"{folder}: the encoder cannot be saved there ({error.strerror or error})") from None
@@ -75,6 +83,11 @@ def make_exportable(encoder: Any, companion: Companion) -> None:
 def _exporting_class(encoder_class: Any) -> Any:
     # Of the same name, which transformers writes into the config.
     return type(encoder_class.__name__, (_Exporting, encoder_class), {"__module__": encoder_class.__module__})
+
+
+def exportable(encoder: Any, image_size: int | None = None) -> Any:
+    """The encoder with LoRA updates merged and position embeddings for `image_size`: itself, or a changed copy."""
+    return _resized(_merged(encoder), image_size)
 
 
 def _merged(encoder: Any) -> Any:
@@ -93,3 +106,32 @@ def _merged(encoder: Any) -> Any:
             parent, _, own = name.rpartition(".")
             setattr(merged.get_submodule(parent), own, module.get_base_layer())
     return merged
+
+
+def _resized(encoder: Any, image_size: int | None) -> Any:
+    """The encoder; if its position embeddings belong to another image size, a copy with interpolated ones."""
+    family = VISION_FAMILIES.get(encoder.config.model_type)
+    if image_size is None or family is None or not family.has_interpolate_argument:
+        return encoder
+    own = side(encoder.config.image_size)
+    if own == image_size:
+        return encoder
+    resized = copy.deepcopy(encoder)
+    embeddings, stride = resized.embeddings, family.stride(encoder.config)
+    with torch.no_grad():
+        prefix = _positions(embeddings).shape[-2] - (own // stride) ** 2
+        tokens = torch.zeros(1, prefix + (image_size // stride) ** 2, encoder.config.hidden_size)
+        interpolated = embeddings.interpolate_pos_encoding(tokens, image_size, image_size)
+    if hasattr(embeddings, "position_embeddings"):
+        embeddings.position_embeddings = nn.Parameter(interpolated)
+    else:
+        embeddings.position_embedding.weight = nn.Parameter(interpolated[0])
+    resized.config.image_size = image_size
+    return resized
+
+
+def _positions(embeddings: Any) -> Tensor:
+    """The weights of position embeddings, (1, T, H) or (T, H)."""
+    if hasattr(embeddings, "position_embeddings"):
+        return cast(Tensor, embeddings.position_embeddings)
+    return cast(Tensor, embeddings.position_embedding.weight)

@@ -1,0 +1,65 @@
+"""A trained model in the form that other libraries open, without spanbox.
+
+    transformers             both towers, the layers after them, and the pair as a VisionTextDualEncoderModel
+    sentence-transformers    the sentence encoder
+    onnx                     both towers with their layers
+
+Each target is a folder with a model card. open_clip is no target: its image encoders are its own networks, and its
+projections have no bias, so a ViT trained here has no place in it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from shutil import rmtree
+from typing import Literal
+
+from transformers.utils.logging import disable_progress_bar
+
+from spanbox.api import Model
+from spanbox.errors import OutputError
+from spanbox.export.card import model_card
+from spanbox.export.onnx_files import write_onnx
+from spanbox.export.sentence_transformers_folder import write_sentence_transformers
+from spanbox.export.transformers_folders import write_transformers
+from spanbox.files import PARTIAL, check_writable_folder, explained, write_text
+
+Target = Literal["transformers", "onnx", "sentence-transformers"]
+WRITERS: dict[Target, Callable[[Model, Path], list[str]]] = {
+    "transformers": write_transformers,
+    "onnx": write_onnx,
+    "sentence-transformers": write_sentence_transformers,
+}
+
+
+def export_model(model: Model, target: Target, out: Path, licence: str | None = None) -> list[str]:
+    """Write a model as a new folder, whole or not at all.
+
+    Args:
+        model: from `spanbox.load`.
+        target: library that will open it.
+        out: the folder; it must not exist, or be empty.
+        licence: identifier for the model card, such as `apache-2.0`.
+
+    Returns:
+        Notes about what is not as a user may expect, such as a part that the target cannot hold; the card has them too.
+
+    Raises:
+        OutputError: the folder is not empty or cannot be written.
+        ConfigError: the target cannot represent this model, or needs a package that is not installed.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputError(f"{out}: exists already and is not empty; name another folder, or remove it")
+    check_writable_folder(out.parent)
+    aside = out.parent / f".{out.name}{PARTIAL}"
+    disable_progress_bar()  # of transformers, for files of a second
+    with explained(out):
+        rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            notes = WRITERS[target](model, aside)
+            write_text(aside / "README.md", model_card(model, target, aside, notes, licence))
+            aside.replace(out)
+        except BaseException:
+            rmtree(aside, ignore_errors=True)
+            raise
+    return notes
