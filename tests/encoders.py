@@ -12,10 +12,10 @@ from spanbox.data.collate import Collator
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
-from spanbox.engine.task import is_trained
 from spanbox.losses.kernel import WHOLE_SHARE
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings, SpanSettings
+from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
@@ -64,6 +64,11 @@ def make_sample(number: int, spans: int = 2, regions: int = 3) -> Sample:
     )
 
 
+def fused(kind: str, dropout: float = 0.0) -> FusionSettings:
+    """A tiny fusion."""
+    return FusionSettings.model_validate({"kind": kind, "layers": 2, "heads": 2, "width": 8, "dropout": dropout})
+
+
 def collate(*samples: Sample) -> Batch:
     """A batch with all that any dual encoder reads: own tokens of the spans and crops of the regions too."""
     return Collator(tokenizer(), MAX_TOKENS, own_spans=True)(samples).batch
@@ -73,6 +78,7 @@ def make_model(
     *,
     spans: SpanSettings | None = None,
     regions: RegionSettings | None = None,
+    fusion: FusionSettings | None = None,
     dim: int = 8,
     dropout: float = 0.0,
     projections: Literal["separate", "shared"] = "separate",
@@ -87,6 +93,7 @@ def make_model(
         projections=projections,
         spans=spans or SpanSettings(),
         regions=regions or RegionSettings(),
+        fusion=fusion or FusionSettings(),
     )
     towers = build_text_tower(settings.text), build_vision_tower(settings.vision)
     return DualEncoder(*towers, Preprocessing(image_size=tiny.IMAGE_SIZE), settings)
@@ -127,7 +134,7 @@ def accumulate(
             partial(task.encode, name),
             rows,
             sizes[name],
-            is_trained(task.towers[name]),
+            task.trains(name),
             FrozenLayers.of(task.towers[name]),
         )
         for name, rows in inputs.rows.items()
@@ -149,7 +156,8 @@ def in_one_graph(model: DualEncoder, objective: Objective, batch: Batch, text: i
             (model.encode_images, inputs.images, image),
         )
     )
-    losses: Losses = objective(model.features(texts, images, inputs.places), batch.targets.to(model.mean.device))
+    features = model.features(texts, images, inputs.places)
+    losses: Losses = objective(features, batch.targets.to(model.mean.device), fusion=model.fusion)
     losses.total.backward()
     for parameter in (*model.parameters(), *objective.parameters()):  # of what the losses do not use
         if parameter.requires_grad and parameter.grad is None:

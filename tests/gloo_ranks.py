@@ -13,10 +13,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from encoders import collate, make_model, make_sample, with_views
+from encoders import collate, fused, make_model, make_sample, with_views
 from spanbox.engine.distributed import Parallel, Ranks, whole
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients
-from spanbox.engine.task import is_trained, parameters
+from spanbox.engine.task import parameters
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import RegionSettings, SpanSettings
 from spanbox.structures import Batch, Losses, Sample
@@ -58,11 +58,19 @@ SCENARIOS = {
     "ddp with ranked views and a gate": Scenario("ddp", views=True, loss={"views": {"form": "margin", "gate": True}}),
     "ddp with learned weights and random negatives": Scenario("ddp", loss={"coarse": LEARNED, "fine": LEARNED}),
     "ddp in chunks with relevance": Scenario("ddp", text=2, image=3, relevance=True),
+    "ddp with gates": Scenario("ddp", text=2, image=3, model={"fusion": fused("gated")}),
+    "ddp with cross-attention": Scenario("ddp", model={"fusion": fused("cross_attention")}),
+    "ddp with conditioned pooling": Scenario("ddp", text=2, image=3, model={"fusion": fused("conditioned_pooling")}),
+    "ddp with fusion over frozen towers": Scenario(
+        "ddp", text=2, image=2, frozen=("text", "vision"), model={"fusion": fused("cross_attention")}
+    ),
     "fsdp whole": Scenario("fsdp"),
     "fsdp in chunks": Scenario("fsdp", text=2, image=3),
     "fsdp in float32": Scenario("fsdp", text=2, image=3, dtype=torch.float32),
     "fsdp with crops": Scenario("fsdp", text=3, image=3, model=CROPS),
     "fsdp with views": Scenario("fsdp", text=2, image=3, views=True),
+    "fsdp with cross-attention": Scenario("fsdp", text=2, image=3, model={"fusion": fused("cross_attention")}),
+    "fsdp with conditioned pooling": Scenario("fsdp", model={"fusion": fused("conditioned_pooling")}),
     "fsdp with a frozen tower": Scenario("fsdp", text=2, image=2, frozen=("vision",)),
 }
 
@@ -91,7 +99,8 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
     """Gradient of every parameter, and the losses, of the whole batch."""
     torch.manual_seed(0)
     model = make_model(dropout=scenario.dropout, **scenario.model).to(scenario.dtype)
-    objective = Objective(LossSettings.model_validate(scenario.loss), dim=8).to(scenario.dtype)
+    settings = LossSettings.model_validate(scenario.loss)
+    objective = Objective(settings, dim=8, fusion=model.settings.fusion.kind).to(scenario.dtype)
     for name in scenario.frozen:
         model.get_submodule(name).requires_grad_(False)
     task = Pretraining(model, objective)
@@ -108,7 +117,7 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
             partial(task.encode, name),
             rows,
             scenario.chunk_sizes[name],
-            is_trained(task.towers[name]),
+            task.trains(name),
             ranks.synchronising(task.towers[name]),
             ranks.largest,
         )

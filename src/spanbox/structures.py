@@ -131,6 +131,9 @@ class Targets(TensorBundle):
     # Strength of positives in [0, 1], if known; 0: neither positive nor negative.
     relevance: Tensor | None = field(default=None, kw_only=True)  # (B,) float32: of the text for the image
     link_relevance: Tensor | None = field(default=None, kw_only=True)  # (B, K, R) float32: of each link
+    # Of the tokens, for the fusion of tokens and patches.
+    token_mask: Tensor | None = field(default=None, kw_only=True)  # (B, T) bool, False on padding
+    span_tokens: Tensor | None = field(default=None, kw_only=True)  # (B, K, T) bool: this token belongs to this span
 
     @property
     def span_valid(self) -> Tensor:
@@ -144,8 +147,8 @@ class Batch(Targets):
 
     pixels: Tensor  # (B, 3, S, S) uint8; the model normalises
     token_ids: Tensor  # (B, T) int64
-    token_mask: Tensor  # (B, T) bool, False on padding
-    span_tokens: Tensor  # (B, K, T) bool: this token belongs to this span
+    token_mask: Tensor = field(kw_only=True)  # (B, T) bool, False on padding
+    span_tokens: Tensor = field(kw_only=True)  # (B, K, T) bool: this token belongs to this span
     span_entity: Tensor  # (B, K) int64: index of the span's entity in its record, PADDING_ID as in `span_identity`
     span_shown: Tensor  # (B, K) int8: SHOWN, NAMED_ONLY or NOT_KNOWN
     place: Tensor  # (B,) int64: place of the pair's record in the manifest
@@ -170,6 +173,9 @@ class Features(TensorBundle):
     spans: Tensor  # (B, K, D), undefined where the span is padding
     regions: Tensor  # (B, R, D), undefined where the region is padding
     views: Tensor | None = None  # (B, V, D): masked views, undefined where a view is not used
+    # Not of unit length, for the fusion of tokens and patches.
+    tokens: Tensor | None = None  # (B, T, F), undefined on padding
+    patches: Tensor | None = None  # (B, P, F), row by row
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from spanbox.data import demo
 from spanbox.data.demo import DemoSettings, Language, Split, choose_concepts, draw_scene, write_demo
 from spanbox.data.images import load_image
 from spanbox.data.manifest import Box, Entity, Manifest, Record
+from spanbox.data.neighbours import load_neighbours
 from spanbox.errors import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -358,3 +359,56 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     drawn: list[int] = []
     write_demo(tmp_path, {"train": 3, "val": 2}, SMALL, on_drawn=drawn.append)
     assert drawn == [1, 2, 3, 4, 5]
+
+
+class TestRelations:
+    SETTINGS = replace(SMALL, relations=True)
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_a_pair_differs_in_which_object_is_where(self, split: Split) -> None:
+        """In both languages: the same words, with two names and two boxes exchanged."""
+        languages = set()
+        for (_, one), (_, other) in pairwise_of(scenes(self.SETTINGS, split, 30)):
+            languages.add(one.lang)
+            assert (one.lang, len(one.entities)) == (other.lang, len(other.entities))
+            assert one.text != other.text
+            identities = [[entity.identity for entity in record.entities] for record in (one, other)]
+            assert set(identities[0]) == set(identities[1])
+            changed = [i for i, (a, b) in enumerate(zip(*identities, strict=True)) if a != b]
+            assert {identities[0][i] for i in changed} == {identities[1][i] for i in changed}
+            assert len({identities[0][i] for i in changed}) == 2
+            for name in identities[0]:
+                mine, theirs = (box_of(record, name) for record in (one, other))
+                if mine and name not in {identities[0][i] for i in changed}:
+                    assert mine == theirs
+        assert languages == {"en", "zh"}
+
+    def test_the_words_between_the_names_are_the_same(self) -> None:
+        for (_, one), (_, other) in pairwise_of(scenes(self.SETTINGS, "test", 30)):
+            assert without_names(one) == without_names(other)
+
+    def test_the_partner_of_each_training_scene_is_its_neighbour(self, tmp_path: Path) -> None:
+        manifests = write_demo(tmp_path, {"train": 5, "val": 2}, self.SETTINGS)
+        found = load_neighbours(tmp_path / demo.PARTNERS, manifests["train"], 5)
+        assert found.tolist() == [[1], [0], [3], [2], [-1]]
+
+    def test_without_relations_there_are_no_partners(self, tmp_path: Path) -> None:
+        write_demo(tmp_path, {"train": 2}, SMALL)
+        assert not (tmp_path / demo.PARTNERS).exists()
+
+    def test_siblings_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="relation scenes have no siblings"):
+            write_demo(tmp_path, {"train": 2}, replace(self.SETTINGS, siblings=1))
+
+
+def pairwise_of(drawn: list[tuple[Image.Image, Record]]) -> list[tuple[tuple[Image.Image, Record], ...]]:
+    return list(zip(drawn[::2], drawn[1::2], strict=True))
+
+
+def box_of(record: Record, identity: str) -> tuple[Box, ...]:
+    return next(entity.boxes for entity in record.entities if entity.identity == identity)
+
+
+def without_names(record: Record) -> list[str]:
+    edges = [0, *(edge for entity in record.entities for edge in (entity.start, entity.end)), len(record.text)]
+    return [record.text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders import accumulate, collate, in_one_graph, make_model, make_sample, with_views
+from encoders import accumulate, collate, fused, in_one_graph, make_model, make_sample, with_views
 from spanbox.engine.large_batch import TowerStep, accumulate_gradients, even_chunk
 from spanbox.engine.random_state import RandomState
 from spanbox.losses.formulas import LOSSES
@@ -34,7 +34,8 @@ def mixed_batch(pairs: int = PAIRS) -> Batch:
 
 def doubles(dropout: float = 0.0, loss: dict[str, Any] | None = None, **model: Any) -> tuple[DualEncoder, Objective]:
     torch.manual_seed(0)
-    objective = Objective(LossSettings.model_validate(loss or {}), dim=8)
+    fusion = model["fusion"].kind if "fusion" in model else "none"
+    objective = Objective(LossSettings.model_validate(loss or {}), dim=8, fusion=fusion)
     return make_model(dropout=dropout, **model).double(), objective.double()
 
 
@@ -103,6 +104,29 @@ def test_every_loss_with_learned_weights_and_temperatures(name: str) -> None:
     weight = "fixed" if name == "decoupled" else "uncertainty"  # decoupled may be negative, and is refused
     levels = {level: {"loss": name, "weight_schedule": weight} for level in ("coarse", "fine")}
     compare(5, dropout=0.3, loss=levels)
+
+
+@pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+class TestFusion:
+    def test_tokens_and_patches_cross_the_boundary_with_dropout_in_the_fusion(self, kind: str) -> None:
+        compare(5, 7, pairs=12, dropout=0.3, fusion=fused(kind, dropout=0.3))
+
+    def test_the_projections_of_a_frozen_tower_learn(self, kind: str) -> None:
+        compare(5, 7, pairs=12, dropout=0.3, fusion=fused(kind), prepare=FROZEN["both towers"])
+        encoder, objective = doubles(fusion=fused(kind))
+        encoder.requires_grad_(False).fusion.requires_grad_(True)  # type: ignore[union-attr]
+        accumulate(encoder, objective, mixed_batch(12), text=5, image=5)
+        for projection in (encoder.fusion.token_projection, encoder.fusion.patch_projection):  # type: ignore[union-attr]
+            assert projection[0].weight.grad.abs().max() > 0  # type: ignore[index]
+
+    def test_spans_and_regions_that_are_encoded_alone(self, kind: str) -> None:
+        compare(5, 7, pairs=12, fusion=fused(kind), **SOURCES["by themselves"])
+
+    def test_pairs_without_spans_and_boxes(self, kind: str) -> None:
+        compare(3, batch=collate(*(make_sample(number, spans=0, regions=0) for number in range(6))), fusion=fused(kind))
+
+    def test_a_single_pair(self, kind: str) -> None:
+        compare(1, pairs=1, fusion=fused(kind))
 
 
 HARDEST = {"per_anchor": 4, "choice": "hardest"}

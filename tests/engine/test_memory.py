@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from encoders import accumulate, collate, make_model, make_sample
+from encoders import accumulate, collate, fused, make_model, make_sample
 from spanbox.engine import memory as memory_module
 from spanbox.engine.memory import (
     CPU_BUDGET,
@@ -22,7 +22,9 @@ from spanbox.engine.memory import (
     memory_budget,
 )
 from spanbox.errors import ConfigError
+from spanbox.losses import fusion as losses_of_fusion
 from spanbox.losses.objective import LossSettings, Objective
+from spanbox.models import fusion
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
@@ -102,6 +104,26 @@ class TestMeasuredStep:
             accumulate(model, objective, batch, text=text, image=image)
         predicted = memory.peak(pairs, {"text": text, "image": image}) - 1.1 * memory.state
         assert counted.peak <= predicted <= 1.75 * counted.peak
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("pairs", [12, 48])
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+    def test_predicts_the_peak_of_a_step_with_fusion(
+        self, kind: str, pairs: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of small blocks, of which a step has many; not less, and not more than 2.5 times as much."""
+        monkeypatch.setattr(fusion, "STATES_AT_ONCE", 2000)
+        monkeypatch.setattr(losses_of_fusion, "STRIP_LOGITS", 2**14)
+        model, objective = make_model(fusion=fused(kind)), Objective(LossSettings(), fusion=kind)
+        task = Pretraining(model, objective)
+        memory = measure_step(task, task.encode, example)
+        batch = example(pairs)
+        for parameter in (*model.parameters(), *objective.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
+        with PeakMemory() as counted:
+            accumulate(model, objective, batch, text=8, image=8)
+        predicted = memory.peak(pairs, {"text": 8, "image": 8}) - 1.1 * memory.state
+        assert counted.peak <= predicted <= 2.5 * counted.peak
 
     @pytest.mark.parametrize("chunk", [4, 24])
     def test_what_frozen_layers_leave_counts_in_chunks(self, chunk: int) -> None:

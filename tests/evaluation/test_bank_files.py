@@ -227,3 +227,53 @@ def test_parts_of_different_banks_are_no_parts(tmp_path: Path) -> None:
     other = replace(random_bank(1), text=torch.rand(7, 5))
     with pytest.raises(AssertionError):
         write_bank(tmp_path / "bank", FINGERPRINT, [random_bank(0), other], [])
+
+
+class TestFusion:
+    """Tokens, patches and parts in context, which a model without fusion does not have."""
+
+    def bank(self, seed: int = 0) -> FeatureBank:
+        bank = random_bank(seed, pairs=4)
+        generator = torch.Generator().manual_seed(seed)
+        return replace(
+            bank,
+            spans_in_context=torch.randn(len(bank.spans), 8, generator=generator),
+            regions_in_context=torch.randn(len(bank.regions), 8, generator=generator),
+            tokens=torch.randn(9, 8, generator=generator).half(),
+            token_count=torch.tensor([2, 0, 3, 4]),
+            patches=torch.randn(4, 6, 8, generator=generator).half(),
+        )
+
+    def test_come_back_in_half_precision(self, folder: Path) -> None:
+        expected = FeatureBank.cat([self.bank(0), self.bank(1)])
+        found = write_bank(folder, FINGERPRINT, [self.bank(0), self.bank(1)], []).bank
+        again = open_bank(folder, FINGERPRINT)
+        assert again is not None
+        for bank in (found, again.bank):
+            assert bank.present() == expected.present()
+            for name in expected.present():
+                assert torch.equal(getattr(bank, name), getattr(expected, name)), name
+
+    @pytest.mark.parametrize("missing", ["tokens", "token_count", "patches", "spans_in_context", "regions_in_context"])
+    def test_a_part_that_is_missing_makes_it_useless(self, missing: str, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [self.bank()], [])
+        (folder / f"{missing}.npy").unlink()
+        assert open_bank(folder, FINGERPRINT) is None
+
+    @pytest.mark.parametrize(
+        ("name", "array"),
+        [
+            ("token_count", np.array([2, 0, 3, 5])),
+            ("token_count", np.array([2, -1, 4, 4])),
+            ("token_count", np.array([2, 7])),
+            ("tokens", np.zeros((9, 7), dtype=np.float16)),
+            ("tokens", np.zeros((9, 8), dtype=np.float32)),
+            ("patches", np.zeros((3, 6, 8), dtype=np.float16)),
+            ("patches", np.zeros((4, 8), dtype=np.float16)),
+            ("spans_in_context", np.zeros((1, 8), dtype=np.float32)),
+        ],
+    )
+    def test_arrays_that_do_not_fit_make_it_useless(self, name: str, array: object, folder: Path) -> None:
+        write_bank(folder, FINGERPRINT, [self.bank()], [])
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        assert open_bank(folder, FINGERPRINT) is None

@@ -3,15 +3,18 @@
 import weakref
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from encoders import collate, fused, make_model, make_sample
 from spanbox.errors import DataError
 from spanbox.evaluation.evaluate import evaluate
-from spanbox.evaluation.extract import FeatureBank, extract
+from spanbox.evaluation.extract import FeatureBank, extract, extract_parts
 from spanbox.structures import PADDING_ID, Batch, Features
+from spanbox.wiring.fusing import context_of, pair_scores
 
 FEATURES = 3
 
@@ -128,10 +131,10 @@ def test_what_features_and_ids_were_cut_from_is_let_go() -> None:
 
 def test_no_gradient_and_nothing_but_features_is_held() -> None:
     bank = extract(encode, [SECOND])
-    for field in fields(bank):
-        tensor = getattr(bank, field.name)
+    for name in bank.present():
+        tensor = getattr(bank, name)
         assert not tensor.requires_grad
-        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), field.name
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name
     assert torch.is_grad_enabled()
 
 
@@ -162,6 +165,43 @@ def test_an_empty_data_set_is_an_error() -> None:
         extract(encode, [])
 
 
+class TestFusion:
+    """Tokens, patches and parts in context of a model with fusion."""
+
+    def extracted(self, kind: str, size: int, **options: Any) -> FeatureBank:
+        torch.manual_seed(0)
+        model = make_model(fusion=fused(kind)).eval()
+        samples = [make_sample(number, spans=number % 3, regions=(number + 1) % 3) for number in range(4)]
+        batches = [collate(*samples[start : start + size]) for start in range(0, 4, size)]
+        return FeatureBank.cat(extract_parts(model, batches, context=context_of(model), **options))
+
+    def test_batches_and_their_padding_do_not_matter(self) -> None:
+        whole, one_by_one = (self.extracted("gated", size, keep_states=True) for size in (4, 1))
+        assert whole.present() == [entry.name for entry in fields(FeatureBank)]
+        for name in whole.present():
+            torch.testing.assert_close(getattr(one_by_one, name), getattr(whole, name), atol=2e-3, rtol=1e-3)
+        assert whole.tokens is not None
+        assert whole.token_count is not None
+        assert (whole.tokens.dtype, len(whole.tokens)) == (torch.float16, int(whole.token_count.sum()))
+
+    def test_states_are_kept_only_where_they_are_needed(self) -> None:
+        bank = self.extracted("conditioned_pooling", 2)
+        assert not {"tokens", "token_count", "patches", "spans_in_context", "regions_in_context"} & {*bank.present()}
+
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+    def test_scores_from_a_bank_are_those_of_the_batch(self, kind: str) -> None:
+        torch.manual_seed(0)
+        model = make_model(fusion=fused(kind)).eval()
+        batch = collate(*(make_sample(number, spans=number % 3, regions=(number + 1) % 3) for number in range(4)))
+        bank = self.extracted(kind, 2, keep_states=True)
+        scores = pair_scores(model, bank)
+        assert scores is not None
+        sentences, images = torch.tensor([0, 3, 2, 1, 0]), torch.tensor([0, 1, 2, 3, 3])
+        with torch.no_grad():
+            expected = model.fusion.pair_scores(model(batch), batch, sentences, images)  # type: ignore[union-attr]
+        torch.testing.assert_close(scores(sentences, images), expected, atol=5e-3, rtol=0)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_features_come_back_to_the_cpu() -> None:
@@ -172,5 +212,6 @@ def test_features_come_back_to_the_cpu() -> None:
 
 
 def assert_equal_banks(first: FeatureBank, second: FeatureBank) -> None:
-    for field in fields(FeatureBank):
-        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
+    assert first.present() == second.present()
+    for name in first.present():
+        assert torch.equal(getattr(first, name), getattr(second, name)), name

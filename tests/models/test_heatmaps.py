@@ -8,10 +8,17 @@ from torch import Tensor
 
 import reference
 import tiny
-from encoders import make_model
+from encoders import collate, fused, make_model, make_sample
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
 from spanbox.models.families import VISION_FAMILIES
-from spanbox.models.heatmaps import attention_rollout, heaviest_box, similarity_maps, span_heatmaps, to_unit_range
+from spanbox.models.heatmaps import (
+    attention_rollout,
+    fusion_maps,
+    heaviest_box,
+    similarity_maps,
+    span_heatmaps,
+    to_unit_range,
+)
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
@@ -201,3 +208,31 @@ def test_similarity_maps_are_those_of_the_heatmaps() -> None:
     model, pixels, features = make(tiny.vit()), image(), spans()
     maps = similarity_maps(model, pixels, features)
     torch.testing.assert_close(maps, span_heatmaps(model, pixels, features)["similarity"], rtol=0, atol=1e-6)
+
+
+class TestFusionMaps:
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+    def test_shares_of_the_attention_of_a_sentence_and_of_its_spans(self, kind: str) -> None:
+        maps = fusion_maps(make_model(fusion=fused(kind)).eval(), collate(make_sample(0)))
+        assert maps is not None
+        assert maps.sentence.shape == (4, 4)
+        assert maps.spans.shape == (2, 4, 4)
+        torch.testing.assert_close(maps.spans.sum(dim=(1, 2)), torch.ones(2))
+        torch.testing.assert_close(maps.sentence.sum(), torch.ones(()))
+        assert (maps.gates is not None) == (kind == "gated")
+
+    def test_a_span_is_the_mean_of_its_tokens(self) -> None:
+        batch, model = collate(make_sample(0)), make_model(fusion=fused("gated")).eval()
+        maps = fusion_maps(model, batch)
+        assert maps is not None
+        assert maps.gates is not None
+        seen = model.fusion.seen(model(batch), batch)  # type: ignore[union-attr]
+        for span, members in enumerate(batch.span_tokens[0].tolist()):
+            tokens = [token for token, member in enumerate(members) if member]
+            attention = [layer.attention[0, token] for layer in seen for token in tokens]
+            gates = [layer.gate[0, token] for layer in seen for token in tokens]
+            torch.testing.assert_close(maps.spans[span].flatten(), torch.stack(attention).mean(dim=0))
+            torch.testing.assert_close(maps.gates[span], torch.stack(gates).mean())
+
+    def test_none_without_fusion(self) -> None:
+        assert fusion_maps(make_model().eval(), collate(make_sample(0))) is None

@@ -25,16 +25,27 @@ def draw(
         int,
         typer.Option(min=0, help="number of scenes after each held-out one that differ from it in only one object"),
     ] = 0,
+    relations: Annotated[
+        bool,
+        typer.Option(
+            "--relations", help="scenes in pairs that differ only in the relation: A left of B, and B left of A"
+        ),
+    ] = False,
 ) -> None:
     """Draw scenes with sentences, exact spans and exact boxes, as a normal manifest.
 
     Held-out scenes show combinations of objects that no training scene shows:
 
         spanbox data demo my-scenes --n 32000 --lang en,zh
+
+    Relation scenes come with the neighbours that put both scenes of a pair into one batch:
+
+        spanbox data demo my-relations --relations
+        spanbox train demo data.train=my-relations/train.jsonl data.neighbours=my-relations/train.partners.npy
     """
     from spanbox.data.demo import DemoSettings
 
-    draw_demo(out, n, held_out, DemoSettings(concepts, parse_languages(lang), size, seed, siblings))
+    draw_demo(out, n, held_out, DemoSettings(concepts, parse_languages(lang), size, seed, siblings, relations))
 
 
 def draw_demo(out: Path, n: int, held_out: int, settings: "DemoSettings") -> None:

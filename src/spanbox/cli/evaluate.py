@@ -29,6 +29,12 @@ def evaluate(
         int, typer.Option(min=0, help="examples of each kind (best, median, worst) for the report; 0: none")
     ] = 4,
     occlusion: Annotated[int, typer.Option(min=0, help="entities in the occlusion test; 0: no test")] = 500,
+    rerank: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="K", help="candidates that the towers propose and a model with fusion re-ranks; 0: none"
+        ),
+    ] = 64,
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -48,7 +54,7 @@ def evaluate(
     """
     from spanbox.wiring import EvaluationOptions, evaluate_to_folder
 
-    options = EvaluationOptions(threshold_from, examples, occlusion, predictions)
+    options = EvaluationOptions(threshold_from, examples, occlusion, rerank, predictions)
     result, path = evaluate_to_folder(model, data, out, options, device)
     print_metrics(result.metrics, f"{result.checkpoint} on {data}")
     print_incidents(result.incidents)

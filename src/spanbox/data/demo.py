@@ -7,7 +7,8 @@ output is a normal manifest with image files.
 A set of named objects belongs to one split only, so held-out scenes show combinations that are not in training.
 
 Held-out scenes can have siblings: the same scene and sentence with one object exchanged, so that most objects of a
-scene do not identify it.
+scene do not identify it. Relation scenes come in pairs in which two objects change places, in the image and in the
+sentence ("the kite is left of the lamp", "the lamp is left of the kite"): only the relation tells them apart.
 """
 
 import io
@@ -29,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
+from spanbox.data.neighbours import save_neighbours
 from spanbox.errors import DataError
 from spanbox.structures import stable_id
 
@@ -40,6 +42,8 @@ OBJECT_SIZE = (0.37, 0.48)  # longer side, as a share of the scene
 FOUR_SHARE = 0.6  # share of scenes that show and name a fourth object
 DISTRACTOR_SHARE = 0.07  # share of scenes that show a fourth object without naming it
 ABSENT_SHARE = 0.3  # share of sentences that name an absent object
+
+PARTNERS = "train.partners.npy"
 
 SENTENCES: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -88,6 +92,7 @@ class DemoSettings:
     size: int = 192  # pixels, both sides
     seed: int = 0
     siblings: int = 0  # per held-out scene: further scenes that differ in one object
+    relations: bool = False  # scenes of all splits in pairs that differ only in a relation
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,15 @@ def write_demo(
 ) -> dict[Split, Path]:
     """Draw scenes into `out`: `train.jsonl`, `val.jsonl`, `test.jsonl` and `images/`. Returns the manifests by split.
 
+    Relation scenes also give `train.partners.npy`, the neighbours for `data.neighbours`.
+
     `on_drawn` is called with the number of scenes drawn so far.
 
     Raises:
-        DataError: too many or too few concepts.
+        DataError: too many or too few concepts, or relation scenes with siblings.
     """
+    if settings.relations and settings.siblings:
+        raise DataError("relation scenes have no siblings: leave one of the two options out")
     choose_concepts(settings)
     manifests = {}
     drawn = itertools.count(1)
@@ -132,7 +141,16 @@ def write_demo(
             draw = partial(_draw_to_disk, out, split, settings)
             manifests[split] = out / f"{split}.jsonl"
             write_manifest(manifests[split], counted(pool.map(draw, range(count), chunksize=64)))
+    if settings.relations and "train" in manifests:
+        _write_partners(out / PARTNERS, manifests["train"], counts["train"])
     return manifests
+
+
+def _write_partners(path: Path, manifest: Path, count: int) -> None:
+    """The other scene of each pair as its hard neighbour (`data.neighbours`), so that a batch holds both."""
+    partner = np.arange(count, dtype=np.int32) ^ 1
+    partner[partner >= count] = -1
+    save_neighbours(path, partner[:, None], manifest, {"by": "relations"})
 
 
 @cache
@@ -153,11 +171,13 @@ def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
 
 def draw_scene(split: Split, index: int, settings: DemoSettings) -> tuple[Image.Image, Record]:
     """Image and record of scene `index` of a split; the same on every call."""
-    family_size = 1 if split == "train" else settings.siblings + 1
+    family_size = 2 if settings.relations else 1 if split == "train" else settings.siblings + 1
     first = index - index % family_size
     rng = random.Random(f"{settings.seed} {split} {first}")
     scene = _draw_scene(rng, split, settings)
-    if index != first:
+    if settings.relations:
+        scene = _of_relation_pair(rng, scene, split, settings, exchanged=index != first)
+    elif index != first:
         scene = _sibling(rng, scene, index - first, split, settings)
     text, entities = _describe(scene)
     scene_id = f"{split}-{index:06d}"
@@ -203,6 +223,22 @@ def _sibling(rng: random.Random, scene: _Scene, number: int, split: Split, setti
     boxes = list(scene.boxes)
     boxes[place] = _in_place_of(boxes[place], concept, settings.size)
     return replace(scene, named=named, boxes=tuple(boxes))
+
+
+def _of_relation_pair(
+    rng: random.Random, scene: _Scene, split: Split, settings: DemoSettings, *, exchanged: bool
+) -> _Scene:
+    """The scene, or the one in which its first two objects have changed places. Drawn again until nothing else in the
+    sentence differs: a place fits objects of other proportions a little off its centre."""
+    while _words(other := _with_two_exchanged(scene, settings)) != _words(scene):
+        scene = _draw_scene(rng, split, settings)
+    return other if exchanged else scene
+
+
+def _with_two_exchanged(scene: _Scene, settings: DemoSettings) -> _Scene:
+    (first, second, *others), (box, other_box, *boxes) = scene.named, scene.boxes
+    places = _in_place_of(box, second, settings.size), _in_place_of(other_box, first, settings.size)
+    return replace(scene, named=(second, first, *others), boxes=(*places, *boxes))
 
 
 def _in_place_of(box: Box, concept: Concept, size: int) -> Box:
@@ -296,17 +332,24 @@ def _template(rng: random.Random, language: Language, *, four: bool, absent: boo
     return template + (rng.choice(ABSENCES[language]) if absent else "")
 
 
+def _words(scene: _Scene) -> dict[str, str]:
+    """The word for the relation of each two slots that a sentence can relate."""
+    boxes = dict(zip("abcd", scene.boxes, strict=False))
+    named = "abcd"[: len(scene.named)]
+    return {
+        one + other: RELATIONS[scene.language][_relation(boxes[one], boxes[other])]
+        for one, other in ("ab", "cb", "da")
+        if one in named
+    }
+
+
 def _describe(scene: _Scene) -> tuple[str, list[Entity]]:
     """The sentence of a scene, and its entities with exact spans."""
     language = scene.language
     things: dict[str, tuple[Concept, tuple[Box, ...]]] = {
         slot: (concept, (box,)) for slot, concept, box in zip("abcd", scene.named, scene.boxes, strict=False)
     }
-    words = {
-        one + other: RELATIONS[language][_relation(things[one][1][0], things[other][1][0])]
-        for one, other in ("ab", "cb", "da")
-        if one in things
-    }
+    words = _words(scene)
     if scene.absent:
         things["x"] = (scene.absent, ())
     text, entities = "", []

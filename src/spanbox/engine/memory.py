@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.random_state import RandomState
-from spanbox.engine.task import Encode, Task, is_trained, parameters, weights
+from spanbox.engine.task import BlockedLoss, Encode, Task, parameters, weights
 from spanbox.errors import ConfigError
 from spanbox.losses.blocks import MOST_LOGITS
 from spanbox.losses.kernel import WHOLE_SHARE
@@ -218,7 +218,7 @@ def measure_step(task: Task, encode: Encode, example: Callable[[int], Any]) -> S
     states = {}
     with RandomState.capture().replayed():
         for name, groups in inputs.rows.items():
-            trained = is_trained(task.towers[name])
+            trained = task.trains(name)
             chunk = ChunkMemory(frozenset(chain.from_iterable(_lines(task, encode, name, rows) for rows in groups)))
             with torch.no_grad(), FrozenLayers.of(task.towers[name]).kept() as kept:
                 states[name] = [encode(name, rows[:]) for rows in groups]
@@ -253,36 +253,62 @@ def _lines(task: Task, encode: Encode, name: str, rows: Any) -> frozenset[tuple[
 
 def _chunk_moments(task: Task, encode: Encode, name: str, chunk: Any) -> list[int]:
     """Bytes at each moment of one forward and backward pass, with temporary gradients only."""
-    trained = [parameter for parameter in task.towers[name].parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
+    for parameter in task.towers[name].parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
     try:
-        with PeakMemory() as memory, torch.set_grad_enabled(bool(trained)):
+        with PeakMemory() as memory, torch.set_grad_enabled(task.trains(name)):
             states = [state for state in encode(name, chunk).tensors() if state.requires_grad]
             if states:
                 torch.autograd.backward(states, [torch.zeros_like(state) for state in states])
         return list(memory.moments)
     finally:
-        for parameter in trained:
+        for parameter in parameters(task):
             parameter.grad = None
 
 
 def _losses_peak(task: Task, features: TensorBundle, targets: TensorBundle) -> Callable[[int], int]:
     """Peak of the losses as a function of the batch: linear, plus quadratic up to the size from which they are computed
     in tiles."""
+    of_blocks = [_blocked_peak(task, blocked, features, targets) for blocked in task.blocked_losses(features)]
+    features = task.unblocked(features)
     half, whole = (_losses_bytes(task, features, targets, pairs) for pairs in (PROBE_PAIRS // 2, PROBE_PAIRS))
     quadratic = max(0.0, (whole - 2 * half) / (PROBE_PAIRS**2 / 2))
     linear = max(0.0, whole / PROBE_PAIRS - quadratic * PROBE_PAIRS)
     places = [feature[0].numel() // feature.shape[-1] for feature in features.tensors()]  # of a pair
     most = math.sqrt(MOST_LOGITS) / max(1, *places)  # pairs at which the larger matrix of logits is tiled
-    return lambda pairs: round(linear * pairs + quadratic * min(pairs, most) ** 2)
+
+    def peak(pairs: int) -> int:
+        in_blocks = max((of_block(pairs) for of_block in of_blocks), default=0.0)
+        return round(linear * pairs + quadratic * min(pairs, most) ** 2 + in_blocks)
+
+    return peak
+
+
+def _blocked_peak(
+    task: Task, blocked: BlockedLoss, features: TensorBundle, targets: TensorBundle
+) -> Callable[[int], float]:
+    """Peak of a part of the losses as a function of the batch, from batches that fill a block."""
+
+    def measured(pairs: int) -> int:
+        rows = torch.arange(pairs, device=targets.tensors()[0].device) % len(targets)
+        leaves = features.map(lambda feature: feature[rows].requires_grad_())
+        with PeakMemory() as memory:
+            blocked.loss(leaves, targets.map(lambda tensor: tensor[rows])).backward()  # type: ignore[no-untyped-call]
+        for parameter in parameters(task):
+            parameter.grad = None
+        return int(memory.peak)
+
+    once = measured(blocked.pairs)
+    slope = max(0, measured(2 * blocked.pairs) - once) / blocked.pairs if blocked.grows else 0.0
+    return lambda pairs: max(once + slope * (pairs - blocked.pairs), 0.0)
 
 
 def _losses_bytes(task: Task, features: TensorBundle, targets: TensorBundle, pairs: int) -> int:
     leaves = features[:pairs].map(lambda feature: torch.rand_like(feature).requires_grad_())
     with PeakMemory() as memory:
         task.losses(leaves, targets[:pairs], WHOLE_SHARE).total.backward()  # type: ignore[no-untyped-call]
-    for parameter in task.objective.parameters():
+    for parameter in parameters(task):
         parameter.grad = None
     return int(memory.peak)
 

@@ -33,6 +33,21 @@ class StepInputs:
     rest: Any = None
 
 
+@dataclass(frozen=True)
+class BlockedLoss:
+    """A part of the losses that is computed in blocks of bounded memory.
+
+    Attributes:
+        pairs: of the smallest batch that fills a block.
+        grows: whether its memory grows further with the batch; linearly then.
+        loss: of the features and targets of a batch.
+    """
+
+    pairs: int
+    grows: bool
+    loss: Callable[[Any, Any], Tensor]
+
+
 class Task(Protocol):
     """A task of the trainer.
 
@@ -56,11 +71,20 @@ class Task(Protocol):
     def encode(self, tower: str, rows: Any) -> TensorBundle:
         """States of a chunk of a tower's rows, each by itself."""
 
+    def trains(self, tower: str) -> bool:
+        """Whether anything between the rows of a tower and their states learns."""
+
     def features(self, states: Mapping[str, States], rest: Any) -> TensorBundle:
         """Features of the pairs of this rank; a row per pair."""
 
     def losses(self, features: TensorBundle, targets: TensorBundle, share: Share) -> Losses:
         """This rank's share of the losses, from the features and targets of all ranks."""
+
+    def unblocked(self, features: Any) -> Any:
+        """The features without those that are only used in `blocked_losses`."""
+
+    def blocked_losses(self, features: Any) -> Sequence[BlockedLoss]:
+        """Parts of the losses whose memory is measured on full blocks."""
 
     def before_step(self, done: float, step: int) -> None:
         """Set what follows a schedule, for the finished share of the run."""

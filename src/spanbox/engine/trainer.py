@@ -31,7 +31,7 @@ from spanbox.engine.run_folder import settle_replaced
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.state_cache import StateCache
 from spanbox.engine.stopping import StopRequest
-from spanbox.engine.task import StepInputs, Task, encode_in, heads, is_trained, parameters
+from spanbox.engine.task import StepInputs, Task, encode_in, heads, parameters
 from spanbox.engine.trackers import check_installed
 from spanbox.engine.tracking import IncidentTally, RunLog
 from spanbox.engine.trainer_state import check_trainer_state
@@ -191,7 +191,7 @@ class Trainer:
             encode,
             inputs.rows[name],
             chunk_size,
-            is_trained(tower),
+            self.task.trains(name),
             FrozenLayers.of(tower) if self.skips_frozen_layers else FrozenLayers(),
             self.ranks.synchronising(tower),
             **in_step,

@@ -1,6 +1,6 @@
 """The feature bank on disk: extracted once, part by part, and mapped into memory whenever it is used again.
 
-    FOLDER/text.npy, image.npy, ...    one plain NumPy array for each field of `FeatureBank`
+    FOLDER/text.npy, image.npy, ...    one plain NumPy array for each field of `FeatureBank` that there is
     FOLDER/bank.json                   fingerprint of the features' origin, and the incidents in the data
 
 Extraction holds one batch at a time, a metric the part it reads, so a set may be larger than memory. A bank is reused
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,21 +29,24 @@ from spanbox.files import PARTIAL, explained
 from spanbox.structures import Incident
 
 VERSION = 2
-FIELDS = tuple(entry.name for entry in fields(FeatureBank))
+FIELDS = tuple(entry.name for entry in fields(FeatureBank) if entry.default is MISSING)
+FUSION_FIELDS = tuple(entry.name for entry in fields(FeatureBank) if entry.default is not MISSING)
+"""Fields of a model with fusion, which may be absent."""
 LARGEST_DESCRIPTION = 2**26
 """Bytes of bank.json that are read; a bank with more, which has some 500,000 incidents, is not used again."""
 
 _FEATURES = ("text", "image", "spans", "regions")
 _DTYPES: dict[str, tuple[type[np.generic], ...]] = {
-    **dict.fromkeys(_FEATURES, (np.float32, np.float64)),
+    **dict.fromkeys((*_FEATURES, "spans_in_context", "regions_in_context"), (np.float32, np.float64)),
+    **dict.fromkeys(("tokens", "patches"), (np.float16,)),
     "region_box": (np.float32,),
     "span_shown": (np.int8,),
 }
 """Types of the arrays; int64 where nothing else is given."""
 _ROWS = {
-    "pairs": ("text", "image", "group", "sample", "place", "wording"),
-    "spans": ("spans", "span_pair", "span_identity", "span_entity", "span_shown"),
-    "regions": ("regions", "region_pair", "region_box"),
+    "pairs": ("text", "image", "group", "sample", "place", "wording", "token_count", "patches"),
+    "spans": ("spans", "span_pair", "span_identity", "span_entity", "span_shown", "spans_in_context"),
+    "regions": ("regions", "region_pair", "region_box", "regions_in_context"),
 }
 """Arrays with one row for each of these."""
 
@@ -78,7 +81,7 @@ def open_bank(folder: Path, fingerprint: Fingerprint) -> StoredBank | None:
         description = msgspec.json.decode(path.read_bytes(), type=_Description)
         if description.version != VERSION or description.fingerprint != _as_json(fingerprint):
             return None
-        arrays = {name: _open_field(folder, name) for name in FIELDS}
+        arrays = {name: _open_field(folder, name) for name in _stored(folder)}
     except (OSError, DamagedArrayError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if not _is_consistent(arrays):
@@ -105,10 +108,12 @@ def write_bank(
         aside = Path(tempfile.mkdtemp(prefix=".", suffix=PARTIAL, dir=folder.parent))
     try:
         with ExitStack() as stack:
-            files = {name: stack.enter_context(_GrowingArray(aside / f"{name}.npy", folder)) for name in FIELDS}
+            files: dict[str, _GrowingArray] = {}
             for part in in_place(parts):
-                for name, file in files.items():
-                    file.append(getattr(part, name))
+                for name in part.present():
+                    if name not in files:
+                        files[name] = stack.enter_context(_GrowingArray(aside / f"{name}.npy", folder))
+                    files[name].append(getattr(part, name))
         with explained(folder):
             description = _Description(VERSION, _as_json(fingerprint), [*map(_writable, incidents)])
             (aside / "bank.json").write_bytes(msgspec.json.encode(description))
@@ -117,7 +122,12 @@ def write_bank(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return StoredBank(_as_bank({name: _open_field(folder, name) for name in FIELDS}), list(incidents))
+    return StoredBank(_as_bank({name: _open_field(folder, name) for name in _stored(folder)}), list(incidents))
+
+
+def _stored(folder: Path) -> list[str]:
+    """The fields that a bank has, or must have."""
+    return [*FIELDS, *(name for name in FUSION_FIELDS if (folder / f"{name}.npy").is_file())]
 
 
 class _GrowingArray:
@@ -167,14 +177,16 @@ def _as_bank(arrays: Mapping[str, NDArray[Any]]) -> FeatureBank:
 
 
 def _open_field(folder: Path, name: str) -> NDArray[Any]:
-    matrix = name in (*_FEATURES, "region_box", "links")
-    return open_array(folder / f"{name}.npy", _DTYPES.get(name, (np.int64,)), 2 if matrix else 1)
+    matrix = name in (*_FEATURES, "region_box", "links", "spans_in_context", "regions_in_context", "tokens")
+    return open_array(folder / f"{name}.npy", _DTYPES.get(name, (np.int64,)), 3 if name == "patches" else 1 + matrix)
 
 
 def _is_consistent(arrays: Mapping[str, NDArray[Any]]) -> bool:
     """Whether the arrays fit together: equal lengths and widths, and indices within them."""
     length = {name: len(arrays[names[0]]) for name, names in _ROWS.items()}
-    if any(len(arrays[name]) != length[rows] for rows, names in _ROWS.items() for name in names):
+    if any(len(arrays[name]) != length[rows] for rows, names in _ROWS.items() for name in names if name in arrays):
+        return False
+    if not _states_fit(arrays):
         return False
     if len({arrays[name].shape[1] for name in _FEATURES}) > 1:
         return False
@@ -190,6 +202,24 @@ def _is_consistent(arrays: Mapping[str, NDArray[Any]]) -> bool:
         bool((arrays["span_pair"][span] == arrays["region_pair"][region]).all())
         and bool((arrays["place"] >= 0).all())
         and bool((arrays["span_entity"] >= 0).all())
+    )
+
+
+def _states_fit(arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether tokens, their counts and patches are all there and of one width, or all absent; parts in context too."""
+    states = [name in arrays for name in ("tokens", "token_count", "patches")]
+    contexts = [name in arrays for name in ("spans_in_context", "regions_in_context")]
+    if any(states) != all(states) or any(contexts) != all(contexts):
+        return False
+    if any(contexts) and arrays["spans_in_context"].shape[1] != arrays["regions_in_context"].shape[1]:
+        return False
+    if not any(states):
+        return True
+    count = arrays["token_count"]
+    return (
+        bool((count >= 0).all())
+        and int(count.sum()) == len(arrays["tokens"])
+        and arrays["tokens"].shape[1] == arrays["patches"].shape[2]
     )
 
 

@@ -5,7 +5,7 @@ docs/evaluation.md defines each.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -21,6 +21,7 @@ from spanbox.evaluation.outcomes import Figure, Outcome, figures_of
 from spanbox.evaluation.own_image import score_own_image
 from spanbox.evaluation.presence import presence_figures
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS
+from spanbox.evaluation.reranking import RERANKED, PairScores, gains, in_context_outcomes, reranked_outcomes
 from spanbox.evaluation.retrieval import retrieval_outcomes
 from spanbox.metric_names import ANNOTATIONS, COUNTED, is_part, is_rate
 from spanbox.progress import StartProgress, hidden
@@ -44,6 +45,8 @@ def evaluate(
     device: torch.device | str = "cpu",
     block_elements: int = BLOCK_ELEMENTS,
     progress: StartProgress = hidden,
+    fused_scores: PairScores | None = None,
+    reranked: int = RERANKED,
 ) -> Evaluation:
     """Every metric that the data allow: those of sentences and images always, the others where spans are linked to
     regions. A metric that cannot be measured is absent, not zero.
@@ -56,6 +59,8 @@ def evaluate(
         device: where similarities are computed; it needs float64.
         block_elements: similarities that are held at a time.
         progress: shows the rankings.
+        fused_scores: of pairs of a sentence and an image, to re-rank what the towers propose.
+        reranked: candidates that the towers propose; 0: none.
     """
     outcomes = retrieval_outcomes(bank, device=device, block_elements=block_elements, progress=progress)
     figures: dict[str, Figure] = {}
@@ -67,8 +72,14 @@ def evaluate(
         outcomes |= grounding_outcomes(own)
         figures, facts = presence_figures(own, bank.span_shown, threshold=threshold, intervals=intervals)
         facts |= within_image_facts(own)
+        if bank.spans_in_context is not None and bank.regions_in_context is not None:
+            in_context = replace(bank, spans=bank.spans_in_context, regions=bank.regions_in_context)
+            outcomes |= in_context_outcomes(score_own_image(in_context))
+    if fused_scores is not None and reranked:
+        outcomes |= reranked_outcomes(bank, fused_scores, reranked, device=device, progress=progress)
     outcomes |= alignment_outcomes(bank)
     figures = figures_of(outcomes, intervals=intervals) | figures | embedding_figures(bank, intervals=intervals)
+    figures |= gains(outcomes)
     metrics = {key: value for name, figure in figures.items() for key, value in figure.named(name).items()}
     means = {name: outcome for name, outcome in outcomes.items() if len(outcome) and outcome.summary == "mean"}
     return Evaluation(metrics | facts, means)

@@ -4,6 +4,7 @@ Batches are padded, a bank is ragged: the spans and regions of all pairs stand o
 its pair.
 
     N pairs    S spans    M regions    L links, of the whole set    D features
+    W tokens of the whole set    P patches of an image    F width of the fusion
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,12 @@ class FeatureBank:
     region_pair: Tensor  # (M,) int64, index of the region's pair
     region_box: Tensor  # (M, 4) float32, normalised
     links: Tensor  # (L, 2) int64: index of a span, index of a region that shows it
+    # Of a model with fusion, if they are needed.
+    spans_in_context: Tensor | None = None  # (S, F), spans that have seen the image of their pair
+    regions_in_context: Tensor | None = None  # (M, F), regions that have seen the sentence of their pair
+    tokens: Tensor | None = None  # (W, F) float16, pair by pair
+    token_count: Tensor | None = None  # (N,) int64, tokens of each pair
+    patches: Tensor | None = None  # (N, P, F) float16
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -45,7 +52,11 @@ class FeatureBank:
     def cat(cls, parts: Iterable["FeatureBank"]) -> Self:
         """Join banks; indices of pairs, spans and regions are shifted to their place in the whole."""
         placed = list(in_place(parts))
-        return cls(**{entry.name: torch.cat([getattr(part, entry.name) for part in placed]) for entry in fields(cls)})
+        return cls(**{name: torch.cat([getattr(part, name) for part in placed]) for name in placed[0].present()})
+
+    def present(self) -> list[str]:
+        """Names of the fields that are there."""
+        return [entry.name for entry in fields(self) if getattr(self, entry.name) is not None]
 
 
 def in_place(parts: Iterable[FeatureBank]) -> Iterator[FeatureBank]:
@@ -61,6 +72,10 @@ def in_place(parts: Iterable[FeatureBank]) -> Iterator[FeatureBank]:
         pairs, spans, regions = pairs + len(part), spans + len(part.spans), regions + len(part.regions)
 
 
+Context = Callable[[Features, Batch], tuple[Tensor, Tensor]]
+"""Maps features and batch to spans (B, K, F) and regions (B, R, F) that have seen their own pair."""
+
+
 def extract(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> FeatureBank:
     """Encode every batch, without gradients, and keep all features but those of the padding.
 
@@ -74,12 +89,28 @@ def extract(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Fe
     return FeatureBank.cat(extract_parts(encode, batches))
 
 
-def extract_parts(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Iterator[FeatureBank]:
-    """As `extract`, one bank per batch: for a set whose features do not fit into memory."""
+def extract_parts(
+    encode: Callable[[Batch], Features],
+    batches: Iterable[Batch],
+    *,
+    context: Context | None = None,
+    keep_states: bool = False,
+) -> Iterator[FeatureBank]:
+    """As `extract`, one bank per batch: for a set whose features do not fit into memory.
+
+    Args:
+        context: gives parts that have seen their own pair, if there are any.
+        keep_states: also keep tokens and patches, if the features have them.
+    """
     empty = True
     for batch in batches:
         with torch.no_grad():
-            part = _without_padding(encode(batch), batch)
+            features = encode(batch)
+            part = _without_padding(features, batch)
+            if context is not None:
+                part = _in_context(part, *context(features, batch), batch)
+            if keep_states:
+                part = _with_states(part, features, batch)
         empty = empty and not len(part)
         yield part
     if empty:
@@ -114,6 +145,23 @@ def _without_padding(features: Features, batch: Batch) -> FeatureBank:
         region_pair=region_valid.nonzero()[:, 0],
         region_box=batch.regions[region_valid],
         links=torch.stack([span_index[pair, span], region_index[pair, region]], dim=1),
+    )
+
+
+def _in_context(part: FeatureBank, spans: Tensor, regions: Tensor, batch: Batch) -> FeatureBank:
+    span_valid, region_valid = batch.span_valid.cpu(), batch.region_valid.cpu()
+    return replace(part, spans_in_context=spans.cpu()[span_valid], regions_in_context=regions.cpu()[region_valid])
+
+
+def _with_states(part: FeatureBank, features: Features, batch: Batch) -> FeatureBank:
+    if features.tokens is None or features.patches is None:
+        return part
+    mask = batch.token_mask.cpu()
+    return replace(
+        part,
+        tokens=features.tokens.cpu()[mask].half(),
+        token_count=mask.sum(dim=1),
+        patches=features.patches.cpu().half(),
     )
 
 

@@ -41,6 +41,10 @@ Relevance = Callable[[slice], tuple[Places, Places]]
 """Maps a slice of queries to the places of right and of excluded candidates; rows count from the start of the slice."""
 
 
+Rescore = Callable[[slice, Tensor], Tensor]
+"""Maps a slice of queries and their scores (Q, N) to other scores."""
+
+
 class Ranking(NamedTuple):
     """Results of each query. `best` and `average_precision` are 0 for queries without a right candidate."""
 
@@ -133,6 +137,7 @@ def rank_in_blocks(
     block_elements: int = BLOCK_ELEMENTS,
     progress: StartProgress = hidden,
     label: str = "ranking",
+    rescore: Rescore | None = None,
 ) -> Ranking:
     """Rank all candidates for each query, with at most `block_elements` scores (at least one query's) in memory.
 
@@ -140,12 +145,16 @@ def rank_in_blocks(
         relevance: returns places on `device`.
         device: for similarities, counts and all candidates; must support float64.
         progress, label: progress display.
+        rescore: gives the scores that are ranked, from those of the features.
     """
     candidates_ND = candidates_ND.to(device)
     parts = []
     with progress(label, len(queries_QD)) as shown:
         for rows in blocks(len(queries_QD), len(candidates_ND), block_elements):
-            parts.append(rank_right(similarity(queries_QD[rows].to(device), candidates_ND), *relevance(rows)))
+            scores_QN = similarity(queries_QD[rows].to(device), candidates_ND)
+            if rescore is not None:
+                scores_QN = rescore(rows, scores_QN)
+            parts.append(rank_right(scores_QN, *relevance(rows)))
             shown.update(min(rows.stop, len(queries_QD)))
     return Ranking(*(torch.cat(column).cpu() for column in zip(_no_queries(device), *parts, strict=True)))
 

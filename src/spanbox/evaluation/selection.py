@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from spanbox.errors import ConfigError
 from spanbox.evaluation.matching import ACROSS, CANDIDATES, SIZES
 from spanbox.evaluation.ranking import RECALL_DEPTHS
+from spanbox.evaluation.reranking import IN_CONTEXT
 from spanbox.metric_names import ANNOTATIONS, WITHIN
 
 BestMetric = str | dict[str, float]
@@ -25,6 +26,7 @@ SELECTABLE: dict[str, int] = {
     WITHIN: 1,
     **{f"{WITHIN}.{part}": 1 for part in _PARTS},
     **{f"{ACROSS}.{name}": sign for name, sign in _RANKING.items()},
+    IN_CONTEXT: 1,
     "grounding.accuracy": 1,
     "grounding.pointing": 1,
     "matching.presence.auc": 1,

@@ -154,8 +154,8 @@ class _Tiling(NamedTuple):
 
     def tiles(self, queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice, list[_Tile]]]:
         """Pairs of queries and of keys of each block, and the block as part of the rows and, if `both`, the columns."""
-        row_blocks = list(_blocks(self.pairs, len(queries), self.tile_pairs))
-        column_blocks = list(_blocks(WHOLE, len(keys), self.tile_pairs))
+        row_blocks = list(blocks_of(self.pairs, len(queries), self.tile_pairs))
+        column_blocks = list(blocks_of(WHOLE, len(keys), self.tile_pairs))
         for rows, columns in itertools.product(row_blocks, column_blocks):
             relation = self.relation(rows, columns)
             negatives, weight = relation.negatives, relation.weight
@@ -286,7 +286,7 @@ def row_losses(
         cosines = queries[pairs].flatten(0, 1) @ keys.flatten(0, 1).T
         return loss(cosines, relation(pairs, cosines.detach()))
     learned = [value for value in learned if value.requires_grad]
-    strips = list(_blocks(pairs, len(queries), strip_pairs))
+    strips = list(blocks_of(pairs, len(queries), strip_pairs))
     rows: Rows = _RowLosses.apply(queries, keys, relation, loss, strips, *learned)  # type: ignore[no-untyped-call]
     return rows
 
@@ -343,7 +343,7 @@ def _turned(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.T
 
 
-def _blocks(pairs: slice, number: int, size: int) -> Iterator[slice]:
+def blocks_of(pairs: slice, number: int, size: int) -> Iterator[slice]:
     """Consecutive blocks of at most `size` of the `pairs` of a batch of `number`."""
     start, stop, _ = pairs.indices(number)
     return (slice(first, min(first + size, stop)) for first in range(start, stop, size))

@@ -6,7 +6,7 @@ The choice removes candidates from a `Relation` by the similarities of whole row
     B pairs    K queries per pair, Q = B*K rows    R keys per pair, M = B*R columns    q rows of a block of pairs
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -66,7 +66,8 @@ def selected(
         queries: (B, K, D) and
         keys: (B, R, D), for their shapes and device.
     """
-    order = _random_order(generator, queries, keys) if settings.choice == "random" else _by_similarity
+    shapes = queries.shape[:2], keys.shape[:2]
+    order = random_order(generator, *shapes, queries.device) if settings.choice == "random" else _by_similarity
 
     def row_relation(rows: slice, cosines: Tensor) -> Relation:
         everything = relation(rows, WHOLE)
@@ -109,14 +110,18 @@ def _by_similarity(rows: slice, cosines: Tensor) -> Tensor:
     return cosines
 
 
-def _random_order(generator: torch.Generator, queries: Tensor, keys: Tensor) -> Order:
+def random_order(
+    generator: torch.Generator, queries: Sequence[int], keys: Sequence[int], device: torch.device
+) -> Order:
     """Rank columns by the product, modulo 2^64, of a random number per row and one per column.
 
     The choice is the same for strips of any size, in the backward pass and on any device, and needs no matrix of random
     numbers.
+
+    Args:
+        queries, keys: (B, K) and (B, R).
     """
     row_numbers, column_numbers = (
-        torch.randint(-(2**63), 2**63 - 1, features.shape[:2], generator=generator).to(features.device)
-        for features in (queries, keys)
+        torch.randint(-(2**63), 2**63 - 1, tuple(shape), generator=generator).to(device) for shape in (queries, keys)
     )
     return lambda rows, _: row_numbers[rows].flatten()[:, None] * column_numbers.flatten()

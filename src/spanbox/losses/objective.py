@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spanbox.losses.blocks import Selection, both_directions
 from spanbox.losses.formulas import LOSSES
+from spanbox.losses.fusion import FusionObjective
 from spanbox.losses.kernel import WHOLE_SHARE, Share
 from spanbox.losses.levels import coarse_contrast, fine_contrast, has_views
 from spanbox.losses.negatives import selected
@@ -30,9 +31,10 @@ class Objective(nn.Module):
 
     Args:
         dim: dimension of the features; needed only for a gate.
+        fusion: kind of the fusion; "none": there is no loss of fused scores.
     """
 
-    def __init__(self, settings: LossSettings, dim: int | None = None) -> None:
+    def __init__(self, settings: LossSettings, dim: int | None = None, fusion: str = "none") -> None:
         super().__init__()
         self.settings = settings
         self.coarse_log_scale = _log_scale(settings.coarse)
@@ -48,15 +50,21 @@ class Objective(nn.Module):
         if settings.views.gate:
             assert dim is not None, "a gate needs the width of the features"
             self.gate = Gate(dim)
+        self.fusion: FusionObjective | None = None
+        if fusion != "none":
+            self.fusion = FusionObjective(settings.fusion, fusion, parts=settings.fine.used)
         self._done, self._step = 0.0, 0
 
-    def forward(self, features: Features, targets: Targets, share: Share = WHOLE_SHARE) -> Losses:
+    def forward(
+        self, features: Features, targets: Targets, share: Share = WHOLE_SHARE, fusion: nn.Module | None = None
+    ) -> Losses:
         """Losses of a whole batch, from its features, ids and links.
 
         Args:
             features, targets: of all pairs, also those of other ranks.
             share: the part that this rank computes. The ranks' losses add up to those of the whole batch, and so do
                 their gradients of every feature and parameter.
+            fusion: scores pairs, if features have tokens and patches.
         """
         terms: dict[str, Tensor] = {}
         total = features.text.new_zeros(())
@@ -70,6 +78,10 @@ class Objective(nn.Module):
         if self.settings.views.ranked and has_views(features):
             terms["views"] = self._ranking(features, targets, share)
             total = total + self.settings.views.weight * terms["views"]
+        if self.fusion is not None and features.tokens is not None:
+            for name, (weight, term) in self.fusion(features, targets, share, fusion).items():
+                terms[name] = term
+                total = total + weight * term
         return Losses(total, terms)
 
     @torch.no_grad()
@@ -80,6 +92,8 @@ class Objective(nn.Module):
             step: of the run; random negatives depend on it.
         """
         self._done, self._step = done, step
+        if self.fusion is not None:
+            self.fusion.step = step
         for name, level in self.settings.levels().items():
             if level.temperature_schedule in CURVES:
                 self._log_scales()[name].fill_(-math.log(level.temperature_at(done)))
@@ -114,7 +128,8 @@ class Objective(nn.Module):
             log_scale.clamp_(max=MAX_LOG_SCALE)
 
     def _log_scales(self) -> dict[str, nn.Parameter]:
-        return {"coarse": self.coarse_log_scale, "fine": self.fine_log_scale}
+        of_fusion = {} if self.fusion is None else self.fusion.log_scales()
+        return {"coarse": self.coarse_log_scale, "fine": self.fine_log_scale, **of_fusion}
 
     def _options(self, name: str) -> dict[str, Any]:
         """Further arguments of the loss of a level: numbers of the config and the learned bias."""

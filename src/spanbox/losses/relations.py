@@ -12,6 +12,7 @@ contrasted only with the texts of its own pair, so that masking is not a cue.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,12 @@ class Relation(NamedTuple):
 
     def transposed(self) -> "Relation":
         """The columns as rows."""
-        return Relation(self.positives.T, self.candidates.T, None if self.weight is None else self.weight.T)
+        return self.map(lambda entries: entries.mT)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Relation":
+        """Apply `function` to each tensor."""
+        weight = None if self.weight is None else function(self.weight)
+        return Relation(function(self.positives), function(self.candidates), weight)
 
     def strongest(self) -> Tensor | None:
         """Weight (q,) of the strongest positive of each row, 0 if it has none; None without weights."""
@@ -166,6 +172,62 @@ def span_region_relation(targets: Targets, rows: slice = WHOLE, columns: slice =
     shown = _identity_relevance(same_identity, other).reshape(own_link.shape)
     weight = torch.where(own_link, own.link_relevance[:, :, None, :], shown)
     return _without_zeros(positives, candidates, weight.flatten(2).flatten(0, 1))
+
+
+def own_pair_relation(targets: Targets) -> Relation:
+    """`Relation` (B, K, R) of the spans of each pair to the regions of its own image: the blocks on the diagonal of
+    `span_region_relation`."""
+    identity = targets.span_identity
+    same_identity = (identity[:, :, None] == identity[:, None, :]).float()
+    shows_identity = same_identity @ targets.links.float() > 0  # (B, K, R)
+    linked = linked_regions(targets)
+    usable = targets.span_valid[:, :, None] & targets.region_valid[:, None, :]
+    positives = shows_identity & usable & linked.any(dim=2, keepdim=True)
+    apart = linked.float() @ _show_the_same(targets).float() == 0
+    candidates = positives | (usable & apart & ~shows_identity)
+    if targets.link_relevance is None:
+        return Relation(positives, candidates)
+    relevance = torch.where(targets.links, targets.link_relevance, 0.0)
+    shown = (same_identity[:, :, :, None] * relevance[:, None]).amax(dim=2) if relevance.shape[1] else relevance
+    return _without_zeros(positives, candidates, torch.where(linked, targets.link_relevance, shown))
+
+
+def span_image_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:
+    """`Relation` (b*K, c) of the spans of some pairs to the images of others.
+
+    An image with a positive region of a span (`span_region_relation`) is its positive. Images of other groups are
+    negatives, unless their sentence names the same identity: the image may show it.
+    """
+    own, other = targets[rows], targets[columns]
+    shape = len(own.span_identity.flatten()), len(other), targets.links.shape[2]
+    positives = span_region_relation(replace(targets, link_relevance=None), rows, columns).positives
+    positives = F.pad(positives.reshape(shape), (0, 1)).any(dim=2)  # padded, so that there is a region
+    return Relation(positives, positives | _contrasted(own, other, own.span_valid))
+
+
+def region_sentence_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:
+    """`Relation` (b*R, c) of the regions of some pairs to the sentences of others.
+
+    A sentence with a span whose positive is the region is its positive. Sentences of other groups are negatives, unless
+    they name an identity that the region shows.
+    """
+    own, other = targets[rows], targets[columns]
+    of_spans = span_region_relation(replace(targets, link_relevance=None), columns, rows).positives.T
+    positives = F.pad(of_spans.reshape(len(of_spans), len(other), targets.links.shape[1]), (0, 1)).any(dim=2)
+    names = (own.span_identity[:, None, :, None] == other.span_identity[None, :, None, :]) & other.span_valid[:, None]
+    shared = (own.links & own.span_valid[:, :, None])[:, None] & names.any(dim=3)[:, :, :, None]  # (b, c, K, R)
+    shows_named = shared.any(dim=2).transpose(1, 2).flatten(0, 1)
+    across = (own.group[:, None] != other.group[None, :])[:, None].expand(-1, own.links.shape[2], -1).flatten(0, 1)
+    negatives = across & own.region_valid.flatten()[:, None] & ~shows_named
+    return Relation(positives, positives | negatives)
+
+
+def _contrasted(own: Targets, other: Targets, valid: Tensor) -> Tensor:
+    """(b*K, c) bool: pairs of other groups whose sentence does not name the identity of a span."""
+    identity = own.span_identity
+    named = (identity[:, :, None, None] == other.span_identity[None, None]).any(dim=3)
+    across = (own.group[:, None] != other.group[None, :])[:, None]
+    return (across & ~named & valid[:, :, None]).flatten(0, 1)
 
 
 def span_view_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from spanbox.losses.formulas import LOSSES, LossName
+from spanbox.losses.fusion_settings import FusionLossSettings
 from spanbox.losses.negatives import NegativeSettings
 from spanbox.losses.views import ViewLossSettings
 from spanbox.settings import Settings
@@ -110,6 +111,7 @@ class LossSettings(Settings):
     coarse: LevelSettings = Field(LevelSettings(), description="sentences against images")
     fine: LevelSettings = Field(LevelSettings(), description="spans against regions")
     views: ViewLossSettings = Field(ViewLossSettings(), description="use of the masked views")
+    fusion: FusionLossSettings = Field(FusionLossSettings(), description="scores of fused pairs (model.fusion)")
 
     def levels(self) -> dict[str, LevelSettings]:
         """The levels that are used, by name."""

@@ -5,10 +5,11 @@ encode them in chunks (`encode_text`, `encode_images`). Then the states of all r
 (`features`).
 
     B pairs    K spans    R regions    T tokens    M rows    H width of a tower    P of a pooled state    D features
+    F width of the fusion, with P patches of an image
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
 from spanbox.geometry import roi_align
+from spanbox.models.fusion import build_fusion
+from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.inputs import EMPTY, Images, Places, Texts, TowerInputs, in_places, tower_inputs
 from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
 from spanbox.models.preprocessing import Preprocessing
@@ -62,6 +65,7 @@ class ModelSettings(Settings):
     )
     spans: SpanSettings = Field(SpanSettings(), description="features of spans")
     regions: RegionSettings = Field(RegionSettings(), description="features of regions")
+    fusion: FusionSettings = Field(FusionSettings(), description="scores of tokens and patches that look at each other")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class TextRows(TensorBundle):
 
     pooled: Tensor  # (M, P)
     spans: Tensor  # (M, K, H), zeros for a span without tokens
+    tokens: Tensor | None = None  # (M, T, F), projected for the fusion, zeros on padding
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class ImageRows(TensorBundle):
 
     pooled: Tensor  # (M, P)
     regions: Tensor | None  # (M, R, H), if they are pooled from the patch grid
+    patches: Tensor | None = None  # (M, P, F), projected for the fusion
 
 
 class DualEncoder(nn.Module):
@@ -111,6 +117,13 @@ class DualEncoder(nn.Module):
                 "model.projections: shared needs parts as wide as the whole; set model.spans.pool and "
                 "model.regions.pool to mean or max, or model.projections to separate"
             )
+        self.fusion = build_fusion(
+            settings.fusion,
+            token_width=text.width,
+            patch_width=vision.width,
+            patches=(preprocessing.image_size // vision.stride) ** 2,
+            dim=settings.dim,
+        )
         self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).reshape(3, 1, 1), persistent=False)
 
@@ -134,23 +147,42 @@ class DualEncoder(nn.Module):
     def inputs(self, batch: Batch) -> TowerInputs:
         """The rows that the towers encode for a batch."""
         spans_alone, crops = self.settings.spans.source == "own", self.settings.regions.source == "crop"
-        return tower_inputs(batch.to("cpu"), spans_alone=spans_alone, crops=crops)
+        inputs = tower_inputs(batch.to("cpu"), spans_alone=spans_alone, crops=crops)
+        if self.fusion is None:
+            return inputs
+        (sentences, *alone), (whole, *further) = inputs.texts, inputs.images
+        assert isinstance(whole, Images)
+        return replace(
+            inputs,
+            texts=(replace(sentences, keep_tokens=True), *alone),
+            images=(replace(whole, keep_patches=True), *further),
+        )
 
     def encode_text(self, texts: Texts) -> TextRows:
         """States of texts, from any device, and of their spans."""
+        length = texts.token_ids.shape[1]
         texts = texts.trimmed().to(self.mean.device, non_blocking=True)
         states = self.text(texts.token_ids, texts.token_mask)
-        return TextRows(states.pooled, pool_spans(states.tokens, texts.span_tokens, self.settings.spans.pool))
+        tokens = None
+        if texts.keep_tokens:
+            assert self.fusion is not None
+            projected = self.fusion.token_projection(states.tokens).where(texts.token_mask[:, :, None], 0.0)
+            tokens = F.pad(projected, (0, 0, 0, length - projected.shape[1]))  # chunks differ in their padding
+        return TextRows(states.pooled, pool_spans(states.tokens, texts.span_tokens, self.settings.spans.pool), tokens)
 
     def encode_images(self, images: Images) -> ImageRows:
         """States of images, from any device, and of their regions."""
         images = images.to(self.mean.device, non_blocking=True)
         states = self.vision(self.normalised(images.pixels), images.kept)
-        if images.regions is None:
-            return ImageRows(states.pooled, None)
-        settings = self.settings.regions
-        bins = roi_align(states.grid, images.regions, settings.output_size, settings.sampling_ratio)
-        return ImageRows(states.pooled, pool_regions(bins, settings.pool))
+        regions = patches = None
+        if images.regions is not None:
+            settings = self.settings.regions
+            bins = roi_align(states.grid, images.regions, settings.output_size, settings.sampling_ratio)
+            regions = pool_regions(bins, settings.pool)
+        if images.keep_patches:
+            assert self.fusion is not None
+            patches = self.fusion.patch_projection(states.grid.flatten(1, 2))
+        return ImageRows(states.pooled, regions, patches)
 
     def features(self, texts: Sequence[TextRows], images: Sequence[ImageRows], places: Places) -> Features:
         """Features of a batch from the states of its rows.
@@ -177,6 +209,8 @@ class DualEncoder(nn.Module):
             spans=_unit(self.projection_of("spans")(spans_BKH)),
             regions=self.project_regions(regions_BRH),
             views=views,
+            tokens=None if sentences.tokens is None else _wide(sentences.tokens[places.text]),
+            patches=None if whole.patches is None else _wide(whole.patches),
         )
 
     def project_regions(self, pooled: Tensor) -> Tensor:
@@ -205,4 +239,9 @@ class DualEncoder(nn.Module):
 
 def _unit(features: Tensor) -> Tensor:
     """Normalise to unit length, in float32 or wider."""
-    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+    return F.normalize(_wide(features), dim=-1)
+
+
+def _wide(features: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return features if features.dtype == torch.float64 else features.float()

@@ -1,14 +1,15 @@
 """Heatmaps of a span over the patches of an image.
 
 `similarity` shows the similarity of each patch with the span; `rollout` the input patches that the most similar states
-attend to. Heatmaps are computed for one image at a time, from span features and pixels, and drawn by the report.
+attend to; `fusion` the patches that the span attends to in the layers of the fusion. Heatmaps are computed for one
+image at a time, from span features and pixels, and drawn by the report.
 
     K spans    P = h * w patches    T tokens: a prefix (class token, registers), then the patches    D features
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.families import VISION_FAMILIES
+from spanbox.models.fusion import PairFusion, as_grid
 from spanbox.models.pooling import pool_regions
 from spanbox.models.towers import VisionTower
+from spanbox.structures import Batch
 
 
 @torch.no_grad()
@@ -91,6 +94,42 @@ def heaviest_box(heat: Tensor) -> Tensor:
     y, x = divmod(best, sums.shape[1])
     edges = [left[x] / columns, top[y] / rows, right[x] / columns, bottom[y] / rows]
     return torch.stack(edges).float()
+
+
+class FusionMaps(NamedTuple):
+    """Where the fusion looks in the image of a pair."""
+
+    sentence: Tensor  # (h, w), shares of the attention; they sum to 1
+    spans: Tensor  # (K, h, w)
+    gates: Tensor | None  # (K,), share that the tokens of each span take from the image; `gated` alone
+
+
+@torch.no_grad()
+def fusion_maps(model: DualEncoder, batch: Batch) -> FusionMaps | None:
+    """The attention of a sentence and of its spans over the patches of its image, mean over tokens, heads and layers.
+
+    None for a model without fusion.
+
+    Args:
+        model: in evaluation mode.
+        batch: of one pair.
+    """
+    if model.fusion is None:
+        return None
+    features = model(batch)
+    assert features.patches is not None
+    if not isinstance(model.fusion, PairFusion):
+        queries = torch.cat([features.text, features.spans[0]])
+        maps, gates = model.fusion.seen(queries, features.patches[0]), None
+    else:
+        seen = model.fusion.seen(features, batch.targets.to(features.text.device))
+        members = torch.cat([batch.token_mask[:, None], batch.span_tokens], dim=1)[0].to(features.text)
+        weights = members / members.sum(dim=1, keepdim=True).clamp(min=1)
+        maps = weights @ torch.stack([layer.attention[0] for layer in seen]).mean(dim=0)
+        of_layers = [layer.gate[0] for layer in seen if layer.gate is not None]
+        gates = weights[1:] @ torch.stack(of_layers).mean(dim=0) if of_layers else None
+    grids = as_grid(maps[:, :, None])[..., 0].float().cpu()
+    return FusionMaps(grids[0], grids[1:], None if gates is None else gates.float().cpu())
 
 
 def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:

@@ -29,6 +29,7 @@ class Texts(TensorBundle):
     token_ids: Tensor  # (M, T) int64
     token_mask: Tensor  # (M, T) bool, False on padding
     span_tokens: Tensor  # (M, K, T) bool: the tokens of the spans that are pooled from this text
+    keep_tokens: bool = False  # whether the states of all tokens are kept, for fusion
 
     @property
     def parts(self) -> int:
@@ -58,6 +59,7 @@ class Images(TensorBundle):
     pixels: Tensor  # (M, 3, S, S) uint8
     regions: Tensor | None = None  # (M, R, 4), normalised: the regions that are pooled from the patch grid
     kept: Tensor | None = None  # (M, n) int64: the patches to encode, counted row by row; None: all
+    keep_patches: bool = False  # whether the states of all patches are kept, for fusion
 
     @property
     def parts(self) -> int:

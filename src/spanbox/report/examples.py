@@ -111,6 +111,7 @@ class HeatmapExample(msgspec.Struct, frozen=True):
     id: str
     entity: int
     maps: dict[str, str]
+    gate: float | None = None  # share that the tokens of the entity take from the image, of a gated fusion
 
 
 class Examples(msgspec.Struct, frozen=True):

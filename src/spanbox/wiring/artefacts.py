@@ -36,9 +36,10 @@ from spanbox.evaluation.examples import (
 )
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.files import replacing, write_text
-from spanbox.models.heatmaps import span_heatmaps, to_unit_range
+from spanbox.models.heatmaps import fusion_maps, span_heatmaps, to_unit_range
 from spanbox.progress import progress_of
-from spanbox.structures import Sample
+from spanbox.structures import Batch, Sample
+from spanbox.wiring.building import make_collator
 from spanbox.wiring.loading import Loaded
 
 
@@ -219,16 +220,27 @@ def _heatmaps(
     pairs: Pairs, spans: Iterable[int], loaded: Loaded
 ) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
     """The heatmaps of some spans as examples.json names them, and the maps by their keys."""
-    described, arrays = [], {}
+    described, arrays = list[dict[str, Any]](), dict[str, NDArray[np.float32]]()
+    collate = make_collator(loaded.config, loaded.tokenizer)
     for span in spans:
         sample = pairs.sample(int(pairs.bank.span_pair[span]))
+        found = span_heatmaps(loaded.model, sample.pixels, pairs.bank.spans[span][None])
+        fused, gate = _fused(loaded, collate([sample]).batch, int(pairs.bank.span_entity[span]))
         keys = {}
-        for kind, maps in span_heatmaps(loaded.model, sample.pixels, pairs.bank.spans[span][None]).items():
+        for kind, maps in (found | fused).items():
             keys[kind] = f"{span}/{kind}"
             arrays[keys[kind]] = to_unit_range(maps)[0].numpy()
         if keys:
-            described.append({**pairs.names_of(span), "maps": keys})
+            described.append({**pairs.names_of(span), "maps": keys, **gate})
     return described, arrays
+
+
+def _fused(loaded: Loaded, batch: Batch, entity: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The map (1, h, w) of an entity by the fusion, and its gate; empty where the model has none."""
+    maps, own = fusion_maps(loaded.model, batch), (batch.span_entity[0] == entity).nonzero()[:1, 0]
+    if maps is None or not len(own):
+        return {}, {}
+    return {"fusion": maps.spans[own]}, {} if maps.gates is None else {"gate": float(maps.gates[own])}
 
 
 def _numbers(counts: Counts) -> dict[str, int]:

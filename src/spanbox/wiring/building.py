@@ -14,6 +14,7 @@ from spanbox.data.masking import kept_levels, mask_grid
 from spanbox.data.sample_text import training_texts
 from spanbox.data.tokenizer import load_tokenizer, train_tokenizer
 from spanbox.errors import ConfigError, DataError
+from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.pretrained import model_folder
@@ -35,6 +36,11 @@ def build_model(settings: ModelSettings, pad_token_id: int | None = None) -> Dua
     folder = model_folder(settings.vision.path, "vision") if settings.vision.path else None
     preprocessing = Preprocessing.from_model_folder(folder, vision.image_size)
     return DualEncoder(text, vision, preprocessing, settings)
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """The losses of a config; nothing in them is random."""
+    return Objective(config.loss, config.model.dim, config.model.fusion.kind)
 
 
 def make_tokenizer(config: RunConfig, manifest: Manifest) -> Any:

@@ -20,6 +20,7 @@ from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Batch, Incident, stable_id
 from spanbox.wiring.building import make_collator, sample_limits
+from spanbox.wiring.fusing import announce_size, context_of
 from spanbox.wiring.loading import Loaded
 
 EVALUATION_BATCH = 128
@@ -47,25 +48,37 @@ def features_folder(evaluation: Path, manifest: Path) -> Path:
 
 
 def embed(
-    model: DualEncoder, config: RunConfig, tokenizer: Any, dataset: PairDataset, progress: StartProgress = Progress
+    model: DualEncoder,
+    config: RunConfig,
+    tokenizer: Any,
+    dataset: PairDataset,
+    progress: StartProgress = Progress,
+    *,
+    keep_states: bool = False,
 ) -> tuple[FeatureBank, list[Incident]]:
     """The features of a data set's pairs, without those with a broken image, and the incidents.
 
     Args:
         model: in evaluation mode.
+        keep_states: also the tokens and patches of a model with fusion, for re-ranking.
     """
     incidents: list[Incident] = []
-    return FeatureBank.cat(embed_parts(model, config, tokenizer, dataset, incidents, progress)), incidents
+    parts = embed_parts(model, config, tokenizer, dataset, incidents, progress, keep_states=keep_states)
+    return FeatureBank.cat(parts), incidents
 
 
-def embed_to_disk(loaded: Loaded, dataset: PairDataset, folder: Path) -> StoredBank:
+def embed_to_disk(loaded: Loaded, dataset: PairDataset, folder: Path, *, keep_states: bool) -> StoredBank:
     """As `embed`, stored in `folder`, and read from there when this checkpoint made them of these pairs."""
     fingerprint = _fingerprint(loaded, dataset)
+    keep_states = keep_states and loaded.model.fusion is not None
     stored = open_bank(folder, fingerprint)
-    if stored is not None and _fits(stored.bank, dataset, loaded.config.model.dim):
+    usable = stored is not None and (stored.bank.tokens is not None or not keep_states)
+    if stored is not None and usable and _fits(stored.bank, dataset, loaded.config.model.dim):
         return stored
+    if keep_states:
+        announce_size(loaded, dataset, folder)
     incidents: list[Incident] = []
-    parts = embed_parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents)
+    parts = embed_parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents, keep_states=keep_states)
     return write_bank(folder, fingerprint, parts, incidents)
 
 
@@ -90,13 +103,16 @@ def embed_parts(
     dataset: PairDataset,
     incidents: list[Incident],
     progress: StartProgress = Progress,
+    *,
+    keep_states: bool = False,
 ) -> Iterator[FeatureBank]:
     """As `embed`, one bank per batch; incidents are added to `incidents`."""
     device = next(model.parameters()).device
     workers = config.data.worker_count(device)
     batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
     encode = make_encode(model, device, choose_precision(config.train.precision, device))
-    return extract_parts(encode, _shown(batches, progress("encoding", len(dataset))))
+    shown = _shown(batches, progress("encoding", len(dataset)))
+    return extract_parts(encode, shown, context=context_of(model), keep_states=keep_states)
 
 
 def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:

@@ -30,6 +30,7 @@ from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls, occlusion_outcomes
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import THRESHOLD, choose_threshold
+from spanbox.evaluation.reranking import RERANKED
 from spanbox.evaluation.selection import check_selectable, selection_value
 from spanbox.files import PARTIAL, check_writable_file, check_writable_folder, explained
 from spanbox.models.dual_encoder import DualEncoder
@@ -45,6 +46,7 @@ from spanbox.wiring.artefacts import (
 )
 from spanbox.wiring.building import make_collator, open_manifest
 from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset, features_folder
+from spanbox.wiring.fusing import pair_scores
 from spanbox.wiring.loading import Loaded, load
 from spanbox.wiring.predicting import check_objects, write_predictions
 
@@ -76,12 +78,14 @@ class EvaluationOptions:
         threshold_from: manifest used to choose the visibility threshold; None: the config's data.val, if it exists.
         examples: retrievals of each kind and direction, and half of the wrong and of the right matches; 0: none.
         occlusion: entities in the occlusion test; 0: no test.
+        rerank: candidates that the towers propose and the fusion re-ranks, if the model has one; 0: none.
         predictions: file for the regions that the model gives the manifest's entities, see `predicting.py`.
     """
 
     threshold_from: Path | None = None
     examples: int = 4
     occlusion: int = 500
+    rerank: int = RERANKED
     predictions: Path | None = None
 
 
@@ -130,7 +134,7 @@ def evaluate_to_folder(
         check_objects(opened)
     validation = _validation(loaded, options.threshold_from)
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
-    stored = _features(loaded, dataset, folder)
+    stored = _features(loaded, dataset, folder, keep_states=options.rerank > 0)
     pairs = Pairs(stored.bank, dataset)
     threshold = _threshold(loaded, stored.bank, validation, folder)
     device_of_model = next(loaded.model.parameters()).device
@@ -141,6 +145,8 @@ def evaluate_to_folder(
         threshold=threshold,
         device=device_of_model,
         progress=Progress,
+        fused_scores=pair_scores(loaded.model, stored.bank),
+        reranked=options.rerank,
     )
     occluded, facts = _occlude(loaded, pairs, options.occlusion)
     outcomes = {**evaluation.outcomes, **occluded}
@@ -222,10 +228,11 @@ def _replacing_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
                 (folder / name).unlink(missing_ok=True)  # of an earlier evaluation, perhaps of another checkpoint
 
 
-def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None) -> StoredBank:
+def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None, *, keep_states: bool) -> StoredBank:
     if folder is not None:
-        return embed_to_disk(loaded, dataset, features_folder(folder, dataset.manifest.path))
-    return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset))
+        of_manifest = features_folder(folder, dataset.manifest.path)
+        return embed_to_disk(loaded, dataset, of_manifest, keep_states=keep_states)
+    return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset, keep_states=keep_states))
 
 
 def _validation(loaded: Loaded, given: Path | None) -> Manifest | None:
@@ -241,7 +248,7 @@ def _threshold(loaded: Loaded, bank: FeatureBank, validation: Manifest | None, f
     if validation is None or not (len(bank.spans) and len(bank.regions)):
         return None
     dataset = evaluation_dataset(loaded.config, loaded.model, validation)
-    return choose_threshold(_features(loaded, dataset, folder).bank)
+    return choose_threshold(_features(loaded, dataset, folder, keep_states=False).bank)
 
 
 def _occlude(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Outcome], dict[str, float]]:

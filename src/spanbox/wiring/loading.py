@@ -18,6 +18,7 @@ from spanbox.models.export import ImageProcessorFiles, make_exportable
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
+from spanbox.wiring.building import build_objective
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
     vision = build_vision_tower(settings.vision)
     preprocessing = _preprocessing(folder / "preprocessing.json", vision.image_size)
     model = DualEncoder(text, vision, preprocessing, settings)
-    objective = Objective(config.loss, config.model.dim)
+    objective = build_objective(config)
     load_weights(folder, model, objective)
     make_exportable(model.text.model, tokenizer)
     make_exportable(model.vision.model, ImageProcessorFiles(preprocessing))

@@ -8,11 +8,10 @@ from spanbox.config import RunConfig
 from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.memory import StepMemory, measure_step, memory_budget
 from spanbox.engine.task import encode_in, parameters
-from spanbox.losses.objective import Objective
 from spanbox.models.pretrained import Part
 from spanbox.models.trainable import checkpoint_gradients
 from spanbox.tasks.pretraining import Pretraining
-from spanbox.wiring.building import build_model, example_batches
+from spanbox.wiring.building import build_model, build_objective, example_batches
 
 PARTS: tuple[Part, ...] = ("text", "vision")
 
@@ -41,7 +40,7 @@ def plan(config: RunConfig) -> Plan:
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     model = build_model(config.model).to(device).train()
-    objective = Objective(config.loss, config.model.dim).to(device)
+    objective = build_objective(config).to(device)
     task = Pretraining(model, objective)
     encode = encode_in(task, device, precision)
     example = example_batches(config, model)

@@ -23,13 +23,13 @@ from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError
 from spanbox.files import write_text
-from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.tasks.pretraining import Pretraining
 from spanbox.wiring.batches import TrainingBatches
 from spanbox.wiring.building import (
     build_model,
+    build_objective,
     example_batches,
     make_tokenizer,
     open_manifest,
@@ -71,9 +71,11 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     _check_batch_size(config, manifest, ranks.world_size)
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(str(resume_from / "tokenizer")) if resume_from else make_tokenizer(config, manifest)
+    if resume_from:
+        check_fusion(config, resume_from)
     model = build_model(config.model, tokenizer.pad_token_id)
     _check_max_tokens(config, model)
-    objective = Objective(config.loss, config.model.dim)
+    objective = build_objective(config)
     if resume_from:
         load_weights(resume_from, model, objective)
         check_learned_values(config, resume_from)
@@ -157,6 +159,20 @@ def check_learned_values(config: RunConfig, checkpoint: Path) -> None:
         raise ConfigError(
             f"{', '.join(changed)}: learned during training, so the checkpoint's value counts and this one would be "
             "ignored; leave it out, or start a new run"
+        )
+
+
+def check_fusion(config: RunConfig, checkpoint: Path) -> None:
+    """Refuse to resume with another kind of fusion than the checkpoint was trained with.
+
+    Raises:
+        ConfigError: names both.
+    """
+    before = load_config(str(checkpoint / "config.yaml")).model.fusion
+    if before.kind != config.model.fusion.kind:
+        raise ConfigError(
+            f"model.fusion.kind: {config.model.fusion.kind}, but {checkpoint} was trained with {before.kind} and has "
+            f"its weights; set it to {before.kind}, or start a new run"
         )
 
 

@@ -1,0 +1,112 @@
+"""Retrieval in two stages: the towers propose the first K candidates, fused scores put these in another order.
+
+The other candidates keep their order behind them. Rules of ranking and ties: `ranking`. Beside each recall stands the
+difference to that of the towers alone, paired by query.
+
+Suffixes of names:  Q queries    N pairs    G images, one per group    K proposed candidates
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.outcomes import Figure, Outcome, ranking_outcomes
+from spanbox.evaluation.own_image import OwnImage, found_within
+from spanbox.evaluation.ranking import RECALL_DEPTHS, Rescore, nan_last, rank_in_blocks, same_id
+from spanbox.evaluation.retrieval import first_of_each_group
+from spanbox.intervals import paired_difference
+from spanbox.progress import StartProgress, hidden
+
+RERANKED = 64
+"""Candidates that the towers propose, if nothing else is said."""
+QUERIES_AT_ONCE = 32
+
+PairScores = Callable[[Tensor, Tensor], Tensor]
+"""Maps places (n,) of sentences and of images in a bank to fused scores (n,) in [-1, 1]."""
+
+IN_CONTEXT = "matching.in_context"
+
+
+def reranked_outcomes(
+    bank: FeatureBank,
+    scores: PairScores,
+    most: int = RERANKED,
+    *,
+    device: torch.device | str = "cpu",
+    progress: StartProgress = hidden,
+) -> dict[str, Outcome]:
+    """Outcomes of both directions, `retrieval.i2t.reranked` and `retrieval.t2i.reranked`, with the keys of retrieval.
+
+    Args:
+        most: K; of a smaller set all candidates.
+        device: where similarities are computed.
+    """
+    first_G = first_of_each_group(bank.group)
+    group_G = bank.group[first_G]
+    every_N = torch.arange(len(bank))
+    images_GD = bank.image[first_G]
+    directions = (
+        ("i2t", images_GD, bank.text, group_G, bank.group, _rescoring(scores, every_N, first_G, most, of_images=True)),
+        ("t2i", bank.text, images_GD, bank.group, group_G, _rescoring(scores, every_N, first_G, most, of_images=False)),
+    )
+    outcomes: dict[str, Outcome] = {}
+    for name, queries, candidates, query_group, group, rescore in directions:
+        ranking = rank_in_blocks(
+            queries,
+            candidates,
+            same_id(query_group.to(device), group.to(device)),
+            device=device,
+            block_elements=QUERIES_AT_ONCE * len(candidates),
+            progress=progress,
+            label="re-ranking sentences" if name == "i2t" else "re-ranking images",
+            rescore=rescore,
+        )
+        outcomes |= ranking_outcomes(f"retrieval.{name}.reranked", ranking, query_group)
+    return outcomes
+
+
+def in_context_outcomes(own: OwnImage) -> dict[str, Outcome]:
+    """Whether linked spans find their region within the image, by scores of parts that have seen their own pair.
+
+    Keys: `matching.in_context` (R@1) and `.r5`.
+    """
+    queries = own.of_spans(own.has_box_S)
+    return {
+        IN_CONTEXT: found_within(queries, queries.linked_SR, 1),
+        f"{IN_CONTEXT}.r5": found_within(queries, queries.linked_SR, 5),
+    }
+
+
+def gains(outcomes: Mapping[str, Outcome]) -> dict[str, Figure]:
+    """Differences of fused recalls to those of the towers, paired by query: NAME.gain."""
+    pairs = {f"retrieval.{way}.reranked.r{k}": f"retrieval.{way}.r{k}" for way in ("i2t", "t2i") for k in RECALL_DEPTHS}
+    pairs[IN_CONTEXT] = "matching.within_image"
+    figures = {}
+    for name, towers in pairs.items():
+        if name in outcomes and len(outcomes[name]):
+            fused = outcomes[name]
+            value, interval = paired_difference(fused.values, outcomes[towers].values, fused.image, rates=True)
+            figures[f"{name}.gain"] = Figure(value, len(fused), interval)
+    return figures
+
+
+def _rescoring(scores: PairScores, every_N: Tensor, first_G: Tensor, most: int, *, of_images: bool) -> Rescore:
+    """Replaces the similarities of the first candidates of each query by larger numbers, in the order of the fused
+    scores."""
+    query_places, candidate_places = (first_G, every_N) if of_images else (every_N, first_G)
+
+    def rescore(rows: slice, similarity_QN: Tensor) -> Tensor:
+        similarity_QN = nan_last(similarity_QN)
+        proposed_QK = similarity_QN.topk(min(most, similarity_QN.shape[1]), dim=1).indices
+        query_Q = query_places[rows]
+        queries, candidates = (
+            query_Q[:, None].expand(proposed_QK.shape).flatten(),
+            candidate_places[proposed_QK.cpu()].flatten(),
+        )
+        pairs = (candidates, queries) if of_images else (queries, candidates)
+        fused_QK = scores(*pairs).to(similarity_QN).reshape(proposed_QK.shape)
+        return similarity_QN.scatter(1, proposed_QK, nan_last(fused_QK).clamp(min=-1.0) + 4.0)
+
+    return rescore

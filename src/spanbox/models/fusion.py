@@ -1,0 +1,254 @@
+"""Fusion: scores of a sentence and an image that have looked at each other, honest by construction.
+
+A fused score belongs to a pair. It is computed in the same way for every pair that is compared, matching or not, from
+the tokens of the sentence and the patches of the image alone. So it holds no trace of which pairs belong together, of
+the rest of the batch, or of the block that it was computed in. docs/fusion.md explains the forms.
+
+Tokens and patches are projected while a tower encodes its rows (`DualEncoder.encode_text`, `encode_images`), so that
+the states that the large-batch step caches are narrow. Scores are computed in blocks of pairs, which the backward pass
+computes again, with the same dropout.
+
+    B pairs    K spans    R regions    T tokens    P patches    F width of the fusion    D features    n scored pairs
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from spanbox.errors import ConfigError
+from spanbox.geometry import roi_align
+from spanbox.models.fusion_layers import QueryPooling, Seen, Stack
+from spanbox.models.fusion_settings import FusionSettings
+from spanbox.models.pooling import pool_regions, pool_spans
+from spanbox.structures import Features, Targets
+
+STATES_AT_ONCE = 2**14
+"""Tokens and patches of the pairs in a block: with width 128 some 150 MiB of activations."""
+
+
+BlockOfScores = Callable[[slice, slice], Tensor]
+"""Maps the pairs of the rows and those of the columns to scores."""
+
+
+class Fusion(nn.Module, ABC):
+    """Base class of the forms: the projections of tokens and patches, and scores in blocks of pairs.
+
+    Args:
+        token_width: of the states of the text tower.
+        patch_width: of the states of the vision tower.
+    """
+
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.token_projection = _projection(token_width, settings.width)
+        self.patch_projection = _projection(patch_width, settings.width)
+
+    def pair_scores(self, features: Features, targets: Targets, sentences: Tensor, images: Tensor) -> Tensor:
+        """Scores (n,) in [-1, 1] of n pairs of a sentence and an image.
+
+        Args:
+            features: with tokens and patches.
+            targets: with the mask of the tokens.
+            sentences, images: (n,) int64, the places of both in the features.
+        """
+        size = pairs_at_once(features)
+        blocks = zip(torch.split(sentences, size), torch.split(images, size), strict=True)
+        return torch.cat([again(self._scores, features, targets, *block) for block in blocks])
+
+    def _scores(self, features: Features, targets: Targets, sentences: Tensor, images: Tensor) -> Tensor:
+        tokens, patches = tokens_and_patches(features)
+        return self.scores(
+            features.text[sentences],
+            tokens[sentences],
+            token_mask(targets)[sentences],
+            features.image[images],
+            patches[images],
+        )
+
+    @abstractmethod
+    def scores(self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor) -> Tensor:
+        """Scores (n,) of sentences and images, row by row.
+
+        Args:
+            text, image: (n, D), features of the towers.
+            tokens: (n, T, F).
+            mask: (n, T) bool, False on padding.
+            patches: (n, P, F).
+        """
+
+
+class PairFusion(Fusion):
+    """`gated` and `cross_attention`: tokens attend to the patches in several layers; the score is read off the tokens.
+
+    The regions of an image attend to the tokens of a sentence in layers of their own (`in_context`).
+    """
+
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int) -> None:
+        super().__init__(settings, token_width, patch_width)
+        form = settings.kind, settings.layers, settings.width, settings.heads, settings.dropout
+        self.tokens = Stack(*form)
+        self.regions = Stack(*form)
+        width = settings.width
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.match = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.span_projection = nn.Linear(width, width)
+        self.region_projection = nn.Linear(width, width)
+
+    def scores(self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor) -> Tensor:
+        """The cosine of what the sentence saw in the image with a learned direction."""
+        states = self.tokens(tokens, mask, patches, None)
+        seen = self.head(pool_spans(states, mask[:, None], "mean")[:, 0])
+        return F.cosine_similarity(seen, self.match[None], dim=1)
+
+    def in_context(self, features: Features, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Features of the spans (B, K, F) and regions (B, R, F) of pairs that have seen each other, of unit length.
+
+        Spans are the mean of tokens that attended to the patches of their own pair; regions are pooled from the patches
+        and attended to the tokens of their own pair. Undefined where there is no span or region.
+        """
+        size = pairs_at_once(features)
+        blocks = zip(features.split(size), targets.split(size), strict=True)
+        parts = [again(self._in_context, *block) for block in blocks]
+        spans, regions = (torch.cat(side) for side in zip(*parts, strict=True))
+        return spans, regions
+
+    def _in_context(self, features: Features, targets: Targets) -> tuple[Tensor, Tensor]:
+        tokens, patches = tokens_and_patches(features)
+        mask = token_mask(targets)
+        assert targets.span_tokens is not None
+        states = self.tokens(tokens, mask, patches, None)
+        spans = self.span_projection(pool_spans(states, targets.span_tokens, "mean"))
+        boxes = pool_regions(roi_align(as_grid(patches), targets.regions, 2, 2), "mean")
+        regions = boxes
+        if boxes.shape[1]:
+            regions = self.regions(boxes, targets.region_valid, tokens, mask)
+        return F.normalize(spans, dim=2), F.normalize(self.region_projection(regions), dim=2)
+
+    @torch.no_grad()
+    def seen(self, features: Features, targets: Targets) -> list[Seen]:
+        """What the tokens of each pair (B) attend to in the patches of its image, layer by layer."""
+        tokens, patches = tokens_and_patches(features)
+        return self.tokens.seen(tokens, token_mask(targets), patches, None)
+
+
+class ConditionedPooling(Fusion):
+    """`conditioned_pooling`: a text is the query that pools patches, an image or a region the one that pools tokens.
+
+    The score of a pair is the mean of two cosines: of the sentence with what it pools from the image, and of the image
+    with what it pools from the sentence.
+    """
+
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, dim: int) -> None:
+        super().__init__(settings, token_width, patch_width)
+        form = dim, settings.width, settings.heads, settings.dropout
+        self.over_patches = QueryPooling(*form)
+        self.over_tokens = QueryPooling(*form)
+
+    def scores(self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor) -> Tensor:
+        of_text = self.over_patches.own_cosines(text, patches, None)
+        of_image = self.over_tokens.own_cosines(image, tokens, mask)
+        return (of_text + of_image) / 2
+
+    def matrices(self, features: Features, targets: Targets) -> dict[str, BlockOfScores]:
+        """Scores of blocks: the rows of some pairs against the columns of others.
+
+        - `sentence_image`: (b, c), the scores of pairs.
+        - `span_image`: (b*K, c), cosines of spans with what they pool from the patches.
+        - `region_sentence`: (b*R, c), cosines of regions with what they pool from the tokens.
+
+        The keys and values of all tokens and patches are computed once, here.
+        """
+        tokens, patches = tokens_and_patches(features)
+        mask = token_mask(targets)
+        of_patches, of_tokens = self.over_patches.keys_values(patches), self.over_tokens.keys_values(tokens)
+
+        def over_patches(queries: Tensor, images: slice) -> Tensor:
+            keys, values = (states[images] for states in of_patches)
+            return self.over_patches.cosines(queries, keys, values, None)
+
+        def over_tokens(queries: Tensor, sentences: slice) -> Tensor:
+            keys, values = (states[sentences] for states in of_tokens)
+            return self.over_tokens.cosines(queries, keys, values, mask[sentences])
+
+        def sentence_image(rows: slice, columns: slice) -> Tensor:
+            return (over_patches(features.text[rows], columns) + over_tokens(features.image[columns], rows).T) / 2
+
+        def span_image(rows: slice, columns: slice) -> Tensor:
+            return over_patches(features.spans[rows].flatten(0, 1), columns)
+
+        def region_sentence(rows: slice, columns: slice) -> Tensor:
+            return over_tokens(features.regions[rows].flatten(0, 1), columns)
+
+        return {"sentence_image": sentence_image, "span_image": span_image, "region_sentence": region_sentence}
+
+    @torch.no_grad()
+    def seen(self, queries: Tensor, patches: Tensor) -> Tensor:
+        """Attention (q, P), mean over the heads, of queries (q, D) over the patches (P, F) of one image."""
+        keys, _ = self.over_patches.keys_values(patches[None])
+        return self.over_patches.weights(queries, keys, None).mean(dim=1)[:, 0]
+
+
+def build_fusion(
+    settings: FusionSettings, *, token_width: int, patch_width: int, patches: int, dim: int
+) -> PairFusion | ConditionedPooling | None:
+    """The fusion of a config; None where it is off.
+
+    Args:
+        token_width, patch_width: of the states of the towers.
+        patches: of an image.
+        dim: of the features of the towers.
+
+    Raises:
+        ConfigError: there are no patches to attend to.
+    """
+    if not settings.used:
+        return None
+    if patches < 2:
+        raise ConfigError(
+            f"model.fusion.kind: {settings.kind} needs the patches of an image, and the vision tower gives "
+            f"{'a single one' if patches else 'none'} at this size: raise model.vision.image_size, take a tower with "
+            "smaller patches, or set model.fusion.kind=none"
+        )
+    if settings.kind == "conditioned_pooling":
+        return ConditionedPooling(settings, token_width, patch_width, dim)
+    return PairFusion(settings, token_width, patch_width)
+
+
+def pairs_at_once(features: Features) -> int:
+    """Pairs in a block."""
+    tokens, patches = tokens_and_patches(features)
+    return max(1, STATES_AT_ONCE // (tokens.shape[1] + patches.shape[1]))
+
+
+def again(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function whose activations are computed again in the backward pass, with the same dropout."""
+    return checkpoint(function, *arguments, use_reentrant=False)
+
+
+def as_grid(patches: Tensor) -> Tensor:
+    """Patches (B, P, F) of square images as a grid (B, h, w, F)."""
+    side = math.isqrt(patches.shape[1])
+    assert side * side == patches.shape[1]
+    return patches.reshape(len(patches), side, side, -1)
+
+
+def tokens_and_patches(features: Features) -> tuple[Tensor, Tensor]:
+    assert features.tokens is not None, "fusion needs the tokens"
+    assert features.patches is not None, "fusion needs the patches"
+    return features.tokens, features.patches
+
+
+def token_mask(targets: Targets) -> Tensor:
+    assert targets.token_mask is not None, "fusion needs the mask of the tokens"
+    return targets.token_mask
+
+
+def _projection(wide: int, width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(wide, width), nn.LayerNorm(width))

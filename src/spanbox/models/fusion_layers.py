@@ -1,0 +1,225 @@
+"""Layers of the fusion: attention to another set of states in a transformer or gated layer, and pooling by a query.
+
+n sets of states    T own states of a set    M states of the memory, which is attended to    F width    h heads
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Seen(NamedTuple):
+    """What a layer shows of itself."""
+
+    attention: Tensor  # (n, T, M), mean over the heads; rows sum to 1
+    gate: Tensor | None  # (n, T), mean over the width, in (0, 1): share of what a state takes over
+
+
+class Attention(nn.Module):
+    """Multi-head attention of states to a memory."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Args:
+        states: (n, T, F).
+        memory: (n, M, F).
+        mask: (n, M) bool, the states of the memory that exist; at least one of each row.
+        """
+        query, key, value = self._split(self.query(states)), self._split(self.key(memory)), self._value(memory)
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if mask is None else mask[:, None, None],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        joined: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return joined
+
+    def weights(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention (n, T, M), mean over the heads. Arguments as in `forward`."""
+        query, key = self._split(self.query(states)), self._split(self.key(memory))
+        logits = query @ key.mT / math.sqrt(query.shape[-1])
+        if mask is not None:
+            logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
+        return logits.softmax(dim=-1).mean(dim=1)
+
+    def _value(self, memory: Tensor) -> Tensor:
+        return self._split(self.value(memory))
+
+    def _split(self, states: Tensor) -> Tensor:
+        """(n, T, F) to (n, h, T, F / h)."""
+        return states.reshape(*states.shape[:2], self.heads, states.shape[2] // self.heads).transpose(1, 2)
+
+
+class CrossLayer(nn.Module):
+    """A transformer layer: states attend to each other, then to the memory, then a feed-forward network.
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, section 3.1, the decoder; normalised before each part.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.to_own = Attention(width, heads, dropout)
+        self.to_memory = Attention(width, heads, dropout)
+        self.feed_forward = _feed_forward(width, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Tensor:
+        states = self._after_own(states, own_mask)
+        states = states + self.dropout(self.to_memory(self.norms[1](states), memory, mask))
+        fed: Tensor = states + self.feed_forward(self.norms[2](states))
+        return fed
+
+    def seen(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Seen:
+        return Seen(self.to_memory.weights(self.norms[1](self._after_own(states, own_mask)), memory, mask), None)
+
+    def _after_own(self, states: Tensor, own_mask: Tensor | None) -> Tensor:
+        normed = self.norms[0](states)
+        after: Tensor = states + self.dropout(self.to_own(normed, normed, own_mask))
+        return after
+
+
+class GatedLayer(nn.Module):
+    """States mix with what they attend to in the memory: `g * attended + (1 - g) * own`, then a feed-forward network.
+
+    The gate is `g = sigmoid(W [own; attended] + c)`, of each dimension.
+
+    Source: Arevalo et al., Gated Multimodal Units for Information Fusion, 2017; here of a state and what it attends to.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.to_memory = Attention(width, heads, dropout)
+        self.gate = nn.Linear(2 * width, width)
+        self.feed_forward = _feed_forward(width, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Tensor:
+        attended = self.dropout(self.to_memory(self.norms[0](states), memory, mask))
+        gate = self._gate(states, attended)
+        states = gate * attended + (1 - gate) * states
+        fed: Tensor = states + self.feed_forward(self.norms[1](states))
+        return fed
+
+    def seen(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Seen:
+        normed = self.norms[0](states)
+        gate = self._gate(states, self.to_memory(normed, memory, mask))
+        return Seen(self.to_memory.weights(normed, memory, mask), gate.mean(dim=2))
+
+    def _gate(self, states: Tensor, attended: Tensor) -> Tensor:
+        gate: Tensor = self.gate(torch.cat([states, attended], dim=2)).sigmoid()
+        return gate
+
+
+LAYERS = {"gated": GatedLayer, "cross_attention": CrossLayer}
+
+
+class Stack(nn.Module):
+    """Layers in which states attend to a memory that stays as it is, then a normalisation."""
+
+    def __init__(self, kind: str, layers: int, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LAYERS[kind](width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """States (n, T, F) after the layers.
+
+        Args:
+            states: (n, T, F).
+            own_mask: (n, T) bool, the states that exist; None: all.
+            memory: (n, M, F).
+            mask: (n, M) bool, the states of the memory that exist; None: all.
+        """
+        own_mask, mask = _never_empty(own_mask), _never_empty(mask)
+        for layer in self.layers:
+            states = layer(states, own_mask, memory, mask)
+        normed: Tensor = self.norm(states)
+        return normed
+
+    def seen(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> list[Seen]:
+        """What each layer attends to, lowest first. Arguments as in `forward`."""
+        own_mask, mask = _never_empty(own_mask), _never_empty(mask)
+        seen = []
+        for layer in self.layers:
+            assert isinstance(layer, (CrossLayer, GatedLayer))
+            seen.append(layer.seen(states, own_mask, memory, mask))
+            states = layer(states, own_mask, memory, mask)
+        return seen
+
+
+class QueryPooling(nn.Module):
+    """Pools sets of states by a query: one attention layer, for any query and any set.
+
+    Source: text-conditioned attention pooling of Xiao et al., FLAIR, 2024, here for any query and either side.
+    """
+
+    def __init__(self, dim: int, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (n, M, h, F / h) of sets (n, M, F)."""
+        return self._split(self.key(states)), self._split(self.value(states))
+
+    def cosines(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Cosine (q, n) of each query with what it pools from each set.
+
+        Args:
+            queries: (q, D).
+            keys, values: (n, M, h, F / h).
+            mask: (n, M) bool, the states that exist; None: all.
+        """
+        weights = self.dropout(self.weights(queries, keys, mask))
+        pooled: Tensor = self.out(torch.einsum("qhnm,nmhd->qnhd", weights, values).flatten(2))  # (q, n, D)
+        return F.cosine_similarity(queries[:, None], pooled, dim=2)
+
+    def own_cosines(self, queries: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Cosine (n,) of each query (n, D) with what it pools from its own set (n, M, F)."""
+        (keys, values), query = self.keys_values(states), self._split(self.query(queries))
+        logits = torch.einsum("nhd,nmhd->nhm", query, keys) / math.sqrt(keys.shape[-1])
+        weights = self.dropout(_softmax(logits, None if mask is None else mask[:, None]))
+        pooled: Tensor = self.out(torch.einsum("nhm,nmhd->nhd", weights, values).flatten(1))
+        return F.cosine_similarity(queries, pooled, dim=1)
+
+    def weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention (q, h, n, M) of queries (q, D); rows sum to 1."""
+        query = self._split(self.query(queries))
+        logits = torch.einsum("qhd,nmhd->qhnm", query, keys) / math.sqrt(keys.shape[-1])
+        return _softmax(logits, mask)
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.reshape(*states.shape[:-1], self.heads, states.shape[-1] // self.heads)
+
+
+def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    mask = _never_empty(mask)
+    return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
+
+
+def _never_empty(mask: Tensor | None) -> Tensor | None:
+    """The mask, all True in rows without a True value: attention to nothing is NaN."""
+    return None if mask is None else mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def _feed_forward(width: int, dropout: float) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))

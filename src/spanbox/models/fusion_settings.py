@@ -1,0 +1,32 @@
+"""The `model.fusion` section of the config."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from spanbox.settings import Settings
+
+
+class FusionSettings(Settings):
+    """How sentences and images of a pair look at each other. docs/fusion.md has the forms."""
+
+    kind: Literal["none", "gated", "cross_attention", "conditioned_pooling"] = Field(
+        "none",
+        description="none: the towers alone; gated: tokens mix with the patches that they attend to by gates; "
+        "cross_attention: a transformer in which tokens attend to patches; conditioned_pooling: the sentence pools the "
+        "patches and the image the tokens",
+    )
+    layers: int = Field(2, ge=1, description="layers of gated and cross_attention; conditioned_pooling has one")
+    heads: int = Field(4, ge=1, description="attention heads")
+    width: int = Field(128, ge=1, description="dimension of the projected tokens and patches")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the layers of the fusion")
+
+    @property
+    def used(self) -> bool:
+        return self.kind != "none"
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} do not divide width={self.width}: set width to a multiple of heads")
+        return self

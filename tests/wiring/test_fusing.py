@@ -1,0 +1,110 @@
+"""A run with fusion: trained, evaluated in two stages, looked at, resumed, opened."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import miniature
+import spanbox
+from spanbox.errors import ConfigError
+from spanbox.wiring import EvaluationOptions, evaluate_to_folder, fusing, load, plan, train
+
+pytestmark = pytest.mark.slow
+KINDS = ("gated", "cross_attention", "conditioned_pooling")
+SMALL = ["model.fusion.width=16", "model.fusion.heads=2", "model.fusion.dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences in English and in Chinese."""
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("en", "zh"))
+
+
+def config(scenes: Path, folder: Path, kind: str, *more: str) -> Any:
+    return miniature.demo_config(scenes, folder, f"model.fusion.kind={kind}", *SMALL, *more)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def run(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(config(scenes, tmp_path_factory.mktemp("runs") / request.param, request.param)).run_dir
+
+
+def kind_of(run: Path) -> str:
+    return run.name
+
+
+def test_evaluation_has_both_stages_and_the_report_what_they_look_at(run: Path, scenes: Path, tmp_path: Path) -> None:
+    options = EvaluationOptions(examples=1, occlusion=0, rerank=5)
+    metrics = evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")[0].metrics
+    for way in ("i2t", "t2i"):
+        assert 0 <= metrics[f"retrieval.{way}.reranked.r1"] <= 1
+        gain = metrics[f"retrieval.{way}.reranked.r1"] - metrics[f"retrieval.{way}.r1"]
+        assert metrics[f"retrieval.{way}.reranked.r1.gain"] == pytest.approx(gain)
+    assert ("matching.in_context" in metrics) == (kind_of(run) != "conditioned_pooling")
+    (bank,) = (tmp_path / "evaluation").glob("features-test-*")
+    assert np.load(bank / "tokens.npy").dtype == np.float16
+    examples = json.loads((tmp_path / "evaluation" / "examples.json").read_text())
+    assert all("fusion" in one["maps"] for one in examples["heatmaps"])
+    assert all(("gate" in one) == (kind_of(run) == "gated") for one in examples["heatmaps"])
+
+
+def test_nothing_is_kept_for_re_ranking_where_it_is_off(run: Path, scenes: Path, tmp_path: Path) -> None:
+    options = EvaluationOptions(examples=0, occlusion=0, rerank=0)
+    metrics = evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")[0].metrics
+    assert not [name for name in metrics if "reranked" in name]
+    (bank,) = (tmp_path / "evaluation").glob("features-test-*")
+    assert not (bank / "tokens.npy").exists()
+    again = EvaluationOptions(examples=0, occlusion=0, rerank=3)  # a bank without tokens does not do
+    assert (
+        "retrieval.t2i.reranked.r1" in evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, again, "cpu")[0].metrics
+    )
+
+
+def test_the_size_of_what_is_kept_is_told_before(
+    run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fusing, "TELL_FROM", 1)
+    options = EvaluationOptions(examples=0, occlusion=0, rerank=3)
+    evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")
+    assert "tokens and patches for re-ranking take up to 0 MiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_is_the_same_bit_for_bit(kind: str, scenes: Path, tmp_path: Path) -> None:
+    whole = train(config(scenes, tmp_path / "whole", kind)).run_dir
+    train(config(scenes, tmp_path / "cut", kind, "train.steps=3", "train.optimiser.schedule=constant"))
+    constant = train(config(scenes, tmp_path / "long", kind, "train.optimiser.schedule=constant")).run_dir
+    resumed = train(
+        config(scenes, tmp_path / "cut", kind, "train.resume=true", "train.optimiser.schedule=constant")
+    ).run_dir
+    weights = [load_file(folder / "checkpoints" / "last" / "model.safetensors") for folder in (constant, resumed)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any("fusion" in name for name in load_file(whole / "checkpoints" / "last" / "model.safetensors"))
+
+
+def test_a_model_is_opened_with_its_fusion(run: Path) -> None:
+    loaded = load(run)
+    assert loaded.model.fusion is not None
+    assert loaded.model.fusion.settings.kind == kind_of(run)
+    assert spanbox.load(run).encode_texts(["a kite", "一只风筝"]).shape == (2, 16)
+
+
+def test_a_checkpoint_without_fusion_is_not_resumed_with_one(scenes: Path, tmp_path: Path) -> None:
+    train(miniature.demo_config(scenes, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"model.fusion.kind: gated, but .* was trained with none"):
+        train(config(scenes, tmp_path / "run", "gated", "train.resume=true"))
+
+
+def test_a_plan_counts_the_fusion(scenes: Path, tmp_path: Path) -> None:
+    """Parameters, cached tokens and patches, and a block of scored pairs."""
+    plain = plan(miniature.demo_config(scenes, tmp_path / "run"))
+    fused = plan(config(scenes, tmp_path / "run", "cross_attention"))
+    assert fused.parameters > plain.parameters
+    assert fused.plain.pair > plain.plain.pair
+    assert fused.plain.losses(64) > plain.plain.losses(64)
