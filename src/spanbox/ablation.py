@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -184,19 +184,33 @@ def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
 
 
 def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> tuple[str, int]:
-    folder = _run_folder(out, variant, seed)
-    threads = max(1, (os.cpu_count() or 1) // plan.jobs)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     commands = _commands(plan, out, variant, seed)
     write_text(_commands_file(out, variant, seed), json.dumps(commands, indent=1))
-    with explained(folder / "output.txt"), (folder / "output.txt").open("w", encoding="utf-8") as output:
+    output = _run_folder(out, variant, seed) / "output.txt"
+    run_commands(f"{variant}, seed {seed}", commands, output, jobs=plan.jobs)
+    return variant, seed
+
+
+def run_commands(name: str, commands: Sequence[Sequence[str]], output: Path, *, jobs: int) -> None:
+    """Run commands of spanbox one after the other, each a process of its own.
+
+    Args:
+        name: of the run, for the message of an error.
+        commands: their arguments.
+        output: file for what they print.
+        jobs: such runs at the same time, which share the cores.
+
+    Raises:
+        TrainingError: one failed.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    with explained(output), output.open("w", encoding="utf-8") as file:
         for command in commands:
             done = subprocess.run(
-                [sys.executable, "-m", "spanbox", *command], stdout=output, stderr=subprocess.STDOUT, env=environment
+                [sys.executable, "-m", "spanbox", *command], stdout=file, stderr=subprocess.STDOUT, env=environment
             )
             if done.returncode:
-                raise TrainingError(f"{variant}, seed {seed}: `spanbox {command[0]}` failed, see {folder}/output.txt")
-    return variant, seed
+                raise TrainingError(f"{name}: `spanbox {command[0]}` failed, see {output}")
 
 
 def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[list[str]]:

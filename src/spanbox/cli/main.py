@@ -16,6 +16,7 @@ from spanbox.cli import (
     ablate,
     config,
     data,
+    data_clean,
     data_demo,
     data_mine,
     data_show,
@@ -79,6 +80,7 @@ app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("losses")(losses.losses)
 app.command("ablate")(ablate.ablate)
+data.app.command("clean")(data_clean.clean_command)
 data.app.command("demo")(data_demo.draw)
 data.app.command("mine")(data_mine.mine)
 data.app.command("show")(data_show.show)

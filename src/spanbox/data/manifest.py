@@ -8,6 +8,7 @@ The format is described in docs/data.md.
 """
 
 import codecs
+import os
 from array import array
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -111,6 +112,18 @@ def normal_path(path: str) -> str:
 def encode_record(record: Record) -> bytes:
     """The record as one line of a manifest, with its newline."""
     return _encoder.encode(record) + b"\n"
+
+
+def relocated(record: Record, folder: Path, new_folder: Path) -> Record:
+    """The record for a manifest in another folder: its image relative to that, its group as it was.
+
+    Args:
+        folder, new_folder: resolved.
+    """
+    if folder == new_folder or Path(record.image).is_absolute():
+        return record
+    image = Path(os.path.relpath(folder / record.image, new_folder)).as_posix()
+    return msgspec.structs.replace(record, image=image, group=record.group_key)
 
 
 def write_manifest(path: Path, records: Iterator[Record] | Sequence[Record]) -> int:

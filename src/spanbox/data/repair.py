@@ -4,7 +4,6 @@ A convention of boxes or offsets is converted only where many of a set contradic
 reading. Everything else is left for a person; the original is never changed.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,16 @@ from spanbox.data.audit.names import find_other_spelling
 from spanbox.data.audit.spans import READINGS, SpanStatistics
 from spanbox.data.images import ImageFacts, image_facts, turn_boxes
 from spanbox.data.importers import UniqueIds
-from spanbox.data.manifest import Box, Entity, Record, decode_record, encode_record, manifest_lines, write_manifest
+from spanbox.data.manifest import (
+    Box,
+    Entity,
+    Record,
+    decode_record,
+    encode_record,
+    manifest_lines,
+    relocated,
+    write_manifest,
+)
 from spanbox.errors import DataError, OutputError
 
 CERTAIN = 20  # boxes or spans that have to contradict the documented convention
@@ -95,15 +103,7 @@ class _Repair:
                     repaired = msgspec.structs.replace(repaired, group=group)
             new_id = ids.add(repaired.id)
             self.counts["ids used twice: made unique"] += new_id != repaired.id
-            yield self._moved(msgspec.structs.replace(repaired, id=new_id), folder)
-
-    def _moved(self, record: Record, folder: Path) -> Record:
-        """The record with its image relative to the new manifest, and its group unchanged."""
-        new_folder = self.out.parent.resolve()
-        if new_folder == folder or Path(record.image).is_absolute():
-            return record
-        image = Path(os.path.relpath(folder / record.image, new_folder)).as_posix()
-        return msgspec.structs.replace(record, image=image, group=record.group_key)
+            yield relocated(msgspec.structs.replace(repaired, id=new_id), folder, self.out.parent.resolve())
 
     def _with_found_image(self, record: Record, folder: Path) -> Record:
         if not record.image or (folder / record.image).exists():

@@ -1,0 +1,194 @@
+"""Cleaning of a manifest: every pair and link is scored by a model that was not trained on it.
+
+The pairs are cut into folds by group, so that no image is on both sides. A model is trained on the other folds for each
+(or a given run scores all), and its scores become probabilities (`evaluation/verdicts.py`). The new manifest, all
+verdicts and a page for review are written; the original is not changed. An interrupted cleaning continues.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from spanbox.ablation import run_commands
+from spanbox.config import load_config
+from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
+from spanbox.data.manifest import Manifest, relocated, write_manifest
+from spanbox.documents import DocumentError, read_json
+from spanbox.engine.checkpoint import last_checkpoint
+from spanbox.errors import ConfigError, DataError, OutputError
+from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
+from spanbox.files import check_writable_folder, replacing, write_text
+from spanbox.progress import Progress
+from spanbox.structures import Incident, stable_id
+from spanbox.wiring.embedding import embed, evaluation_dataset
+from spanbox.wiring.loading import load
+
+ALL_PROPOSALS = 10_000  # of an image: every one may be the box of an entity
+
+
+@dataclass
+class Cleaned:
+    """What a cleaning found and did."""
+
+    manifest: Path
+    wrong_pairs: float  # estimated share
+    wrong_links: float
+    counts: Counter[str] = field(default_factory=Counter)  # what was done
+    verdicts: Counter[str] = field(default_factory=Counter)
+    incidents: Counter[str] = field(default_factory=Counter)
+
+
+def clean(
+    path: Path,
+    out: Path,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    folds: int = 5,
+    jobs: int = 1,
+    policies: Policies | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Cleaned:
+    """Write `out/NAME.jsonl`, `verdicts.jsonl`, `summary.json` and `review.html`, and the runs in `out/folds`.
+
+    Args:
+        path: the manifest.
+        recipe: recipe or config of the models of the folds; `overrides` are its settings.
+        run: a run or checkpoint whose model has not seen the data, instead of folds.
+        folds: number of folds.
+        jobs: folds that are trained at the same time, each with its share of the cores.
+        device: where the pairs are scored.
+
+    Raises:
+        ConfigError: neither or both of `recipe` and `run`, or a wrong setting.
+        DataError: the manifest is wrong, or too small for so many folds.
+        OutputError: `out` cannot be written, or the new manifest would replace the original.
+        TrainingError: the training of a fold failed.
+    """
+    if (recipe is None) == (run is None):
+        raise ConfigError(
+            "give either --recipe, to train a model for each fold, or --run, a model that has not seen the data"
+        )
+    new = out / f"{path.stem}.jsonl"
+    if new.resolve() == path.resolve():
+        raise OutputError(f"{new}: is the manifest itself, which is not changed; name another folder")
+    check_writable_folder(out)
+    if recipe is not None:
+        load_config(recipe, overrides)  # before anything is written
+    manifest = Manifest(path)
+    if run is not None:
+        scored = [_score(run, manifest.path, range(len(manifest)), device, seed)]
+    else:
+        assert recipe is not None
+        members = fold_members(manifest, folds, seed)
+        trained = _train_folds(manifest, members, out / "folds", recipe, overrides, jobs)
+        scored = [
+            _score(model, held_out, own, device, seed) for (model, held_out), own in zip(trained, members, strict=True)
+        ]
+    verdicts = judge([scores for scores, _ in scored])
+    judged = Judged.of(verdicts.pairs, verdicts.links)
+    result = Cleaned(new, verdicts.wrong_pairs, verdicts.wrong_links)
+    result.incidents.update(incident.kind for _, incidents in scored for incident in incidents)
+    result.verdicts.update("wrong pair" if pair.is_wrong else "right pair" for pair in verdicts.pairs)
+    result.verdicts.update(f"link: {link.verdict}" for link in verdicts.links)
+    _write(out, new, manifest, judged, policies or Policies(), result)
+    return result
+
+
+def fold_members(manifest: Manifest, folds: int, seed: int) -> list[list[int]]:
+    """The places of the pairs of each fold; all pairs of a group are in one. Raises DataError."""
+    groups: dict[str, list[int]] = {}
+    for place in range(len(manifest)):
+        groups.setdefault(manifest[place].group_key, []).append(place)
+    if len(groups) < 2 * folds:
+        raise DataError(f"{manifest.path}: {len(groups)} groups are too few for {folds} folds; set --folds lower")
+    order = sorted(groups, key=lambda group: stable_id(f"fold {seed} {group}"))
+    members: list[list[int]] = [[] for _ in range(folds)]
+    for group in order:
+        min(members, key=len).extend(groups[group])
+    return [sorted(places) for places in members]
+
+
+def _train_folds(
+    manifest: Manifest, members: Sequence[Sequence[int]], folder: Path, recipe: str, overrides: Sequence[str], jobs: int
+) -> list[tuple[Path, Path]]:
+    """Train the models that are missing, `jobs` at a time. Returns their run folders and the held-out manifests."""
+    commands = []
+    for number, own in enumerate(members):
+        train, held_out = folder / f"train-{number}.jsonl", folder / f"held-out-{number}.jsonl"
+        _write_part(manifest, own, held_out)
+        own_places = set(own)
+        _write_part(manifest, [place for place in range(len(manifest)) if place not in own_places], train)
+        settings = [*overrides, f"data.train={json.dumps(str(train))}", "data.val=null"]
+        commands.append(["train", recipe, *settings, f"run.dir={json.dumps(str(folder / f'run-{number}'))}"])
+    runs = [folder / f"run-{number}" for number in range(len(members))]
+
+    def train_one(number: int) -> None:
+        _train_fold(number, runs[number], folder / f"commands-{number}.json", commands[number], jobs)
+
+    with Progress("folds", len(runs)) as progress, ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done, _ in enumerate(pool.map(train_one, range(len(runs))), start=1):
+                progress.update(done)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # the folds that have not begun
+            raise
+    return [(run, folder / f"held-out-{number}.jsonl") for number, run in enumerate(runs)]
+
+
+def _write_part(manifest: Manifest, places: Sequence[int], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old, new = manifest.path.parent.resolve(), path.parent.resolve()
+    write_manifest(path, (relocated(manifest[place], old, new) for place in places))
+
+
+def _train_fold(number: int, run: Path, record: Path, command: Sequence[str], jobs: int) -> None:
+    """Train the model of a fold, go on with one that was interrupted, or leave one that is done."""
+    try:
+        before = read_json(record)
+    except (OSError, DocumentError):
+        before = None
+    state = before if isinstance(before, dict) else {}
+    is_same = state.get("command") == list(command)
+    if is_same and state.get("done"):
+        return
+    resumes = is_same and last_checkpoint(run / "checkpoints") is not None
+    command_now = ["train", str(run / "config.yaml"), "--resume"] if resumes else [*command, "run.overwrite=true"]
+    write_text(record, json.dumps({"command": list(command), "done": False}))
+    output = run.parent / f"output-{number}.txt"
+    run_commands(f"fold {number}", [command_now], output, jobs=jobs)
+    write_text(record, json.dumps({"command": list(command), "done": True}))
+
+
+def _score(run: Path, path: Path, members: Sequence[int], device: str, seed: int) -> tuple[FoldScores, list[Incident]]:
+    """P-values of the pairs of a manifest by the model of a run, and the incidents in their data.
+
+    Args:
+        members: their places in the manifest that is cleaned.
+    """
+    loaded = load(run, device)
+    dataset = evaluation_dataset(loaded.config, loaded.model, Manifest(path, loaded.config.data.inverted_boxes))
+    dataset.limits = replace(dataset.limits, proposals=ALL_PROPOSALS, max_regions=None, max_spans=None)
+    bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
+    scores = score_fold(bank, seed)
+    places = np.asarray(members)
+    return scores._replace(pair_place=places[scores.pair_place], link_place=places[scores.link_place]), incidents
+
+
+def _write(out: Path, new: Path, manifest: Manifest, judged: Judged, policies: Policies, result: Cleaned) -> None:
+    old, folder = manifest.path.parent.resolve(), out.resolve()
+    records = cleaned_records(manifest, judged, policies, result.counts)
+    write_manifest(new, (relocated(record, old, folder) for record in records))
+    with replacing(out / "verdicts.jsonl") as file:
+        for line in verdict_lines(manifest, judged):
+            file.write(json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n")
+    summary = vars(result) | {"manifest": str(new), "original": str(manifest.path), "policies": policies.model_dump()}
+    write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "review.html", cleaning_page(manifest, judged))

@@ -1,0 +1,54 @@
+"""`spanbox data clean`: wrong pairs and wrong boxes, found by models that were not trained on them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spanbox.data.cleaning import LinkPolicy, PairPolicy
+
+
+def clean_command(
+    manifest: Annotated[Path, typer.Argument(help="manifest to clean; it is not changed")],
+    out: Annotated[Path, typer.Argument(help="folder for the new manifest, the verdicts and the page for review")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="settings of the recipe, such as train.steps=2000"),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="recipe or config that trains a model for each fold")] = None,
+    run: Annotated[Path | None, typer.Option(help="run whose model has not seen the data, instead of folds")] = None,
+    folds: Annotated[int, typer.Option(min=2, max=100, help="number of folds; no image is in two")] = 5,
+    jobs: Annotated[int, typer.Option(min=1, max=100, help="folds trained at the same time")] = 1,
+    pairs: Annotated[PairPolicy, typer.Option(help="what is done with pairs that do not belong together")] = "drop",
+    links: Annotated[LinkPolicy, typer.Option(help="what is done with wrong boxes")] = "relink",
+    device: Annotated[str, typer.Option(help="where the pairs are scored: auto, cpu, cuda, ...")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="seed of the folds")] = 0,
+) -> None:
+    """Find pairs that do not belong together, wrong boxes, and entities whose box is missing.
+
+    Every pair is scored by a model that was not trained on it. Writes OUT/NAME.jsonl with the policies applied,
+    OUT/verdicts.jsonl with every verdict, and OUT/review.html with the worst cases. An interrupted cleaning continues.
+
+    spanbox data clean train.jsonl cleaned --recipe gmner model.text.path=DIR model.vision.path=DIR
+    """
+    from spanbox.cleaning import clean
+    from spanbox.data.cleaning import Policies
+
+    policies = Policies(pairs=pairs, links=links)
+    done = clean(
+        manifest,
+        out,
+        recipe=recipe,
+        overrides=overrides or [],
+        run=run,
+        folds=folds,
+        jobs=jobs,
+        policies=policies,
+        device=device,
+        seed=seed,
+    )
+    print(f"estimated: {done.wrong_pairs:.1%} of the pairs and {done.wrong_links:.1%} of the boxes are wrong")
+    for title, counts in (("verdicts", done.verdicts), ("done", done.counts), ("faults in the data", done.incidents)):
+        for name, count in sorted(counts.items()):
+            print(f"{title}: {count:,} {name}")
+    print(f"written: {done.manifest}\nlook at: {out / 'review.html'}")

@@ -1,0 +1,218 @@
+"""How well pairs and links agree with a model: scores of the given ones beside those of wrong ones, on both levels.
+
+A score is compared with those of its row and of its column: some sentences and some images score high with everything.
+Wrong pairs are a sentence and the image of another group; wrong links are a span and a region of an image of another
+group. The scores of both levels are in units of the spread of wrong ones, so they can be added.
+
+Suffixes of names:  N pairs    J sampled pairs    S spans    M regions    C sampled regions
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.own_image import OwnImage, score_own_image
+from spanbox.structures import SHOWN
+
+SAMPLED = 256  # pairs that every pair is made wrong with
+NULL_SCORES = 200_000  # of wrong items that are kept
+ROWS_AT_ONCE = 4096
+
+Floats = NDArray[np.float64]
+
+
+class Evidence(NamedTuple):
+    """Scores of given items and of wrong ones."""
+
+    given: Floats  # (n,)
+    wrong: Floats  # (m,)
+
+
+class LinkEvidence(NamedTuple):
+    """Scores of spans with all regions of their own image, and of spans with regions of other images."""
+
+    own: OwnImage
+    scores_SR: Floats  # of each span with the regions of its image
+    wrong: Floats  # (m,)
+
+
+def pair_evidence(bank: FeatureBank, seed: int) -> dict[bool, tuple[NDArray[np.int64], Evidence]]:
+    """Scores of the pairs, by whether they have an entity with a box, and so a score of the fine level.
+
+    Returns:
+        For each of both kinds the indices of its pairs, and their scores; empty kinds are left out.
+    """
+    sampled_J = _sample(len(bank), SAMPLED, seed)
+    allowed_NJ = bank.group[:, None] != bank.group[sampled_J][None, :]
+    coarse = _standardised(
+        (bank.text * bank.image).sum(dim=1),
+        bank.text @ bank.image[sampled_J].T,
+        (bank.text[sampled_J] @ bank.image.T).T,
+        allowed_NJ,
+        sampled_J,
+    )
+    has_fine_N, fine = _fine_evidence(bank, sampled_J, allowed_NJ)
+    result = {}
+    for kind in (False, True):
+        rows_N = has_fine_N == kind
+        if rows_N.any():
+            own_N, wrong_NJ = coarse
+            if kind and fine is not None:
+                own_N, wrong_NJ = own_N + fine[0], wrong_NJ + fine[1]
+            wrong = wrong_NJ[rows_N][allowed_NJ[rows_N]]
+            index = rows_N.nonzero()[:, 0].numpy()
+            result[kind] = (index, Evidence(_to_numpy(own_N[rows_N]), _thinned(wrong, seed)))
+    return result
+
+
+def link_evidence(bank: FeatureBank, seed: int) -> LinkEvidence:
+    """Scores of the spans with the regions of their own image, and of wrong links. The bank needs both."""
+    own = score_own_image(bank)
+    regions_C = _sample(len(bank.regions), SAMPLED, seed)
+    spans_C = _sample(len(bank.spans), SAMPLED, seed + 1)
+    of_span, of_region = bank.group[bank.span_pair], bank.group[bank.region_pair]
+    other_SC = of_span[:, None] != of_region[regions_C][None, :]
+    other_SC &= ~_same_identity(bank, regions_C)
+    scores_SC = bank.spans @ bank.regions[regions_C].T
+    row_mean, row_spread = _mean_and_spread(scores_SC, other_SC)
+    other_MC = of_region[:, None] != of_span[spans_C][None, :]
+    column_mean, column_spread = _mean_and_spread(bank.regions @ bank.spans[spans_C].T, other_MC)
+    place_SR = _places(bank, own)
+
+    def standard(scores: Tensor, columns: Tensor) -> Tensor:
+        by_row = (scores - row_mean[:, None]) / row_spread[:, None]
+        return (by_row + (scores - column_mean[columns]) / column_spread[columns]) / 2
+
+    wrong = standard(scores_SC, regions_C[None, :].expand(len(bank.spans), -1))[other_SC]
+    return LinkEvidence(own, _to_numpy(standard(own.scores_SR, place_SR)), _thinned(wrong, seed))
+
+
+def _fine_evidence(
+    bank: FeatureBank, sampled_J: Tensor, allowed_NJ: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Which pairs have an entity with a box, and the mean over these of the best region, in their and other images."""
+    shown_S = (bank.span_shown == SHOWN).nonzero()[:, 0]
+    has_regions_N = torch.zeros(len(bank), dtype=torch.bool)
+    has_regions_N[bank.region_pair] = True
+    has_fine_N = torch.zeros(len(bank), dtype=torch.bool)
+    has_fine_N[bank.span_pair[shown_S]] = True
+    has_fine_N &= has_regions_N
+    if not has_fine_N.any():
+        return has_fine_N, None
+    everyone = torch.arange(len(bank))
+    own_N = torch.empty(len(bank))
+    rows_NJ = torch.empty(len(bank), len(sampled_J))
+    columns_NJ = torch.empty(len(bank), len(sampled_J))
+    for start in range(0, len(bank), ROWS_AT_ONCE):
+        part = everyone[start : start + ROWS_AT_ONCE]
+        rows_NJ[part] = _best_regions(bank, shown_S, part, sampled_J)
+        columns_NJ[part] = _best_regions(bank, shown_S, sampled_J, part).T
+    own = score_own_image(bank)
+    best_S = own.scores_SR.masked_fill(~own.candidates_SR, -1.0).amax(dim=1)
+    number = torch.zeros(len(bank)).index_add_(0, bank.span_pair[shown_S], torch.ones(len(shown_S)))
+    own_N = torch.zeros(len(bank)).index_add_(0, bank.span_pair[shown_S], best_S[shown_S]) / number.clamp(min=1)
+    usable_NJ = allowed_NJ & has_fine_N[:, None] & has_regions_N[sampled_J][None, :]
+    usable_columns_NJ = allowed_NJ & has_regions_N[:, None] & has_fine_N[sampled_J][None, :]
+    return has_fine_N, _standardised(own_N, rows_NJ, columns_NJ, usable_NJ, sampled_J, usable_columns_NJ)
+
+
+def _best_regions(bank: FeatureBank, shown_S: Tensor, texts: Tensor, images: Tensor) -> Tensor:
+    """(texts, images): mean over the shown spans of each text of the best region of each image; 0 without spans."""
+    position_text = torch.full((len(bank),), -1)
+    position_text[texts] = torch.arange(len(texts))
+    position_image = torch.full((len(bank),), -1)
+    position_image[images] = torch.arange(len(images))
+    spans = shown_S[position_text[bank.span_pair[shown_S]] >= 0]
+    regions = (position_image[bank.region_pair] >= 0).nonzero()[:, 0]
+    result = torch.zeros(len(texts), len(images))
+    count = torch.zeros(len(texts))
+    owner = position_image[bank.region_pair[regions]]
+    for start in range(0, len(spans), ROWS_AT_ONCE):
+        part = spans[start : start + ROWS_AT_ONCE]
+        scores = bank.spans[part] @ bank.regions[regions].T
+        best = torch.full((len(part), len(images)), -1.0)
+        best.scatter_reduce_(1, owner.expand(len(part), -1), scores, "amax")
+        rows = position_text[bank.span_pair[part]]
+        result.index_add_(0, rows, best)
+        count.index_add_(0, rows, torch.ones(len(part)))
+    return result / count.clamp(min=1)[:, None]
+
+
+def _standardised(
+    own_N: Tensor,
+    rows_NJ: Tensor,
+    columns_NJ: Tensor,
+    allowed_NJ: Tensor,
+    sampled_J: Tensor,
+    allowed_columns_NJ: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Own scores (N,) and wrong ones (N, J) in units of the spread of the wrong scores of their row and their column.
+
+    Args:
+        rows_NJ: scores of each sentence with the sampled images.
+        columns_NJ: scores of each image with the sampled sentences.
+        allowed_NJ: pairs of different groups.
+    """
+    row_mean, row_spread = _mean_and_spread(rows_NJ, allowed_NJ)
+    columns_allowed = allowed_NJ if allowed_columns_NJ is None else allowed_columns_NJ
+    column_mean, column_spread = _mean_and_spread(columns_NJ, columns_allowed)
+
+    def standard(scores: Tensor, column: Tensor) -> Tensor:
+        extra = scores.dim() - 1
+        mean, spread = (value.reshape(-1, *(1,) * extra) for value in (row_mean, row_spread))
+        return ((scores - mean) / spread + (scores - column_mean[column]) / column_spread[column]) / 2
+
+    return standard(own_N, torch.arange(len(own_N))), standard(rows_NJ, sampled_J)
+
+
+def _mean_and_spread(scores: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the allowed scores of each row; rows with few take those of all."""
+    number = allowed.sum(dim=1)
+    kept = torch.where(allowed, scores, 0.0).double()
+    overall = scores[allowed].double()
+    mean_of_all = overall.mean() if len(overall) else scores.new_zeros(()).double()
+    spread_of_all = overall.std() if len(overall) > 1 else scores.new_ones(()).double()
+    mean = torch.where(number > 1, kept.sum(dim=1) / number.clamp(min=1), mean_of_all)
+    deviation = torch.where(allowed, (scores.double() - mean[:, None]) ** 2, 0.0).sum(dim=1)
+    spread = torch.where(number > 8, (deviation / (number - 1).clamp(min=1)).sqrt(), spread_of_all)
+    return mean.float(), spread.clamp(min=1e-6).float()
+
+
+def _same_identity(bank: FeatureBank, regions_C: Tensor) -> Tensor:
+    """(S, C): whether a sampled region is linked to a span of the identity of each span."""
+    same = torch.zeros(len(bank.spans), len(regions_C), dtype=torch.bool)
+    position = torch.full((len(bank.regions),), -1)
+    position[regions_C] = torch.arange(len(regions_C))
+    sampled = position[bank.links[:, 1]] >= 0
+    for span, region in bank.links[sampled].tolist():
+        same[:, position[region]] |= bank.span_identity == bank.span_identity[span]
+    return same
+
+
+def _places(bank: FeatureBank, own: OwnImage) -> Tensor:
+    """(S, R): index of each region of the own image among all regions; 0 on padding."""
+    order = bank.region_pair.argsort(stable=True)
+    count = bank.region_pair.bincount(minlength=len(bank))
+    start = (count.cumsum(0) - count)[bank.span_pair]
+    slots = start[:, None] + torch.arange(own.candidates_SR.shape[1])
+    return torch.where(own.candidates_SR, order[slots.clamp(max=len(order) - 1)], 0)
+
+
+def _sample(number: int, wanted: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(number, generator=generator)[:wanted].sort().values
+
+
+def _thinned(scores: Tensor, seed: int) -> Floats:
+    if len(scores) > NULL_SCORES:
+        scores = scores[torch.randint(len(scores), (NULL_SCORES,), generator=torch.Generator().manual_seed(seed))]
+    return _to_numpy(scores)
+
+
+def _to_numpy(values: Tensor) -> Floats:
+    found: Floats = values.double().numpy()
+    return found

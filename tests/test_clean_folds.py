@@ -1,0 +1,138 @@
+"""`spanbox data clean` as a whole, in miniature: folds, resuming, outputs, refusals."""
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+import miniature
+from spanbox import cleaning
+from spanbox.cleaning import clean, fold_members
+from spanbox.data.cleaning import Policies
+from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.engine.stopping import StopRequest
+from spanbox.errors import ConfigError, DataError, OutputError, TrainingError
+from spanbox.wiring.training import train
+
+OVERRIDES = [*miniature.TOWERS, *miniature.SCHEDULE]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Runs the commands of the folds here, which takes a tenth of the time; returns them."""
+    from spanbox.config import load_config
+
+    seen: list[list[str]] = []
+
+    def run(name: str, commands: Sequence[Sequence[str]], output: Path, *, jobs: int) -> None:
+        for command in commands:
+            seen.append(list(command))
+            overrides = [word for word in command[2:] if word != "--resume"]
+            train(load_config(command[1], [*overrides, *(["train.resume=true"] if "--resume" in command else [])]))
+
+    monkeypatch.setattr(cleaning, "run_commands", run)
+    monkeypatch.setattr(StopRequest, "listening", lambda self: nullcontext())  # signals need the main thread
+    return seen
+
+
+def test_folds_are_trained_scored_and_written(scenes: Path, tmp_path: Path, in_process: list[list[str]]) -> None:
+    before = (scenes / "train.jsonl").read_bytes()
+    done = clean(scenes / "train.jsonl", tmp_path, recipe="demo", overrides=OVERRIDES, folds=2, device="cpu")
+    assert len(in_process) == 2
+    assert (scenes / "train.jsonl").read_bytes() == before
+    cleaned = Manifest(done.manifest)
+    assert len(cleaned) == 32 - done.counts["pairs dropped"]
+    assert all(cleaned.image_path(record).is_file() for record in cleaned)
+    verdicts = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert [verdict["id"] for verdict in verdicts] == [record.id for record in Manifest(scenes / "train.jsonl")]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["policies"] == {"pairs": "drop", "links": "relink"}
+    assert sum(count for name, count in summary["verdicts"].items() if name.endswith("pair")) == 32
+    assert "Data cleaning" in (tmp_path / "review.html").read_text()
+
+
+def test_no_model_scores_a_pair_that_it_was_trained_on(
+    scenes: Path, tmp_path: Path, in_process: list[list[str]]
+) -> None:
+    clean(scenes / "train.jsonl", tmp_path, recipe="demo", overrides=OVERRIDES, folds=2, device="cpu")
+    parts = [
+        [
+            {record.id for record in Manifest(tmp_path / "folds" / f"{part}-{fold}.jsonl")}
+            for part in ("train", "held-out")
+        ]
+        for fold in range(2)
+    ]
+    for trained, held_out in parts:
+        assert not trained & held_out
+        assert len(trained | held_out) == 32
+    assert len(parts[0][1] | parts[1][1]) == 32
+
+
+def test_it_continues_where_it_was_interrupted(scenes: Path, tmp_path: Path, in_process: list[list[str]]) -> None:
+    options = {"recipe": "demo", "overrides": OVERRIDES, "folds": 2, "device": "cpu"}
+    clean(scenes / "train.jsonl", tmp_path, **options)  # type: ignore[arg-type]
+    first = (tmp_path / "verdicts.jsonl").read_bytes()
+    commands = tmp_path / "folds" / "commands-1.json"
+    commands.write_text(commands.read_text().replace("true", "false"))
+    in_process.clear()
+    clean(scenes / "train.jsonl", tmp_path, **options)  # type: ignore[arg-type]
+    assert in_process == [["train", str(tmp_path / "folds" / "run-1" / "config.yaml"), "--resume"]]
+    assert (tmp_path / "verdicts.jsonl").read_bytes() == first
+    in_process.clear()
+    clean(scenes / "train.jsonl", tmp_path, **(options | {"overrides": [*OVERRIDES, "train.steps=3"]}))  # type: ignore[arg-type]
+    assert [command[-1] for command in in_process] == ["run.overwrite=true"] * 2
+
+
+def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_path: Path) -> None:
+    run = train(miniature.demo_config(scenes, tmp_path / "run")).run_dir
+    policies = Policies(pairs="weight", links="weight")
+    done = clean(scenes / "test.jsonl", tmp_path / "out", run=run, policies=policies, device="cpu")
+    records = list(Manifest(done.manifest))
+    assert len(records) == 12
+    assert done.manifest.name == "test.jsonl"
+    assert not (tmp_path / "out" / "folds").exists()
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    records = [Record(str(i), f"{i // 3}.png", "x") for i in range(60)]
+    write_manifest(tmp_path / "m.jsonl", records)
+    members = fold_members(Manifest(tmp_path / "m.jsonl"), 4, seed=0)
+    assert sorted(place for own in members for place in own) == list(range(60))
+    assert [len(own) for own in members] == [15] * 4
+    images = [{place // 3 for place in own} for own in members]
+    assert not any(one & other for i, one in enumerate(images) for other in images[:i])
+    with pytest.raises(DataError, match="20 groups are too few for 11 folds"):
+        fold_members(Manifest(tmp_path / "m.jsonl"), 11, seed=0)
+
+
+def test_refusals(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="give either --recipe"):
+        clean(scenes / "train.jsonl", tmp_path)
+    with pytest.raises(OutputError, match="is the manifest itself"):
+        clean(scenes / "train.jsonl", scenes, recipe="demo")
+    with pytest.raises(ConfigError, match=r"train\.stepz: unknown key"):
+        clean(scenes / "train.jsonl", tmp_path / "new", recipe="demo", overrides=["train.stepz=1"])
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_fold_that_fails_ends_the_cleaning(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other folds do not begin, and nothing but the folds is written."""
+    started: list[str] = []
+
+    def fail(name: str, *_: object, **__: object) -> None:
+        started.append(name)
+        raise TrainingError("no")
+
+    monkeypatch.setattr(cleaning, "run_commands", fail)
+    with pytest.raises(TrainingError, match="no"):
+        clean(scenes / "train.jsonl", tmp_path, recipe="demo", overrides=OVERRIDES, folds=4)
+    assert "fold 0" in started
+    assert len(started) < 4
+    assert [path.name for path in tmp_path.iterdir()] == ["folds"]
