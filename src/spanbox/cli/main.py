@@ -19,6 +19,7 @@ from spanbox.cli import (
     data_clean,
     data_demo,
     data_mine,
+    data_paraphrase,
     data_show,
     demo,
     evaluate,
@@ -83,6 +84,7 @@ app.command("ablate")(ablate.ablate)
 data.app.command("clean")(data_clean.clean_command)
 data.app.command("demo")(data_demo.draw)
 data.app.command("mine")(data_mine.mine)
+data.app.command("paraphrase")(data_paraphrase.paraphrase)
 data.app.command("show")(data_show.show)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")

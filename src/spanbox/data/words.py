@@ -55,6 +55,11 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character)[0] == "M"
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether a character is of a script without spaces between words."""
+    return _UNSPACED.match(character) is not None
+
+
 def cuts_word(text: str, place: int) -> bool:
     """Whether a cut at `place` parts two letters of a word that is written with spaces, or a mark from its letter."""
     if not 0 < place < len(text):

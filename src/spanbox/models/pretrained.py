@@ -59,21 +59,26 @@ def model_folder(path: str, part: Part) -> Path:
             f"{part} tower: the folder {folder} has no config.json. Give the folder that transformers saved, "
             "or one fetched with `hf download NAME --local-dir DIR`."
         )
-    _refuse_special_files(folder, part)
-    _refuse_lfs_pointers(folder, part)
+    check_files(folder, f"{part} tower")
     return folder
 
 
-def _refuse_special_files(folder: Path, part: Part) -> None:
+def check_files(folder: Path, what: str) -> None:
+    """Check the files of a model before they are opened.
+
+    Raises:
+        ConfigError: one is not a regular file, or a Git LFS pointer. The message begins with `what`.
+    """
     for file in folder.iterdir():
         if file.exists() and not (file.is_file() or file.is_dir()):
             raise ConfigError(
-                f"{part} tower: {file} is not a regular file; remove it, or fetch the model with `hf download NAME "
+                f"{what}: {file} is not a regular file; remove it, or fetch the model with `hf download NAME "
                 "--local-dir DIR`."
             )
+    _refuse_lfs_pointers(folder, what)
 
 
-def _refuse_lfs_pointers(folder: Path, part: Part) -> None:
+def _refuse_lfs_pointers(folder: Path, what: str) -> None:
     """A folder cloned without Git LFS has small text files in place of the large ones."""
     names = {path.name for path in folder.glob("*.safetensors")} or {path.name for path in folder.glob("*.bin")}
     for name in sorted(names | set(_SMALL_FILES)):
@@ -82,7 +87,7 @@ def _refuse_lfs_pointers(folder: Path, part: Part) -> None:
             continue
         if file.read_bytes().startswith(_LFS_POINTER):
             raise ConfigError(
-                f"{part} tower: {file} is a Git LFS pointer, not the file. Run `git lfs pull` in its folder, or fetch "
+                f"{what}: {file} is a Git LFS pointer, not the file. Run `git lfs pull` in its folder, or fetch "
                 "the model with `hf download NAME --local-dir DIR`."
             )
 
@@ -95,7 +100,7 @@ def config_from_folder(folder: Path, part: Part) -> Any:
     """
     try:
         read_json(folder / "config.json")  # within limits; transformers has none
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, *_WRONG_ARCHITECTURE) as error:
         raise ConfigError(f"{part} tower: {folder}/config.json is not a transformers config: {error}") from error
@@ -121,7 +126,7 @@ def config_from_architecture(architecture: dict[str, Any], part: Part) -> Any:
                 f"{_nearest(key, known)}"
             )
     try:
-        with _quiet():
+        with quiet():
             return config_class(**values)
     except _WRONG_ARCHITECTURE as error:
         raise ConfigError(f"{part} tower: architecture is not a valid {model_type!r} config: {error}") from error
@@ -136,7 +141,7 @@ def architecture_of(config: Any) -> dict[str, Any]:
 def random_model(config: Any, model_class: Any, part: Part) -> nn.Module:
     """A model with random weights, float32, in training mode."""
     try:
-        with _quiet():
+        with quiet():
             # from_config exists on the Auto classes only.
             build = getattr(model_class, "from_config", None) or model_class._from_config
             _check_size(config, build)
@@ -173,7 +178,7 @@ def pretrained_model(
         CheckpointError: weights cannot be read, or weights of the tower are missing.
     """
     try:
-        with _quiet():
+        with quiet():
             model, report = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -236,7 +241,7 @@ def _nearest(name: str, known: Any = CONFIG_MAPPING) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the progress bars and loading tables of transformers, not its errors."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

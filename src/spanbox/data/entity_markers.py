@@ -1,0 +1,99 @@
+"""Entities through a translator: each goes in as a marker, and is put back where its marker comes out.
+
+    "The cat is left of the dog"  ->  "The X1 is left of the X2"  ->  ...  ->  "X2 has an X1 on its left"
+
+Names stay spelled as they are, and offsets follow from the edit that puts them back. A translation is used with
+entities only if every marker comes out exactly once.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spanbox.data.words import indefinite_article, is_unspaced
+from spanbox.spans import CharSpan, EditMap, Piece
+
+_LETTERS = "XYZQWVKJ"  # rare in words, and kept by translators when a number follows, as in names of products
+
+
+@dataclass(frozen=True)
+class MarkedText:
+    """A text with markers in place of its entities.
+
+    Overlapping entities share a marker.
+    """
+
+    text: str
+    original: str
+    spans: tuple[CharSpan, ...]  # of the entities, in the original
+    carried: tuple[CharSpan, ...]  # what each marker stands for, in the original
+    letter: str  # of the markers
+
+    @property
+    def has_words(self) -> bool:
+        """Whether there is anything to translate besides the markers."""
+        return any(map(str.isalpha, re.sub(self._pattern(r"\d+"), "", self.text)))
+
+    def restore(self, translated: str, *, english: bool) -> tuple[str, list[CharSpan]] | None:
+        """The translation with its entities put back, and their spans; None if a marker was lost or repeated.
+
+        Args:
+            translated: of `text`.
+            english: whether it is in English, so that the article before a marker is fitted to the entity.
+        """
+        pieces, places = [], []
+        for number, (start, end) in enumerate(self.carried, start=1):
+            found = list(re.finditer(self._pattern(str(number)), translated, re.IGNORECASE))
+            if len(found) != 1:
+                return None
+            low, high = _without_spaces(translated, found[0].span(), self.original[start:end])
+            pieces.append(Piece(low, high, self.original[start:end]))
+            places.append((low, high))
+            article = re.search(r"(?<!\S)(an?|An?)(\s+)$", translated[:low]) if english else None
+            if article:
+                fitting = indefinite_article(self.original[start:end])
+                recase = str.capitalize if article[1][0] == "A" else str
+                pieces.append(Piece(*article.span(1), recase(fitting)))
+        if len(re.findall(self._pattern(r"\d+"), translated, re.IGNORECASE)) != len(self.carried):
+            return None  # a marker that was never there
+        edit = EditMap.replace(translated, pieces)
+        moved = edit.map_spans(places)
+        assert moved is not None, "each marker is a piece of its own"
+        return edit.text, [self._place_of(span, moved) for span in self.spans]
+
+    def _place_of(self, span: CharSpan, moved: Sequence[CharSpan]) -> CharSpan:
+        """The place of an entity, given those of what was carried."""
+        for (start, end), (new_start, _) in zip(self.carried, moved, strict=True):
+            if start <= span[0] and span[1] <= end:
+                return new_start + span[0] - start, new_start + span[1] - start
+        raise AssertionError("every entity is carried")
+
+    def _pattern(self, number: str) -> str:
+        return rf"(?<![A-Za-z0-9]){self.letter}\s?{number}(?![A-Za-z0-9])"
+
+
+def mark_entities(text: str, spans: Sequence[CharSpan]) -> MarkedText:
+    """The text with a marker in place of each entity; overlapping ones share one.
+
+    The markers use the first letter of which the text has no marker already.
+    """
+    carried: list[CharSpan] = []
+    for start, end in sorted(spans):
+        if carried and start < carried[-1][1]:
+            carried[-1] = carried[-1][0], max(end, carried[-1][1])
+        else:
+            carried.append((start, end))
+    letter = next((letter for letter in _LETTERS if not re.search(rf"{letter}\s?\d", text, re.IGNORECASE)), _LETTERS[0])
+    pieces = [Piece(start, end, f"{letter}{number}") for number, (start, end) in enumerate(carried, start=1)]
+    return MarkedText(EditMap.replace(text, pieces).text, text, tuple(spans), tuple(carried), letter)
+
+
+def _without_spaces(text: str, place: CharSpan, entity: str) -> CharSpan:
+    """The place of a marker, with the spaces around it where the entity and its neighbour are written without."""
+    low, high = place
+    before, after = text[:low].rstrip(), text[high:].lstrip()
+    if before and is_unspaced(before[-1]) and is_unspaced(entity[0]):
+        low = len(before)
+    if after and is_unspaced(after[0]) and is_unspaced(entity[-1]):
+        high = len(text) - len(after)
+    return low, high
