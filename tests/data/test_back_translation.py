@@ -147,6 +147,7 @@ def test_batches_are_of_similar_length(tmp_path: Path) -> None:
 def test_image_paths_stay_right_in_another_folder(tmp_path: Path) -> None:
     _, out = paraphrased(manifest(tmp_path, pair()), Fake(turned), out=tmp_path / "new" / "out.jsonl")
     assert out[0].image == "../images/0.png"
+    assert out[0].group == "images/0.png"  # as it was by default
     assert out.image_path(out[0]).resolve() == (tmp_path / "images" / "0.png").resolve()
 
 

@@ -5,7 +5,6 @@ for the coarse level only. Every translation is written at once to a cache besid
 twice: not after a kill, nor after an error of a translator, nor for a manifest with more pairs.
 """
 
-import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from spanbox.data.manifest import (
     check_manifest_file,
     manifest_lines,
     parse_record,
+    relocated,
     write_manifest,
 )
 from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
@@ -114,7 +114,6 @@ class BackTranslation:
 
     def _with_paraphrases(self, on_progress: OnProgress) -> Iterator[Record]:
         records, done, began = self._records(), 0, time.monotonic()
-        here, there = self.manifest.parent.resolve(), self.out.parent.resolve()
         while window := list(islice(records, self.batch_size * BATCHES_AT_ONCE)):
             for _ in self._translate_all(window):
                 on_progress(done, self.pairs, f"{self._speed(began):.1f} texts/s")
@@ -122,8 +121,8 @@ class BackTranslation:
                 made: list[Paraphrase] = []
                 for job in self._jobs([(line, record)]):
                     made += self._paraphrase(job, {record.text, *(p.text for p in (*record.paraphrases, *made))})
-                image = record.image if here == there else os.path.relpath(here / record.image, there)
-                yield msgspec.structs.replace(record, image=image, paraphrases=(*record.paraphrases, *made))
+                with_made = msgspec.structs.replace(record, paraphrases=(*record.paraphrases, *made))
+                yield relocated(with_made, self.manifest.parent.resolve(), self.out.parent.resolve())
             done += len(window)
             on_progress(done, self.pairs, "")
         if self.counts["left out: no translation"] and not any(kind.startswith("for ") for kind in self.counts):
