@@ -66,6 +66,7 @@ class Sample:
     proposals: tuple[Tensor, Tensor] | None = None  # boxes (P, 4), normalised, and scores (P,), for masked views
     views: SampleViews | None = None
     original_text: str = ""  # of the pair, where `text` was changed; pairs of one text stay so
+    text_changes: tuple[tuple[str, str], ...] = ()  # words of the text or paraphrase, and what took their place
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,13 @@ def test_missing_synonyms_are_an_error_before_the_first_sample(tmp_path: Path) -
         dataset_of(tmp_path, record_of(), synonyms=0.5, sources=["/no/such/wordnet"])
 
 
+def test_the_words_that_changed(tmp_path: Path) -> None:
+    sample = drawn(dataset_of(tmp_path, record_of(), synonyms=1), 1)[0]
+    assert [old for old, _ in sample.text_changes] == ["A picture of", "above"]
+    assert all(new in sample.text for _, new in sample.text_changes)
+    assert sample.original_text == TEXT
+
+
 def test_sources_are_read_where_they_are_needed() -> None:
     TextAugmenter(TextAugmentSettings(paraphrases=0.5, swap=0.5, sources=("/no/such/wordnet",)))
 

@@ -94,7 +94,7 @@ class PairDataset(Dataset[Sample | Incident]):
         """The sample with a newly drawn text; unchanged when none is drawn."""
         if self._augment_text is None:
             return sample
-        return self._augment_text(sample, self.manifest[sample.place], draws.stream(Stream.TEXT))[0]
+        return self._augment_text(sample, self.manifest[sample.place], draws.stream(Stream.TEXT))
 
     def _with_views(self, sample: Sample, draws: Draws) -> Sample:
         """The sample with newly drawn masked views; unchanged when none are drawn."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from spanbox.data.augment_text import Change, TextAugmentSettings, augment_text
+from spanbox.data.augment_text import TextAugmentSettings, augment_text
 from spanbox.data.manifest import Entity, Record
 from spanbox.data.synonym_files import load_synonyms
 from spanbox.data.synonyms import Synonyms
@@ -26,10 +26,8 @@ class TextAugmenter:
         needed = settings.synonyms > 0 or settings.deletion > 0
         self.synonyms = load_synonyms(settings.sources) if needed else Synonyms({})
 
-    def __call__(
-        self, sample: Sample, record: Record, generator: np.random.Generator
-    ) -> tuple[Sample, tuple[Change, ...]]:
-        """The sample with a newly drawn text, and the words that were changed in it.
+    def __call__(self, sample: Sample, record: Record, generator: np.random.Generator) -> Sample:
+        """The sample with a newly drawn text.
 
         Args:
             sample: with the text of `record`.
@@ -41,7 +39,7 @@ class TextAugmenter:
             sample = _without_entities(sample) if record.entities and not drawn.entities else sample
             sample = _with_text(sample, drawn.text, [_span(drawn.text, drawn.entities[i]) for i in sample.entities])
         result = augment_text(sample.text, sample.spans, drawn.lang, self.settings, self.synonyms, generator)
-        return _with_text(sample, result.text, result.spans), result.changes
+        return replace(_with_text(sample, result.text, result.spans), text_changes=result.changes)
 
     def _draw(self, record: Record, generator: np.random.Generator) -> Record:
         """The record, or one of its paraphrases."""
