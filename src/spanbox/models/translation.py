@@ -11,7 +11,7 @@ import torch
 
 from spanbox.documents import read_json
 from spanbox.errors import ConfigError
-from spanbox.models.pretrained import quiet, check_files
+from spanbox.models.pretrained import check_files, quiet
 
 NEW_TOKENS = 2, 16  # at most so many per token of the source, and so many more
 
