@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pairs import entity, save_manifest
+from spanbox.data.augment import AugmentSettings
 from spanbox.data.collate import Collated, Collator
 from spanbox.data.dataset import PairDataset
 from spanbox.data.limits import SampleLimits
@@ -89,6 +90,31 @@ def test_workers_change_nothing(manifest: Manifest, tokenizer: Any, workers: int
     for first, second in zip(alone, shared, strict=True):
         assert_same(first.batch, second.batch)
         assert (first.ids, first.incidents) == (second.ids, second.incidents)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_augmented_copies_are_the_same_from_any_step_and_with_any_workers(
+    manifest: Manifest, tokenizer: Any, workers: int
+) -> None:
+    changes = {"copies": 2, "image": {"preset": "strong"}}
+    limits = SampleLimits(image_size=8, augment=AugmentSettings.model_validate(changes))
+
+    def loaded(workers: int, start: int) -> list[Batch]:
+        data = PairDataset(manifest, limits, seed=3, replace_broken=True)
+        sampler = StepSampler(len(manifest), 3, 3, start, 6, copies=2)
+        return [one.batch for one in training_batches(data, collator(tokenizer), sampler, workers, pin_memory=False)]
+
+    full = loaded(0, 0)
+    assert [len(batch) for batch in full] == [6] * 6
+    for batch in full:
+        assert not (batch.group.unique(return_counts=True)[1] % 2).any(), (
+            "a broken pair has one stand-in for all copies"
+        )
+        first, second = batch.pixels[batch.group == batch.group[0]][:2]
+        assert not torch.equal(first, second)
+    for start in (0, 2):
+        for first, second in zip(full[start:], loaded(workers, start), strict=True):
+            assert_same(first, second)
 
 
 def test_a_resumed_loader_gives_the_tail_of_the_full_run(manifest: Manifest, tokenizer: Any) -> None:

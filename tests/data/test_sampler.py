@@ -130,6 +130,14 @@ def test_keys_name_the_step_so_that_no_two_samples_of_a_run_share_their_random_d
     assert len(set(keys)) == len(keys) == 32
 
 
+def test_copies_follow_each_other_and_ranks_share_the_pairs() -> None:
+    one = list(StepSampler(12, 4, 0, 0, 6))
+    copied = list(StepSampler(12, 4, 0, 0, 6, copies=3))
+    assert copied == [[(*key, copy) for key in batch for copy in range(3)] for batch in one]
+    shares = [list(StepSampler(12, 4, 0, 0, 6, copies=3, rank=rank, world_size=2)) for rank in range(2)]
+    assert [first + second for first, second in zip(*shares, strict=True)] == copied
+
+
 # ---------------------------------------------------------------- hard neighbours
 
 

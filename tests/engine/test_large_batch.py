@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+import tiny
 from encoders import accumulate, collate, fused, in_one_graph, make_model, make_sample, with_views
+from spanbox.data.augment import AugmentSettings
+from spanbox.data.draws import Draws
+from spanbox.data.limits import SampleLimits
+from spanbox.data.manifest import Entity
+from spanbox.data.prepare import prepare
 from spanbox.engine.large_batch import TowerStep, accumulate_gradients, even_chunk
 from spanbox.engine.random_state import RandomState
 from spanbox.losses.formulas import LOSSES
@@ -142,6 +149,26 @@ USES_OF_VIEWS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("loss", USES_OF_VIEWS.values(), ids=USES_OF_VIEWS)
 def test_masked_views_and_mined_negatives_cross_the_boundary_like_any_feature(loss: dict[str, Any]) -> None:
     compare(5, dropout=0.3, batch=with_views(mixed_batch()), loss=loss)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_augmented_copies_and_their_loss(chunk: int, dropout: float) -> None:
+    """Eight pictures in three copies each, changed by everything there is; copies lose boxes and spans differently."""
+    augment = AugmentSettings.model_validate({"copies": 3, "image": {"preset": "strong", "keep_box": False}})
+    limits = SampleLimits(tiny.IMAGE_SIZE, augment=augment)
+    samples = []
+    for number in range(8):
+        made = make_sample(number, spans=2, regions=0)
+        spans = [Entity(*span, boxes=((5, 9, 30, 40),)) for span in made.spans]
+        picture = Image.effect_noise((50, 60), 90).convert("RGB")
+        for copy in range(3):
+            draws = Draws(0, 0, number, copy)
+            samples.append(prepare(picture, made.text, spans, (), limits, id=made.id, draws=draws))
+    batch = collate(*samples)
+    assert 0 < batch.links.any(dim=(1, 2)).sum() < len(batch)
+    copies = {"weight": 0.5, "weight_schedule": "uncertainty"}
+    compare(chunk, batch=batch, dropout=dropout, loss={"copies": copies})
 
 
 class TestDegenerate:

@@ -15,6 +15,7 @@ from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import Proposals, draw_views
 from spanbox.data.prepare import least_reduction, prepare
 from spanbox.data.sample_text import TextAugmenter
+from spanbox.data.sampler import Key
 from spanbox.errors import DataError
 from spanbox.structures import Incident, Sample, SampleViews
 
@@ -22,7 +23,7 @@ REPLACEMENT_TRIES = 20
 
 
 class PairDataset(Dataset[Sample | Incident]):
-    """Samples by (step, index). Every random draw of a sample depends on (seed, step, index) alone.
+    """Samples by (step, index), and copy if there are several. Every random draw depends on these and the seed alone.
 
     In training a pair with a broken image is replaced by another pair of the manifest, and the sample carries the
     incident; in evaluation (`replace_broken=False`) the item is the incident.
@@ -65,9 +66,8 @@ class PairDataset(Dataset[Sample | Incident]):
         boxes = 0 if limits.objects_only else sum(len(entity.boxes) for entity in record.entities)
         return max(_at_most(len(record.entities), limits.max_spans), _at_most(boxes + proposals, limits.max_regions))
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | Incident:
-        step, index = key
-        draws = Draws(self.seed, step, index)
+    def __getitem__(self, key: Key) -> Sample | Incident:
+        draws = Draws(self.seed, *key)
         broken: list[Incident] = []
         for stand_in in self._places_to_try(draws):
             try:

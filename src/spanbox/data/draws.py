@@ -21,11 +21,13 @@ class Draws:
     seed: int
     step: int
     index: int
+    copy: int = 0  # of several samples of one pair in a step
 
     def replacements(self) -> np.random.Generator:
-        """Random numbers for the pairs that replace one with a broken image."""
+        """Random numbers for the pairs that replace one with a broken image, the same for all copies."""
         return np.random.default_rng((self.seed, self.step, self.index))
 
     def stream(self, stream: Stream) -> np.random.Generator:
         """The random numbers of one stream, from its start."""
-        return np.random.default_rng((self.seed, self.step, self.index, stream))
+        further = (self.copy,) if self.copy else ()
+        return np.random.default_rng((self.seed, self.step, self.index, stream, *further))

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from spanbox.data.neighbours import Neighbours
 
-Key = tuple[int, int]  # (step, index): no two samples of a run share one, so their random draws differ
+Key = tuple[int, ...]  # (step, index), and which copy: no two samples of a run share one, so their random draws differ
 
 
 class StepSampler(Sampler[list[Key]]):
@@ -25,12 +25,13 @@ class StepSampler(Sampler[list[Key]]):
 
     Args:
         size: pairs of the manifest.
-        batch_size: pairs that are contrasted with each other, over all ranks; a multiple of `world_size`.
+        batch_size: distinct pairs that are contrasted with each other, over all ranks; a multiple of `world_size`.
         stop: first step after the last one; None: endless, without a length.
         rank: draw this one of the `world_size` equal shares of each batch. The shares in rank order are the batch of a
             single rank.
         neighbours: of each pair, from `spanbox data mine`. Other neighbours give other batches.
         hard_share: share of a batch, below 1, drawn from the neighbours of the seeds; at least one pair is a seed.
+        copies: samples of each pair, side by side in the batch.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class StepSampler(Sampler[list[Key]]):
         world_size: int = 1,
         neighbours: Neighbours | None = None,
         hard_share: float = 0.5,
+        copies: int = 1,
     ) -> None:
         assert 0 < batch_size <= size
         assert 0 <= rank < world_size
@@ -59,6 +61,7 @@ class StepSampler(Sampler[list[Key]]):
         self.rank = rank
         self.world_size = world_size
         self.neighbours = neighbours
+        self.copies = copies
         hard = 0 if neighbours is None else round(batch_size * hard_share)
         self.seeds_per_batch = max(1, batch_size - hard)
 
@@ -78,7 +81,10 @@ class StepSampler(Sampler[list[Key]]):
             order = self._order(epoch)
             for step in steps_of_epoch:
                 batch = self._batch(order, step)[self.rank * share : (self.rank + 1) * share]
-                yield [(step, index) for index in batch.tolist()]
+                yield [key for index in batch.tolist() for key in self._keys(step, index)]
+
+    def _keys(self, step: int, index: int) -> list[Key]:
+        return [(step, index)] if self.copies == 1 else [(step, index, copy) for copy in range(self.copies)]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

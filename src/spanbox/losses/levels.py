@@ -1,4 +1,4 @@
-"""The two levels: sentences against images, and spans against regions, each as queries, keys and their relation.
+"""The levels as queries, keys and their relation: sentences against images, spans against regions, and copies.
 
 B pairs    K queries per pair    R keys per pair    V masked views per image    D features
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spanbox.losses.relations import (
     BlockRelation,
+    copies_relation,
     sentence_image_relation,
     sentence_view_relation,
     span_region_relation,
@@ -48,6 +49,12 @@ def fine_contrast(features: Features, targets: Targets, views: ViewLossSettings)
     if not (has_views(features) and views.negatives):
         return Contrast(features.spans, features.regions, partial(span_region_relation, targets))
     return Contrast(features.spans, _with_views(features.regions, features), partial(span_view_relation, targets))
+
+
+def copies_contrast(features: Features, targets: Targets, views: ViewLossSettings) -> Contrast:
+    """Sentences against sentences and images against images. Views are not used."""
+    both = torch.stack([features.text, features.image], dim=1)
+    return Contrast(both, both, partial(copies_relation, targets))
 
 
 def has_views(features: Features) -> bool:

@@ -11,7 +11,7 @@ from spanbox.losses.blocks import Selection, both_directions
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.fusion import FusionObjective
 from spanbox.losses.kernel import WHOLE_SHARE, Share
-from spanbox.losses.levels import coarse_contrast, fine_contrast, has_views
+from spanbox.losses.levels import coarse_contrast, copies_contrast, fine_contrast, has_views
 from spanbox.losses.negatives import selected
 from spanbox.losses.relations import WHOLE
 from spanbox.losses.settings import CURVES, LevelSettings, LossSettings
@@ -20,12 +20,12 @@ from spanbox.structures import Features, Losses, Targets, stable_id
 
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's bound: a temperature below 0.01 makes training unstable
 EXAMINED_PAIRS = 64  # rows of an examined block, in pairs
-CONTRASTS = {"coarse": coarse_contrast, "fine": fine_contrast}
+CONTRASTS = {"coarse": coarse_contrast, "fine": fine_contrast, "copies": copies_contrast}
 RANKINGS = {"coarse": sentence_ranking, "fine": span_ranking}
 
 
 class Objective(nn.Module):
-    """Weighted sum of the coarse, the fine and, if used, the view loss.
+    """Weighted sum of the coarse and the fine loss and, if used, of the losses of copies and of views.
 
     Schedules and random choices follow `set_progress`; the initial state is the start of a run.
 
@@ -39,6 +39,8 @@ class Objective(nn.Module):
         self.settings = settings
         self.coarse_log_scale = _log_scale(settings.coarse)
         self.fine_log_scale = _log_scale(settings.fine)
+        if settings.copies.used:
+            self.copies_log_scale = _log_scale(settings.copies)
         self.biases = nn.ParameterDict()
         self.log_variances = nn.ParameterDict()
         for name, level in settings.levels().items():
@@ -128,8 +130,9 @@ class Objective(nn.Module):
             log_scale.clamp_(max=MAX_LOG_SCALE)
 
     def _log_scales(self) -> dict[str, nn.Parameter]:
-        of_fusion = {} if self.fusion is None else self.fusion.log_scales()
-        return {"coarse": self.coarse_log_scale, "fine": self.fine_log_scale, **of_fusion}
+        scales = {"coarse": self.coarse_log_scale, "fine": self.fine_log_scale}
+        of_copies = {"copies": self.copies_log_scale} if self.settings.copies.used else {}
+        return scales | of_copies | ({} if self.fusion is None else self.fusion.log_scales())
 
     def _options(self, name: str) -> dict[str, Any]:
         """Further arguments of the loss of a level: numbers of the config and the learned bias."""
@@ -147,7 +150,7 @@ class Objective(nn.Module):
 
     def _ranking(self, features: Features, targets: Targets, share: Share) -> Tensor:
         """The ranking loss of views, summed over the levels."""
-        rankings = (RANKINGS[name] for name in self.settings.levels())
+        rankings = (RANKINGS[name] for name in self.settings.levels() if name in RANKINGS)
         nothing = features.text.new_zeros(())
         return sum((rank(features, targets, self.settings.views, self.gate, share) for rank in rankings), start=nothing)
 

@@ -95,6 +95,22 @@ def sentence_image_relation(targets: Targets, rows: slice = WHOLE, columns: slic
     return _without_zeros(positives, candidates, weight)
 
 
+def copies_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:
+    """`Relation` (b*2, c*2) of sentences and images of some pairs to those of others, sentence before image.
+
+    Each is contrasted with its own kind, as in `sentence_image_relation`; itself is left out.
+    """
+    positives, candidates, weight = sentence_image_relation(targets, rows, columns)
+    others = ~same_pair(targets, rows, columns)
+    of_one_kind = torch.eye(2, dtype=torch.bool, device=others.device)
+
+    def for_both(mask: Tensor) -> Tensor:
+        return (mask[:, None, :, None] & of_one_kind[:, None]).flatten(2).flatten(0, 1)
+
+    both = None if weight is None else weight.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
+    return Relation(for_both(positives & others), for_both(candidates & others), both)
+
+
 def sentence_view_relation(
     targets: Targets,
     rows: slice = WHOLE,

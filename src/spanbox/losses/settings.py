@@ -107,12 +107,22 @@ class LevelSettings(Settings):
         return self
 
 
+class CopiesSettings(LevelSettings):
+    """Images against images and texts against texts; positives are of one group: augmented copies, or captions."""
+
+    weight: float = Field(0.0, ge=0, description="initial weight of this term in the total loss; 0: off")
+
+
 class LossSettings(Settings):
     coarse: LevelSettings = Field(LevelSettings(), description="sentences against images")
     fine: LevelSettings = Field(LevelSettings(), description="spans against regions")
+    copies: CopiesSettings = Field(
+        CopiesSettings(), description="images against images and texts against texts, of copies or of several captions"
+    )
     views: ViewLossSettings = Field(ViewLossSettings(), description="use of the masked views")
     fusion: FusionLossSettings = Field(FusionLossSettings(), description="scores of fused pairs (model.fusion)")
 
     def levels(self) -> dict[str, LevelSettings]:
         """The levels that are used, by name."""
-        return {name: level for name, level in (("coarse", self.coarse), ("fine", self.fine)) if level.used}
+        levels = {"coarse": self.coarse, "fine": self.fine, "copies": self.copies}
+        return {name: level for name, level in levels.items() if level.used}

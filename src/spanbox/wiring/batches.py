@@ -41,6 +41,7 @@ class TrainingBatches:
         self.tokenizer = tokenizer
         self.trainer = trainer
         self.progress = progress
+        self.pairs = config.train.batch_size // config.data.augment.copies  # distinct ones of a batch
         self.dataset = PairDataset(
             manifest,
             sample_limits(config, trainer.model, training=True),
@@ -56,7 +57,7 @@ class TrainingBatches:
     def __iter__(self) -> Iterator[Any]:
         train, step = self.config.train, self.trainer.step
         end = None if train.minutes else train.steps
-        mined_every = self.config.data.mining.steps(len(self.dataset) // train.batch_size)
+        mined_every = self.config.data.mining.steps(len(self.dataset) // self.pairs)
         if mined_every is None:
             yield from self._of_steps(step, end, self.given)
             return
@@ -71,7 +72,7 @@ class TrainingBatches:
         config, ranks = self.config, self.trainer.ranks
         sampler = StepSampler(
             len(self.dataset),
-            config.train.batch_size,
+            self.pairs,
             config.seed,
             start,
             stop,
@@ -79,6 +80,7 @@ class TrainingBatches:
             world_size=ranks.world_size,
             neighbours=neighbours,
             hard_share=config.data.hard_share,
+            copies=config.data.augment.copies,
         )
         # Chunks of similar length carry less padding. Where a chunk is contrasted with itself alone they stay mixed.
         collator = make_collator(config, self.tokenizer, sort_by_length=config.train.accumulation == "exact")

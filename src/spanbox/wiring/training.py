@@ -177,17 +177,19 @@ def check_fusion(config: RunConfig, checkpoint: Path) -> None:
 
 
 def _check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) -> None:
-    size = config.train.batch_size
-    if size % world_size:
-        nearest = max(1, size // world_size) * world_size
+    size, copies = config.train.batch_size, config.data.augment.copies
+    together = world_size * copies
+    if size % together:
+        nearest = max(1, size // together) * together
+        in_copies = f" in {copies} copies (data.augment.copies)" if copies > 1 else ""
         raise ConfigError(
-            f"train.batch_size: {size} pairs cannot be shared evenly among {world_size} processes; set it to "
-            f"{nearest}, or start another number of them"
+            f"train.batch_size: {size} pairs{in_copies} cannot be shared evenly among {world_size} processes; set it "
+            f"to {nearest}, or start another number of them"
         )
-    if size > len(manifest):
+    if size // copies > len(manifest):
         raise ConfigError(
             f"train.batch_size: a batch of {size} needs more pairs than the {len(manifest)} of {manifest.path}; set "
-            f"train.batch_size={len(manifest) // world_size * world_size} or less"
+            f"train.batch_size={len(manifest) // world_size * together} or less"
         )
 
 
