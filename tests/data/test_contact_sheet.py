@@ -12,7 +12,7 @@ from encoders import make_sample
 from spanbox.data.contact_sheet import contact_sheet
 from spanbox.data.masking import STRATEGIES, MaskSettings
 from spanbox.structures import Sample
-from spanbox.wiring.showing import show_samples
+from spanbox.wiring.showing import COPIES, show_samples
 
 GRID = 4
 
@@ -78,7 +78,42 @@ def test_of_a_manifest(tmp_path: Path) -> None:
     data = miniature.write_scenes(tmp_path / "scenes", languages=("en", "zh"))
     out = tmp_path / "pages" / "views.html"
     shown = show_samples(
-        data / "train.jsonl", out, n=100, with_views=True, size=48, patch=16, overrides=["data.views.ratio=0.75"]
+        data / "train.jsonl",
+        out,
+        n=100,
+        with_views=True,
+        with_augmented=False,
+        size=48,
+        patch=16,
+        overrides=["data.views.ratio=0.75"],
     )
     assert shown == 32
     assert out.read_text(encoding="utf-8").count("<article>") == 32
+
+
+def test_augmented_samples_stand_beside_their_original(tmp_path: Path) -> None:
+    """With their moved boxes, and the words that were changed."""
+    data = miniature.write_scenes(tmp_path / "scenes", languages=("en", "zh"))
+    out = tmp_path / "augmented.html"
+    settings = ["data.augment.image.preset=strong", "data.augment.text.synonyms=1.0"]
+    show_samples(
+        data / "train.jsonl", out, n=3, with_views=False, with_augmented=True, size=48, patch=16, overrides=settings
+    )
+    page = out.read_text(encoding="utf-8")
+    assert page.count("<article>") == 3
+    assert page.count('alt="augmented image of') == 3 * COPIES
+    assert len(set(re.findall(r'src="(data:[^"]+)"', page))) > 2 * COPIES
+    assert "<del>" in page
+
+
+def test_the_standard_changes_are_shown_if_none_are_set(tmp_path: Path) -> None:
+    data = miniature.write_scenes(tmp_path / "scenes")
+    out = tmp_path / "augmented.html"
+    show_samples(data / "train.jsonl", out, n=1, with_views=False, with_augmented=True, size=48, patch=16, overrides=[])
+    assert len(set(re.findall(r'src="(data:[^"]+)"', out.read_text(encoding="utf-8")))) == 1 + COPIES
+
+
+def test_changed_words_are_escaped() -> None:
+    sample = replace(make_sample(0), text_changes=(("<b>", "&"),))
+    page = contact_sheet([make_sample(0)], "", None, GRID, augmented=[[sample]])
+    assert "<del>&lt;b&gt;</del> <ins>&amp;</ins>" in page

@@ -1,11 +1,11 @@
-"""HTML page of samples: images with boxes, sentences with spans, masked views.
+"""HTML page of samples: images with boxes, sentences with spans, masked views, augmented copies.
 
 The page is one file without external resources. All text is escaped.
 """
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -36,21 +36,35 @@ figure { margin: 0; }
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 figcaption { font-size: .85rem; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }
 mark { color: inherit; background: none; border-bottom: 3px solid var(--mark); padding-bottom: 1px; }
+del { opacity: .6; }
+ins { font-weight: 600; text-decoration: none; }
 .absent { border-bottom-style: dotted; }
 """
 
 
-def contact_sheet(samples: Iterable[Sample], title: str, views: MaskSettings | None, grid: int, seed: int = 0) -> str:
+def contact_sheet(
+    samples: Sequence[Sample],
+    title: str,
+    views: MaskSettings | None,
+    grid: int,
+    seed: int = 0,
+    *,
+    augmented: Sequence[Sequence[Sample]] = (),
+) -> str:
     """An HTML page of samples; with `views`, one masked view of each strategy beside each image.
 
     Args:
         samples: decoded pairs.
+        augmented: changed samples of each pair, shown beside it.
         title: heading of the page.
         views: settings of the views; their count and mix are ignored.
         grid: side of a view in cells.
         seed: of the views.
     """
-    cards = [_card(sample, views, grid, np.random.default_rng((seed, row))) for row, sample in enumerate(samples)]
+    cards = [
+        _card(sample, views, grid, np.random.default_rng((seed, row)), augmented[row] if augmented else ())
+        for row, sample in enumerate(samples)
+    ]
     head = f'<!doctype html><html><head><meta charset="utf-8"><title>{escape(title)}</title>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     legend = "<p>Underlined: spans, in the colour of their boxes; dotted: without a box.</p>"
@@ -59,12 +73,25 @@ def contact_sheet(samples: Iterable[Sample], title: str, views: MaskSettings | N
     )
 
 
-def _card(sample: Sample, views: MaskSettings | None, grid: int, generator: np.random.Generator) -> str:
-    boxes = _overlay(sample.regions, sample.links)
-    image = _figure(sample.pixels, boxes, _sentence(sample), f"image of {sample.id}")
+def _card(
+    sample: Sample,
+    views: MaskSettings | None,
+    grid: int,
+    generator: np.random.Generator,
+    augmented: Sequence[Sample],
+) -> str:
+    image = _with_boxes(sample, f"image of {sample.id}")
     drawn = "".join(_view(sample, strategy, views, grid, generator) for strategy in STRATEGIES) if views else ""
+    drawn += "".join(_with_boxes(copy, f"augmented image of {sample.id}") for copy in augmented)
     columns = f'<div class="row">{image}<div class="views">{drawn}</div></div>'
     return f"<article><h2>{escape(sample.id)}</h2>{columns}</article>"
+
+
+def _with_boxes(sample: Sample, alt: str) -> str:
+    """The image with its boxes, the sentence with its spans, and the words that were changed in it."""
+    changes = [f"<del>{escape(old)}</del> <ins>{escape(new)}</ins>" for old, new in sample.text_changes]
+    caption = "<br>".join([_sentence(sample), *changes])
+    return _figure(sample.pixels, _overlay(sample.regions, sample.links), caption, alt)
 
 
 def _view(sample: Sample, strategy: Strategy, settings: MaskSettings, grid: int, generator: np.random.Generator) -> str:

@@ -50,6 +50,8 @@ def _changes_of_texts(config: RunConfig) -> str:
 
 
 def _changes_of_images(config: RunConfig) -> str:
+    if config.data.augment.image.active:
+        return "reads augmented images (data.augment.image)"
     views = config.data.views
     return "reads images that are filled at random (data.views.fill)" if views.count and views.fill != "drop" else ""
 
