@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import miniature
 from spanbox.cli import demo
@@ -127,6 +128,7 @@ def make_what_the_reader_has(folder: Path) -> None:
     (folder / "models" / "vit").rename(folder / "models" / "vit-base-patch16-224-in21k")
     (folder / "Twitter10000_v2.0" / "txt").mkdir(parents=True)
     (folder / "Twitter10000_v2.0" / "xml").mkdir()
+    Image.new("RGB", (64, 48), "white").save(folder / "photo.jpg")
     for split in ("train", "dev", "test"):
         tweet = "IMGID:1\nGarfield\tB-LOC\nPark\tI-LOC\n\n"
         (folder / "Twitter10000_v2.0" / "txt" / f"{split}.txt").write_text(tweet, encoding="utf-8")

@@ -22,12 +22,15 @@ from spanbox.cli import (
     data_paraphrase,
     data_show,
     demo,
+    embed,
     evaluate,
     export,
+    ground,
     losses,
     plan,
     report,
     score,
+    search,
     train,
 )
 from spanbox.errors import SpanboxError
@@ -78,6 +81,9 @@ app.command("plan")(plan.plan)
 app.command("evaluate")(evaluate.evaluate)
 app.command("score")(score.score)
 app.command("export")(export.export)
+app.command("embed")(embed.embed)
+app.command("search")(search.search)
+app.command("ground")(ground.ground)
 app.command("report")(report.report)
 app.command("losses")(losses.losses)
 app.command("ablate")(ablate.ablate)

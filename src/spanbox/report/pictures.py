@@ -120,6 +120,19 @@ class Album:
         return Picture(id, record, image, full_size)
 
 
+def thumbnail_source(path: Path) -> tuple[str, tuple[int, int]]:
+    """A thumbnail of an image as a data URI, and the image's width and height as shown.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    image, full_size = load_reduced(path, THUMBNAIL)
+    picture = Picture("", None, image.copy(), full_size)
+    assert picture.image is not None
+    picture.image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return picture.source, full_size
+
+
 def _find_manifest(examples: Examples, folder: Path) -> Path:
     """The first place of the manifest at which there is a file."""
     beside = folder / examples.manifest_from_here if examples.manifest_from_here else None

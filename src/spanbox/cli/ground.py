@@ -1,0 +1,105 @@
+"""`spanbox ground`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spanbox.errors import DataError
+
+if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
+    from spanbox.api import Grounding
+    from spanbox.data.manifest import Box
+    from spanbox.spans import CharSpan
+
+
+def ground(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN", help="a run folder (its best checkpoint) or a checkpoint folder")
+    ],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="an image")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="a sentence with its spans in brackets, or a phrase")],
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BOXES.json", help="candidates: [[x0, y0, x1, y1], ...] in pixels; default: from the heatmap"
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PICTURE.png", help="picture with spans and boxes; JSON beside it")
+    ] = Path("grounded.png"),
+    threshold: Annotated[
+        float | None, typer.Option(help="least score of a span that the image shows; default: chosen by validation")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Find the boxes of an image that show the spans of a sentence, or that none does.
+
+    Writes the picture with boxes and spans in matching colours, and a JSON file beside it.
+
+        spanbox ground runs/first photo.jpg "a [red kite] above a [boat]"
+    """
+    import spanbox
+    from spanbox.data.images import load_image
+    from spanbox.files import check_writable_file, replacing, write_text
+    from spanbox.report.grounding_picture import grounding_picture
+
+    check_writable_file(out, ".png")
+    check_writable_file(out.with_suffix(".json"), ".json")
+    plain, spans = read_brackets(text)
+    candidates = None if boxes is None else _read_boxes(boxes)
+    result = spanbox.load(model, device).ground(image, plain, spans, candidates, threshold=threshold)
+    picture = grounding_picture(load_image(image), plain, _marked(result))
+    with replacing(out) as file:
+        picture.save(file, "PNG")
+    write_text(out.with_suffix(".json"), json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    for span in result.spans:
+        box = "none" if span.best is None else " ".join(f"{edge:.0f}" for edge in span.best.box)
+        score = f"{span.candidates[0].score:z.3f}" if span.candidates else "no box"
+        print(f"{span.text}: {box} ({score})")
+    print(f"written to {out} and {out.with_suffix('.json')}")
+
+
+def read_brackets(text: str) -> "tuple[str, list[CharSpan] | None]":
+    """A sentence without the brackets around its spans, and the spans; None without brackets.
+
+    Raises:
+        DataError: brackets that are not closed, not opened, nested or empty.
+    """
+    plain, spans, opened = "", [], None
+    for character in text:
+        if character == "[" and opened is None:
+            opened = len(plain)
+        elif character == "]" and opened is not None and len(plain) > opened:
+            spans.append((opened, len(plain)))
+            opened = None
+        elif character in "[]":
+            raise DataError(f"{text!r}: brackets surround a span, as in 'a [red kite] above a [boat]'")
+        else:
+            plain += character
+    if opened is not None:
+        raise DataError(f"{text!r}: a bracket is not closed")
+    return plain, spans or None
+
+
+def _marked(result: "Grounding") -> "list[Any]":
+    from spanbox.report.grounding_picture import Marked
+
+    marked = []
+    for span in result.spans:
+        best = span.best
+        marked.append(Marked(span.start, span.end, best.box if best else None, best.score if best else None))
+    return marked
+
+
+def _read_boxes(path: Path) -> "list[Box]":
+    from spanbox.documents import DocumentError, read_json
+
+    try:
+        content = read_json(path)
+        if not isinstance(content, list):
+            raise ValueError(f"found {type(content).__name__}")
+        return [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in content]
+    except (DocumentError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: expected JSON as [[x0, y0, x1, y1], ...] in pixels ({error})") from None

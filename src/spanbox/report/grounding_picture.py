@@ -1,0 +1,127 @@
+"""A picture with the boxes of the spans of its sentence, in matching colours; the sentence stands below it."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from spanbox.report.figures import fonts
+
+# Okabe and Ito's palette, darkened where white text on it would be hard to read.
+COLOURS = ("#0072b2", "#c24f00", "#00805d", "#a8528a", "#8a6a00", "#5b4fc7", "#b3261e", "#3d6f8f")
+NOT_SHOWN = "#6b7480"
+WIDEST = 1000  # pixels of the picture
+NARROWEST = 480
+MARGIN = 14
+TEXT_SIZE = 20
+LINE = 32
+
+
+class Marked(NamedTuple):
+    """A span of the sentence; its box in pixels of the image, None where the image does not show it; its score."""
+
+    start: int
+    end: int
+    box: tuple[float, float, float, float] | None
+    score: float | None
+
+
+def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) -> Image.Image:
+    """An RGB picture of the image with boxes, and the sentence with its spans below.
+
+    A span without a box is grey and struck through. Where spans overlap, the later one colours the characters.
+    """
+    scale = max(NARROWEST / image.width, 1.0) if image.width < NARROWEST else min(WIDEST / image.width, 1.0)
+    shown = image.resize((round(image.width * scale), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
+    lines = list(_lines(text, shown.width - 2 * MARGIN))
+    sheet = Image.new("RGB", (shown.width, shown.height + LINE * len(lines) + 2 * MARGIN), "white")
+    sheet.paste(shown)
+    draw = ImageDraw.Draw(sheet)
+    for number, span in enumerate(spans):
+        if span.box is not None:
+            edges = tuple(scale * edge for edge in span.box)
+            _frame(draw, edges, COLOURS[number % len(COLOURS)], f"{span.score:.2f}" if span.score is not None else "")
+    owner = _owners(text, spans)
+    for row, (start, end) in enumerate(lines):
+        _write_line(draw, text, start, end, shown.height + MARGIN + row * LINE, owner, spans)
+    return sheet
+
+
+def _owners(text: str, spans: Sequence[Marked]) -> list[int | None]:
+    """The span of each character."""
+    owner: list[int | None] = [None] * len(text)
+    for number, span in enumerate(spans):
+        owner[span.start : span.end] = [number] * (span.end - span.start)
+    return owner
+
+
+def _write_line(
+    draw: ImageDraw.ImageDraw, text: str, start: int, end: int, y: int, owner: list[int | None], spans: Sequence[Marked]
+) -> None:
+    x = float(MARGIN)
+    for place in range(start, end):
+        character, number = text[place], owner[place]
+        width = _width(character)
+        if number is not None:
+            colour = COLOURS[number % len(COLOURS)] if spans[number].box is not None else NOT_SHOWN
+            draw.rectangle((x, y, x + width, y + LINE - 6), fill=colour)
+        fill = "#1b1f24" if number is None else "white"
+        draw.text((x, y + LINE - 13), character, font=_font(character), fill=fill, anchor="ls")
+        if number is not None and spans[number].box is None:
+            draw.line((x, y + LINE / 2 - 2, x + width, y + LINE / 2 - 2), fill="white", width=2)
+        x += width
+
+
+def _frame(draw: ImageDraw.ImageDraw, edges: tuple[float, ...], colour: str, label: str) -> None:
+    x0, y0, x1, y1 = edges
+    draw.rectangle((x0, y0, x1, y1), outline="white", width=5)
+    draw.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=colour, width=3)
+    if label:
+        width = sum(map(_width, label)) + 8
+        top = y0 - LINE + 6 if y0 >= LINE - 6 else y0
+        draw.rectangle((x0, top, x0 + width, top + LINE - 8), fill=colour)
+        draw.text((x0 + 4, top), label, font=_font("0"), fill="white")
+
+
+def _lines(text: str, width: float) -> Iterator[tuple[int, int]]:
+    """The intervals of the text that fit into a line: broken after a space, or anywhere without one."""
+    start = last_space = 0
+    used = 0.0
+    for place, character in enumerate(text):
+        used += _width(character)
+        if character == " ":
+            last_space = place + 1
+        if used > width and place > start:
+            cut = last_space if last_space > start else place
+            yield start, cut
+            start = last_space = cut
+            used = sum(_width(each) for each in text[start : place + 1])
+    yield start, len(text)
+
+
+@cache
+def _width(character: str) -> float:
+    return float(_font(character).getlength(character))
+
+
+@cache
+def _font(character: str) -> ImageFont.FreeTypeFont:
+    """The first installed font that has a character."""
+    for path, known in _fonts():
+        if ord(character) in known:
+            return _sized(path)
+    return _sized(_fonts()[0][0])
+
+
+@cache
+def _sized(path: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, TEXT_SIZE)
+
+
+@cache
+def _fonts() -> tuple[tuple[str, frozenset[int]], ...]:
+    from matplotlib import font_manager
+
+    paths = [str(font_manager.findfont(family)) for family in fonts()]
+    return tuple((path, frozenset(font_manager.get_font(path).get_charmap())) for path in paths)

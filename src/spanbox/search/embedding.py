@@ -1,0 +1,273 @@
+"""The features of all items of a source, as a Parquet or NumPy file.
+
+    OUT.parquet     one row for each item or part: the columns of `sources`, and `feature`, a list of D float32
+    OUT.npy         features (N, D) float32; OUT.items.jsonl: the columns, one JSON object per line
+    .OUT.parts/     finished parts, until the whole is written
+
+Items are encoded in parts of fixed size, each in batches of fixed size, and a finished part is never encoded again. So
+an interrupted run goes on where it stopped, and its file is the same, bit for bit, as that of one that was not
+interrupted on the same machine with the same number of threads. With several processes (`torchrun`) each takes every
+n-th part.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spanbox import __version__
+from spanbox.api import Model
+from spanbox.arrays import DamagedArrayError, open_array
+from spanbox.documents import DocumentError, read_json
+from spanbox.engine.distributed import Ranks
+from spanbox.errors import ConfigError, DataError, OutputError
+from spanbox.files import check_writable_file, explained, replacing, write_text
+from spanbox.progress import Progress
+from spanbox.search.sources import COLUMNS, Item, Source
+from spanbox.structures import Incident
+
+PART = 1024
+"""Items of a part."""
+META = "spanbox"
+"""Key of the metadata of a Parquet file."""
+Row = tuple[Any, ...]
+"""Values of the columns of a row."""
+Parts = Iterator[tuple[list[Row], NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was written."""
+
+    rows: int
+    resumed: int  # parts that an earlier run had finished
+    incidents: list[Incident]
+
+
+def embed_source(model: Model, source: Source, out: Path, *, batch_size: int, ranks: Ranks) -> Embedded | None:
+    """Write the features of a source. Returns None on other ranks than the main one.
+
+    Raises:
+        ConfigError: Parquet without pyarrow.
+        DataError: no item could be encoded.
+        OutputError: `out` cannot be written; checked first.
+    """
+    check_output(out)
+    parts = _Parts(out, _description(model, source, batch_size))
+    if ranks.is_main:
+        parts.prepare()
+    ranks.wait_for_all()
+    numbers = range(ranks.rank, -(-source.count // PART), ranks.world_size)
+    left = [number for number in numbers if not parts.is_finished(number)]
+    with Progress(
+        f"encoding {source.kind}", len(numbers), len(numbers) - len(left), quiet=not ranks.is_main
+    ) as progress:
+        for done, number in enumerate(left, start=len(numbers) - len(left) + 1):
+            items = [source.item(index) for index in range(number * PART, min((number + 1) * PART, source.count))]
+            parts.write(number, *_encode(model, source, items, batch_size))
+            progress.update(done, f"{min(done * PART * ranks.world_size, source.count)} items")
+    ranks.wait_for_all()
+    if not ranks.is_main:
+        return None
+    embedded = _assemble(model, source, parts, out, len(numbers) - len(left))
+    parts.remove()
+    return embedded
+
+
+def check_output(out: Path) -> None:
+    """Check the ending of an output file, its package and its folder. Raises ConfigError or OutputError."""
+    if out.suffix not in (".parquet", ".npy"):
+        raise OutputError(f"{out}: expected a file that ends in .parquet or .npy")
+    if out.suffix == ".parquet":
+        import_pyarrow()
+    check_writable_file(out, out.suffix)
+
+
+def import_pyarrow() -> Any:
+    """The optional package pyarrow. Raises ConfigError where it is missing."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError("Parquet files need pyarrow: pip install 'spanbox[parquet]', or use a .npy file") from None
+    return pyarrow
+
+
+class _Parts:
+    """The folder of finished parts. A part is a `.npy` of features and a `.json` of rows, which is written last."""
+
+    def __init__(self, out: Path, description: dict[str, Any]) -> None:
+        self.folder = out.parent / f".{out.name}.parts"
+        self.description = description
+
+    def prepare(self) -> None:
+        """Make the folder; parts of another model, source or setting are removed."""
+        described = self.folder / "description.json"
+        try:
+            known = read_json(described) == self.description
+        except (DocumentError, OSError):
+            known = False
+        with explained(self.folder):
+            if not known:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir()
+                write_text(described, json.dumps(self.description))
+
+    def is_finished(self, number: int) -> bool:
+        return self._rows(number).is_file()
+
+    def write(self, number: int, rows: list[Row], features: NDArray[np.float32], incidents: list[Incident]) -> None:
+        with replacing(self._features(number)) as file:
+            np.save(file, features)
+        write_text(self._rows(number), json.dumps({"rows": rows, "incidents": incidents}, ensure_ascii=False))
+
+    def read(self, number: int) -> tuple[list[Row], NDArray[np.float32], list[Incident]]:
+        """Raises OutputError where the files are damaged."""
+        try:
+            content = read_json(self._rows(number))
+            features = open_array(self._features(number), [np.float32], 2)
+            rows = [tuple(row) for row in content["rows"]]
+            incidents = [Incident(*each) for each in content["incidents"]]
+            assert len(rows) == len(features)
+        except (AssertionError, DamagedArrayError, DocumentError, KeyError, OSError, TypeError) as error:
+            raise OutputError(f"{self.folder}: a finished part is damaged ({error}); remove this folder") from None
+        return rows, features, incidents
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _features(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.npy"
+
+    def _rows(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.json"
+
+
+def _description(model: Model, source: Source, batch_size: int) -> dict[str, Any]:
+    """All that the features depend on."""
+    with (model.checkpoint / "model.safetensors").open("rb") as file:
+        weights = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    return {
+        "spanbox": __version__,
+        "kind": source.kind,
+        "dim": model.dim,
+        "checkpoint": str(model.checkpoint.resolve()),
+        "weights": weights,
+        "folder": str(source.folder.resolve()),
+        "items": source.digest,
+        "device": model.device.type,
+        "batch_size": batch_size,
+        "part": PART,
+    }
+
+
+def _encode(
+    model: Model, source: Source, items: Sequence[Item], batch_size: int
+) -> tuple[list[Row], NDArray[np.float32], list[Incident]]:
+    """Rows, features and incidents of a part. What cannot be encoded is left out and becomes an incident."""
+    rows: list[Row] = []
+    features: list[NDArray[np.float32]] = [np.empty((0, model.dim), np.float32)]
+    incidents: list[Incident] = []
+    for start in range(0, len(items), batch_size):
+        batch = [item for item in items[start : start + batch_size] if item.rows]
+        try:
+            encoded = _features(model, source, batch)
+        except DataError:  # of some items: each by itself
+            kept = []
+            encoded = []
+            for item in batch:
+                try:
+                    encoded += _features(model, source, [item])
+                    kept.append(item)
+                except DataError as error:
+                    incidents.append(Incident(f"{source.kind} left out", item.id, str(error)))
+            batch = kept
+        rows += [row for item in batch for row in item.rows]
+        features += encoded
+    return rows, np.concatenate(features), incidents
+
+
+def _features(model: Model, source: Source, items: Sequence[Item]) -> list[NDArray[np.float32]]:
+    """Features (rows, D) of each item of one batch."""
+    if not items:
+        return []
+    size = len(items)
+    texts = [item.text or "" for item in items]
+    images = [item.image for item in items if item.image is not None]
+    parts: list[Any] = [list(item.parts) for item in items]
+    match source.kind:
+        case "texts":
+            return list(model.encode_texts(texts, batch_size=size)[:, None])
+        case "images":
+            return list(model.encode_images(images, batch_size=size)[:, None])
+        case "spans":
+            return list(model.encode_spans(texts, parts, batch_size=size))
+        case "regions":
+            return list(model.encode_regions(images, parts, batch_size=size))
+
+
+def _assemble(model: Model, source: Source, parts: _Parts, out: Path, resumed: int) -> Embedded:
+    """Write the file of all parts."""
+    incidents: list[Incident] = []
+    count = 0
+
+    def finished() -> Iterator[tuple[list[Row], NDArray[np.float32]]]:
+        nonlocal count
+        for number in range(-(-source.count // PART)):
+            rows, features, found = parts.read(number)
+            incidents.extend(found)
+            count += len(rows)
+            yield rows, features
+
+    meta = {key: value for key, value in parts.description.items() if key not in ("part", "batch_size")}
+    if out.suffix == ".parquet":
+        _write_parquet(out, source, model.dim, meta, finished())
+    else:
+        _write_npy(out, source, model.dim, meta, finished())
+    if not count:
+        example = f": {incidents[0].detail}" if incidents else ""
+        raise DataError(f"nothing to embed, there are no {source.kind}{example}")
+    return Embedded(count, resumed, incidents)
+
+
+def _write_parquet(out: Path, source: Source, dim: int, meta: dict[str, Any], parts: Parts) -> None:
+    pyarrow = import_pyarrow()
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float32()}
+    columns = COLUMNS[source.kind]
+    fields = [pyarrow.field(name, types[kind]) for name, kind in columns.items()]
+    fields.append(pyarrow.field("feature", pyarrow.list_(pyarrow.float32(), dim)))
+    schema = pyarrow.schema(fields, metadata={META: json.dumps(meta)})
+    with replacing(out) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        for rows, features in parts:
+            values = [[row[place] for row in rows] for place in range(len(columns))]
+            flat = pyarrow.array(features.reshape(-1), pyarrow.float32())
+            arrays = [pyarrow.array(column, field.type) for column, field in zip(values, schema, strict=False)]
+            arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, dim))
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+
+
+def _write_npy(out: Path, source: Source, dim: int, meta: dict[str, Any], parts: Parts) -> None:
+    """The rows first: where the `.npy` is, both are whole."""
+    blocks = []
+    with replacing(items_file(out)) as file:
+        file.write(json.dumps(meta, ensure_ascii=False).encode() + b"\n")
+        for rows, features in parts:
+            blocks.append(features)  # mapped files, not memory
+            for row in rows:
+                named = dict(zip(COLUMNS[source.kind], row, strict=True))
+                file.write(json.dumps(named, ensure_ascii=False).encode() + b"\n")
+    with replacing(out) as file:
+        head = {"descr": "<f4", "fortran_order": False, "shape": (sum(map(len, blocks)), dim)}
+        np.lib.format.write_array_header_1_0(file, head)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, "<f4").tobytes())
+
+
+def items_file(out: Path) -> Path:
+    """The file of rows beside a `.npy` file: the metadata in its first line, then one row per line."""
+    return out.with_suffix(".items.jsonl")

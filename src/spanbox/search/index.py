@@ -1,0 +1,161 @@
+"""A file of features as an index: the nearest items to a query.
+
+The search is exact: every feature is compared, block by block. `approximate` uses an inverted file of faiss, for
+millions of items.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spanbox.arrays import DamagedArrayError, open_array
+from spanbox.errors import DataError
+from spanbox.evaluation.approximate import import_faiss
+from spanbox.search.embedding import META, import_pyarrow, items_file
+from spanbox.search.sources import Kind
+
+BLOCK = 2**17
+"""Items compared at a time."""
+CELLS_PER_ROOT = 4
+PROBED = 1 / 16
+"""Cells of the inverted file per square root of the number of items, and the share of them that a query compares."""
+TRAINED_ON = 64
+"""Features per cell that the cells are learned from."""
+
+
+class Hit(NamedTuple):
+    """An item near a query."""
+
+    row: int
+    score: float
+    values: dict[str, Any]  # its columns
+
+
+@dataclass(frozen=True)
+class Index:
+    """Features (N, D) of unit length, and the columns of their items."""
+
+    path: Path
+    kind: Kind
+    folder: Path  # that images are relative to
+    checkpoint: Path
+    features: NDArray[np.float32]
+    columns: Sequence[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def image_of(self, hit: Hit) -> Path | None:
+        """The image of an item; None where it has none."""
+        name = hit.values.get("image")
+        return None if name is None else self.folder / name
+
+    def nearest(self, query: NDArray[np.float32], count: int, *, approximate: bool = False) -> list[Hit]:
+        """The `count` items most similar to a query (D,), best first; of equal ones the first.
+
+        Args:
+            query: a feature.
+            count: number of items, at most.
+            approximate: search in an inverted file of faiss, which the first call builds in memory.
+
+        Raises:
+            ConfigError: approximate without faiss.
+        """
+        if not len(self):
+            return []
+        scores, rows = self._approximately(query, count) if approximate else self._exactly(query, count)
+        return [Hit(row, score, dict(self.columns[row])) for row, score in zip(rows, scores, strict=True)]
+
+    def _exactly(self, query: NDArray[np.float32], count: int) -> tuple[list[float], list[int]]:
+        best_scores, best_rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        asked = np.asarray(query, np.float32)
+        for start in range(0, len(self), BLOCK):
+            block = torch.from_numpy(np.asarray(self.features[start : start + BLOCK] @ asked))
+            scores = torch.cat([best_scores, block])
+            rows = torch.cat([best_rows, torch.arange(start, start + len(block))])
+            kept = _top(scores, count)
+            best_scores, best_rows = scores[kept], rows[kept]
+        return best_scores.tolist(), best_rows.tolist()
+
+    def _approximately(self, query: NDArray[np.float32], count: int) -> tuple[list[float], list[int]]:
+        scores, rows = self._inverted_file.search(np.ascontiguousarray(query[None], np.float32), count)
+        found = rows[0] >= 0  # fewer items in the probed cells
+        return scores[0][found].tolist(), rows[0][found].tolist()
+
+    @cached_property
+    def _inverted_file(self) -> Any:
+        faiss = import_faiss()
+        cells = max(1, min(round(CELLS_PER_ROOT * len(self) ** 0.5), len(self) // 40))
+        made = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(self.features.shape[1]), self.features.shape[1], cells, faiss.METRIC_INNER_PRODUCT
+        )
+        made.cp.seed = 0
+        made.train(np.ascontiguousarray(self.features[:: max(1, len(self) // (TRAINED_ON * cells))]))
+        for start in range(0, len(self), BLOCK):
+            made.add(np.ascontiguousarray(self.features[start : start + BLOCK]))
+        made.nprobe = max(1, round(PROBED * cells))
+        return made
+
+
+def open_index(path: Path) -> Index:
+    """A file that `spanbox embed` wrote.
+
+    Raises:
+        DataError: it is no such file, or damaged.
+        ConfigError: Parquet without pyarrow.
+    """
+    try:
+        meta, features, columns = _open_parquet(path) if path.suffix == ".parquet" else _open_npy(path)
+        kind, dim = meta["kind"], meta["dim"]
+        if kind not in get_args(Kind) or features.shape != (len(columns), dim):
+            raise ValueError(f"{features.shape} features of {len(columns)} items")
+        return Index(path, kind, Path(meta["folder"]), Path(meta["checkpoint"]), features, columns)
+    except (DamagedArrayError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: no index that `spanbox embed` wrote ({error})") from None
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    """Indices of the largest scores, best first; of equal ones the first."""
+    least = scores.topk(min(count, len(scores))).values[-1]
+    above = (scores >= least).nonzero()[:, 0]
+    return above[scores[above].sort(descending=True, stable=True).indices[:count]]
+
+
+def _open_parquet(path: Path) -> tuple[dict[str, Any], NDArray[np.float32], Sequence[dict[str, Any]]]:
+    pyarrow = import_pyarrow()
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(error) from None
+    meta = json.loads((table.schema.metadata or {})[META.encode()])
+    feature = table["feature"].combine_chunks()
+    flat = feature.flatten().to_numpy(zero_copy_only=False)
+    return meta, flat.astype(np.float32, copy=False).reshape(len(table), -1), _Rows(table.drop_columns(["feature"]))
+
+
+class _Rows(Sequence[dict[str, Any]]):
+    """The rows of a table, made when they are read."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._table.slice(index, 1).to_pylist()[0]
+
+
+def _open_npy(path: Path) -> tuple[dict[str, Any], NDArray[np.float32], Sequence[dict[str, Any]]]:
+    features = open_array(path, [np.float32], 2)
+    with items_file(path).open(encoding="utf-8") as file:
+        meta = json.loads(next(file, ""))
+        return meta, features, [json.loads(line) for line in file]

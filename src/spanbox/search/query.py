@@ -1,0 +1,48 @@
+"""A query as a feature that is comparable with those of an index."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spanbox.api import Model
+from spanbox.data.images import image_size
+from spanbox.errors import DataError
+from spanbox.search.index import Index
+
+LONGEST_PATH = 4096
+
+
+def encode_query(model: Model, index: Index, query: str) -> NDArray[np.float32]:
+    """The feature (D,) of a text, or of an image where the query is the path of a file.
+
+    It takes the part of what the index holds: among regions a text is one span, among spans an image is one region.
+
+    Raises:
+        DataError: the query is empty, its image cannot be read, or the index belongs to a model of another size.
+    """
+    if index.features.shape[1] != model.dim:
+        raise DataError(
+            f"{index.path}: features of {index.features.shape[1]} dimensions, but {model.checkpoint} has {model.dim}; "
+            "search with the model that made the index"
+        )
+    if not query.strip():
+        raise DataError("the query is empty; give a text or the path of an image")
+    image = query_image(query)
+    fine = index.kind in ("spans", "regions")
+    if image is not None:
+        if not fine:
+            return np.asarray(model.encode_images(image))
+        width, height = image_size(image)
+        return np.asarray(model.encode_regions(image, [(0, 0, width, height)])[0])
+    if not fine:
+        return np.asarray(model.encode_texts(query))
+    return np.asarray(model.encode_spans(query, [(0, len(query))])[0])
+
+
+def query_image(query: str) -> Path | None:
+    """The image file that a query names; None for a text."""
+    try:
+        return Path(query) if len(query) < LONGEST_PATH and Path(query).is_file() else None
+    except (OSError, ValueError):  # no path that the system accepts
+        return None

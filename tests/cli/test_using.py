@@ -1,0 +1,86 @@
+"""`spanbox export`, `embed`, `search` and `ground` from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import miniature
+from command import Command
+from spanbox.cli.ground import read_brackets
+from spanbox.data.manifest import Manifest
+from spanbox.errors import DataError
+from spanbox.wiring import train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes, and a run on them."""
+    folder = miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("en", "zh"))
+    train(miniature.demo_config(folder, folder / "run", "train.steps=3"))
+    return folder
+
+
+def test_embed_and_search(folder: Path, spanbox: Command) -> None:
+    manifest = Manifest(folder / "test.jsonl")
+    code, out, _ = spanbox("embed", folder / "run", manifest.path, "images.npy", "--device", "cpu")
+    assert (code, "12 images written to images.npy" in out) == (0, True)
+    query = manifest.image_path(manifest[4])
+    code, out, _ = spanbox("search", "images.npy", query, "--top", 3, "--html", "page.html", "--device", "cpu")
+    assert code == 0
+    first = next(line for line in out.splitlines() if line.startswith("│ 1 "))
+    assert manifest[4].id in first  # its own image
+    assert "1.000" in first
+    assert Path("page.html").read_text(encoding="utf-8").count("data:image/jpeg") == 4
+
+
+def test_ground(folder: Path, spanbox: Command) -> None:
+    manifest = Manifest(folder / "test.jsonl")
+    image, boxes = manifest.image_path(manifest[0]), [list(each.box) for each in manifest[0].objects]
+    Path("boxes.json").write_text(json.dumps(boxes))
+    text = "a [red kite] above 一只[蝴蝶]"
+    options = ("--device", "cpu", "--threshold", -1)
+    code, out, _ = spanbox("ground", folder / "run", image, text, "--boxes", "boxes.json", "--out", "a.png", *options)
+    assert code == 0
+    content = json.loads(Path("a.json").read_text(encoding="utf-8"))
+    assert [span["text"] for span in content["spans"]] == ["red kite", "蝴蝶"]
+    assert content["text"] == "a red kite above 一只蝴蝶"
+    assert sorted(each["box"] for each in content["spans"][0]["candidates"]) == sorted(boxes)
+    with Image.open("a.png") as picture:
+        assert picture.format == "PNG"
+    code, out, _ = spanbox("ground", folder / "run", image, "a phrase", "--device", "cpu", "--threshold", 2)
+    assert (code, "a phrase: none" in out) == (0, True)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[[1, 2, 3]]", '[["a", 0, 1, 1]]', "[1]"])
+def test_boxes_that_are_none(folder: Path, spanbox: Command, content: str) -> None:
+    Path("boxes.json").write_text(content)
+    image = next((folder / "images" / "test").iterdir())
+    code, _, err = spanbox("ground", folder / "run", image, "a", "--boxes", "boxes.json", "--device", "cpu")
+    assert code == 2
+    assert "boxes.json: expected JSON as [[x0, y0, x1, y1], ...]" in err
+
+
+def test_export_into_a_folder_that_is_not_empty(folder: Path, spanbox: Command) -> None:
+    code, _, err = spanbox("export", folder / "run", folder)
+    assert (code, "is not empty; name another folder" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "spans"),
+    [
+        ("a kite", "a kite", None),
+        ("a [red kite] above a [boat]", "a red kite above a boat", [(2, 10), (19, 23)]),
+        ("[蝴蝶]", "蝴蝶", [(0, 2)]),
+        ("", "", None),
+    ],
+)
+def test_brackets(text: str, plain: str, spans: list[tuple[int, int]] | None) -> None:
+    assert read_brackets(text) == (plain, spans)
+
+
+@pytest.mark.parametrize("text", ["a [kite", "a kite]", "a [[kite]]", "a []", "a [b [c] d]"])
+def test_brackets_that_do_not_match(text: str) -> None:
+    with pytest.raises(DataError, match="bracket"):
+        read_brackets(text)

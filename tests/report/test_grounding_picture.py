@@ -1,0 +1,38 @@
+"""The picture of a grounding: boxes and spans in the same colours, in any script and size."""
+
+import pytest
+from PIL import Image
+
+from spanbox.report.grounding_picture import COLOURS, LINE, MARGIN, NOT_SHOWN, Marked, _lines, grounding_picture
+
+
+def colours(picture: Image.Image) -> set[str]:
+    counts = picture.getcolors(maxcolors=10**7)
+    assert counts is not None
+    return {f"#{red:02x}{green:02x}{blue:02x}" for count, (red, green, blue) in counts if count > 20}
+
+
+def test_a_span_and_its_box_have_one_colour() -> None:
+    text = "a red kite，还有蝴蝶 and nothing"
+    spans = [Marked(2, 10, (10, 10, 60, 60), 0.9), Marked(13, 15, (70, 20, 120, 90), 0.5), Marked(20, 27, None, 0.1)]
+    picture = grounding_picture(Image.new("RGB", (600, 300), "white"), text, spans)
+    assert {COLOURS[0], COLOURS[1], NOT_SHOWN} <= colours(picture)
+    assert COLOURS[2] not in colours(picture)  # of the span without a box
+    image, words = picture.crop((0, 0, 600, 300)), picture.crop((0, 300, 600, picture.height))
+    assert NOT_SHOWN not in colours(image)
+    assert {COLOURS[0], COLOURS[1], NOT_SHOWN} <= colours(words)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 900), (4000, 30), (480, 480)])
+@pytest.mark.parametrize("text", ["", "a", "word " * 80, "字" * 300, "x" * 500, "emoji 🦋 and \x00"])
+def test_any_size_and_text(size: tuple[int, int], text: str) -> None:
+    spans = [Marked(0, len(text), (0, 0, *size), 0.5)] if text else []
+    picture = grounding_picture(Image.new("RGB", size), text, spans)
+    assert 480 <= picture.width <= 1000
+    assert (picture.height - 2 * MARGIN) % LINE >= 0
+
+
+@pytest.mark.parametrize("text", ["", "a b c", "word " * 40, "字" * 100, "x" * 300])
+def test_lines_hold_the_whole_text(text: str) -> None:
+    assert "".join(text[start:end] for start, end in _lines(text, 200)) == text
+    assert all(end > start for start, end in _lines(text, 200)) or not text

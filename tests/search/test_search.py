@@ -1,0 +1,276 @@
+"""Embedding to files and search in them: the same features as in memory, interrupted or not, exact against a loop."""
+
+import csv
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import miniature
+import spanbox
+from spanbox.api import Model
+from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.engine.distributed import Ranks
+from spanbox.errors import ConfigError, DataError, OutputError
+from spanbox.search import embedding
+from spanbox.search.embedding import Embedded, embed_source
+from spanbox.search.index import Index, open_index
+from spanbox.search.page import search_page
+from spanbox.search.query import encode_query
+from spanbox.search.sources import Kind, open_source
+from spanbox.wiring import train
+
+KINDS: tuple[Kind, ...] = ("images", "texts", "spans", "regions")
+SUFFIXES = [".npy", pytest.param(".parquet", marks=pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow"))]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("en", "zh"))
+
+
+@pytest.fixture(scope="module")
+def model(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    train(miniature.demo_config(scenes, run))
+    return spanbox.load(run)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "PART", 5)
+
+
+def write(model: Model, source: Path, out: Path, kind: Kind, column: str | None = None) -> Embedded:
+    done = embed_source(model, open_source(source, kind, column), out, batch_size=2, ranks=Ranks())
+    assert done is not None
+    return done
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_features_of_a_manifest(model: Model, scenes: Path, tmp_path: Path, kind: Kind, suffix: str) -> None:
+    manifest = Manifest(scenes / "test.jsonl")
+    write(model, manifest.path, tmp_path / f"out{suffix}", kind)
+    index = open_index(tmp_path / f"out{suffix}")
+    expected: list[Any] = []
+    for record in manifest:
+        image = manifest.image_path(record)
+        if kind == "images":
+            expected.append(model.encode_images(image)[None])
+        elif kind == "texts":
+            expected.append(model.encode_texts(record.text)[None])
+        elif kind == "spans":
+            expected.append(model.encode_spans(record.text, [(each.start, each.end) for each in record.entities]))
+        else:
+            boxes = dict.fromkeys([box for each in record.entities for box in each.boxes])
+            boxes |= dict.fromkeys(each.box for each in record.objects)
+            expected.append(model.encode_regions(image, list(boxes)))
+    np.testing.assert_allclose(index.features, np.concatenate(expected), rtol=0, atol=2e-6)
+    assert (index.kind, len(index)) == (kind, len(index.columns))
+    first = index.columns[0]
+    assert first["id"] == manifest[0].id
+    if kind == "spans":
+        assert first["sentence"][first["start"] : first["end"]] == first["text"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_interrupted_run_gives_the_same_file(
+    model: Model, scenes: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = scenes / "test.jsonl"
+    whole, resumed = tmp_path / f"whole{suffix}", tmp_path / f"resumed{suffix}"
+    assert write(model, source, whole, "images").resumed == 0
+    encode = embedding._encode
+    calls = 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Interrupted
+        return encode(*arguments)
+
+    monkeypatch.setattr(embedding, "_encode", interrupted)
+    with pytest.raises(Interrupted):
+        write(model, source, resumed, "images")
+    assert not resumed.exists()
+    assert write(model, source, resumed, "images").resumed == 1
+    assert calls == 4  # of three parts the first was not encoded again
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_parts_of_another_source_are_not_used(model: Model, scenes: Path, tmp_path: Path) -> None:
+    parts = tmp_path / ".out.npy.parts"
+    parts.mkdir()
+    (parts / "description.json").write_text("{}")
+    (parts / "part-000000.json").write_text("[]")
+    assert write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts").resumed == 0
+    assert len(open_index(tmp_path / "out.npy")) == 12
+
+
+def test_processes_share_the_parts(model: Model, scenes: Path, tmp_path: Path) -> None:
+    """Two ranks, one after the other: the main one assembles what both encoded."""
+
+    class Rank(Ranks):
+        def __init__(self, rank: int) -> None:
+            super().__init__()
+            self.rank, self.world_size = rank, 2
+
+        @property
+        def is_main(self) -> bool:
+            return self.rank == 0
+
+        def wait_for_all(self) -> None:
+            if self.rank == 0 and not done:
+                done.append(embed_source(model, source, out, batch_size=2, ranks=Rank(1)))
+
+    source, out = open_source(scenes / "test.jsonl", "texts"), tmp_path / "out.npy"
+    done: list[Embedded | None] = []
+    both = embed_source(model, source, out, batch_size=2, ranks=Rank(0))
+    assert done == [None]
+    assert both is not None
+    assert both.rows == 12
+    write(model, scenes / "test.jsonl", tmp_path / "one.npy", "texts")
+    assert out.read_bytes() == (tmp_path / "one.npy").read_bytes()
+
+
+def test_broken_images_are_left_out_and_listed(model: Model, scenes: Path, tmp_path: Path) -> None:
+    records = [Record(id=record.id, image=record.image, text="a") for record in Manifest(scenes / "test.jsonl")]
+    records[3] = Record(id="gone", image="images/gone.jpg", text="a")
+    path = scenes / "with-gone.jsonl"
+    write_manifest(path, records)
+    done = write(model, path, tmp_path / "out.npy", "images")
+    assert done.rows == 11
+    ((kind, sample, detail),) = done.incidents
+    assert (kind, sample) == ("images left out", "gone")
+    assert "no such file" in detail
+
+
+def test_a_folder_of_images(model: Model, scenes: Path, tmp_path: Path) -> None:
+    folder = scenes / "images" / "test"
+    (folder / "notes.txt").write_text("no image")
+    write(model, folder, tmp_path / "out.npy", "images")
+    index = open_index(tmp_path / "out.npy")
+    names = sorted(path.name for path in folder.glob("*.jpg"))
+    assert [row["image"] for row in index.columns] == names
+    np.testing.assert_allclose(index.features[1], model.encode_images(folder / names[1]), atol=2e-6)
+
+
+class TestCsv:
+    def test_a_column_of_texts(self, model: Model, tmp_path: Path) -> None:
+        with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["n", "title"], [1, 'a "red", boat'], [2, "蝴蝶\n两只"]])
+        write(model, tmp_path / "t.csv", tmp_path / "out.npy", "texts", "title")
+        index = open_index(tmp_path / "out.npy")
+        assert [row["text"] for row in index.columns] == ['a "red", boat', "蝴蝶\n两只"]
+        np.testing.assert_allclose(index.features[1], model.encode_texts("蝴蝶\n两只"), atol=2e-6)
+
+    @pytest.mark.parametrize(
+        ("content", "column", "message"),
+        [
+            (b"a,b\n1,2\n", None, "--column is None; its columns are 'a', 'b'"),
+            (b"a,b\n1,2\n", "c", "--column is 'c'"),
+            (b"a,b\n1\n", "b", r"t\.csv:2: fewer fields than columns"),
+            (b"", None, "its columns are"),
+            (b"a\n\xff\n", None, "cannot be read as CSV in UTF-8"),
+            (b'a\n"b', None, "cannot be read as CSV"),
+        ],
+    )
+    def test_files_that_are_wrong(self, tmp_path: Path, content: bytes, column: str | None, message: str) -> None:
+        (tmp_path / "t.csv").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            open_source(tmp_path / "t.csv", "texts", column)
+
+
+class TestRefusals:
+    def test_sources(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="a folder has images, no spans"):
+            open_source(scenes, "spans")
+        with pytest.raises(DataError, match="no images"):
+            open_source(tmp_path, "images")
+        with pytest.raises(DataError, match="--column names a column of a CSV file"):
+            open_source(scenes / "test.jsonl", "texts", "title")
+
+    def test_outputs(self, model: Model, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(OutputError, match=r"ends in \.parquet or \.npy"):
+            write(model, scenes / "test.jsonl", tmp_path / "out.txt", "texts")
+        monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+        with pytest.raises(ConfigError, match=r"pip install 'spanbox\[parquet\]'"):
+            write(model, scenes / "test.jsonl", tmp_path / "out.parquet", "texts")
+
+    def test_nothing_to_embed(self, model: Model, scenes: Path, tmp_path: Path) -> None:
+        path = scenes / "plain.jsonl"
+        write_manifest(path, [Record(id="a", image="images/gone.jpg", text="a")])
+        for kind in ("spans", "images"):
+            with pytest.raises(DataError, match="nothing to embed"):
+                write(model, path, tmp_path / "out.npy", kind)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PAR1"])
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_files_that_are_no_index(self, tmp_path: Path, suffix: str, content: bytes) -> None:
+        (tmp_path / f"x{suffix}").write_bytes(content)
+        (tmp_path / "x.items.jsonl").write_bytes(b"")
+        with pytest.raises(DataError, match="no index that `spanbox embed` wrote"):
+            open_index(tmp_path / f"x{suffix}")
+
+
+def make_index(features: torch.Tensor) -> Index:
+    rows = [{"id": str(row), "text": f"<b>{row}</b>"} for row in range(len(features))]
+    return Index(Path("x.npy"), "texts", Path(), Path(), features.numpy(), rows)
+
+
+class TestNearest:
+    @pytest.mark.parametrize("block", [1, 7, 1000])
+    def test_against_a_sort(self, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("spanbox.search.index.BLOCK", block)
+        features = torch.nn.functional.normalize(torch.randn(50, 4), dim=1)
+        features[10:20] = features[3]  # equal scores: the first ones win
+        query = features[3].numpy()
+        expected = sorted(range(50), key=lambda row: (-float(features[row] @ features[3]), row))
+        for count in (1, 5, 12, 50, 99):
+            hits = make_index(features).nearest(query, count)
+            assert [hit.row for hit in hits] == expected[:count]
+            assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+    @pytest.mark.skipif(find_spec("faiss") is None, reason="needs faiss")
+    def test_approximately(self) -> None:
+        features = torch.nn.functional.normalize(torch.randn(2000, 8), dim=1)
+        index = make_index(features)
+        found = index.nearest(features[7].numpy(), 3, approximate=True)
+        assert found[0].row == 7
+        assert found[0].score == pytest.approx(1, abs=1e-5)
+
+    def test_the_page_escapes_what_the_data_holds(self) -> None:
+        index = make_index(torch.eye(3))
+        page = search_page(index, "<script>alert(1)</script>", None, index.nearest(np.eye(3, dtype=np.float32)[0], 2))
+        assert "<script>alert" not in page
+        assert "&lt;b&gt;0&lt;/b&gt;" in page
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries(model: Model, scenes: Path, tmp_path: Path, kind: Kind) -> None:
+    """A query that is an item of the index finds it first; in a fine index a text is a span, an image a region."""
+    write(model, scenes / "test.jsonl", tmp_path / "out.npy", kind)
+    index = open_index(tmp_path / "out.npy")
+    record = Manifest(scenes / "test.jsonl")[2]
+    query = str(scenes / record.image) if kind == "images" else record.text
+    feature = encode_query(model, index, query)
+    assert feature.shape == (model.dim,)
+    if kind in ("images", "texts"):
+        best = index.nearest(feature, 1)[0]
+        assert best.score == pytest.approx(1, abs=1e-5)
+        assert index.columns[best.row][kind[:-1]] == (record.image if kind == "images" else record.text)
+    for bad in ("", "  \n"):
+        with pytest.raises(DataError, match="the query is empty"):
+            encode_query(model, index, bad)
+    assert json.dumps(index.nearest(feature, 2)[0].values)
