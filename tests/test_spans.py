@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import reference
-from spanbox.spans import CharSpan, EditMap, Piece, span_token_mask, trim_span
+from spanbox.spans import CharSpan, EditMap, Piece, merge_spans, span_token_mask, trim_span
 
 LENGTH = 96  # every encoding is padded to this many tokens
 
@@ -349,3 +349,11 @@ def spelled_after(text: str, span: CharSpan, changes: list[Piece]) -> str:
         spelled += text[position:start] + new
         position = end
     return spelled + text[position : span[1]]
+
+
+@given(st.lists(intervals.map(sorted).map(tuple).filter(lambda span: span[0] < span[1]), max_size=6))
+def test_merged_spans_cover_the_same_characters_and_none_twice(spans: list[CharSpan]) -> None:
+    merged = merge_spans(spans)
+    covered = [place for start, end in merged for place in range(start, end)]
+    assert covered == sorted({place for start, end in spans for place in range(start, end)})
+    assert all(any(span[0] <= start and end <= span[1] for span in merged) for start, end in spans)

@@ -3,6 +3,7 @@
 Characters are Unicode code points, intervals are half-open, as in the manifest and in the offsets of fast tokenizers.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
@@ -63,13 +64,16 @@ class EditMap:
 
     def __init__(self, text: str, pieces: Iterable[Piece]) -> None:
         used = [piece for piece in pieces if piece.start != piece.end or piece.text]
-        edges = sorted((start, end) for start, end, _ in used)
-        assert [0, *(end for _, end in edges)] == [*(start for start, _ in edges), len(text)], "pieces overlap, or gaps"
-        self.pieces = tuple(piece for piece in used if piece.text != "")
-        self._changed = [(piece.start, piece.end) for piece in used if piece.text is not None]
-        parts = [text[start:end] if new is None else new for start, end, new in self.pieces]
-        self._places = list(accumulate(map(len, parts), initial=0))
+        parts = [text[start:end] if new is None else new for start, end, new in used]
+        left = [bool(part) for part in parts]
         self.text = "".join(parts)
+        self._places = list(accumulate(map(len, parts), initial=0))  # of the pieces in the new text
+        self._rank = list(accumulate(left, initial=0))  # of a piece among those of which something is left
+        self._pieces = used
+        self._in_text = sorted(range(len(used)), key=lambda place: used[place][:2])
+        self._starts = [used[place].start for place in self._in_text]
+        self._ends = [used[place].end for place in self._in_text]
+        assert [0, *self._ends] == [*self._starts, len(text)], "pieces overlap, or gaps"
 
     @classmethod
     def replace(cls, text: str, replacements: Iterable[Piece]) -> "EditMap":
@@ -91,15 +95,18 @@ class EditMap:
         replacements. It is lost if a replacement crosses one of its edges, if nothing visible is left of it, or if its
         parts were torn apart. What is inserted at its edges stays outside.
         """
-        if any(start < span[1] and span[0] < end and not _within((start, end), span) for start, end in self._changed):
+        touched = self._in_text[bisect_right(self._ends, span[0]) : bisect_left(self._starts, span[1])]
+        pieces = [self._pieces[place] for place in touched]
+        if any(piece.text is not None and not _within(piece, span) for piece in (*pieces[:1], *pieces[-1:])):
             return None
-        inside = [place for place, piece in enumerate(self.pieces) if _touches(piece, span)]
-        pieces = [self.pieces[place][:2] for place in inside]
-        if not inside or inside != list(range(inside[0], inside[-1] + 1)) or pieces != sorted(pieces):
+        left = [place for place, piece in zip(touched, pieces, strict=True) if piece.text != ""]
+        ranks = [self._rank[place] for place in left]
+        if not left or ranks != list(range(ranks[0], ranks[0] + len(ranks))):
             return None
+        first, last = left[0], left[-1]
         # Only a kept piece can reach beyond the span.
-        start = self._places[inside[0]] + max(span[0] - pieces[0][0], 0)
-        end = self._places[inside[-1] + 1] - max(pieces[-1][1] - span[1], 0)
+        start = self._places[first] + max(span[0] - self._pieces[first].start, 0)
+        end = self._places[last + 1] - max(self._pieces[last].end - span[1], 0)
         return (start, end) if self.text[start:end].strip() else None
 
     def map_spans(self, spans: Iterable[CharSpan]) -> list[CharSpan] | None:
@@ -108,12 +115,16 @@ class EditMap:
         return None if None in mapped else [span for span in mapped if span is not None]
 
 
-def _within(inner: CharSpan, outer: CharSpan) -> bool:
-    return outer[0] <= inner[0] and inner[1] <= outer[1]
+def merge_spans(spans: Iterable[CharSpan]) -> list[CharSpan]:
+    """Sorted spans, of which those that overlap are joined."""
+    merged: list[CharSpan] = []
+    for start, end in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
 
 
-def _touches(piece: Piece, span: CharSpan) -> bool:
-    """Whether a piece has a part of a span, or is an insertion within it."""
-    if piece.start == piece.end:
-        return span[0] < piece.start < span[1]
-    return piece.start < span[1] and span[0] < piece.end
+def _within(piece: Piece, span: CharSpan) -> bool:
+    return span[0] <= piece.start and piece.end <= span[1]

@@ -94,10 +94,18 @@ class TestSynonyms:
         result = augmented("old automobile above", REPLACE, "old automobile", "automobile")
         assert read(result) == ["ancient car", "car"]
 
-    def test_the_changes_and_their_places(self) -> None:
+    def test_the_changes(self) -> None:
         result = augmented("A picture above a 👩‍👩‍👧 car", ALWAYS)
         assert result.changes == (("picture", "image"), ("above", "over"), ("car", "automobile"))
-        assert [result.text[start:end] for start, end in result.places] == ["image", "over", "automobile"]
+
+    def test_a_long_text(self) -> None:
+        """In time: no step looks at all of the text for each word."""
+        text = "A picture of an old car. Mr. Smith sleeps. The dog runs; no car. " * 700
+        names = [(start, start + 7) for start in range(16, len(text) - 80, 4 * len("A picture of an old car. "))]
+        settings = TextAugmentSettings(synonyms=1, deletion=0.3, swap=1)
+        result = augment_text(text, names, "", settings, SYNONYMS, np.random.default_rng(0))
+        assert read(result) == [text[start:end] for start, end in names]
+        assert len(result.changes) > 2500
 
 
 class TestDeletion:

@@ -10,7 +10,8 @@ swap of words, which EDA has too, are left out: they make texts that nobody woul
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -21,7 +22,7 @@ from pydantic import Field, model_validator
 from spanbox.data.synonyms import Synonyms
 from spanbox.data.words import find_words, indefinite_article, starts_sentence
 from spanbox.settings import PathText, Settings
-from spanbox.spans import CharSpan, EditMap, Piece
+from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
 # Without these words a text would say the opposite, or another number.
 _NEVER_DELETED = re.compile(
@@ -45,7 +46,7 @@ _ABBREVIATION = re.compile(
 )
 _TERMINATOR = re.compile(r"[.!?;]+(?=\s|$)|[。！？；]+")
 _AFTER_A_WORD = re.compile(r"[,.!?;:]*(\s|$)")
-_ARTICLE = re.compile(r"(?<!\S)(an?|An?|AN)(?=\s+$)")
+_ARTICLE = re.compile(r"(?<!\S)(?P<article>an?|An?|AN)\s+(?P<word>\w[\w'’-]*)")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -112,22 +113,16 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class AugmentedText:
-    """A text with its spans, the changes made so far, and where they stand in it."""
+    """A text with its spans, and the changes made so far."""
 
     text: str
     spans: tuple[CharSpan, ...]
     changes: tuple[Change, ...] = ()
-    places: tuple[CharSpan, ...] = ()
 
-    def edited(
-        self, edit: EditMap, changes: Sequence[Change] = (), places: Sequence[CharSpan] = ()
-    ) -> "AugmentedText | None":
-        """After an edit that made these changes at these places of the new text; None if it loses a span."""
+    def edited(self, edit: EditMap, changes: Sequence[Change] = ()) -> "AugmentedText | None":
+        """After an edit that made these changes; None if it loses a span."""
         spans = edit.map_spans(self.spans)
-        if spans is None:
-            return None
-        moved = [place for place in map(edit.map_span, self.places) if place is not None]
-        return AugmentedText(edit.text, tuple(spans), (*self.changes, *changes), (*moved, *places))
+        return None if spans is None else AugmentedText(edit.text, tuple(spans), (*self.changes, *changes))
 
 
 def augment_text(
@@ -166,51 +161,40 @@ def _apply(current: AugmentedText, pieces: list[Piece], language: str) -> Augmen
         return current
     pieces = sorted(pieces)
     changes = [Change(current.text[start:end].strip(), new or "") for start, end, new in pieces]
-    places = list(_places_after(pieces))
-    changed = current.edited(EditMap.replace(current.text, pieces), changes, [p for p in places if p[0] < p[1]])
+    changed = current.edited(EditMap.replace(current.text, pieces), changes)
     assert changed is not None, "no piece crosses a span"
     if not _is_of(language, "en"):
         return changed
-    articles = list(_unfit_articles(current.text, changed.text, zip(pieces, places, strict=True)))
+    articles = list(_unfit_articles(current.text, changed.text, pieces))
     fitted = changed.edited(EditMap.replace(changed.text, articles)) if articles else None
     return fitted or changed
 
 
-def _places_after(pieces: Sequence[Piece]) -> Iterator[CharSpan]:
-    """Where the replacements stand in the new text; deletions are empty."""
-    shift = 0
-    for start, end, new in pieces:
-        length = len(new or "")
-        yield start + shift, start + shift + length
-        shift += length - (end - start)
-
-
-def _unfit_articles(before: str, after: str, changes: Iterable[tuple[Piece, CharSpan]]) -> Iterator[Piece]:
+def _unfit_articles(before: str, after: str, pieces: Sequence[Piece]) -> Iterator[Piece]:
     """Replacements, in the new text, of indefinite articles that fitted the word after them and no longer do."""
-    for (place, _, _), (new_place, _) in changes:
-        old, new = _ARTICLE.search(_up_to_word(before, place)), _ARTICLE.search(_up_to_word(after, new_place))
-        word, new_word = _first_word(before, place), _first_word(after, new_place)
-        if not (old and new and word and new_word) or indefinite_article(word) != old[1].lower():
+    shift = 0
+    for start, end, new_text in pieces:
+        old, new = _article_and_word(before, start), _article_and_word(after, start + shift)
+        shift += len(new_text or "") - (end - start)
+        if old is None or new is None or indefinite_article(old["word"]) != old["article"].lower():
             continue
-        if old[1][0] == "A" and not (word.isupper() or starts_sentence(before, old.start())):
+        is_capital = old["article"][0] == "A"
+        if is_capital and not (old["word"].isupper() or starts_sentence(before, old.start())):
             continue  # the letter, as in vitamin A
-        article = indefinite_article(new_word)
-        if article != new[1].lower():
-            is_capital = new[1][0] == "A"
-            shouted = is_capital and len(new_word) > 1 and new_word.isupper()
-            yield Piece(*new.span(), article.upper() if shouted else article.capitalize() if is_capital else article)
+        article = indefinite_article(new["word"])
+        if article != new["article"].lower():
+            shouted = is_capital and len(new["word"]) > 1 and new["word"].isupper()
+            yield Piece(
+                *new.span("article"), article.upper() if shouted else article.capitalize() if is_capital else article
+            )
 
 
-def _up_to_word(text: str, place: int) -> str:
-    """The text before a word at `place`, or after the white space there."""
-    while place < len(text) and text[place].isspace():
-        place += 1
-    return text[:place]
-
-
-def _first_word(text: str, place: int) -> str | None:
-    word = re.match(r"\s*(\w[\w'’-]*)", text[place:])
-    return word[1] if word else None
+def _article_and_word(text: str, place: int) -> re.Match[str] | None:
+    """The indefinite article that ends before `place`, white space aside, and the word after it."""
+    start = place
+    while start and text[start - 1].isspace():
+        start -= 1
+    return _ARTICLE.match(text, max(start - 1, 0)) or _ARTICLE.match(text, max(start - 2, 0))
 
 
 def _replacements(
@@ -220,10 +204,11 @@ def _replacements(
     synonyms: Synonyms,
     generator: np.random.Generator,
 ) -> list[Piece]:
-    edges = sorted({edge for span in current.spans for edge in span})
+    edges = [edge for span in current.spans for edge in span]
+    protected = merge_spans(current.spans) if settings.entities == "protect" else []
     pieces = []
     for match in synonyms.find(current.text, language, edges):
-        if settings.entities == "protect" and _overlaps(match.start, match.end, current.spans):
+        if _overlaps(match.start, match.end, protected):
             continue
         if generator.random() < settings.synonyms:
             chosen = match.synonyms[int(generator.integers(len(match.synonyms)))]
@@ -234,10 +219,11 @@ def _replacements(
 def _deletions(
     current: AugmentedText, language: str, share: float, synonyms: Synonyms, generator: np.random.Generator
 ) -> list[Piece]:
+    protected = merge_spans(current.spans)
     pieces = [
         Piece(start, end, "")
         for start, end in _deletable(current, language, synonyms)
-        if not _overlaps(start, end, current.spans) and generator.random() < share
+        if not _overlaps(start, end, protected) and generator.random() < share
     ]
     left = EditMap.replace(current.text, pieces).text
     return pieces if any(map(str.isalnum, left)) else []
@@ -255,7 +241,7 @@ def _deletable(current: AugmentedText, language: str, synonyms: Synonyms) -> Ite
             continue
         if not _NEVER_DELETED.fullmatch(text[start:end].lower()):
             yield len(text[:start].rstrip()), end
-    edges = sorted({edge for span in current.spans for edge in span})
+    edges = [edge for span in current.spans for edge in span]
     for match in synonyms.find(text, language, edges):
         found = text[match.start : match.end]
         if next(find_words(found)).is_unspaced and not _NEVER_DELETED_ZH.search(found):
@@ -266,8 +252,10 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     return text[start - 1].isspace() and _AFTER_A_WORD.match(text, end) is not None
 
 
-def _overlaps(start: int, end: int, spans: Sequence[CharSpan]) -> bool:
-    return any(start < span[1] and span[0] < end for span in spans)
+def _overlaps(start: int, end: int, merged: Sequence[CharSpan]) -> bool:
+    """Whether an interval has a part of one of the merged spans."""
+    place = bisect_left(merged, (end, 0)) - 1  # the last span that starts before the end
+    return place >= 0 and start < merged[place][1]
 
 
 class _Clause(NamedTuple):
@@ -302,7 +290,7 @@ def _clauses(text: str) -> Iterator[_Clause]:
     start = 0
     for mark in [*_TERMINATOR.finditer(text), None]:
         end, closed = mark.span() if mark else (len(text), len(text))
-        if mark and mark[0] == "." and _ABBREVIATION.search(text[:end]):
+        if mark and mark[0] == "." and _ABBREVIATION.search(text[max(0, end - 12) : end]):
             continue
         words = text[start:end]
         begin = start + len(words) - len(words.lstrip())

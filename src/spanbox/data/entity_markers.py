@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spanbox.data.words import indefinite_article, is_unspaced
-from spanbox.spans import CharSpan, EditMap, Piece
+from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
 _LETTERS = "XYZQWVKJ"  # rare in words, and kept by translators when a number follows, as in names of products
 
@@ -77,12 +77,7 @@ def mark_entities(text: str, spans: Sequence[CharSpan]) -> MarkedText:
 
     The markers use the first letter of which the text has no marker already.
     """
-    carried: list[CharSpan] = []
-    for start, end in sorted(spans):
-        if carried and start < carried[-1][1]:
-            carried[-1] = carried[-1][0], max(end, carried[-1][1])
-        else:
-            carried.append((start, end))
+    carried = merge_spans(spans)
     letter = next((letter for letter in _LETTERS if not re.search(rf"{letter}\s?\d", text, re.IGNORECASE)), _LETTERS[0])
     pieces = [Piece(start, end, f"{letter}{number}") for number, (start, end) in enumerate(carried, start=1)]
     return MarkedText(EditMap.replace(text, pieces).text, text, tuple(spans), tuple(carried), letter)

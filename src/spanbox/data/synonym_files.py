@@ -185,7 +185,7 @@ def read_wordnet(folder: Path) -> Table:
 
 def _likely_sense(by_pos: dict[str, list[str]], uses: Counter[str]) -> tuple[str, float]:
     """The commonest sense of a word, a synset, and its share of the counted uses; without these its only sense."""
-    if uses:
+    if uses.total():
         (sense, count), *_ = uses.most_common(1)
         synsets, number = by_pos.get(sense[0], []), int(sense[1:])
         return (synsets[number - 1], count / uses.total()) if number <= len(synsets) else NO_SENSE
@@ -201,6 +201,8 @@ def _read_counts(path: Path) -> dict[str, Counter[str]]:
             try:
                 key, sense, count = line.split(" ")
                 lemma, _, rest = key.partition("%")
+                if int(sense) < 1 or int(count) < 0:
+                    raise ValueError("counts from 1")
                 uses[lemma][f"{_POS_NUMBERS[rest[0]]}{int(sense)}"] += int(count)
             except (ValueError, KeyError, IndexError):
                 raise _wrong_line(path, number, line, "a sense key, the number of the sense and a count") from None

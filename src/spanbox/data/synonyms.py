@@ -1,5 +1,6 @@
 """Synonyms by language, and where words that have some stand in a text. `synonym_files` reads them."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,7 @@ class Synonyms:
             edges: places that no match may lie across, such as those where entities begin and end.
         """
         tables = [table for name, table in self.tables.items() if _serves(name, language)]
+        edges = sorted(edges)
         words = list(find_words(text)) if tables else []
         skipped_to = 0
         for place, word in enumerate(words):
@@ -54,11 +56,12 @@ def _serves(name: str, language: str) -> bool:
 
 def _find_phrase(text: str, words: Sequence[Word], tables: Sequence[Table], edges: Sequence[int]) -> Match | None:
     """The longest phrase with synonyms that begins with the first of some words and has single spaces."""
-    start = words[0].start
-    for count in range(len(words), 0, -1):
+    start, reach = words[0].start, 1
+    while reach < len(words) and text[words[reach - 1].end : words[reach].start] == " ":
+        reach += 1
+    for count in range(reach, 0, -1):
         end = words[count - 1].end
-        gaps = [text[words[i].end : words[i + 1].start] for i in range(count - 1)]
-        if any(gap != " " for gap in gaps) or _crosses(start, end, edges):
+        if _crosses(start, end, edges):
             continue
         phrase = text[start:end]
         if found := _look_up(phrase, tables):
@@ -110,7 +113,8 @@ def _is_in_a_synonym(text: str, start: int, phrase: str, synonyms: Sequence[str]
 
 
 def _crosses(start: int, end: int, edges: Sequence[int]) -> bool:
-    return any(start < edge < end for edge in edges)
+    """Whether one of the sorted edges lies within an interval."""
+    return bisect_right(edges, start) < bisect_left(edges, end)
 
 
 def capitalised(text: str) -> str:

@@ -19,6 +19,7 @@ _UNSPACED = re.compile(
 _SAID_AS_A_CONSONANT = re.compile(r"eu|ew|one\b|once\b|uni([^nmd]|mo)|u[bcfhjkqrst][aeiou]|ouija")
 _SILENT_H = re.compile(r"hour|honest|hono|heir")
 _LETTERS_WITH_A_VOWEL = "AEFHILMNORSX"  # of which the English names begin with one
+_WINDOW = 40  # characters before a word that are looked at
 _SENTENCE_END = re.compile(r"[.!?。！？…:：\n]\W*$")
 
 
@@ -72,8 +73,8 @@ def cuts_word(text: str, place: int) -> bool:
 
 def starts_sentence(text: str, place: int) -> bool:
     """Whether a word at `place` is the first of a sentence, so that its capital letter means nothing."""
-    before = text[:place]
-    return not any(map(str.isalnum, before)) or _SENTENCE_END.search(before[-12:]) is not None
+    before = text[max(0, place - _WINDOW) : place]
+    return not any(map(str.isalnum, before)) or _SENTENCE_END.search(before) is not None
 
 
 def indefinite_article(word: str) -> str:
