@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 
 def p_values(scores: Floats, wrong: Floats) -> Floats:
-    """(n,): the share of the scores of wrong items (m,) that are at least as high as each score."""
+    """The share of the scores of wrong items (m,) that are at least as high as each score, of any shape."""
     ordered = np.sort(wrong)
     at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
     p: Floats = (1 + at_least) / (1 + len(ordered))

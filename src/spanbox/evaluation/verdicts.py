@@ -17,25 +17,27 @@ from spanbox.data.cleaning import LIKELY, JudgedLink, JudgedPair
 from spanbox.data.manifest import Box
 from spanbox.evaluation.agreement import Floats, link_evidence, pair_evidence
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.mixture import Mixture, choose, fit_mixture, p_values
+from spanbox.evaluation.mixture import Choice, choose, fit_mixture, p_values
 from spanbox.geometry import SAME_OBJECT_IOU, box_iou
 from spanbox.structures import NAMED_ONLY, SHOWN
 
 Integers = NDArray[np.int64]
+FEWEST_WRONG = 100  # other regions of own images from which they are the wrong ones to compare with
 
 
 class FoldScores(NamedTuple):
-    """P-values of a fold: small where given items score higher than wrong ones."""
+    """Scores of a fold. P-values are small where given items score higher than wrong ones."""
 
     pair_place: Integers  # (N,)
     pair_fine: NDArray[np.bool_]  # (N,): whether the fine level was scored too
     pair_p: Floats  # (N,)
     link_place: Integers  # (L,)
     link_entity: Integers  # (L,)
-    link_p: Floats  # (L,), NaN without a box
+    link_score: Floats  # (L,), NaN without a box
     link_box: Floats  # (L, 4), normalised; NaN without a box
-    other_p: Floats  # (L, R), NaN on padding
+    other_score: Floats  # (L, R), NaN on padding
     other_box: Floats  # (L, R, 4)
+    wrong: Floats  # (m,): scores of spans with regions of other images
 
 
 class Verdicts(NamedTuple):
@@ -59,14 +61,13 @@ def score_fold(bank: FeatureBank, seed: int) -> FoldScores:
         return FoldScores(pair_place, pair_fine, pair_p, *_no_links())
     links = link_evidence(bank, seed)
     own = links.own
-    p_SR = p_values(links.scores_SR.ravel(), links.wrong).reshape(links.scores_SR.shape)
     boxes_SR4, linked_SR = own.boxes_SR4.double().numpy(), own.linked_SR.numpy()
     free_SR = own.candidates_SR.numpy() & ~linked_SR
     shown, places = bank.span_shown.numpy(), bank.place[bank.span_pair].numpy()
     rows, columns = np.nonzero(linked_SR & (shown == SHOWN)[:, None])
     bare = np.flatnonzero(shown == NAMED_ONLY)
     span = np.r_[rows, bare]
-    link_p = np.r_[p_SR[rows, columns], np.full(len(bare), np.nan)]
+    link_score = np.r_[links.scores_SR[rows, columns], np.full(len(bare), np.nan)]
     link_box = np.concatenate([boxes_SR4[rows, columns], np.full((len(bare), 4), np.nan)])
     free = free_SR[span]
     free[: len(rows)] &= ~_same_object(boxes_SR4[rows], link_box[: len(rows)])
@@ -76,10 +77,11 @@ def score_fold(bank: FeatureBank, seed: int) -> FoldScores:
         pair_p,
         places[span],
         bank.span_entity.numpy()[span],
-        link_p,
+        link_score,
         link_box,
-        np.where(free, p_SR[span], np.nan),
+        np.where(free, links.scores_SR[span], np.nan),
         boxes_SR4[span],
+        links.wrong,
     )
 
 
@@ -99,63 +101,116 @@ def judge(folds: Sequence[FoldScores]) -> Verdicts:
         wrong += mixture.wrong * float(chosen.mean()) if len(p) else 0.0
     pairs = [JudgedPair(int(i), float(value)) for i, value in zip(place, right, strict=True)]
     believed = set(place[right >= LIKELY].tolist())
-    links, mixture = _judge_links([_of_pairs(fold, believed) for fold in folds])
+    links, wrong_links = _judge_links([_of_pairs(fold, believed) for fold in folds])
     return Verdicts(
         sorted(pairs, key=lambda verdict: verdict.place),
         sorted(links, key=lambda verdict: (verdict.place, verdict.entity)),
         wrong,
-        mixture.wrong,
+        wrong_links,
     )
 
 
-def _judge_links(folds: Sequence[FoldScores]) -> tuple[list[JudgedLink], Mixture]:
-    link_p = np.concatenate([fold.link_p for fold in folds])
-    mixture = fit_mixture(link_p[np.isfinite(link_p)])
-    width = max((fold.other_p.shape[1] for fold in folds), default=0)
-    other_p = np.concatenate([_widened(fold.other_p, width) for fold in folds])
-    other_box = np.concatenate([_widened(fold.other_box, width) for fold in folds])
-    candidates = np.isfinite(other_p)
-    ratio = mixture.likelihood_ratio(np.nan_to_num(other_p, nan=1.0))
-    verdicts = []
-    for has_box in (True, False):
-        rows = np.flatnonzero(np.isfinite(link_p) == has_box)
-        present = mixture.likelihood_ratio(link_p[rows]) if has_box else None
-        choice = choose(present, ratio[rows], candidates[rows])
-        best = choice.others.argmax(axis=1) if width else np.zeros(len(rows), dtype=np.int64)
-        for position, row in enumerate(rows.tolist()):
-            fold, own = _fold_of(folds, row)
-            other = bool(candidates[row].any())
-            verdicts.append(
+def _judge_links(folds: Sequence[FoldScores]) -> tuple[list[JudgedLink], float]:
+    """Verdicts on all links, and the estimated share of wrong ones.
+
+    Twice: first against regions of other images, then against the other regions of the own image of links that came out
+    right. A region scores higher with the words of its own image than with those of another, whatever it shows.
+    """
+    table = _Links.of(folds)
+    first = table.probabilities(table.p_values(), table.other_p_values())
+    believed = table.has_box & (first.present >= LIKELY)
+    other = table.other_score[believed]
+    wrong = other[np.isfinite(other)]
+    if len(wrong) >= FEWEST_WRONG:
+        p, other_p = (p_values(score, wrong) for score in (table.score, table.other_score))
+        first = table.probabilities(p, other_p)
+    return table.verdicts(first), 1 - float(first.present[table.has_box].mean()) if table.has_box.any() else 0.0
+
+
+class _Links(NamedTuple):
+    """The links of all folds."""
+
+    fold: Integers  # (L,)
+    place: Integers
+    entity: Integers
+    score: Floats
+    box: Floats
+    other_score: Floats
+    other_box: Floats
+    wrong: list[Floats]
+
+    @classmethod
+    def of(cls, folds: Sequence[FoldScores]) -> "_Links":
+        width = max((fold.other_score.shape[1] for fold in folds), default=0)
+        return cls(
+            np.repeat(np.arange(len(folds)), [len(fold.link_score) for fold in folds]),
+            np.concatenate([fold.link_place for fold in folds]),
+            np.concatenate([fold.link_entity for fold in folds]),
+            np.concatenate([fold.link_score for fold in folds]),
+            np.concatenate([fold.link_box for fold in folds]),
+            np.concatenate([_widened(fold.other_score, width) for fold in folds]),
+            np.concatenate([_widened(fold.other_box, width) for fold in folds]),
+            [fold.wrong for fold in folds],
+        )
+
+    @property
+    def has_box(self) -> NDArray[np.bool_]:
+        return np.isfinite(self.score)
+
+    def p_values(self) -> Floats:
+        return self._against_other_images(self.score)
+
+    def other_p_values(self) -> Floats:
+        return self._against_other_images(self.other_score)
+
+    def _against_other_images(self, scores: Floats) -> Floats:
+        found = np.full(scores.shape, np.nan)
+        for number, wrong in enumerate(self.wrong):
+            found[self.fold == number] = p_values(scores[self.fold == number], wrong)
+        return found
+
+    def probabilities(self, p: Floats, other_p: Floats) -> Choice:
+        """Of the present box, of each other region, and of none of them."""
+        has_box, candidates = self.has_box, np.isfinite(self.other_score)
+        mixture = fit_mixture(p[has_box])
+        ratio = mixture.likelihood_ratio(np.where(candidates, other_p, 1.0))
+        result = Choice(np.zeros(len(p)), np.zeros(other_p.shape), np.zeros(len(p)))
+        for rows, present in ((has_box, mixture.likelihood_ratio(p[has_box])), (~has_box, None)):
+            found = choose(present, ratio[rows], candidates[rows])
+            for whole, part in zip(result, found, strict=True):
+                whole[rows] = part
+        return result
+
+    def verdicts(self, choice: Choice) -> list[JudgedLink]:
+        has_box = self.has_box
+        best = choice.others.argmax(axis=1) if choice.others.size else np.zeros(len(self.place), dtype=np.int64)
+        found = []
+        for row in range(len(self.place)):
+            column = int(best[row])
+            other = bool(np.isfinite(self.other_score[row]).any())
+            found.append(
                 JudgedLink(
-                    int(fold.link_place[own]),
-                    int(fold.link_entity[own]),
-                    _box(fold.link_box[own]) if has_box else None,
-                    float(choice.present[position]) if has_box else 0.0,
-                    _box(other_box[row, best[position]]) if other else None,
-                    float(choice.others[position, best[position]]) if other else 0.0,
+                    int(self.place[row]),
+                    int(self.entity[row]),
+                    _box(self.box[row]) if has_box[row] else None,
+                    float(choice.present[row]) if has_box[row] else 0.0,
+                    _box(self.other_box[row, column]) if other else None,
+                    float(choice.others[row, column]) if other else 0.0,
                 )
             )
-    return verdicts, mixture
+        return found
 
 
 def _of_pairs(fold: FoldScores, places: set[int]) -> FoldScores:
     kept = np.array([place in places for place in fold.link_place.tolist()], dtype=bool)
     return fold._replace(
-        **{name: getattr(fold, name)[kept] for name in fold._fields if name.startswith(("link", "other"))}
+        **{name: getattr(fold, name)[kept] for name in fold._fields if name.startswith(("link", "other_"))}
     )
 
 
-def _fold_of(folds: Sequence[FoldScores], row: int) -> tuple[FoldScores, int]:
-    for fold in folds:
-        if row < len(fold.link_p):
-            return fold, row
-        row -= len(fold.link_p)
-    raise IndexError(row)
-
-
-def _no_links() -> tuple[Integers, Integers, Floats, Floats, Floats, Floats]:
+def _no_links() -> tuple[Integers, Integers, Floats, Floats, Floats, Floats, Floats]:
     none = np.empty(0, dtype=np.int64)
-    return none, none, np.empty(0), np.empty((0, 4)), np.empty((0, 0)), np.empty((0, 0, 4))
+    return none, none, np.empty(0), np.empty((0, 4)), np.empty((0, 0)), np.empty((0, 0, 4)), np.empty(0)
 
 
 def _widened(values: Floats, width: int) -> Floats:
