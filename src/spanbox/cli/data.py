@@ -12,9 +12,12 @@ from rich.text import Text
 from spanbox.data.audit import AuditReport, Finding, audit, token_check
 from spanbox.data.audit.page import audit_page
 from spanbox.data.importers import ImportSummary
+from spanbox.data.importers.driver import Source, run_import
+from spanbox.data.importers.formats import FORMATS, Format
 from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
 from spanbox.data.repair import fix_manifest
+from spanbox.errors import DataError
 from spanbox.files import check_writable_file, write_text
 from spanbox.progress import progress_of
 from spanbox.terminal import make_console
@@ -92,6 +95,52 @@ def import_twitter_gmner_command(
             on_progress=on_progress,
         )
     _show_import(summary, out)
+
+
+def _add_format(name: str, form: Format) -> None:
+    """A command for a format: all take the same options."""
+
+    def run(
+        source: Annotated[Path, typer.Argument(metavar="SRC", help=f"Expected: {form.expects}.")],
+        out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the manifests; created if missing.")],
+        images: Annotated[Path | None, typer.Option(help="Folder of the images, if it lies elsewhere.")] = None,
+        spec: Annotated[Path | None, typer.Option(help="YAML that names the fields, for `table` and `json`.")] = None,
+    ) -> None:
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder; expected {form.expects}")
+        with progress_of("importing") as on_progress:
+            summary = run_import(name, form.importer, Source(source, out, images, spec), on_progress)
+        _show_import(summary, out)
+
+    doc = (
+        f"Import {form.title}.\n\nExpects {form.expects}.\n\nWrites a manifest per split, and import.json, which lists "
+        "what was left out. Missing images do not stop it."
+    )
+    import_app.command(name, help=doc)(run)
+
+
+for _name, _format in FORMATS.items():
+    _add_format(_name, _format)
+
+
+def _list_formats(wanted: bool) -> None:
+    if wanted:
+        for name, form in FORMATS.items():
+            print(f"{name}: {form.title}\n    {form.expects}")
+        print("twitter-gmner: Twitter-GMNER and Twitter-FMNERG\n    txt/, xml/, images and VinVL files, see its --help")
+        raise typer.Exit
+
+
+@import_app.callback()
+def _import_options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--list", help="List the formats and the files that they expect.", callback=_list_formats, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Options of `data import` itself."""
 
 
 @app.command("check", help=_CHECK)
@@ -173,7 +222,7 @@ def _show_import(summary: ImportSummary, out: Path) -> None:
     for kind in kinds:
         counts = ", ".join(f"{s.oddity_counts[kind]:,} in {s.manifest}" for s in splits if s.oddity_counts[kind])
         _print(console, f"  {kind}: {counts}")
-    manifests = " ".join(str(out / split.manifest) for split in splits)
+    manifests = " ".join(str(out / split.manifest) for split in splits if split.counts["pairs"])
     _print(console, f"\nAll are listed in {out / 'import.json'}. Next: spanbox data check {manifests}")
 
 

@@ -43,13 +43,14 @@ class SplitSummary:
     manifest: str
     counts: Counter[str] = field(default_factory=Counter)
     oddities: list[Oddity] = field(default_factory=list)
+    oddity_totals: Counter[str] | None = None  # where not all oddities are listed
 
     def add(self, kind: str, where: str, detail: str) -> None:
         self.oddities.append(Oddity(kind, where, detail))
 
     @property
     def oddity_counts(self) -> Counter[str]:
-        return Counter(oddity.kind for oddity in self.oddities)
+        return Counter(oddity.kind for oddity in self.oddities) if self.oddity_totals is None else self.oddity_totals
 
 
 @dataclass

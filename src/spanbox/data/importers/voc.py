@@ -38,7 +38,7 @@ def read_voc(path: Path) -> VocFile:
     Raises:
         DataError: the file is not XML, defines entities, or is larger or deeper than the limits.
     """
-    root = _parse(path)
+    root = parse_xml(path)
     boxes: dict[str, list[Box]] = {}
     unusable: list[str] = []
     # Direct children alone: looking through all levels would take quadratic time where objects are nested.
@@ -56,8 +56,8 @@ def read_voc(path: Path) -> VocFile:
     return VocFile(_size(root), boxes, unusable)
 
 
-def _parse(path: Path) -> Any:
-    """The root element of the file."""
+def parse_xml(path: Path) -> Any:
+    """The root element of an XML file within the limits. Raises DataError."""
     content = read_file(path, MAX_BYTES)
     root, depth = None, 0
     try:

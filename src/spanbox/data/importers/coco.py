@@ -1,0 +1,265 @@
+"""COCO: captions with the boxes of the images, linked by the names of the categories; and RefCOCO on the same images.
+
+COCO does not say which words name which boxes. A word that names a category, in singular or plural or by a synonym,
+becomes an entity of that category's boxes; it is `ambiguous` where the image has several.
+"""
+
+import io
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from spanbox.data.importers import is_file, read_file
+from spanbox.data.importers.driver import Images, Pairs, Source, clipped, read_typed, whole_text
+from spanbox.data.manifest import Box, Entity, ObjectBox, Record
+from spanbox.errors import DataError
+
+MAX_PICKLE_BYTES = 512 * 1024 * 1024
+MAX_NESTING = 1000  # objects of a pickle under construction
+
+# Words of captions beside the names of the categories, in singular.
+SYNONYMS = {
+    "person": ("man", "woman", "boy", "girl", "child", "kid", "baby", "lady", "guy", "player", "skier", "surfer"),
+    "bicycle": ("bike",), "motorcycle": ("motorbike",), "airplane": ("plane", "jet", "aircraft"),
+    "dog": ("puppy",), "cat": ("kitten",), "cow": ("cattle", "bull", "calf"), "sheep": ("lamb",),
+    "couch": ("sofa",), "tv": ("television", "monitor"), "cell phone": ("cellphone", "phone", "smartphone"),
+    "dining table": ("table",), "sports ball": ("ball",), "donut": ("doughnut",), "hot dog": ("hotdog",),
+    "refrigerator": ("fridge",), "potted plant": ("plant",), "handbag": ("purse",), "teddy bear": ("teddy",),
+    "fire hydrant": ("hydrant",), "baseball bat": ("bat",), "wine glass": ("glass",), "hair drier": ("hairdryer",),
+}  # fmt: skip
+IRREGULAR = {
+    "person": "people", "man": "men", "woman": "women", "child": "children", "lady": "ladies", "baby": "babies",
+    "knife": "knives", "mouse": "mice", "sheep": "sheep", "calf": "calves", "scissors": "scissors", "skis": "skis",
+}  # fmt: skip
+
+
+class _Image(msgspec.Struct):
+    id: int
+    file_name: str
+    width: float = 0
+    height: float = 0
+
+
+class _Annotation(msgspec.Struct):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    id: int = 0
+    iscrowd: int = 0
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class _Instances(msgspec.Struct):
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+class _Caption(msgspec.Struct):
+    image_id: int
+    caption: str
+    id: int = 0
+
+
+class _Captions(msgspec.Struct):
+    annotations: list[_Caption]
+    images: list[_Image] = []
+
+
+def coco(source: Source) -> Pairs:
+    """`captions_SPLIT.json` and `instances_SPLIT.json`, here or in `annotations/`; images in `SPLIT/` or `images/`."""
+    found = [path for folder in ("", "annotations") for path in sorted((source.root / folder).glob("captions_*.json"))]
+    if not found:
+        raise DataError(f"{source.root}: has no captions_SPLIT.json, here or in annotations/")
+    for path in found:
+        split = path.name.removeprefix("captions_").removesuffix(".json")
+        yield from _split(source, path, split)
+
+
+def _split(source: Source, path: Path, split: str) -> Pairs:
+    captions = read_typed(path, _Captions)
+    instances_path = path.with_name(path.name.replace("captions_", "instances_", 1))
+    instances = _Instances(captions.images, [], [])
+    if is_file(instances_path):
+        instances = read_typed(instances_path, _Instances)
+    else:
+        source.note(_plain(split), "no boxes", instances_path.name, "no such file; captions are imported without boxes")
+    files = {image.id: image for image in (*captions.images, *instances.images)}
+    names = {category.id: category.name for category in instances.categories}
+    boxes = _boxes(source, _plain(split), instances.annotations, files)
+    images = Images(source, source.image_folder(split.partition(".")[0], "images"))
+    source.total += len(captions.annotations)
+    for caption in captions.annotations:
+        image = files.get(caption.image_id)
+        if image is None:
+            source.note(_plain(split), "caption of an unknown image", caption.id, f"image_id {caption.image_id}")
+            continue
+        own = [(names.get(category, str(category)), box) for category, box in boxes.get(caption.image_id, ())]
+        text = caption.caption.strip()
+        yield (
+            _plain(split),
+            Record(
+                f"{caption.image_id}-{caption.id}",
+                images.path(_plain(split), image.file_name),
+                text,
+                group=str(caption.image_id),
+                lang="en",
+                entities=tuple(link_words(text, own)),
+                objects=tuple(ObjectBox(box, label=name) for name, box in own),
+                source="coco",
+            ),
+        )
+
+
+def _plain(split: str) -> str:
+    """`train2017` is `train`."""
+    return re.sub(r"\W.*|\d+", "", split) or "all"
+
+
+def _boxes(
+    source: Source, split: str, annotations: list[_Annotation], files: dict[int, _Image]
+) -> dict[int, list[tuple[int, Box]]]:
+    """The boxes of each image with their categories; boxes of crowds are no objects."""
+    found: dict[int, list[tuple[int, Box]]] = defaultdict(list)
+    for annotation in annotations:
+        if annotation.iscrowd:
+            source.note(split, "box of a crowd", annotation.id, f"image {annotation.image_id}, left out")
+            continue
+        image = files.get(annotation.image_id)
+        size = (image.width, image.height) if image and image.width > 0 and image.height > 0 else None
+        x, y, width, height = annotation.bbox
+        box = clipped((x, y, x + width, y + height), size)
+        if box is None:
+            source.note(split, "unusable box", annotation.id, f"{list(annotation.bbox)} in image {annotation.image_id}")
+        else:
+            found[annotation.image_id].append((annotation.category_id, box))
+    return found
+
+
+def link_words(text: str, objects: list[tuple[str, Box]]) -> Iterator[Entity]:
+    """Entities of the words that name a category of which the image has boxes, longest names first."""
+    by_name: dict[str, list[Box]] = defaultdict(list)
+    for name, box in objects:
+        by_name[name].append(box)
+    taken: list[tuple[int, int]] = []
+    for name, boxes in sorted(by_name.items(), key=lambda item: (-len(item[0]), item[0])):
+        for match in _pattern(name).finditer(text):
+            start, end = match.span()
+            if all(end <= first or start >= last for first, last in taken):
+                taken.append((start, end))
+                yield Entity(start, end, name, boxes=tuple(boxes), ambiguous=len(boxes) > 1)
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    words = (name, *SYNONYMS.get(name, ()))
+    forms = sorted({form for word in words for form in (word, plural(word))}, key=len, reverse=True)
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, forms))})\b", re.IGNORECASE)
+
+
+def plural(word: str) -> str:
+    """The English plural of a noun, of its last word."""
+    head, space, last = word.rpartition(" ")
+    if last in IRREGULAR:
+        ending = IRREGULAR[last]
+    elif last.endswith(("s", "x", "z", "ch", "sh")):
+        ending = f"{last}es"
+    elif last.endswith("y") and last[-2:-1] not in "aeiou":
+        ending = f"{last[:-1]}ies"
+    else:
+        ending = f"{last}s"
+    return f"{head}{space}{ending}"
+
+
+def refcoco(source: Source) -> Pairs:
+    """`refs(SPLIT_BY).p` and `instances.json`; images of COCO's `train2014/`, or `--images DIR`."""
+    paths = sorted(source.root.glob("refs(*).p"))
+    if not paths:
+        raise DataError(f"{source.root}: has no refs(SPLIT_BY).p, as in refcoco/refs(unc).p")
+    if len(paths) > 1:
+        listed = ", ".join(path.name for path in paths)
+        raise DataError(
+            f"{source.root}: has {listed}; copy the one to import into a folder of its own, with instances.json"
+        )
+    instances = read_typed(source.file("instances.json", expected="the boxes of the references"), _Instances)
+    files = {image.id: image for image in instances.images}
+    names = {category.id: category.name for category in instances.categories}
+    boxes = {annotation.id: annotation for annotation in instances.annotations}
+    objects = _boxes(source, "train", instances.annotations, files)
+    images = Images(source, source.image_folder("train2014", "images", "images/mscoco/images/train2014"))
+    references = _safe_pickle(paths[0])
+    if not isinstance(references, list):
+        raise DataError(f"{paths[0]}: expected a list of references, found {type(references).__name__}")
+    source.total = len(references)
+    for number, reference in enumerate(references):
+        try:
+            split, records = _reference(source, reference, boxes, files, names, objects, images)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            source.note("train", "unusable reference", number, f"{type(error).__name__}: {error}")
+            continue
+        yield from ((split, record) for record in records)
+
+
+def _reference(
+    source: Source,
+    reference: Any,
+    boxes: dict[int, _Annotation],
+    files: dict[int, _Image],
+    names: dict[int, str],
+    objects: dict[int, list[tuple[int, Box]]],
+    images: Images,
+) -> tuple[str, list[Record]]:
+    split = str(reference["split"])
+    if not split.isalnum():
+        raise ValueError(f"split {split[:40]!r}")
+    annotation = boxes[reference["ann_id"]]
+    image = files[annotation.image_id]
+    x, y, width, height = annotation.bbox
+    box = clipped((x, y, x + width, y + height), (image.width, image.height) if image.width and image.height else None)
+    records = []
+    for sentence in reference["sentences"]:
+        text = str(sentence.get("sent") or sentence["raw"]).strip()
+        kind = names.get(annotation.category_id, "")
+        others = tuple(ObjectBox(other, label=names.get(c, "")) for c, other in objects.get(annotation.image_id, ()))
+        records.append(
+            Record(
+                f"{reference['ref_id']}-{sentence['sent_id']}",
+                images.path(split, image.file_name),
+                text,
+                group=str(annotation.image_id),
+                lang="en",
+                entities=whole_text(text, box, kind),
+                objects=others,
+                source="refcoco",
+            )
+        )
+    return split, records
+
+
+class _BuiltinsOnly(pickle.Unpickler):
+    """Admits containers, numbers and text alone: a pickle that names any class or function is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it would call {module}.{name}")
+
+
+def _safe_pickle(path: Path) -> Any:
+    """The content of a Python 2 pickle of builtin values. Nothing in it is executed. Raises DataError."""
+    content = read_file(path, MAX_PICKLE_BYTES)
+    try:
+        return _BuiltinsOnly(io.BytesIO(content), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError, ImportError,
+            UnicodeDecodeError, OverflowError, RecursionError, MemoryError) as error:  # fmt: skip
+        raise DataError(
+            f"{path}: refused, is not a plain pickle of references ({type(error).__name__}: {error})"
+        ) from None

@@ -1,0 +1,182 @@
+"""The one loop of all importers: records of a source, in their order, to a manifest per split.
+
+An importer is a function from a `Source` to (split, record) pairs. The driver checks and writes the records, makes ids
+unique, clips boxes, counts and lists what was left out, and shows progress. A second import gives the same files.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeVar
+
+import msgspec
+
+from spanbox.data.importers import ImportSummary, Oddity, SplitSummary, UniqueIds, is_file, relative_folder
+from spanbox.data.manifest import Box, Entity, ObjectBox, Record, encode_record, find_faults, is_inverted
+from spanbox.errors import DataError
+from spanbox.files import check_writable_file, check_writable_folder, replacing
+
+LISTED = 1000  # oddities of each kind that are listed by name; all are counted
+MAX_JSON_BYTES = 4 * 1024**3
+
+Loaded = TypeVar("Loaded")
+Pairs = Iterator[tuple[str, Record]]
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass
+class Source:
+    """The files of an import, and what was found in them."""
+
+    root: Path
+    out: Path
+    images: Path | None = None  # folder of the images; None: where the format has them
+    spec: Path | None = None  # YAML that names fields, for formats that need one
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)  # by split and kind
+    listed: dict[tuple[str, str], list[Oddity]] = field(default_factory=dict)
+    total: int = 0  # records, where it is known
+
+    def note(self, split: str, kind: str, where: object, detail: str) -> None:
+        """Count something that was left out or should be looked at."""
+        self.notes[split, kind] += 1
+        found = self.listed.setdefault((split, kind), [])
+        if len(found) < LISTED:
+            found.append(Oddity(kind, str(where), detail))
+
+    def file(self, *names: str, expected: str) -> Path:
+        """The first of these files in the source. Raises DataError, which says what is expected."""
+        for name in names:
+            if is_file(path := self.root / name):
+                return path
+        raise DataError(f"{self.root}: has no {' or '.join(names)}; {expected}")
+
+    def image_folder(self, *names: str) -> Path:
+        """The folder of the images: the given one, or the first of these in or beside the source that exists."""
+        if self.images is not None:
+            if not self.images.is_dir():
+                raise DataError(f"--images {self.images}: no such folder")
+            return self.images
+        near = [self.root / name for name in names] + [self.root.parent / name for name in names]
+        return next((folder for folder in near if folder.is_dir()), near[0] if near else self.root)
+
+
+Importer = Callable[[Source], Pairs]
+
+
+def run_import(name: str, importer: Importer, source: Source, on_progress: OnProgress | None = None) -> ImportSummary:
+    """Write `out/SPLIT.jsonl` for each split, and `out/import.json`.
+
+    Raises:
+        DataError: a file of the source is missing or cannot be read.
+        OutputError: a file cannot be written.
+    """
+    check_writable_folder(source.out)
+    check_writable_file(source.out / "import.json", ".json")
+    counts: dict[str, Counter[str]] = {}
+    done = 0
+    with ExitStack() as stack:
+        files: dict[str, tuple[IO[bytes], UniqueIds]] = {}
+        try:
+            for split, record in importer(source):
+                if split not in files:
+                    path = source.out / f"{split}.jsonl"
+                    check_writable_file(path, ".jsonl")
+                    files[split] = stack.enter_context(replacing(path)), UniqueIds()
+                    counts[split] = Counter()
+                faults = find_faults(record)
+                if faults:
+                    source.note(split, "unusable record", record.id, f"{faults[0][0]}: {faults[0][1]}")
+                else:
+                    file, ids = files[split]
+                    file.write(encode_record(msgspec.structs.replace(record, id=ids.add(record.id))))
+                    _count(counts[split], record)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, max(source.total, done))
+        except OSError as error:  # a folder that cannot be read, a name that is too long
+            if error.filename is None:
+                raise
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
+        if not any(count["pairs"] for count in counts.values()):
+            raise DataError(f"{source.root}: nothing to import; {_first_oddity(source)}")
+    summary = ImportSummary(name, {"records": str(source.root)})
+    for split in dict.fromkeys((*counts, *(of for of, _ in source.notes))):  # some have no records, only notes
+        counter = counts.get(split, Counter())
+        oddities = [oddity for (of, _), found in source.listed.items() if of == split for oddity in found]
+        kinds = Counter({kind: number for (of, kind), number in source.notes.items() if of == split})
+        summary.splits[split] = SplitSummary(str(source.root), f"{split}.jsonl", counter, oddities, kinds)
+    summary.write(source.out / "import.json")
+    return summary
+
+
+def _first_oddity(source: Source) -> str:
+    found = next((oddity for oddities in source.listed.values() for oddity in oddities), None)
+    return f"{found.where}: {found.kind}: {found.detail}" if found else "no records were found"
+
+
+def _count(counts: Counter[str], record: Record) -> None:
+    counts.update(
+        {
+            "pairs": 1,
+            "entities": len(record.entities),
+            "entities with a box": sum(bool(entity.boxes) for entity in record.entities),
+            "boxes": sum(len(entity.boxes) for entity in record.entities),
+            "proposals": len(record.objects),
+        }
+    )
+
+
+def read_typed(path: Path, kind: type[Loaded]) -> Loaded:
+    """A JSON file as a typed value; fields that the type lacks are skipped. Raises DataError."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise DataError(f"{path}: is larger than {MAX_JSON_BYTES >> 30} GiB, the most that is read of such a file")
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path}: is not in the format that is expected: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON, or was cut off ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def clipped(box: Box, size: tuple[float, float] | None) -> Box | None:
+    """A box within its image (width, height), or None where it has no area there."""
+    if is_inverted(box):
+        return None
+    if size is None:
+        return box
+    x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], size[0]), min(box[3], size[1])
+    return None if is_inverted((x0, y0, x1, y1)) else (x0, y0, x1, y1)
+
+
+class Images:
+    """Paths of images for a manifest; missing ones are noted once each."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self._source = source
+        self.folder = folder
+        self._relative = relative_folder(folder, source.out)
+        self._missing: set[str] = set()
+
+    def path(self, split: str, name: str) -> str:
+        """The path of an image relative to the manifest. Raises DataError for a name that leaves the folder."""
+        if name.startswith("/") or ".." in Path(name).parts or "\0" in name:
+            raise DataError(f"{self._source.root}: the image {name!r} lies outside of its folder; refused")
+        if name not in self._missing and not is_file(self.folder / name):
+            self._missing.add(name)
+            self._source.note(split, "missing image", name, str(self.folder / name))
+        return f"{self._relative}/{name}"
+
+
+def whole_text(text: str, box: Box | None, kind: str = "") -> tuple[Entity, ...]:
+    """The entity that is the whole text; none where the text is empty."""
+    start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    return (Entity(start, end, kind, boxes=(box,) if box else ()),) if end > start else ()
+
+
+def proposal(box: Box, label: str) -> ObjectBox:
+    return ObjectBox(box, label=label)
