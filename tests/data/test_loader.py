@@ -96,7 +96,7 @@ def test_workers_change_nothing(manifest: Manifest, tokenizer: Any, workers: int
 def test_augmented_copies_are_the_same_from_any_step_and_with_any_workers(
     manifest: Manifest, tokenizer: Any, workers: int
 ) -> None:
-    changes = {"copies": 2, "image": {"preset": "strong"}}
+    changes = {"copies": 2, "image": {"preset": "strong"}, "text": {"preset": "strong"}}
     limits = SampleLimits(image_size=8, augment=AugmentSettings.model_validate(changes))
 
     def loaded(workers: int, start: int) -> list[Batch]:

@@ -11,7 +11,12 @@ from spanbox.config import load_config
 from spanbox.errors import ConfigError
 from spanbox.wiring.training import train
 
-AUGMENTED = ["data.augment.copies=2", "data.augment.image.preset=standard", "loss.copies.weight=0.5"]
+AUGMENTED = [
+    "data.augment.copies=2",
+    "data.augment.image.preset=standard",
+    "data.augment.text.preset=strong",
+    "loss.copies.weight=0.5",
+]
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
