@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from spanbox.data.synonyms import Synonyms
-from spanbox.data.words import find_words, indefinite_article, starts_sentence
+from spanbox.data.words import find_words, indefinite_article, is_language, starts_sentence
 from spanbox.settings import PathText, Settings
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
@@ -163,7 +163,7 @@ def _apply(current: AugmentedText, pieces: list[Piece], language: str) -> Augmen
     changes = [Change(current.text[start:end].strip(), new or "") for start, end, new in pieces]
     changed = current.edited(EditMap.replace(current.text, pieces), changes)
     assert changed is not None, "no piece crosses a span"
-    if not _is_of(language, "en"):
+    if not is_language(language, "en"):
         return changed
     articles = list(_unfit_articles(current.text, changed.text, pieces))
     fitted = changed.edited(EditMap.replace(changed.text, articles)) if articles else None
@@ -301,14 +301,10 @@ def _clauses(text: str) -> Iterator[_Clause]:
 
 def _is_movable(clause: str, language: str) -> bool:
     """Whether a clause says the same wherever it stands. Only English and Chinese can be judged."""
-    if not (_is_of(language, "en") or _is_of(language, "zh")) or _QUOTES.search(clause):
+    if not (is_language(language, "en") or is_language(language, "zh")) or _QUOTES.search(clause):
         return False
     plain = clause.lower()
     for opening in _INDEPENDENT:
         plain = plain.removeprefix(opening)
     words = [plain[start:end] for start, end, _ in find_words(plain)]
     return bool(words) and not any(map(_REFERRING.fullmatch, words)) and not _REFERRING_ZH.search(plain)
-
-
-def _is_of(language: str, name: str) -> bool:
-    return not language or language.lower().replace("_", "-").split("-")[0] == name

@@ -26,6 +26,7 @@ from spanbox.data.manifest import (
 )
 from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
 from spanbox.data.translation_cache import TranslationCache
+from spanbox.data.words import is_language
 from spanbox.errors import DataError, SpanboxError
 from spanbox.files import check_writable_file
 
@@ -189,7 +190,7 @@ class BackTranslation:
         """The paraphrase of a job, or none; counted."""
         record, source = job.record, job.translator.name
         translation = self.cache.get(job.translator.key, job.marked.text) or ""
-        restored = job.marked.restore(translation, english=record.lang.lower().startswith("en"))
+        restored = job.marked.restore(translation, english=bool(record.lang) and is_language(record.lang, "en"))
         if not translation:
             return self._leave_out("no translation")
         if restored is not None:

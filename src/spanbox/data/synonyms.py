@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from spanbox.data.words import Word, cuts_word, find_words, starts_sentence
+from spanbox.data.words import Word, cuts_word, find_words, is_language, starts_sentence
 
 Table = Mapping[str, tuple[str, ...]]
 """Words and phrases, in the spelling of running text, with what can stand for each."""
@@ -36,7 +36,7 @@ class Synonyms:
             language: of the text, as in a manifest; empty: unknown, all tables are used.
             edges: places that no match may lie across, such as those where entities begin and end.
         """
-        tables = [table for name, table in self.tables.items() if _serves(name, language)]
+        tables = [table for name, table in self.tables.items() if not name or is_language(language, name)]
         edges = sorted(edges)
         words = list(find_words(text)) if tables else []
         skipped_to = 0
@@ -48,10 +48,6 @@ class Synonyms:
             elif match := _find_phrase(text, words[place : place + LONGEST_PHRASE], tables, edges):
                 skipped_to = match.end
                 yield match
-
-
-def _serves(name: str, language: str) -> bool:
-    return not name or not language or language.lower().replace("_", "-").split("-")[0] == name
 
 
 def _find_phrase(text: str, words: Sequence[Word], tables: Sequence[Table], edges: Sequence[int]) -> Match | None:

@@ -77,6 +77,11 @@ def starts_sentence(text: str, place: int) -> bool:
     return not any(map(str.isalnum, before)) or _SENTENCE_END.search(before) is not None
 
 
+def is_language(tag: str, name: str) -> bool:
+    """Whether a language tag such as `en-GB` or `zh_TW` is of a language; an empty one may be of any."""
+    return not tag or tag.lower().replace("_", "-").split("-")[0] == name
+
+
 def indefinite_article(word: str) -> str:
     """`a` or `an`, by the sound of the English word that follows."""
     if word[:1].isdigit():
