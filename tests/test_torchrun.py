@@ -17,7 +17,7 @@ import miniature
 from spanbox.data.manifest import Manifest
 from spanbox.errors import ConfigError
 from spanbox.wiring import train
-from spanbox.wiring.training import _check_batch_size
+from spanbox.wiring.training import check_batch_size
 
 pytestmark = pytest.mark.slow
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -98,4 +98,4 @@ def test_when_a_rank_fails_its_error_is_reported(scenes: Path, tmp_path: Path) -
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(scenes: Path, tmp_path: Path) -> None:
     config = miniature.demo_config(scenes, tmp_path / "run", "train.batch_size=2")
     with pytest.raises(ConfigError, match=r"2 pairs cannot be shared evenly among 3 processes; set it to 3"):
-        _check_batch_size(config, Manifest(scenes / "train.jsonl"), world_size=3)
+        check_batch_size(config, Manifest(scenes / "train.jsonl"), world_size=3)

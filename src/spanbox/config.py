@@ -21,6 +21,7 @@ from spanbox.errors import ConfigError
 from spanbox.losses.settings import LossSettings
 from spanbox.models.dual_encoder import ModelSettings
 from spanbox.settings import PathText, Settings
+from spanbox.tasks.gmner import GmnerSettings
 
 PROBLEMS_SHOWN = 10  # of a config with more
 LONGEST_KEY = 100  # that is compared with the known ones
@@ -40,6 +41,7 @@ class RunConfig(Settings):
     data: DataSettings = Field(DataSettings(), description="training and validation data")
     model: ModelSettings = Field(description="towers, pooling and projections")
     loss: LossSettings = Field(LossSettings(), description="the losses")
+    gmner: GmnerSettings = Field(GmnerSettings(), description="`spanbox gmner train` alone: heads and their losses")
     train: TrainSettings = Field(TrainSettings(), description="optimiser, schedule and hardware")
 
     @model_validator(mode="after")

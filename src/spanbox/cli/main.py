@@ -25,6 +25,7 @@ from spanbox.cli import (
     embed,
     evaluate,
     export,
+    gmner,
     ground,
     losses,
     plan,
@@ -93,6 +94,7 @@ data.app.command("mine")(data_mine.mine)
 data.app.command("paraphrase")(data_paraphrase.paraphrase)
 data.app.command("show")(data_show.show)
 app.add_typer(data.app, name="data")
+app.add_typer(gmner.app, name="gmner")
 app.add_typer(config.app, name="config")
 
 

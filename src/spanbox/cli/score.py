@@ -1,7 +1,7 @@
 """`spanbox score`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -39,13 +39,18 @@ def score(
     check_writable_file(out, ".json")
     scores = score_file(predictions, data)
     metrics = scores.metrics()
-    console = make_console()
-    console.print(_table(metrics, list(scores.counts), f"{predictions} for {data}"))
-    for note in scores.notes:
-        console.print(plain(f"note: {note}"), soft_wrap=True)
+    print_scores(metrics, list(scores.counts), scores.notes, f"{predictions} for {data}")
     content = {"predictions": str(predictions), "data": str(data), "gold_spans": GOLD_SPANS in scores.counts, **metrics}
     write_text(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"written to {out}")
+
+
+def print_scores(metrics: Mapping[str, float], rows: list[str], notes: Iterable[str], title: str) -> None:
+    """Print the figures as a table, and the remarks on them."""
+    console = make_console()
+    console.print(_table(metrics, rows, title))
+    for note in notes:
+        console.print(plain(f"note: {note}"), soft_wrap=True)
 
 
 def _table(metrics: Mapping[str, float], rows: list[str], title: str) -> Table:

@@ -4,7 +4,7 @@ An entity that is `ambiguous` has boxes of which the data does not say which one
 it, so each counts as right. Without boxes the flag means: unknown whether the image shows the entity.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
@@ -73,8 +73,13 @@ def annotate(
     proposals = _proposals(boxes, image_size) if limits.objects_only or limits.views else Proposals.none()
     if limits.objects_only:
         regions = proposals.boxes
-        links = relevance = torch.zeros(len(entities), len(regions))
-        shown = [bool(own) for own in boxes_of_spans]
+        if limits.link_iou is None:
+            links = relevance = torch.zeros(len(entities), len(regions))
+            shown = [bool(own) for own in boxes_of_spans]
+        else:
+            links = relevance = _overlapping(boxes_of_spans, shown_boxes, regions, limits.link_iou)
+            shown = links.any(dim=1).tolist()
+            incidents += _unmatched(text, spans, entities, boxes_of_spans, shown, sample)
     else:
         used = _within_limit(boxes_of_spans, limits.max_regions, sample, incidents)
         others = _other_boxes(spans, boxes, image_size, shown_boxes, len(used), limits)
@@ -122,6 +127,30 @@ def _links(boxes_of_spans: Sequence[dict[int, float]], used: Sequence[int], regi
     relevance = [[own.get(index, 0.0) for index in used] + others for own in boxes_of_spans]
     shape = len(boxes_of_spans), regions
     return torch.tensor(linked).reshape(shape), torch.tensor(relevance).reshape(shape)
+
+
+def _overlapping(
+    boxes_of_spans: Sequence[Collection[int]], shown_boxes: Sequence[Box], regions: Tensor, least_iou: float
+) -> Tensor:
+    """Links (K, R) of each span with the regions that overlap one of its boxes by an IoU above `least_iou`."""
+    overlaps = box_iou(_tensor(shown_boxes), regions) > least_iou
+    rows = [overlaps[list(own)].any(dim=0) for own in boxes_of_spans]
+    return torch.stack(rows).float() if rows else torch.zeros(0, len(regions))
+
+
+def _unmatched(
+    text: str,
+    spans: Sequence[Entity],
+    entities: Sequence[int],
+    boxes_of_spans: Sequence[Collection[int]],
+    shown: Sequence[bool],
+    sample: str,
+) -> Iterator[Incident]:
+    """Spans with a box that no region overlaps enough."""
+    for i, own, matched in zip(entities, boxes_of_spans, shown, strict=True):
+        if own and not matched:
+            name = text[spans[i].start : spans[i].end]
+            yield Incident("box without a candidate", sample, f"no object overlaps a box of {name!r} enough")
 
 
 def _boxes_of_spans(

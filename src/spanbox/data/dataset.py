@@ -1,16 +1,17 @@
 """The pairs of a manifest as samples, by step and index; a pair with a broken image is replaced."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 
+from msgspec.structs import replace as replace_fields
 from torch.utils.data import Dataset
 
 from spanbox.data.augment_image import has_direction
 from spanbox.data.draws import Draws, Stream
 from spanbox.data.images import Pixels, open_picture
 from spanbox.data.limits import SampleLimits
-from spanbox.data.manifest import Manifest
+from spanbox.data.manifest import Entity, Manifest, Record
 from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import Proposals, draw_views
 from spanbox.data.prepare import least_reduction, prepare
@@ -30,10 +31,22 @@ class PairDataset(Dataset[Sample | Incident]):
     """
 
     def __init__(
-        self, manifest: Manifest, limits: SampleLimits, seed: int, *, replace_broken: bool, cache_bytes: int = 0
+        self,
+        manifest: Manifest,
+        limits: SampleLimits,
+        seed: int,
+        *,
+        replace_broken: bool,
+        cache_bytes: int = 0,
+        entities: Sequence[tuple[Entity, ...]] | None = None,
     ) -> None:
-        """`cache_bytes`: memory for decoded images, before any augmentation, in each process that loads."""
+        """
+        Args:
+            cache_bytes: memory for decoded images, before any augmentation, in each process that loads.
+            entities: of each pair, in place of those of the manifest.
+        """
         self.manifest = manifest
+        self._entities = entities
         self.limits = limits
         self.seed = seed
         self.replace_broken = replace_broken
@@ -61,7 +74,7 @@ class PairDataset(Dataset[Sample | Incident]):
 
     def most_parts(self, index: int) -> int:
         """Upper bound of the spans, and of the regions, of a pair's sample; the image is not read."""
-        record, limits = self.manifest[index], self.limits
+        record, limits = self._record(index), self.limits
         proposals = len(record.objects) if limits.objects_only else min(limits.proposals, len(record.objects))
         boxes = 0 if limits.objects_only else sum(len(entity.boxes) for entity in record.entities)
         return max(_at_most(len(record.entities), limits.max_spans), _at_most(boxes + proposals, limits.max_regions))
@@ -120,7 +133,7 @@ class PairDataset(Dataset[Sample | Incident]):
         return sample
 
     def _prepare(self, image: Pixels | None, place: int, draws: Draws) -> Sample:
-        record = self.manifest[place]
+        record = self._record(place)
         return prepare(
             image or self.manifest.image_path(record),
             record.text,
@@ -134,6 +147,10 @@ class PairDataset(Dataset[Sample | Incident]):
             draws=draws,
             may_flip=record.group_key not in self._directed,
         )
+
+    def _record(self, place: int) -> Record:
+        record = self.manifest[place]
+        return record if self._entities is None else replace_fields(record, entities=self._entities[place])
 
     def _decoded(self, place: int) -> Pixels | None:
         """The pixels of a pair's image from the cache, or for it; None if it is full."""

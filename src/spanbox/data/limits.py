@@ -14,7 +14,8 @@ class SampleLimits:
     max_spans: int | None = None  # None: all
     max_regions: int | None = None  # None: all boxes of the entities, and the proposals
     proposals: int = 0  # regions taken from the objects, besides the entities' boxes
-    objects_only: bool = False  # regions are all of the objects, linked to nothing: candidates of a prediction
+    objects_only: bool = False  # regions are all of the objects: candidates of a prediction
+    link_iou: float | None = None  # with objects_only: objects that overlap a span's box by more are linked to it
     skip_ambiguous: bool = False  # ambiguous entities are left out
     crop_size: int | None = None  # side of a region's own crop, in pixels; None: regions are not cropped
     crop_margin: float = 0.0

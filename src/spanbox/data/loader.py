@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeInt
 from torch.utils.data import DataLoader, Dataset
 
 from spanbox.data.augment import AugmentSettings
-from spanbox.data.collate import Collator
+from spanbox.data.collate import Collated
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import InvertedBoxes
 from spanbox.data.masking import MaskSettings
@@ -27,6 +27,8 @@ from spanbox.data.sampler import Key, StepSampler
 from spanbox.errors import DataError, SpanboxError
 from spanbox.settings import PathText, Settings
 from spanbox.structures import Batch, Incident, Sample
+
+Collate = Callable[[Sequence[Sample]], Collated]
 
 PARTS_PER_PAIR = 16
 """Spans or regions of a pair in evaluation, padding included, up to which a batch keeps its full size."""
@@ -78,7 +80,7 @@ class DataSettings(Settings):
 
 
 def training_batches(
-    dataset: PairDataset, collator: Collator, sampler: StepSampler, workers: int, *, pin_memory: bool
+    dataset: Dataset[Any], collator: Collate, sampler: StepSampler, workers: int, *, pin_memory: bool
 ) -> Iterator[Any]:
     """Batches (`Collated`) of the sampler's steps. Closing the iterator ends its workers.
 
@@ -89,7 +91,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    dataset: PairDataset, collator: Collator, batch_size: int, workers: int, incidents: list[Incident]
+    dataset: PairDataset, collator: Collate, batch_size: int, workers: int, incidents: list[Incident]
 ) -> Iterator[Batch]:
     """Every pair of a manifest once, in its order; pairs with a broken image are left out.
 
@@ -124,7 +126,7 @@ def _batches_by_size(dataset: PairDataset, batch_size: int) -> Iterator[list[Key
         yield batch
 
 
-def _collate_readable(collator: Collator, items: Sequence[Sample | Incident]) -> tuple[Batch | None, list[Incident]]:
+def _collate_readable(collator: Collate, items: Sequence[Sample | Incident]) -> tuple[Batch | None, list[Incident]]:
     broken = [item for item in items if isinstance(item, Incident)]
     samples = [item for item in items if isinstance(item, Sample)]
     if not samples:
@@ -134,7 +136,7 @@ def _collate_readable(collator: Collator, items: Sequence[Sample | Incident]) ->
 
 
 def _batches(
-    dataset: PairDataset,
+    dataset: Dataset[Any],
     collate: Callable[[Sequence[Any]], Any],
     keys: Iterable[list[Key]],
     workers: int,
@@ -184,7 +186,7 @@ def _explained_worker_failures() -> Iterator[None]:
 class _Reporting(Dataset[Any]):
     """A data set whose errors that a user can fix are returned: raised in a worker, they would become tracebacks."""
 
-    def __init__(self, dataset: PairDataset) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Any] | SpanboxError:

@@ -86,7 +86,7 @@ class Scores:
     counts: dict[str, NDArray[np.int64]]  # (N, 3) correct, predicted, gold
     notes: tuple[str, ...]  # remarks on the predictions that change how the figures read
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, *, intervals: bool = True) -> dict[str, float]:
         """`.precision .recall .f1` of each row, each with `.low` and `.high` (95 % over images), and its counts.
 
         They are ratios of sums, and 0 where nothing was predicted or nothing is to be found, as in the published code.
@@ -103,7 +103,7 @@ class Scores:
             for name, (numerator, denominator) in ratios.items():
                 total = int(denominator.sum())
                 metrics[f"{row}.{name}"] = int(numerator.sum()) / total if total else 0.0
-                interval = ratio_interval(numerator, denominator, self.image)
+                interval = ratio_interval(numerator, denominator, self.image) if intervals else None
                 if interval:
                     metrics |= {f"{row}.{name}.low": interval.low, f"{row}.{name}.high": interval.high}
             metrics |= {f"{row}.{name}": int(counts[:, i].sum()) for i, name in enumerate(Counts._fields)}
@@ -144,14 +144,19 @@ def score_file(predictions: Path, manifest: Path) -> Scores:
         DataError: either file is wrong, with the line.
     """
     records = list(Manifest(manifest))
+    check_ids(records, manifest)
+    found = read_predictions(predictions, {record.id: record.text for record in records})
+    return score(records, found)
+
+
+def check_ids(records: Sequence[Record], manifest: Path) -> None:
+    """Raises DataError if two pairs have the same id."""
     repeated = [name for name, count in Counter(record.id for record in records).items() if count > 1]
     if repeated:
         raise DataError(
             f"{manifest}: {len(repeated)} ids name several pairs, {repeated[0]!r} among them; predictions are matched "
             "by id, so give each pair its own"
         )
-    found = read_predictions(predictions, {record.id: record.text for record in records})
-    return score(records, found)
 
 
 def score(records: Sequence[Record], predictions: Mapping[str, Prediction]) -> Scores:

@@ -20,6 +20,8 @@ from spanbox.models.tower_settings import TowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.wiring.building import build_objective
 
+TYPES = "types"  # key of `architecture.json` that a GMNER model has, and no other
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -47,21 +49,34 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
     """The model of a checkpoint folder, or of the best (else last) checkpoint of a run folder.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or it holds a GMNER model.
     """
     folder = find_checkpoint(Path(path))
+    model, tokenizer, config = open_encoder(folder)
+    if TYPES in read_architecture(folder):
+        raise CheckpointError(f"{folder}: is a GMNER model, see `spanbox gmner predict --help`; give a pretrained run")
+    objective = build_objective(config)
+    load_weights(folder, model, objective)
+    make_exportable(model.text.model, tokenizer)
+    make_exportable(model.vision.model, ImageProcessorFiles(model.preprocessing))
+    return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
+
+
+def open_encoder(folder: Path) -> tuple[DualEncoder, Any, RunConfig]:
+    """The dual encoder of a checkpoint folder without its weights, the tokenizer, and the config of the run. The
+    settings of the encoder have the architectures of its towers in place of paths."""
     config = load_config(str(_there(folder / "config.yaml")))
-    settings = config.model.model_copy(update=_towers(config, _read_object(folder / "architecture.json"), folder))
+    settings = config.model.model_copy(update=_towers(config, read_architecture(folder), folder))
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     text = build_text_tower(settings.text, pad_token_id=tokenizer.pad_token_id)
     vision = build_vision_tower(settings.vision)
     preprocessing = _preprocessing(folder / "preprocessing.json", vision.image_size)
-    model = DualEncoder(text, vision, preprocessing, settings)
-    objective = build_objective(config)
-    load_weights(folder, model, objective)
-    make_exportable(model.text.model, tokenizer)
-    make_exportable(model.vision.model, ImageProcessorFiles(preprocessing))
-    return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
+    return DualEncoder(text, vision, preprocessing, settings), tokenizer, config
+
+
+def read_architecture(folder: Path) -> dict[str, Any]:
+    """What `architecture.json` says of a checkpoint's towers."""
+    return _read_object(folder / "architecture.json")
 
 
 def _there(path: Path) -> Path:

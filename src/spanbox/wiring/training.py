@@ -65,16 +65,16 @@ def train(config: RunConfig) -> Trained:
 def _train(config: RunConfig, ranks: Ranks) -> Trained:
     run_dir = Path(config.run.dir)
     with ranks.main_first():
-        resume_from = _checkpoint_to_resume(config, run_dir, ranks)
+        resume_from = checkpoint_to_resume(config, run_dir, ranks)
         manifest = open_manifest(config, config.data.train, "data.train", subset=config.data.subset)
         validate = make_validation(config)
-    _check_batch_size(config, manifest, ranks.world_size)
+    check_batch_size(config, manifest, ranks.world_size)
     torch.manual_seed(config.seed)
     tokenizer = load_tokenizer(str(resume_from / "tokenizer")) if resume_from else make_tokenizer(config, manifest)
     if resume_from:
         check_fusion(config, resume_from)
     model = build_model(config.model, tokenizer.pad_token_id)
-    _check_max_tokens(config, model)
+    check_max_tokens(config, model)
     objective = build_objective(config)
     if resume_from:
         load_weights(resume_from, model, objective)
@@ -96,7 +96,7 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     )
     if resume_from:
         trainer.restore(load_trainer_state(resume_from))
-    progress = _progress(trainer)
+    progress = progress_of_training(trainer)
     batches = TrainingBatches(config, manifest, tokenizer, trainer, progress)
     try:
         if ranks.is_main:
@@ -112,7 +112,7 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics, trainer.tally.summary())
 
 
-def _progress(trainer: Trainer) -> Progress:
+def progress_of_training(trainer: Trainer) -> Progress:
     """In steps, or in seconds when that is how long the run is; shown by the main rank."""
     quiet = not trainer.ranks.is_main
     if trainer.settings.minutes is None:
@@ -120,7 +120,7 @@ def _progress(trainer: Trainer) -> Progress:
     return Progress("training, seconds", round(60 * trainer.settings.minutes), round(trainer.seconds), quiet=quiet)
 
 
-def _checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path | None:
+def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path | None:
     """The checkpoint to resume from, or None for a new run, which replaces an earlier one only where that is asked."""
     if ranks.is_main:
         settle_replaced(run_dir)
@@ -176,7 +176,8 @@ def check_fusion(config: RunConfig, checkpoint: Path) -> None:
         )
 
 
-def _check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) -> None:
+def check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) -> None:
+    """Raises ConfigError if the batches cannot be drawn or shared."""
     size, copies = config.train.batch_size, config.data.augment.copies
     together = world_size * copies
     if size % together:
@@ -193,7 +194,8 @@ def _check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) ->
         )
 
 
-def _check_max_tokens(config: RunConfig, model: DualEncoder) -> None:
+def check_max_tokens(config: RunConfig, model: DualEncoder) -> None:
+    """Raises ConfigError if texts may be longer than the tower reads."""
     if config.data.max_tokens > model.text.max_tokens:
         raise ConfigError(
             f"data.max_tokens: {config.data.max_tokens}, but the text tower has positions for {model.text.max_tokens}; "
