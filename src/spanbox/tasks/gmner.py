@@ -7,7 +7,7 @@ boxes no candidate matches has no answer and is left out (an incident, counted i
     B pairs    K spans    R candidate regions    T tokens
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spanbox.data.tagged import TaggedBatch
 from spanbox.engine.large_batch import States
-from spanbox.engine.task import StepInputs, is_trained
+from spanbox.engine.task import BlockedLoss, StepInputs, is_trained
 from spanbox.losses.kernel import Share, at_least_float32, mean_over_counted
 from spanbox.models.gmner import GmnerFeatures, GmnerModel
 from spanbox.settings import Settings
@@ -77,6 +77,12 @@ class Gmner:
 
     def losses(self, features: Any, targets: Any, share: Share) -> Losses:
         return gmner_losses(self.model, features, targets, share, self.settings.region_weight)
+
+    def unblocked(self, features: Any) -> Any:
+        return features
+
+    def blocked_losses(self, features: Any) -> Sequence[BlockedLoss]:
+        return []
 
     def before_step(self, done: float, step: int) -> None:
         pass
