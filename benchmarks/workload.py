@@ -60,7 +60,9 @@ def make_batch(pairs: int, image_size: int, *, tokens: int = TOKENS, crops: bool
     )
 
 
-def make_model(size: str, source: str = "roi_align", *, checkpointing: bool = False) -> DualEncoder:
+def make_model(
+    size: str, source: str = "roi_align", *, checkpointing: bool = False, fusion: str = "none"
+) -> DualEncoder:
     """A BERT and a ViT with the same random weights every time."""
     torch.manual_seed(0)
     settings = ModelSettings.model_validate(
@@ -74,6 +76,7 @@ def make_model(size: str, source: str = "roi_align", *, checkpointing: bool = Fa
                 "gradient_checkpointing": checkpointing,
             },
             "regions": {"source": source},
+            "fusion": {"kind": fusion},
         }
     )
     vision = build_vision_tower(settings.vision)
@@ -83,7 +86,7 @@ def make_model(size: str, source: str = "roi_align", *, checkpointing: bool = Fa
 def make_trainer(model: DualEncoder, folder: Path, loss: dict[str, Any] | None = None, **settings: Any) -> Trainer:
     """A trainer in training mode that neither validates nor saves."""
     trainer = Trainer(
-        Pretraining(model, Objective(LossSettings.model_validate(loss or {}))),
+        Pretraining(model, Objective(LossSettings.model_validate(loss or {}), fusion=model.settings.fusion.kind)),
         TrainSettings.model_validate({"steps": 100_000, **settings}),
         example=lambda pairs: make_batch(pairs, model.vision.image_size),
         seed=0,
