@@ -101,6 +101,13 @@ def test_a_checkpoint_without_fusion_is_not_resumed_with_one(scenes: Path, tmp_p
         train(config(scenes, tmp_path / "run", "gated", "train.resume=true"))
 
 
+def test_states_of_a_frozen_tower_are_not_cached_with_fusion(scenes: Path, tmp_path: Path) -> None:
+    """They pass through a projection that learns."""
+    frozen = ["model.vision.freeze=all", f"train.cache_frozen={tmp_path / 'cache'}"]
+    with pytest.raises(ConfigError, match=r"train.cache_frozen: not with model.fusion"):
+        train(config(scenes, tmp_path / "run", "gated", *frozen))
+
+
 def test_a_plan_counts_the_fusion(scenes: Path, tmp_path: Path) -> None:
     """Parameters, cached tokens and patches, and a block of scored pairs."""
     plain = plan(miniature.demo_config(scenes, tmp_path / "run"))

@@ -20,7 +20,8 @@ def make_state_caches(config: RunConfig, model: DualEncoder, ranks: Ranks) -> di
     """A cache for each tower in which nothing learns and whose input is the same in every epoch.
 
     Raises:
-        ConfigError: there is no such tower, or the towers are cut up (fsdp).
+        ConfigError: there is no such tower, the towers are cut up (fsdp), or their states pass through a projection
+            that learns (fusion).
         OutputError: the folder cannot be written.
         DataError: a cache is damaged.
     """
@@ -28,6 +29,11 @@ def make_state_caches(config: RunConfig, model: DualEncoder, ranks: Ranks) -> di
         return {}
     if config.train.parallel == "fsdp" and ranks.world_size > 1:
         raise ConfigError("train.cache_frozen: not with train.parallel=fsdp, whose ranks encode together")
+    if config.model.fusion.used:
+        raise ConfigError(
+            "train.cache_frozen: not with model.fusion, whose projections of tokens and patches learn although the "
+            "tower is frozen; set one of the two to null or none"
+        )
     changes = {"text": _changes_of_texts(config), "image": _changes_of_images(config)}
     towers = {"text": model.text, "image": model.vision}
     reasons = {name: "learns" if is_trained(tower) else changes[name] for name, tower in towers.items()}
