@@ -151,8 +151,15 @@ def test_without_sizes_the_order_of_the_numbers_still_shows() -> None:
     assert find_reading(Boxes(boxes.numbers, nothing, nothing)).is_as_documented
 
 
+def test_the_edges_of_a_few_images_show_nothing() -> None:
+    """Two photographs of which detectors found many boxes that touch the edges of something inside of them."""
+    boxes = draw_set(0)
+    assert find_reading(changed(boxes, boxes.numbers / 2)).unit == "images scaled by one factor"
+    assert find_reading(changed(boxes, boxes.numbers / 2)._replace(images=2)).is_as_documented
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_few_boxes_show_nothing(count: int) -> None:
     boxes = draw_set(0)
-    few = Boxes(*(part[:count] for part in changed(boxes, to_sizes(boxes))))
+    few = Boxes(to_sizes(boxes)[:count], boxes.shown[:count], boxes.stored[:count])
     assert find_reading(few).is_as_documented

@@ -7,6 +7,8 @@ import typer
 
 from spanbox.data.cleaning import LinkPolicy, PairPolicy
 
+SUSPICIOUS = 0.4  # share of wrong items from which the model is more probably at fault than the data
+
 
 def clean_command(
     manifest: Annotated[Path, typer.Argument(help="manifest to clean; it is not changed")],
@@ -48,6 +50,11 @@ def clean_command(
         seed=seed,
     )
     print(f"estimated: {done.wrong_pairs:.1%} of the pairs and {done.wrong_links:.1%} of the boxes are wrong")
+    if max(done.wrong_pairs, done.wrong_links) > SUSPICIOUS:
+        print(
+            "That is much. A model trained too briefly, on too little or on other data than this takes what it "
+            "does not know for wrong: look at the page before you use the result, and train longer or on more data"
+        )
     for title, counts in (("verdicts", done.verdicts), ("done", done.counts), ("faults in the data", done.incidents)):
         for name, count in sorted(counts.items()):
             print(f"{title}: {count:,} {name}")

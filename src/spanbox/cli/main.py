@@ -20,6 +20,7 @@ from spanbox.cli import (
     data_demo,
     data_mine,
     data_paraphrase,
+    data_parts,
     data_show,
     demo,
     embed,
@@ -92,6 +93,8 @@ data.app.command("clean")(data_clean.clean_command)
 data.app.command("demo")(data_demo.draw)
 data.app.command("mine")(data_mine.mine)
 data.app.command("paraphrase")(data_paraphrase.paraphrase)
+for _name in ("split", "merge", "sample", "card"):
+    data.app.command(_name)(getattr(data_parts, f"{_name}_command"))
 data.app.command("show")(data_show.show)
 app.add_typer(data.app, name="data")
 app.add_typer(gmner.app, name="gmner")

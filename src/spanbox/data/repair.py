@@ -157,8 +157,8 @@ class _Repair:
 def _converted(boxes: tuple[Box, ...], facts: ImageFacts, image: Path, reading: Reading) -> tuple[Box, ...]:
     if reading.unit == STORED:
         return turn_boxes(boxes, image)
-    sizes = [np.full((len(boxes), 2), size, dtype=np.float64) for size in (facts.size, facts.stored)]
-    converted = as_documented(Boxes(np.array(boxes, dtype=np.float64), *sizes), reading)
+    shown, stored = (np.full((len(boxes), 2), size, dtype=np.float64) for size in (facts.size, facts.stored))
+    converted = as_documented(Boxes(np.array(boxes, dtype=np.float64), shown, stored), reading)
     return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in converted.round(3).tolist())
 
 

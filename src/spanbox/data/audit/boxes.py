@@ -54,6 +54,7 @@ class BoxStatistics:
         self.first_line = 0
         self._rows = array("d")
         self._count = 0
+        self._images = self._last_line = 0
         self._generator = np.random.default_rng(0)
 
     def add(self, box: Box, image: ImageFacts | None, line: int) -> None:
@@ -61,6 +62,8 @@ class BoxStatistics:
         self.first_line = self.first_line or line
         row = (*box, *image.size, *image.stored) if image else (*box, 0.0, 0.0, 0.0, 0.0)
         self._count += 1
+        if image is not None and line != self._last_line:
+            self._images, self._last_line = self._images + 1, line
         if self._count <= MOST_BOXES:
             self._rows.extend(row)
         elif (place := int(self._generator.integers(self._count))) < MOST_BOXES:
@@ -70,7 +73,7 @@ class BoxStatistics:
         """The convention of the boxes."""
         table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, 8)
         table = table[np.isfinite(table).all(axis=1)]
-        return find_reading(Boxes(table[:, :4], table[:, 4:6], table[:, 6:]))
+        return find_reading(Boxes(table[:, :4], table[:, 4:6], table[:, 6:], self._images))
 
     def findings(self) -> Iterator[tuple[str, int, str]]:
         """The reading that explains the boxes, if it is not the documented one, as (kind, line, detail)."""

@@ -22,6 +22,7 @@ FEWEST = 4  # boxes from which a format can be told
 EVIDENCE = 0.05  # share of boxes that have to contradict the documented reading
 MOST = 0.6  # share of boxes that have to be out of order before all are sorted
 UNCLEAR = 0.25  # share of such boxes from which a set without any reading is reported
+FEWEST_IMAGES = 8  # from which the size of their images can be told by the edges that boxes touch
 TOUCHING = 3  # boxes at an edge that show where it is
 EDGE = 0.004  # of the side: how near a box touches
 SAME_SIZE = 0.03  # relative difference of sizes that are the same
@@ -43,6 +44,7 @@ class Boxes(NamedTuple):
     numbers: Floats  # (n, 4)
     shown: Floats  # (n, 2): width and height as shown
     stored: Floats  # (n, 2): before the EXIF orientation is applied
+    images: int = FEWEST_IMAGES  # that the boxes are of
 
 
 class Reading(NamedTuple):
@@ -117,7 +119,7 @@ def find_reading(boxes: Boxes) -> Reading:
     the boxes contradict it and no other, or several others, fit."""
     known: NDArray[np.bool_] = np.all(boxes.shown > 0, axis=1)
     if known.any() and not known.all():  # boxes of images that cannot be read show less
-        boxes = Boxes(*(part[known] for part in boxes))
+        boxes = Boxes(boxes.numbers[known], boxes.shown[known], boxes.stored[known], boxes.images)
     count = len(boxes.numbers)
     wrong = _contradict(boxes, CORNERS, PIXELS)
     documented = Reading(CORNERS, PIXELS, 0.0, 0, count, int(wrong.sum()), "")
@@ -203,6 +205,8 @@ def _smaller_units(boxes: Boxes) -> Iterator[Reading]:
 
 def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     """Sizes at which the images were annotated, where boxes touch all four edges of an image of that size."""
+    if boxes.images < FEWEST_IMAGES:
+        return
     far, longest = boxes.numbers[:, 2:], boxes.shown.max(axis=1, keepdims=True)
     if any((boxes.numbers[:, axis] <= EDGE * boxes.shown[:, axis] + TOLERANCE).sum() < TOUCHING for axis in (0, 1)):
         return

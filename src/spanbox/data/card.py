@@ -1,0 +1,53 @@
+"""A dataset card in Markdown: the content of manifests, their sources and the findings of their audit."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from spanbox.data.audit import AuditReport
+from spanbox.data.manifest import Manifest
+
+COUNTS = ("pairs", "images", "texts", "entities", "entities_with_box", "entities_without_box", "boxes", "proposals")
+MOST_ROWS = 30  # of types, languages and sources
+
+
+def dataset_card(title: str, report: AuditReport, licences: Mapping[str, str]) -> str:
+    """The card as Markdown.
+
+    Args:
+        report: of the audit of all manifests.
+        licences: of each source; the empty source is that of pairs without one.
+    """
+    names = [Path(path).name for path in report.manifests]
+    columns = list(report.manifests.values())
+    lines = [f"# {_plain(title)}", "", f"| | {' | '.join(map(_plain, names))} |", f"|---|{'---:|' * len(names)}"]
+    for name in COUNTS:
+        counts = " | ".join(f"{getattr(column, name):,}" for column in columns)
+        lines += [f"| {name.replace('_', ' ')} | {counts} |"]
+    for heading, attribute in (("Types", "types"), ("Languages", "languages")):
+        found: Counter[str] = getattr(report.total, attribute)
+        lines += ["", f"## {heading}", "", "| | count | share |", "|---|---:|---:|"]
+        for value, count in found.most_common(MOST_ROWS):
+            lines.append(f"| {_plain(value) or 'not given'} | {count:,} | {count / found.total():.1%} |")
+    lines += ["", "## Sources and licences", "", "| source | pairs | licence |", "|---|---:|---|"]
+    for source, count in _sources(report).most_common(MOST_ROWS):
+        lines.append(f"| {_plain(source) or 'not given'} | {count:,} | {_plain(licences.get(source, 'not given'))} |")
+    lines += ["", "## Audit", ""]
+    findings = [("problem", finding) for finding in report.problems] + [("note", finding) for finding in report.notes]
+    lines += ["| finding | | places |", "|---|---|---:|"] if findings else ["No problems found."]
+    lines += [f"| {_plain(finding.kind)} | {kind} | {finding.count:,} |" for kind, finding in findings]
+    if not report.decoded:
+        lines += ["", "Images were neither decoded nor compared by content."]
+    return "\n".join(lines) + "\n"
+
+
+def _sources(report: AuditReport) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for path in report.manifests:
+        counts.update(record.source for record in Manifest(path, "drop"))
+    return counts
+
+
+def _plain(text: str) -> str:
+    """Text that cannot end a cell of a table or begin HTML."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -1,0 +1,120 @@
+"""Parts of manifests: splits without a group on both sides, samples, and several manifests as one.
+
+A group is never divided, so that no image is in two splits. Groups are drawn by a hash of their name and the seed: the
+same group goes to the same place however the manifest is ordered, and a second call gives the same files.
+"""
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from spanbox.data.importers import UniqueIds
+from spanbox.data.manifest import Manifest, Record, relocated, write_manifest
+from spanbox.errors import DataError, OutputError
+from spanbox.structures import stable_id
+
+OnProgress = Callable[[int, int], None]
+
+
+def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, int]:
+    """Write `out/NAME.jsonl` for each share, with about that share of the pairs of each stratum. Returns their numbers.
+
+    Groups are stratified by the language and the set of types of their entities.
+
+    Args:
+        shares: of each split; they are divided by their sum.
+
+    Raises:
+        DataError: the manifest is wrong, or has fewer groups than splits.
+        OutputError: a file cannot be written, or is the manifest itself.
+    """
+    manifest = Manifest(path)
+    groups: dict[int, list[int]] = defaultdict(list)
+    strata: dict[int, set[str]] = defaultdict(set)
+    for place in range(len(manifest)):
+        record = manifest[place]
+        key = stable_id(f"split {seed} {record.group_key}")
+        groups[key].append(place)
+        strata[key] |= {f"lang {record.lang}", *(f"type {entity.type}" for entity in record.entities)}
+    if len(groups) < len(shares):
+        raise DataError(f"{path}: has {len(groups)} groups, too few for {len(shares)} splits")
+    total = sum(shares.values())
+    by_stratum: dict[frozenset[str], list[int]] = defaultdict(list)
+    for key in groups:
+        by_stratum[frozenset(strata[key])].append(key)
+    wanted = {name: share / total for name, share in shares.items()}
+    chosen: dict[str, list[int]] = {name: [] for name in shares}
+    given: Counter[str] = Counter()
+    done = 0
+    for stratum in sorted(by_stratum, key=lambda stratum: (-len(by_stratum[stratum]), sorted(stratum))):
+        for key in sorted(by_stratum[stratum]):
+            done += len(groups[key])
+            # The split that is furthest behind its share of all pairs so far: each stratum goes around all splits.
+            name = max(wanted, key=lambda name: wanted[name] * done - given[name])
+            chosen[name] += groups[key]
+            given[name] += len(groups[key])
+    return {name: _write(manifest, sorted(places), out / f"{name}.jsonl", [path]) for name, places in chosen.items()}
+
+
+def sample(path: Path, out: Path, count: int, *, seed: int = 0) -> int:
+    """Write whole groups drawn at random, with at least `count` pairs if there are so many. Returns their number.
+
+    Memory does not grow with the manifest but with the sample.
+
+    Raises: as `split`.
+    """
+    manifest = Manifest(path)
+    members: dict[int, list[int]] = {}  # places of the groups of the smallest keys
+    largest: list[int] = []  # a heap of their keys, negative
+    drawn = 0
+    for place in range(len(manifest)):
+        key = stable_id(f"sample {seed} {manifest[place].group_key}")
+        if key not in members:
+            if drawn >= count and key > -largest[0]:
+                continue
+            members[key] = []
+            heapq.heappush(largest, -key)
+        members[key].append(place)
+        drawn += 1
+        while drawn - len(members[-largest[0]]) >= count:
+            drawn -= len(members.pop(-heapq.heappop(largest)))
+    return _write(manifest, sorted(place for places in members.values() for place in places), out, [path])
+
+
+def merge(paths: Sequence[Path], out: Path) -> int:
+    """Write the pairs of several manifests as one; ids are made unique, and `source` names the file where it is empty.
+
+    Groups of different manifests stay apart, unless they are of one image file.
+
+    Raises: as `split`.
+    """
+    _refuse_inputs(out, paths)
+    folder = out.parent.resolve()
+
+    def records() -> Iterator[Record]:
+        ids = UniqueIds()
+        for path in paths:
+            old = path.parent.resolve()
+            for record in Manifest(path):
+                moved = relocated(record, old, folder)
+                if not record.group:
+                    moved = msgspec.structs.replace(moved, group="")  # the path of the image, which is the same for all
+                elif len(paths) > 1:
+                    moved = msgspec.structs.replace(moved, group=f"{path.stem}/{record.group}")
+                yield msgspec.structs.replace(moved, id=ids.add(record.id), source=record.source or path.stem)
+
+    return write_manifest(out, records())
+
+
+def _write(manifest: Manifest, places: Sequence[int], out: Path, inputs: Sequence[Path]) -> int:
+    _refuse_inputs(out, inputs)
+    old, new = manifest.path.parent.resolve(), out.parent.resolve()
+    return write_manifest(out, (relocated(manifest[place], old, new) for place in places))
+
+
+def _refuse_inputs(out: Path, inputs: Sequence[Path]) -> None:
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise OutputError(f"{out}: is one of the manifests that are read; name another file")

@@ -1,0 +1,127 @@
+"""Splits, samples and merged manifests: no group is divided, the shares hold, nothing changes between two calls."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from spanbox.data.audit import audit
+from spanbox.data.card import dataset_card
+from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
+from spanbox.data.partition import merge, sample, split
+from spanbox.errors import DataError, OutputError
+
+SHARES = {"train": 8.0, "val": 1.0, "test": 1.0}
+
+
+def write(folder: Path, pairs: int = 1000, *, name: str = "all.jsonl", reverse: bool = False) -> Path:
+    """Pairs in groups of one to four, in two languages, with a type that one in ten has."""
+    records = []
+    for number in range(pairs):
+        image, rare = number * 2 // 5, number * 2 // 5 % 10 == 0
+        entities = (Entity(0, 3, "RARE" if rare else "PER"),)
+        records.append(
+            Record(
+                str(number), f"images/{image}.png", f"cat {number}", lang="zh" if image % 3 else "en", entities=entities
+            )
+        )
+    folder.mkdir(exist_ok=True)
+    write_manifest(folder / name, records[::-1] if reverse else records)
+    return folder / name
+
+
+def test_no_image_is_in_two_splits_and_the_shares_hold(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    counts = split(path, tmp_path / "out", SHARES)
+    parts = {name: list(Manifest(tmp_path / "out" / f"{name}.jsonl")) for name in SHARES}
+    assert {name: len(records) for name, records in parts.items()} == counts
+    assert sum(counts.values()) == 1000
+    images = {name: {record.image for record in records} for name, records in parts.items()}
+    assert not images["train"] & images["val"] | images["train"] & images["test"] | images["val"] & images["test"]
+    for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        assert abs(counts[name] / 1000 - share) < 0.02
+        types = Counter(entity.type for record in parts[name] for entity in record.entities)
+        languages = Counter(record.lang for record in parts[name])
+        assert abs(types["RARE"] / counts[name] - 0.1) < 0.05
+        assert abs(languages["en"] / counts[name] - 1 / 3) < 0.08
+
+
+def test_a_split_does_not_depend_on_the_order_of_the_lines(tmp_path: Path) -> None:
+    members = []
+    for reverse in (False, True):
+        split(write(tmp_path / str(reverse), reverse=reverse), tmp_path / f"out-{reverse}", SHARES, seed=1)
+        members.append({r.id for r in Manifest(tmp_path / f"out-{reverse}" / "val.jsonl")})
+    assert members[0] == members[1]
+    split(tmp_path / "False" / "all.jsonl", tmp_path / "other", SHARES, seed=2)
+    assert {r.id for r in Manifest(tmp_path / "other" / "val.jsonl")} != members[0]
+
+
+def test_the_images_of_the_parts_are_found(tmp_path: Path) -> None:
+    path = write(tmp_path, 40)
+    for number in range(16):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "images" / f"{number}.png")
+    split(path, tmp_path / "out", {"a": 1, "b": 1})
+    sample(path, tmp_path / "deep" / "er" / "s.jsonl", 10)
+    for out in ("out/a.jsonl", "out/b.jsonl", "deep/er/s.jsonl"):
+        manifest = Manifest(tmp_path / out)
+        assert all(manifest.image_path(record).is_file() for record in manifest)
+
+
+@pytest.mark.parametrize("count", [1, 10, 333, 1000, 5000])
+def test_a_sample_has_whole_groups(tmp_path: Path, count: int) -> None:
+    path = write(tmp_path)
+    drawn = sample(path, tmp_path / "s.jsonl", count)
+    assert min(count, 1000) <= drawn <= min(count + 2, 1000)
+    sizes = Counter(record.group_key for record in Manifest(path))
+    assert all(
+        sizes[group] == size for group, size in Counter(r.group_key for r in Manifest(tmp_path / "s.jsonl")).items()
+    )
+    again = sample(path, tmp_path / "again.jsonl", count)
+    assert again == drawn
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "s.jsonl").read_bytes()
+
+
+def test_merged_manifests_keep_their_groups_apart(tmp_path: Path) -> None:
+    one, two = Record("1", "a.png", "a", group="g"), Record("1", "a.png", "b", group="g", source="coco")
+    write_manifest(tmp_path / "x.jsonl", [one, Record("2", "b.png", "c")])
+    (tmp_path / "sub").mkdir()
+    write_manifest(tmp_path / "sub" / "y.jsonl", [two, Record("3", "../b.png", "d")])
+    assert merge([tmp_path / "x.jsonl", tmp_path / "sub" / "y.jsonl"], tmp_path / "all" / "m.jsonl") == 4
+    found = list(Manifest(tmp_path / "all" / "m.jsonl"))
+    assert [(r.id, r.image, r.group_key, r.source) for r in found] == [
+        ("1", "../a.png", "x/g", "x"),
+        ("2", "../b.png", "../b.png", "x"),
+        ("1-2", "../sub/a.png", "y/g", "coco"),
+        ("3", "../b.png", "../b.png", "y"),  # the same file, so the same group
+    ]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    path = write(tmp_path, 3)
+    with pytest.raises(DataError, match="1 groups, too few for 3 splits"):
+        split(path, tmp_path, SHARES)
+    for attempt in (
+        lambda: sample(path, path, 1),
+        lambda: merge([path], path),
+        lambda: split(path, tmp_path, {"all": 1}),
+    ):
+        with pytest.raises(OutputError, match="is one of the manifests"):
+            attempt()
+
+
+def test_the_card_has_counts_licences_and_findings(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    records = [
+        Record("1", "a.png", "a cat", lang="en", entities=(Entity(2, 5, "x|<b>"),), source="coco"),
+        Record("2", "none.png", "b"),
+    ]
+    write_manifest(tmp_path / "m.jsonl", records)
+    card = dataset_card("My <data>", audit([tmp_path / "m.jsonl"]), {"coco": "CC BY 4.0"})
+    assert "# My &lt;data>" in card
+    assert "| pairs | 2 |" in card
+    assert "| x\\|&lt;b> | 1 | 100.0% |" in card
+    assert "| coco | 1 | CC BY 4.0 |" in card
+    assert "| not given | 1 | not given |" in card
+    assert "| missing image | problem | 1 |" in card
