@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spanbox.data.synonym_files import load_synonyms, read_multilingual, read_table, read_wordnet
@@ -218,6 +218,31 @@ class TestTables:
             assert synonyms
             assert word not in synonyms
             assert len(set(synonyms)) == len(synonyms)
+
+
+@pytest.mark.parametrize("name", ["words.tsv", "wn-data-cmn.tab", "data.noun", "index.noun", "cntlist.rev"])
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_damaged_files_are_refused_or_read(name: str, data: st.DataObject, wordnet: Path) -> None:
+    whole = {
+        "words.tsv": "house\thome\tdwelling\n",
+        "wn-data-cmn.tab": "00000001-n\tcmn:lemma\t汽车\n00000001-n\tcmn:lemma\t轿车\n",
+        "data.noun": "\n".join(DATA["noun"]),
+        "index.noun": "\n".join(INDEX["noun"]),
+        "cntlist.rev": "\n".join(COUNTS),
+    }[name].encode()
+    at = data.draw(st.integers(0, len(whole)))
+    cut = data.draw(st.integers(0, 9))
+    put = data.draw(st.binary(max_size=4) | st.sampled_from([b"-1", b"9" * 5000, b" ", b"\n", b"\t", b"ffffffff"]))
+    (wordnet / name).write_bytes(whole[:at] + put + whole[at + cut :])
+    source = wordnet / name if name in ("words.tsv", "wn-data-cmn.tab") else wordnet
+    try:
+        synonyms = load_synonyms([str(source)])
+    except DataError as error:
+        assert name in str(error)
+        return
+    for table in synonyms.tables.values():
+        assert all(word not in others for word, others in table.items())
 
 
 SYNONYMS = Synonyms(
