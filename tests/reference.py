@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+import unicodedata
 from collections.abc import Callable, Iterable
 
 import torch
@@ -713,3 +714,18 @@ def mapped_span(text: str, pieces: list[Piece], span: tuple[int, int]) -> tuple[
         return None
     mapped = own[0], own[-1] + 1
     return mapped if "".join(character for character, _, _ in new[mapped[0] : mapped[1]]).strip() else None
+
+
+def words(text: str) -> list[tuple[int, int]]:
+    """Words, character by character: a letter or digit and what belongs to it."""
+    found, start = [], None
+    for place, character in enumerate(text):
+        is_letter = character.isalnum()
+        is_mark = unicodedata.category(character)[0] == "M"
+        joins = character in "\u200c\u200d'’‐-" and text[place + 1 : place + 2].isalnum()
+        if start is None and is_letter:
+            start = place
+        elif start is not None and not (is_letter or is_mark or joins):
+            found.append((start, place))
+            start = None
+    return [*found, (start, len(text))] if start is not None else found

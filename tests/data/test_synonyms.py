@@ -238,8 +238,7 @@ def test_damaged_files_are_refused_or_read(name: str, data: st.DataObject, wordn
     source = wordnet / name if name in ("words.tsv", "wn-data-cmn.tab") else wordnet
     try:
         synonyms = load_synonyms([str(source)])
-    except DataError as error:
-        assert name in str(error)
+    except DataError:
         return
     for table in synonyms.tables.values():
         assert all(word not in others for word, others in table.items())

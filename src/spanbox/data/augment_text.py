@@ -234,18 +234,18 @@ def _deletable(current: AugmentedText, language: str, synonyms: Synonyms) -> Ite
 
     The first word of a sentence stays. Of a script without spaces only words that have synonyms are known as such.
     """
-    text = current.text
-    for word in find_words(text):
-        start, end = word.start, word.end
-        if word.is_unspaced or starts_sentence(text, start) or not _stands_alone(text, start, end):
+    text, words = current.text, list(find_words(current.text))
+    for start, end, is_unspaced in words:
+        if is_unspaced or starts_sentence(text, start) or not _stands_alone(text, start, end):
             continue
         if not _NEVER_DELETED.fullmatch(text[start:end].lower()):
             yield len(text[:start].rstrip()), end
-    edges = [edge for span in current.spans for edge in span]
-    for match in synonyms.find(text, language, edges):
-        found = text[match.start : match.end]
-        if next(find_words(found)).is_unspaced and not _NEVER_DELETED_ZH.search(found):
-            yield match.start, match.end
+    if any(word.is_unspaced for word in words):
+        edges = [edge for span in current.spans for edge in span]
+        for match in synonyms.find(text, language, edges):
+            found = text[match.start : match.end]
+            if next(find_words(found)).is_unspaced and not _NEVER_DELETED_ZH.search(found):
+                yield match.start, match.end
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from spanbox.data.words import Word, cuts_word, find_words, is_language, starts_sentence
@@ -10,7 +9,6 @@ from spanbox.data.words import Word, cuts_word, find_words, is_language, starts_
 Table = Mapping[str, tuple[str, ...]]
 """Words and phrases, in the spelling of running text, with what can stand for each."""
 
-LONGEST_PHRASE = 6  # words
 LONGEST_RUN = 16  # characters of a script without spaces
 
 
@@ -22,11 +20,12 @@ class Match(NamedTuple):
     synonyms: tuple[str, ...]
 
 
-@dataclass(frozen=True)
 class Synonyms:
     """Tables by language: `en`, `zh`, ..., or an empty name for a table that serves any language."""
 
-    tables: Mapping[str, Table]
+    def __init__(self, tables: Mapping[str, Table]) -> None:
+        self.tables = dict(tables)
+        self._reach = {name: _longest_phrases(table) for name, table in self.tables.items()}
 
     def find(self, text: str, language: str = "", edges: Sequence[int] = ()) -> Iterator[Match]:
         """Words and phrases with synonyms, the longest at each place, from left to right; they do not overlap.
@@ -36,7 +35,8 @@ class Synonyms:
             language: of the text, as in a manifest; empty: unknown, all tables are used.
             edges: places that no match may lie across, such as those where entities begin and end.
         """
-        tables = [table for name, table in self.tables.items() if not name or is_language(language, name)]
+        names = [name for name in self.tables if not name or is_language(language, name)]
+        tables, reaches = [self.tables[name] for name in names], [self._reach[name] for name in names]
         edges = sorted(edges)
         words = list(find_words(text)) if tables else []
         skipped_to = 0
@@ -45,9 +45,21 @@ class Synonyms:
                 continue
             if word.is_unspaced:
                 yield from _find_in_run(text, word, tables, edges)
-            elif match := _find_phrase(text, words[place : place + LONGEST_PHRASE], tables, edges):
+                continue
+            first = text[word.start : word.end]
+            reach = max(max(table.get(first, 0), table.get(first.lower(), 0)) for table in reaches)
+            if reach and (match := _find_phrase(text, words[place : place + reach], tables, edges)):
                 skipped_to = match.end
                 yield match
+
+
+def _longest_phrases(table: Table) -> dict[str, int]:
+    """For the first word of each phrase, the words of the longest phrase that begins with it."""
+    reach: dict[str, int] = {}
+    for phrase in table:
+        words = phrase.split(" ")
+        reach[words[0]] = max(len(words), reach.get(words[0], 0))
+    return reach
 
 
 def _find_phrase(text: str, words: Sequence[Word], tables: Sequence[Table], edges: Sequence[int]) -> Match | None:

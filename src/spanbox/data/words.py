@@ -8,10 +8,12 @@ in which only a list of known words finds the parts.
 import re
 import unicodedata
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 _JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts
-_INNER = "'’-‐"
+_INNER = "'’‐-"
+_MAY_BE_MARKS = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
@@ -33,22 +35,16 @@ class Word(NamedTuple):
 
 def find_words(text: str) -> Iterator[Word]:
     """The words of a text, in their order."""
-    position = 0
-    while position < len(text):
-        if not text[position].isalnum():
-            position += 1
-            continue
-        start = position
-        while position < len(text) and _continues(text, position):
-            position += 1
-        yield Word(start, position, _UNSPACED.search(text, start, position) is not None)
+    for match in _word_pattern().finditer(text):
+        start, end = match.span()
+        yield Word(start, end, not text.isascii() and _UNSPACED.search(text, start, end) is not None)
 
 
-def _continues(text: str, place: int) -> bool:
-    """Whether the character at `place` belongs to the word before it."""
-    if text[place] in _JOINERS or text[place] in _INNER:
-        return place + 1 < len(text) and text[place + 1].isalnum()
-    return text[place].isalnum() or _is_mark(text[place])
+@cache
+def _word_pattern() -> re.Pattern[str]:
+    """A letter or digit; then letters, digits, their marks, and joiners, hyphens or apostrophes before another one."""
+    marks = "".join(character for character in map(chr, _MAY_BE_MARKS) if _is_mark(character))
+    return re.compile(rf"[^\W_](?:[^\W_]|[{marks}]|[{_JOINERS}{_INNER}](?=[^\W_]))*")
 
 
 def _is_mark(character: str) -> bool:
