@@ -52,6 +52,7 @@ _TURNED_POINTS: dict[int, Callable[[float, float, float, float], tuple[float, fl
 Corners = tuple[float, float, float, float]
 _GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _ROWS_AT_ONCE = 256
+_LARGEST_JPEG = 2**26  # bytes that are read at once
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 _APP1, _START_OF_SCAN = 0xE1, 0xDA  # markers of segments
 _FURTHER_IMAGES = b"MPF\0"
@@ -128,6 +129,9 @@ class PlainJpeg:
         if simplejpeg is None or path.suffix.lower() not in _JPEG_SUFFIXES:
             return None
         try:
+            state = path.stat()
+            if not S_ISREG(state.st_mode) or state.st_size > _LARGEST_JPEG:
+                return None
             content = path.read_bytes()
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         except (OSError, ValueError):
@@ -244,9 +248,9 @@ def _turned(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
 def _has_metadata(jpeg: bytes) -> bool:
     """Whether a JPEG has EXIF or XMP, which may turn it, or further images; True if its segments are unclear."""
     position = 2
-    while jpeg[position : position + 1] == b"\xff":
+    while position + 4 <= len(jpeg) and jpeg[position] == 0xFF:
         marker = jpeg[position + 1]
-        if marker == _APP1 or jpeg[position + 4 : position + 8] == _FURTHER_IMAGES or position + 4 > len(jpeg):
+        if marker == _APP1 or jpeg[position + 4 : position + 8] == _FURTHER_IMAGES:
             return True
         if marker == _START_OF_SCAN:
             return False
