@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from spanbox.data import demo
 from spanbox.data.demo import DemoSettings, Language, Split, choose_concepts, draw_scene, write_demo
@@ -146,14 +146,14 @@ def test_boxes_fit_what_is_drawn_to_the_pixel(monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_an_absent_thing_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    artwork, images = demo._artwork, {concept.id: concept.image for concept in choose_concepts(SMALL)}
+    artwork, images = demo._drawing, {concept.id: concept.image for concept in choose_concepts(SMALL)}
     taken: list[str] = []
 
     def watched(name: str) -> Image.Image:
         taken.append(name)
         return artwork(name)
 
-    monkeypatch.setattr(demo, "_artwork", watched)
+    monkeypatch.setattr(demo, "_drawing", watched)
     for index in range(COUNT):
         taken.clear()
         record = draw_scene("train", index, SMALL)[1]
@@ -412,3 +412,35 @@ def box_of(record: Record, identity: str) -> tuple[Box, ...]:
 def without_names(record: Record) -> list[str]:
     edges = [0, *(edge for entity in record.entities for edge in (entity.start, entity.end)), len(record.text)]
     return [record.text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def test_a_font_draws_the_same_objects_in_another_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the font: each emoji is a disc of its own colour."""
+
+    def disc(text: str, font: str) -> Image.Image:
+        canvas = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+        colour = (0, 0, 0, 255) if text == demo.NO_CHARACTER else (ord(text[0]) % 200 + 50, 0, 255, 255)
+        ImageDraw.Draw(canvas).ellipse((5, 9, 25, 29), fill=colour)
+        return canvas
+
+    monkeypatch.setattr(demo, "_written", disc)
+    plain, other = (draw_scene("test", 3, DemoSettings(art=art)) for art in (None, "some.ttf"))
+    assert [entity.identity for entity in plain[1].entities] == [entity.identity for entity in other[1].entities]
+    assert not np.array_equal(np.asarray(plain[0]), np.asarray(other[0]))
+    for entity in other[1].entities:
+        for x0, y0, x1, y1 in entity.boxes:
+            centre = other[0].getpixel((int((x0 + x1) / 2), int((y0 + y1) / 2)))
+            assert centre[1:] == (0, 255)
+
+
+def test_what_is_no_font_of_emoji_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.ttf").write_bytes(b"no font")
+    with pytest.raises(DataError, match=r"a\.ttf: is no font with emoji of 109 pixels"):
+        draw_scene("test", 0, DemoSettings(art=str(tmp_path / "a.ttf")))
+
+
+def test_a_font_without_an_emoji_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Image.new("RGBA", (9, 9), (0, 0, 0, 255))
+    monkeypatch.setattr(demo, "_written", lambda text, font: box)
+    with pytest.raises(DataError, match="has no picture of"):
+        draw_scene("test", 0, DemoSettings(art="other.ttf"))

@@ -415,3 +415,44 @@ def test_a_damaged_jpeg_reads_alike_or_is_refused_by_both(tmp_path: Path, where:
             except DataError as error:
                 results.append(np.array(str(error)))
     assert np.array_equal(*results)
+
+
+def test_damaged_jpegs_of_many_kinds_are_read_alike_or_refused_alike(tmp_path: Path) -> None:
+    """Bytes changed, cut off, or replaced by others of another number."""
+    generator = np.random.default_rng(1)
+    small = photo().resize((61, 83))
+    modes: list[tuple[str, dict[str, Any]]] = [("RGB", {}), ("L", {}), ("RGB", {"progressive": True}), ("CMYK", {})]
+    whole = [
+        saved(small.convert(mode), tmp_path / f"{number}.jpg", quality=80, **options).read_bytes()
+        for number, (mode, options) in enumerate(modes)
+    ]
+    path, read = tmp_path / "damaged.jpg", 0
+    for number in range(160):
+        content = bytearray(whole[number % 4])
+        place = int(generator.integers(len(content)))
+        match number % 3:
+            case 0:
+                content[place] = int(generator.integers(256))
+            case 1:
+                content = content[:place]
+            case _:
+                content[place : place + 20] = generator.integers(256, size=place % 40, dtype=np.uint8).tobytes()
+        path.write_bytes(content)
+        results = []
+        for missing in (False, True):
+            with pytest.MonkeyPatch.context() as patched:
+                if missing:
+                    patched.setattr("spanbox.data.images.simplejpeg", None)
+                try:
+                    results.append(np.asarray(load_image(path)))
+                except DataError:
+                    results.append(np.zeros(0))
+        assert np.array_equal(*results)
+        read += results[0].size > 0
+    assert 20 < read < 140
+
+
+def test_a_pipe_with_the_name_of_a_jpeg_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="is not a regular file"):
+        load_image(tmp_path / "a.jpg")

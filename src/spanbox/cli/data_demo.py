@@ -31,12 +31,20 @@ def draw(
             "--relations", help="scenes in pairs that differ only in the relation: A left of B, and B left of A"
         ),
     ] = False,
+    art: Annotated[
+        Path | None,
+        typer.Option(help="font with colour emoji that draws the objects, in another style than the demo's artwork"),
+    ] = None,
 ) -> None:
     """Draw scenes with sentences, exact spans and exact boxes, as a normal manifest.
 
     Held-out scenes show combinations of objects that no training scene shows:
 
         spanbox data demo my-scenes --n 32000 --lang en,zh
+
+    The same objects in an unseen style, as a test of generalisation:
+
+        spanbox data demo other-style --n 1 --art NotoColorEmoji.ttf
 
     Relation scenes come with the neighbours that put both scenes of a pair into one batch:
 
@@ -45,7 +53,12 @@ def draw(
     """
     from spanbox.data.demo import DemoSettings
 
-    draw_demo(out, n, held_out, DemoSettings(concepts, parse_languages(lang), size, seed, siblings, relations))
+    draw_demo(
+        out,
+        n,
+        held_out,
+        DemoSettings(concepts, parse_languages(lang), size, seed, siblings, relations, str(art) if art else None),
+    )
 
 
 def draw_demo(out: Path, n: int, held_out: int, settings: "DemoSettings") -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
 from spanbox.data.neighbours import save_neighbours
@@ -44,6 +44,8 @@ DISTRACTOR_SHARE = 0.07  # share of scenes that show a fourth object without nam
 ABSENT_SHARE = 0.3  # share of sentences that name an absent object
 
 PARTNERS = "train.partners.npy"
+EMOJI_SIZE = 109  # pixels: the only size of bitmap emoji in Noto's font
+NO_CHARACTER = "\U0010ffff"
 
 SENTENCES: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -81,6 +83,8 @@ class Concept:
     subgroup: str
     names: dict[Language, str]
     image: str  # member of the artwork archive
+    emoji: str = ""
+    font: str | None = None  # the emoji is drawn from it, instead of the image
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ class DemoSettings:
     seed: int = 0
     siblings: int = 0  # per held-out scene: further scenes that differ in one object
     relations: bool = False  # scenes of all splits in pairs that differ only in a relation
+    art: str | None = None  # font with colour emoji, in the place of the artwork: the same objects in another style
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
         turns.append((drawn_of_kind[concept.subgroup], concept))
         drawn_of_kind[concept.subgroup] += 1
     turns.sort(key=lambda turn: turn[0])
-    return tuple(concept for _, concept in turns[: settings.concepts])
+    return tuple(replace(concept, font=settings.art) for _, concept in turns[: settings.concepts])
 
 
 def draw_scene(split: Split, index: int, settings: DemoSettings) -> tuple[Image.Image, Record]:
@@ -244,7 +249,7 @@ def _with_two_exchanged(scene: _Scene, settings: DemoSettings) -> _Scene:
 def _in_place_of(box: Box, concept: Concept, size: int) -> Box:
     """A box for another concept in the same quarter, with the same longer side and nearly the same centre."""
     x0, y0, x1, y1 = box
-    art, half = _artwork(concept.image), size // 2
+    art, half = _artwork(concept), size // 2
     scale = max(x1 - x0, y1 - y0) / max(art.size)
     corner = []
     for side, low, high in ((art.width, x0, x1), (art.height, y0, y1)):
@@ -283,7 +288,7 @@ def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
     corners = rng.sample([(0, 0), (half, 0), (0, half), (half, half)], len(concepts))
     boxes: list[Box] = []
     for concept, (left, top) in zip(concepts, corners, strict=True):
-        art = _artwork(concept.image)
+        art = _artwork(concept)
         scale = rng.uniform(*OBJECT_SIZE) * size / max(art.size)
         width, height = round(art.width * scale), round(art.height * scale)
         x, y = left + rng.randint(0, half - width), top + rng.randint(0, half - height)
@@ -294,7 +299,7 @@ def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
 def _paint(scene: _Scene) -> Image.Image:
     image = scene.background.copy()
     for concept, (x0, y0, x1, y1) in zip([*scene.named, *scene.distractors], scene.boxes, strict=True):
-        art = _artwork(concept.image).resize((int(x1 - x0), int(y1 - y0)), Image.Resampling.BILINEAR)
+        art = _artwork(concept).resize((int(x1 - x0), int(y1 - y0)), Image.Resampling.BILINEAR)
         image.paste(art, (int(x0), int(y0)), art)
     return image
 
@@ -385,7 +390,7 @@ def _read_concepts() -> Iterator[Concept]:
         for line in archive.read("concepts.jsonl").splitlines():
             row = json.loads(line)
             names: dict[Language, str] = {"en": row["name_en"], "zh": row["name_zh"]}
-            yield Concept(id=row["id"], subgroup=row["subgroup"], names=names, image=row["image"])
+            yield Concept(row["id"], row["subgroup"], names, row["image"], row["emoji"])
 
 
 @cache
@@ -394,6 +399,33 @@ def _artworks() -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist() if name.endswith(".webp")}
 
 
+def _artwork(concept: Concept) -> Image.Image:
+    return _drawing(concept.image) if concept.font is None else _glyph(concept.emoji, concept.font)
+
+
 @cache
-def _artwork(name: str) -> Image.Image:
+def _drawing(name: str) -> Image.Image:
     return Image.open(io.BytesIO(_artworks()[name])).convert("RGBA")
+
+
+@cache
+def _glyph(emoji: str, font: str) -> Image.Image:
+    """An emoji of a font, without the empty space around it. Raises DataError."""
+    drawn, missing = (_written(text, font) for text in (emoji, NO_CHARACTER))
+    edges = drawn.getbbox()
+    if edges is None or drawn.tobytes() == missing.tobytes():
+        raise DataError(f"{font}: has no picture of {emoji}; give a font with all colour emoji, or fewer concepts")
+    return drawn.crop(edges)
+
+
+def _written(text: str, font: str) -> Image.Image:
+    try:
+        opened = ImageFont.truetype(font, EMOJI_SIZE)
+    except OSError as error:
+        raise DataError(
+            f"{font}: is no font with emoji of {EMOJI_SIZE} pixels ({error}); give one such as NotoColorEmoji.ttf of "
+            "Debian's fonts-noto-color-emoji"
+        ) from None
+    canvas = Image.new("RGBA", (2 * EMOJI_SIZE, 2 * EMOJI_SIZE), (0, 0, 0, 0))
+    ImageDraw.Draw(canvas).text((EMOJI_SIZE // 4, EMOJI_SIZE // 4), text, font=opened, embedded_color=True)
+    return canvas
