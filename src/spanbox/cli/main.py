@@ -25,6 +25,7 @@ from spanbox.cli import (
     demo,
     embed,
     evaluate,
+    explore,
     export,
     gmner,
     ground,
@@ -86,6 +87,7 @@ app.command("export")(export.export)
 app.command("embed")(embed.embed)
 app.command("search")(search.search)
 app.command("ground")(ground.ground)
+app.command("explore")(explore.explore)
 app.command("report")(report.report)
 app.command("losses")(losses.losses)
 app.command("ablate")(ablate.ablate)

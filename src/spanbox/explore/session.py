@@ -1,0 +1,243 @@
+"""The answers of the explorer: retrieved pairs, and the words and boxes of a pair, by one or two models.
+
+All values are plain, for JSON. Boxes are fractions of the image.
+"""
+
+import io
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from spanbox.api import Model
+from spanbox.data.images import load_image, load_reduced
+from spanbox.data.manifest import Box, Manifest, Record
+from spanbox.errors import ConfigError, DataError
+from spanbox.evaluation.extract import FeatureBank
+from spanbox.models.heatmaps import to_unit_range
+from spanbox.spans import CharSpan
+
+HITS = 12
+LONGEST_TEXT = 2_000
+"""Characters of a query."""
+MOST_PIXELS = 40_000_000
+"""Of an uploaded picture."""
+MOST_UPLOADS = 8
+"""Pictures kept in memory; older ones are forgotten."""
+PICTURE_SIDE = 960
+"""Longer side of a served picture, in pixels."""
+MOST_BOXES = 40
+WORDS = re.compile(r"[^\W_\u2e80-\u9fff\uac00-\ud7af]+(?:['’-][^\W_\u2e80-\u9fff]+)*|[\u3400-\u9fff]")
+"""A word of a script with spaces, or one Chinese character."""
+
+
+class UnknownError(Exception):
+    """There is no such pair or picture."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A model with its features of the manifest's pairs."""
+
+    name: str
+    model: Model
+    bank: FeatureBank
+
+
+class Session:
+    """Models on one manifest.
+
+    Models are used by one request at a time.
+
+    Args:
+        models: one or two.
+        manifest: the pairs to search in.
+    """
+
+    def __init__(self, models: list[Searched], manifest: Manifest) -> None:
+        self.models = models
+        self.manifest = manifest
+        self._uploads: OrderedDict[str, Image.Image] = OrderedDict()
+        self._numbered = 0
+        self._lock = Lock()
+
+    def info(self) -> dict[str, Any]:
+        """Names and sizes for the head of the page."""
+        models = [{"name": each.name, "threshold": each.model.threshold} for each in self.models]
+        return {"data": self.manifest.path.name, "pairs": len(self.manifest), "models": models}
+
+    def search_text(self, text: str) -> dict[str, Any]:
+        """The pairs whose images are nearest to a text. Raises DataError for a text that is empty or too long."""
+        _check_text(text)
+        with self._lock:
+            results = [self._nearest(each, each.model.encode_texts(text), each.bank.image) for each in self.models]
+        return {"query": text, "models": results}
+
+    def search_picture(self, content: bytes) -> dict[str, Any]:
+        """The pairs whose sentences are nearest to a picture, and the name under which it is kept in memory.
+
+        Raises:
+            DataError: it is no image, damaged, or larger than the limit of pixels.
+        """
+        picture = _decode(content)
+        with self._lock:
+            self._numbered += 1
+            name = f"u{self._numbered}"
+            self._uploads[name] = picture
+            while len(self._uploads) > MOST_UPLOADS:
+                self._uploads.popitem(last=False)
+            results = [self._nearest(each, each.model.encode_images(picture), each.bank.text) for each in self.models]
+        return {"picture": name, "models": results}
+
+    def picture(self, name: str) -> bytes:
+        """A pair's image (by its place) or an upload (by its name) as JPEG. Raises UnknownError or DataError."""
+        if name in self._uploads:
+            image = self._uploads[name].copy()
+        else:
+            image = load_reduced(self.manifest.image_path(self._record(name)), PICTURE_SIDE)[0].copy()
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=88)
+        return file.getvalue()
+
+    def ground(self, name: str, text: str | None) -> dict[str, Any]:
+        """The words of a text and the boxes of a picture, with scores and heatmaps by each model.
+
+        Args:
+            name: of a picture.
+            text: None: the pair's own sentence.
+
+        Raises:
+            UnknownError: no such picture.
+            DataError: the text is empty or too long, or the image cannot be read.
+        """
+        uploaded = self._uploads.get(name)
+        record = None if uploaded is not None else self._record(name)
+        own = text is None or (record is not None and text == record.text)
+        words = record.text if text is None and record is not None else text or ""
+        _check_text(words)
+        units = _units(words, record if own else None)
+        boxes = _boxes(record) if record is not None else []
+        source = uploaded if uploaded is not None or record is None else self.manifest.image_path(record)
+        assert source is not None
+        with self._lock:
+            image = source if isinstance(source, Image.Image) else load_image(source)
+            models = [_grounded(each, image, words, units, [box for box, _ in boxes]) for each in self.models]
+        edges = np.array([image.width, image.height, image.width, image.height])
+        return {
+            "text": words,
+            "units": [{"start": start, "end": end, "entity": kind} for start, end, kind in units],
+            "boxes": [{"box": (np.array(box) / edges).tolist(), "label": label} for box, label in boxes],
+            "models": models,
+        }
+
+    def _record(self, name: str) -> Record:
+        if not re.fullmatch(r"[0-9]{1,9}", name) or int(name) >= len(self.manifest):
+            raise UnknownError(name)
+        return self.manifest[int(name)]
+
+    def _nearest(self, searched: Searched, query: Any, features: torch.Tensor) -> dict[str, Any]:
+        scores = features @ torch.as_tensor(query)
+        best = scores.topk(min(HITS, len(scores)))
+        hits = []
+        for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            place = int(searched.bank.place[row])
+            record = self.manifest[place]
+            hits.append({"pair": place, "id": record.id, "text": record.text, "score": score})
+        return {"name": searched.name, "hits": hits}
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise DataError("the text is empty")
+    if len(text) > LONGEST_TEXT:
+        raise DataError(f"the text has {len(text):,} characters, more than {LONGEST_TEXT:,}")
+
+
+def _decode(content: bytes) -> Image.Image:
+    """An upright RGB image; sides are checked before pixels are decoded."""
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise DataError(f"the picture has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}")
+            image = load_image(opened)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"no picture that can be read ({type(error).__name__})") from None
+    image.thumbnail((2 * PICTURE_SIDE, 2 * PICTURE_SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+def _units(text: str, record: Record | None) -> list[tuple[int, int, bool]]:
+    """Intervals of the text that light up: the entities of the record, and the words between them."""
+    entities: list[CharSpan] = []
+    for entity in sorted(record.entities, key=lambda each: (each.start, -each.end)) if record else ():
+        if not entities or entity.start >= entities[-1][1]:
+            entities.append((entity.start, entity.end))
+    words = [match.span() for match in WORDS.finditer(text)]
+    between = [word for word in words if not any(word[0] < end and start < word[1] for start, end in entities)]
+    return sorted([(*span, True) for span in entities] + [(*span, False) for span in between])
+
+
+def _boxes(record: Record) -> list[tuple[Box, str]]:
+    """The boxes of a record, those of its entities first, with their words or labels."""
+    boxes: dict[Box, str] = {}
+    for entity in record.entities:
+        for box in entity.boxes:
+            boxes.setdefault(box, record.span_text(entity))
+    for each in sorted(record.objects, key=lambda each: -each.score):
+        boxes.setdefault(each.box, each.label)
+    return list(boxes.items())[:MOST_BOXES]
+
+
+def _grounded(
+    searched: Searched, image: Image.Image, text: str, units: list[tuple[int, int, bool]], boxes: list[Box]
+) -> dict[str, Any]:
+    """Scores and heatmaps of the units by one model. A unit beyond the tokens that the model reads has none."""
+    model = searched.model
+    spans = _readable(model, text, [(start, end) for start, end, _ in units])
+    found: dict[CharSpan, dict[str, Any]] = {}
+    try:
+        for grounded in model.ground(image, text, list(spans)).spans:
+            assert grounded.heatmap is not None
+            heat = to_unit_range(torch.from_numpy(grounded.heatmap)[None])[0]
+            box = np.array(grounded.candidates[0].box) / np.array([image.width, image.height] * 2)
+            found[grounded.start, grounded.end] = {
+                "heat": (255 * heat).round().int().tolist(),
+                "box": box.tolist(),
+                "score": grounded.candidates[0].score,
+                "shown": grounded.shown,
+                "scores": [],
+            }
+    except ConfigError:  # a model of crops has no heatmaps
+        found = {span: {"heat": None, "box": None, "score": None, "shown": None, "scores": []} for span in spans}
+    if boxes and spans:
+        regions = model.encode_regions(image, boxes)
+        scores = model.similarity(model.encode_spans(text, list(spans)), regions)
+        for span, row in zip(spans, scores.tolist(), strict=True):
+            best = max(row)
+            shown = None if model.threshold is None else best >= model.threshold
+            found[span] |= {"scores": row, "score": best, "shown": shown}
+    sentence = model.similarity(model.encode_texts(text), model.encode_images(image)).item()
+    return {"name": searched.name, "sentence": sentence, "units": [found.get((start, end)) for start, end, _ in units]}
+
+
+def _readable(model: Model, text: str, spans: list[CharSpan]) -> list[CharSpan]:
+    """The spans that have a token among those that the model reads."""
+    try:
+        model.encode_spans(text, spans)
+    except DataError:
+        return [span for span in spans if _has_token(model, text, span)]
+    return spans
+
+
+def _has_token(model: Model, text: str, span: CharSpan) -> bool:
+    try:
+        model.encode_spans(text, [span])
+    except DataError:
+        return False
+    return True
