@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import miniature
 from spanbox.data.manifest import Manifest
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.structures import Batch
@@ -172,3 +173,34 @@ class TestCatalogue:
         assert titles["train"]
         assert not titles["train"] & (titles["test"] | titles["val"])
         assert titles["val"] & titles["test"]
+
+
+class TestPlantedNoise:
+    def test_what_is_planted_is_known_and_counted(self, load: Any, tmp_path: Path) -> None:
+        """Verdicts that name every fault and nothing else have precision and recall 1."""
+        planted = load("planted_noise")
+        scenes = miniature.write_scenes(tmp_path / "scenes")
+        noisy, truth = planted.plant(scenes / "train.jsonl", tmp_path, (0.25, 0.4, 0.3), seed=0)
+        before = {record.id: record for record in Manifest(scenes / "train.jsonl")}
+        kinds = [fault[0] for faults in truth.values() if faults != "swapped" for fault in faults.values()]
+        assert list(truth.values()).count("swapped") == 8
+        assert {"moved", "stripped"} <= set(kinds)
+        lines = []
+        for record in Manifest(noisy):
+            faults, good = truth[record.id], before[record.id]
+            links = []
+            for place, entity in enumerate(record.entities if faults != "swapped" else ()):
+                kind, right = faults.get(place, ("", ()))
+                assert (entity == good.entities[place]) == (not kind)
+                assert right == (good.entities[place].boxes if kind else ())
+                verdict = {"moved": "another box", "stripped": "box found"}.get(
+                    kind, "right" if entity.boxes else "no box"
+                )
+                proposed = [value / 64 for value in right[0]] if right else None
+                links.append({"entity": place, "verdict": verdict, "box": entity.boxes or None, "proposed": proposed})
+            lines.append(
+                json.dumps({"id": record.id, "verdict": "wrong" if faults == "swapped" else "right", "links": links})
+            )
+        (tmp_path / "verdicts.jsonl").write_text("\n".join(lines))
+        rows = planted.table(noisy, tmp_path / "verdicts.jsonl", truth)[2:]
+        assert [row.split("|")[4:7] for row in rows] == [[" 1.000 ", " 1.000 ", " 0.00% "]] * 4
