@@ -71,7 +71,9 @@ def pair_score(fusion: Any, features: Features, batch: Batch, sentence: int, ima
         of_text = cosine_similarity(text, pooled(fusion.over_patches, text, patches), dim=0)
         return (of_text + cosine_similarity(shown, pooled(fusion.over_tokens, shown, tokens), dim=0)) / 2
     assert isinstance(fusion, PairFusion)
-    return cosine_similarity(fusion.head(mean(stack(fusion.tokens, tokens, patches))), fusion.match, dim=0)
+    seen = stack(fusion.tokens, tokens, patches)
+    said = [fusion.own_projection(token) for token in tokens]
+    return mean([cosine_similarity(fusion.head(a), b, dim=0) for a, b in zip(seen, said, strict=True)])
 
 
 def in_context(fusion: PairFusion, features: Features, batch: Batch, pair: int) -> tuple[list[Any], list[Any]]:

@@ -85,7 +85,10 @@ class Fusion(nn.Module, ABC):
 
 
 class PairFusion(Fusion):
-    """`gated` and `cross_attention`: tokens attend to the patches in several layers; the score is read off the tokens.
+    """`gated` and `cross_attention`: tokens attend to the patches in several layers, and are asked whether what each
+    saw is what it says.
+
+    A score read off the pooled tokens alone learns several times as slowly (docs/fusion.md).
 
     The regions of an image attend to the tokens of a sentence in layers of their own (`in_context`).
     """
@@ -97,15 +100,15 @@ class PairFusion(Fusion):
         self.regions = Stack(*form)
         width = settings.width
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-        self.match = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.own_projection = nn.Linear(width, width)
         self.span_projection = nn.Linear(width, width)
         self.region_projection = nn.Linear(width, width)
 
     def scores(self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor) -> Tensor:
-        """The cosine of what the sentence saw in the image with a learned direction."""
-        states = self.tokens(tokens, mask, patches, None)
-        seen = self.head(pool_spans(states, mask[:, None], "mean")[:, 0])
-        return F.cosine_similarity(seen, self.match[None], dim=1)
+        """The mean over the tokens of the cosine of what a token saw in the image with what it was before."""
+        seen = self.head(self.tokens(tokens, mask, patches, None))
+        cosines = F.cosine_similarity(seen, self.own_projection(tokens), dim=2)
+        return torch.where(mask, cosines, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
     def in_context(self, features: Features, targets: Targets) -> tuple[Tensor, Tensor]:
         """Features of the spans (B, K, F) and regions (B, R, F) of pairs that have seen each other, of unit length.
