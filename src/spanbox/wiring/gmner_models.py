@@ -35,9 +35,13 @@ def load_gmner(path: Path, device: str = "cpu") -> LoadedGmner:
     return loaded
 
 
-def open_gmner(checkpoint: Path) -> LoadedGmner:
-    """The model of a checkpoint folder, as it is trained on: on the CPU, in training mode."""
-    encoder, tokenizer, config = open_encoder(checkpoint)
+def open_gmner(checkpoint: Path, config: RunConfig | None = None) -> LoadedGmner:
+    """The model of a checkpoint folder, as it is trained on: on the CPU, in training mode.
+
+    Args:
+        config: of the run that goes on; None: that of the checkpoint.
+    """
+    encoder, tokenizer, config = open_encoder(checkpoint, config)
     types = read_architecture(checkpoint).get(TYPES)
     if types is None:
         raise CheckpointError(

@@ -21,13 +21,14 @@ from spanbox.engine.checkpoint import (
     find_checkpoint,
     last_checkpoint,
     load_trainer_state,
+    load_weights,
 )
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import write_environment
 from spanbox.engine.run_folder import prepare_run_folder, settle_replaced
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, Validate
-from spanbox.errors import ConfigError
+from spanbox.errors import CheckpointError, ConfigError
 from spanbox.evaluation.gmner import check_ids
 from spanbox.files import write_text
 from spanbox.models.dual_encoder import DualEncoder
@@ -35,10 +36,10 @@ from spanbox.models.gmner import GmnerModel
 from spanbox.progress import Progress
 from spanbox.structures import PADDING_ID, Batch
 from spanbox.tasks.gmner import Gmner
-from spanbox.wiring.building import build_model, example_batches, make_collator, make_tokenizer
+from spanbox.wiring.building import build_model, build_objective, example_batches, make_collator, make_tokenizer
 from spanbox.wiring.gmner_models import LoadedGmner, open_gmner
 from spanbox.wiring.gmner_predicting import candidate_limits, open_gmner_manifest, predict
-from spanbox.wiring.loading import TYPES, load, read_architecture
+from spanbox.wiring.loading import TYPES, open_encoder, read_architecture
 from spanbox.wiring.training import (
     Trained,
     check_batch_size,
@@ -133,7 +134,7 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
             check_ids(list(validation), validation.path)
     check_batch_size(config, manifest, ranks.world_size)
     torch.manual_seed(config.seed)
-    start = open_gmner(resume_from) if resume_from else _new_model(config, pretrained, manifest)
+    start = open_gmner(resume_from, config) if resume_from else _new_model(config, pretrained, manifest)
     model, tokenizer = start.model, start.tokenizer
     check_max_tokens(config, model.encoder)
     config = config.model_copy(
@@ -185,13 +186,17 @@ def _new_model(config: RunConfig, pretrained: Path | None, manifest: Manifest) -
     settings, types = config.gmner, entity_types(manifest)
     temperature = settings.temperature
     if pretrained is not None:
-        loaded = load(pretrained)
-        encoder, tokenizer = loaded.model, loaded.tokenizer
-        temperature = loaded.objective.temperatures().get("fine", temperature)
+        checkpoint = find_checkpoint(pretrained)
+        if TYPES in read_architecture(checkpoint):
+            raise CheckpointError(f"{checkpoint}: is a GMNER model; give the pretrained run that it started from")
+        encoder, tokenizer, _ = open_encoder(checkpoint, config)
+        objective = build_objective(config)
+        load_weights(checkpoint, encoder, objective)
+        temperature = objective.temperatures().get("fine", temperature)
     else:
         tokenizer = make_tokenizer(config, manifest)
         encoder = build_model(config.model, tokenizer.pad_token_id)
-    model = GmnerModel(encoder.train(), types, scale=1 / temperature, grounds=settings.regions)
+    model = GmnerModel(encoder, types, scale=1 / temperature, grounds=settings.regions)
     return LoadedGmner(model, tokenizer, config, Path(config.run.dir))
 
 

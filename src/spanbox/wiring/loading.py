@@ -62,10 +62,14 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
     return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
 
 
-def open_encoder(folder: Path) -> tuple[DualEncoder, Any, RunConfig]:
-    """The dual encoder of a checkpoint folder without its weights, the tokenizer, and the config of the run. The
-    settings of the encoder have the architectures of its towers in place of paths."""
-    config = load_config(str(_there(folder / "config.yaml")))
+def open_encoder(folder: Path, config: RunConfig | None = None) -> tuple[DualEncoder, Any, RunConfig]:
+    """The dual encoder of a checkpoint folder without its weights, the tokenizer, and the config.
+
+    Args:
+        config: settings of the towers, such as what of them is frozen; None: those of the run. Their architectures are
+            those of the checkpoint in any case.
+    """
+    config = config or load_config(str(_there(folder / "config.yaml")))
     settings = config.model.model_copy(update=_towers(config, read_architecture(folder), folder))
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     text = build_text_tower(settings.text, pad_token_id=tokenizer.pad_token_id)
