@@ -17,6 +17,7 @@ READMES = ("README.md", "README.zh-CN.md")
 FEW_PAIRS = 18  # a newcomer's first manifest
 MINIATURE = {  # overrides that make a command small; training keeps the batch size of the README
     "train gmner": [*(each for each in miniature.SCHEDULE if "batch_size" not in each), "model.dim=16"],
+    "gmner train": [each for each in miniature.SCHEDULE if "batch_size" not in each],
     "demo": ["--n", "32", *miniature.TOWERS, *miniature.SCHEDULE],
 }
 NOT_RUN = ("pip install", "hf download", "make ", "torchrun")  # need the network, or run these tests themselves;
