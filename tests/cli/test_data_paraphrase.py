@@ -57,7 +57,7 @@ def test_a_function(spanbox: Command, plugin: str, scenes: Path, tmp_path: Path)
         other = record.paraphrased(paraphrase)
         assert [other.span_text(a) for a in other.entities] == [record.span_text(a) for a in record.entities]
     again = spanbox(scenes / "train.jsonl", "out.jsonl", "--translator", f"{plugin}:translate")
-    assert f"{count} translations from out.jsonl.translations.jsonl" in again.out
+    assert f"{count} translations from out.jsonl.translations" in again.out
     assert "0 texts translated" in again.out
 
 

@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, env={**os.environ})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out.jsonl").exists()
-    cache = tmp_path / "out.jsonl.translations.jsonl"
+    cache = tmp_path / "out.jsonl.translations"
     assert len([json.loads(line) for line in cache.read_text().splitlines()]) == 24
     translator = Fake(turned)
     _, out = paraphrased(path, translator, batch_size=8)

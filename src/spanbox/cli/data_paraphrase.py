@@ -40,7 +40,7 @@ def paraphrase(
     """Add paraphrases to a manifest, by translating its texts into another language and back.
 
     Entities are replaced by markers for the translation and put back afterwards, so that their spans are exact.
-    Translations are kept in OUT.translations.jsonl: after an interruption the same command goes on from there.
+    Translations are kept in OUT.translations: after an interruption the same command goes on from there.
 
         spanbox data paraphrase train.jsonl train-more.jsonl --via opus-mt-en-zh,opus-mt-zh-en
 

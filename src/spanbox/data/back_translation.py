@@ -98,7 +98,7 @@ class BackTranslation:
         check_manifest_file(manifest)
         check_writable_file(out, ".jsonl")
         self.pairs = sum(1 for _ in self._records())
-        self.cache = TranslationCache(out.with_name(f"{out.name}.translations.jsonl"))
+        self.cache = TranslationCache(out.with_name(f"{out.name}.translations"))
 
     def run(self, on_progress: OnProgress = lambda done, total, speed: None) -> None:
         """Write `out`, whole or not at all.

@@ -13,6 +13,8 @@ from spanbox.data.synonyms import Synonyms
 from spanbox.spans import CharSpan, trim_span
 from spanbox.structures import Sample
 
+CHANGED_TEXTS = 20_000  # that a tokenizer is trained on besides the texts; enough to know all frequent synonyms
+
 
 class TextAugmenter:
     """Draws the text of a sample. What an entity is, and whether it is shown, stays as it was.
@@ -56,7 +58,7 @@ def training_texts(records: Iterable[Record], settings: TextAugmentSettings) -> 
         yield record.text
         if settings.paraphrases:
             yield from (paraphrase.text for paraphrase in record.paraphrases)
-        if synonyms is not None:
+        if synonyms is not None and index < CHANGED_TEXTS:
             spans = [_span(record.text, entity) for entity in record.entities]
             generator = np.random.default_rng(index)
             yield augment_text(record.text, spans, record.lang, settings, synonyms, generator).text
