@@ -232,11 +232,14 @@ def _deletions(
 def _deletable(current: AugmentedText, language: str, synonyms: Synonyms) -> Iterator[CharSpan]:
     """Words that may be deleted, with the white space before them.
 
-    The first word of a sentence stays. Of a script without spaces only words that have synonyms are known as such.
+    The first word of a sentence stays, and the one after an indefinite article. Of a script without spaces only words
+    that have synonyms are known as such.
     """
     text, words = current.text, list(find_words(current.text))
     for start, end, is_unspaced in words:
         if is_unspaced or starts_sentence(text, start) or not _stands_alone(text, start, end):
+            continue
+        if is_language(language, "en") and _article_and_word(text, start):
             continue
         if not _NEVER_DELETED.fullmatch(text[start:end].lower()):
             yield len(text[:start].rstrip()), end
