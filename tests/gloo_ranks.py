@@ -38,6 +38,7 @@ class Scenario:
     dropout: float = 0.0
     views: bool = False
     relevance: bool = False
+    copies: bool = False
     frozen: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float64
     loss: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +59,9 @@ SCENARIOS = {
     "ddp with ranked views and a gate": Scenario("ddp", views=True, loss={"views": {"form": "margin", "gate": True}}),
     "ddp with learned weights and random negatives": Scenario("ddp", loss={"coarse": LEARNED, "fine": LEARNED}),
     "ddp in chunks with relevance": Scenario("ddp", text=2, image=3, relevance=True),
+    "ddp in chunks with copies": Scenario(
+        "ddp", text=2, image=3, copies=True, loss={"copies": {"weight": 0.5, **LEARNED}}
+    ),
     "ddp with gates": Scenario("ddp", text=2, image=3, model={"fusion": fused("gated")}),
     "ddp with cross-attention": Scenario("ddp", model={"fusion": fused("cross_attention")}),
     "ddp with conditioned pooling": Scenario("ddp", text=2, image=3, model={"fusion": fused("conditioned_pooling")}),
@@ -75,9 +79,12 @@ SCENARIOS = {
 }
 
 
-def samples(*, relevance: bool = False) -> list[Sample]:
-    """The later the pair, the more spans and regions: ranks differ in their number and in their padding."""
+def samples(*, relevance: bool = False, copies: bool = False) -> list[Sample]:
+    """The later the pair, the more spans and regions: ranks differ in their number and in their padding. Of `copies`
+    three are of one group, which ranks do not share evenly."""
     made = [make_sample(number, spans=number // 3, regions=number // 2) for number in range(PAIRS)]
+    if copies:
+        made = [replace(sample, group=number // 3) for number, sample in enumerate(made)]
     return [_with_relevance(sample) for sample in made] if relevance else made
 
 
@@ -87,11 +94,11 @@ def _with_relevance(sample: Sample) -> Sample:
     return replace(sample, relevance=strength, link_relevance=sample.links * (1 - strength))
 
 
-def own_batch(ranks: Ranks, *, views: bool = False, relevance: bool = False) -> Batch:
+def own_batch(ranks: Ranks, *, views: bool = False, relevance: bool = False, copies: bool = False) -> Batch:
     """The pairs of this rank."""
     share = PAIRS // ranks.world_size
     own = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    own_samples = samples(relevance=relevance)[own]
+    own_samples = samples(relevance=relevance, copies=copies)[own]
     return with_views(collate(*samples()))[own] if views else collate(*own_samples)
 
 
@@ -105,7 +112,7 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
         model.get_submodule(name).requires_grad_(False)
     task = Pretraining(model, objective)
     ranks.share_weights(model, task.towers.values(), scenario.parallel)
-    inputs = task.inputs(own_batch(ranks, views=scenario.views, relevance=scenario.relevance))
+    inputs = task.inputs(own_batch(ranks, views=scenario.views, relevance=scenario.relevance, copies=scenario.copies))
 
     def score(text: States, image: States) -> Losses:
         features = task.features({"text": text, "image": image}, inputs.rest)
@@ -118,8 +125,8 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
             rows,
             scenario.chunk_sizes[name],
             task.trains(name),
-            ranks.synchronising(task.towers[name]),
-            ranks.largest,
+            synchronising=ranks.synchronising(task.towers[name]),
+            largest=ranks.largest,
         )
         for name, rows in inputs.rows.items()
     ]
