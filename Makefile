@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast fuzz stress check lint format clean
+.PHONY: demo docs test test-fast fuzz stress check lint format clean
 
 demo: .venv/installed
 	$(BIN)/spanbox demo
@@ -20,6 +20,9 @@ fuzz: .venv/installed
 
 stress: .venv/installed
 	SPANBOX_REPEAT=10 $(BIN)/python -m pytest --timeout=900 tests/test_endings.py
+
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build --strict
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

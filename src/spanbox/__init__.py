@@ -19,7 +19,7 @@ def load(path: Path | str, device: str = "cpu") -> "Model":
     Raises:
         CheckpointError: there is none, or it is damaged.
 
-    Example:
+    Examples:
         >>> model = spanbox.load("runs/demo")
         >>> model.ground("photo.jpg", "a red kite above a boat", spans=["red kite", "boat"])
     """

@@ -105,12 +105,11 @@ class Model(Loaded):
         convert_to_tensor: bool = False,
         normalize: bool = True,
     ) -> Features:
-        """Features of images, (N, dim) float32, or (dim,) of a single one.
+        """Features of images, (N, dim) float32, or (dim,) of a single one. Options as for `encode_texts`.
 
         Args:
             images: one or several: paths or `file://` URLs, PIL images, uint8 arrays (H, W, 3) or (H, W), uint8 tensors
                 (3, H, W). Files are opened batch by batch.
-            batch_size, show_progress_bar, convert_to_tensor, normalize: as for `encode_texts`.
 
         Raises:
             DataError: an image cannot be read.
@@ -138,11 +137,12 @@ class Model(Loaded):
     ) -> Any:
         """Features of spans of a sentence, (K, dim) float32; for several sentences a list with one array for each.
 
+        Options as for `encode_texts`.
+
         Args:
             text: one sentence or several.
             spans: of the sentence, or a list for each: half-open intervals (start, end) of code points, or the words
                 themselves.
-            batch_size, show_progress_bar, convert_to_tensor, normalize: as for `encode_texts`.
 
         Raises:
             DataError: a span is not in its text, or has no token among those that are read.
@@ -171,10 +171,11 @@ class Model(Loaded):
     ) -> Any:
         """Features of boxes of an image, (R, dim) float32; for several images a list with one array for each.
 
+        Options as for `encode_texts`.
+
         Args:
             image: one image or several, as for `encode_images`.
             boxes: of the image, or a list for each: x0, y0, x1, y1 in pixels of the image as shown.
-            batch_size, show_progress_bar, convert_to_tensor, normalize: as for `encode_texts`.
 
         Raises:
             DataError: an image cannot be read, or a box has no area within it.
