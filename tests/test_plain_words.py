@@ -28,7 +28,8 @@ USE_INSTEAD = {
 
 def refused(text: str) -> list[str]:
     """The refused words in a text, the value `train.clock=processor` and terms that contain one aside."""
-    text = re.sub(r"clock=processor|\b(model card|image processor)s?\b", "", text, flags=re.IGNORECASE)
+    terms = r"clock=processor|\b((model|data|dataset) card|image processor)s?\b|card\.py|`card`"
+    text = re.sub(terms, "", text, flags=re.IGNORECASE)
     found = [(match[0], term) for word, term in USE_INSTEAD.items() for match in re.finditer(word, text, re.IGNORECASE)]
     return [f"{word}: use {term}" for word, term in found]
 
