@@ -68,6 +68,7 @@ SCENARIOS = {
     "ddp with fusion over frozen towers": Scenario(
         "ddp", text=2, image=2, frozen=("text", "vision"), model={"fusion": fused("cross_attention")}
     ),
+    "ddp with small losses": Scenario("ddp", text=2, loss={"noise": {"kind": "small_loss", "warm_up": 0.0}}),
     "fsdp whole": Scenario("fsdp"),
     "fsdp in chunks": Scenario("fsdp", text=2, image=3),
     "fsdp in float32": Scenario("fsdp", text=2, image=3, dtype=torch.float32),

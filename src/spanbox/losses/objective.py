@@ -13,6 +13,7 @@ from spanbox.losses.fusion import FusionObjective
 from spanbox.losses.kernel import WHOLE_SHARE, Share
 from spanbox.losses.levels import coarse_contrast, copies_contrast, fine_contrast, has_views
 from spanbox.losses.negatives import selected
+from spanbox.losses.noise import with_agreed_links
 from spanbox.losses.relations import WHOLE
 from spanbox.losses.settings import CURVES, LevelSettings, LossSettings
 from spanbox.losses.views import Gate, sentence_ranking, span_ranking
@@ -68,6 +69,8 @@ class Objective(nn.Module):
                 their gradients of every feature and parameter.
             fusion: scores pairs, if features have tokens and patches.
         """
+        scales = {name: log_scale.detach().exp() for name, log_scale in self._log_scales().items()}
+        targets = with_agreed_links(features, targets, self.settings.noise, scales, self._done)
         terms: dict[str, Tensor] = {}
         total = features.text.new_zeros(())
         for name, level in self.settings.levels().items():

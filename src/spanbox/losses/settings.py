@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from spanbox.losses.formulas import LOSSES, LossName
 from spanbox.losses.fusion_settings import FusionLossSettings
 from spanbox.losses.negatives import NegativeSettings
+from spanbox.losses.noise import NoiseSettings
 from spanbox.losses.views import ViewLossSettings
 from spanbox.settings import Settings
 
@@ -120,6 +121,7 @@ class LossSettings(Settings):
         CopiesSettings(), description="images against images and texts against texts, of copies or of several captions"
     )
     views: ViewLossSettings = Field(ViewLossSettings(), description="use of the masked views")
+    noise: NoiseSettings = Field(NoiseSettings(), description="links that are probably wrong, left out while training")
     fusion: FusionLossSettings = Field(FusionLossSettings(), description="scores of fused pairs (model.fusion)")
 
     def levels(self) -> dict[str, LevelSettings]:
