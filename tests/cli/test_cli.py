@@ -129,7 +129,7 @@ class TestConfig:
         assert code == 0
         schema = json.loads(out)
         assert schema["additionalProperties"] is False
-        assert schema["properties"].keys() == {"seed", "run", "data", "model", "loss", "train"}
+        assert schema["properties"].keys() == {"seed", "run", "data", "model", "loss", "train", "gmner"}
 
 
 class TestTrainAndEvaluate:

@@ -46,7 +46,8 @@ class TestWhatCanChoose:
         described = {"matching.within_image.mean_candidates", "matching.within_image.trivial"}
         assert figures - SELECTABLE.keys() == {by_type, *described}
         check_selectable(by_type, "train.best_metric")
-        assert SELECTABLE.keys() - figures == {"matching.within_image.size.medium"}  # of which the bank has none
+        # The bank has no box of medium size, and no features of a fusion.
+        assert SELECTABLE.keys() - figures == {"matching.within_image.size.medium", "matching.in_context"}
 
 
 class TestValue:

@@ -16,7 +16,7 @@ import miniature
 import spanbox
 from spanbox.api import Model
 from spanbox.data.images import load_image
-from spanbox.data.prepare import to_square
+from spanbox.data.render import to_square
 from spanbox.errors import ConfigError, OutputError
 from spanbox.export import export_model
 from spanbox.wiring import train
@@ -69,7 +69,7 @@ def expected(model: Model, pictures: list[Path]) -> dict[str, Any]:
     """Inputs, hidden states and scores by spanbox."""
     inputs = model.tokenizer(TEXTS, padding=True, return_tensors="pt")
     size = model.model.preprocessing.image_size
-    pixels = model.model.normalised(torch.stack([to_square(load_image(path), size) for path in pictures]))
+    pixels = model.model.normalised(torch.stack([to_square(np.asarray(load_image(path)), size) for path in pictures]))
     arguments = model.model.vision._position_arguments(pixels)
     texts, images = model.encode_texts(TEXTS), model.encode_images(pictures)
     return {
