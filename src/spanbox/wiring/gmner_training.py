@@ -67,8 +67,6 @@ DEFAULTS = (
 )
 """What differs from the config of a run or recipe: the schedule, and what belongs to pretraining alone."""
 TEXT_ONLY = ("gmner.regions=false", "train.best_metric=mner.f1")
-FIGURES = tuple(f"{task}.{figure}" for task in ("gmner", "mner", "eeg") for figure in ("f1", "precision", "recall"))
-"""Metrics of a validation."""
 EXAMPLE_CANDIDATES = 16  # regions of a pair in the measurement of memory, as many as detectors are mostly asked for
 
 
@@ -117,10 +115,10 @@ def train_gmner(config: RunConfig, pretrained: Path | None = None) -> Trained:
 
 def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
     settings = config.gmner
-    if config.train.best_metric not in FIGURES:
+    if config.train.best_metric not in _figures(config):
         raise ConfigError(
             f"train.best_metric: {config.train.best_metric!r} is not measured here; set it to one of "
-            f"{', '.join(FIGURES)}"
+            f"{', '.join(_figures(config))}"
         )
     run_dir = Path(config.run.dir)
     with ranks.main_first():
@@ -236,11 +234,17 @@ def _validation(config: RunConfig, tokenizer: Any, manifest: Manifest | None) ->
         loaded = LoadedGmner(model, tokenizer, config, Path(config.run.dir))
         found = predict(loaded, manifest, grounds=model.grounds, progress=progress.part)
         figures = found.scores.metrics(intervals=False)
-        metrics = {name: figures[name] for name in FIGURES}
+        metrics = {name: figures[name] for name in _figures(config)}
         assert isinstance(config.train.best_metric, str)
         return metrics, metrics[config.train.best_metric]
 
     return validate
+
+
+def _figures(config: RunConfig) -> list[str]:
+    """Metrics of a validation."""
+    tasks = ("gmner", "mner", "eeg") if config.gmner.regions else ("mner",)
+    return [f"{task}.{figure}" for task in tasks for figure in ("f1", "precision", "recall")]
 
 
 def _example(config: RunConfig, encoder: DualEncoder, pairs: int) -> TaggedBatch:
