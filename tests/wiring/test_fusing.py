@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import miniature
 import spanbox
 from spanbox.errors import ConfigError
+from spanbox.report.page import make_report
 from spanbox.wiring import EvaluationOptions, evaluate_to_folder, fusing, load, plan, train
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,17 @@ def test_evaluation_has_both_stages_and_the_report_what_they_look_at(run: Path, 
     examples = json.loads((tmp_path / "evaluation" / "examples.json").read_text())
     assert all("fusion" in one["maps"] for one in examples["heatmaps"])
     assert all(("gate" in one) == (kind_of(run) == "gated") for one in examples["heatmaps"])
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_report_shows_maps_gates_and_both_stages(run: Path, scenes: Path, tmp_path: Path, language: Any) -> None:
+    copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    options = EvaluationOptions(examples=1, occlusion=0, rerank=5)
+    evaluate_to_folder(copied, scenes / "test.jsonl", None, options, "cpu")
+    page = make_report([copied], language).html
+    assert {"en": "fusion attention", "zh": "融合注意力"}[language] in page
+    assert ({"en": ">gate ", "zh": "门控值"}[language] in page) == (kind_of(run) == "gated")
+    assert {"en": "R@1, gain over the towers alone", "zh": "R@1，相对于仅用双塔的增益"}[language] in page
 
 
 def test_nothing_is_kept_for_re_ranking_where_it_is_off(run: Path, scenes: Path, tmp_path: Path) -> None:
@@ -106,6 +118,12 @@ def test_states_of_a_frozen_tower_are_not_cached_with_fusion(scenes: Path, tmp_p
     frozen = ["model.vision.freeze=all", f"train.cache_frozen={tmp_path / 'cache'}"]
     with pytest.raises(ConfigError, match=r"train.cache_frozen: not with model.fusion"):
         train(config(scenes, tmp_path / "run", "gated", *frozen))
+
+
+def test_the_temperature_is_learned_and_not_set_again_on_resume(run: Path, scenes: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    with pytest.raises(ConfigError, match=r"loss.fusion.temperature=0.1 \(the run began with 0.07\)"):
+        train(config(scenes, copied, kind_of(run), "train.resume=true", "loss.fusion.temperature=0.1"))
 
 
 def test_a_plan_counts_the_fusion(scenes: Path, tmp_path: Path) -> None:

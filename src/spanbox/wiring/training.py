@@ -143,7 +143,8 @@ def check_learned_values(config: RunConfig, checkpoint: Path) -> None:
     Raises:
         ConfigError: names the keys.
     """
-    before = load_config(str(checkpoint / "config.yaml")).loss.levels()
+    losses_before = load_config(str(checkpoint / "config.yaml")).loss
+    before = losses_before.levels()
     changed = []
     for name, level in config.loss.levels().items():
         learned = {
@@ -155,6 +156,9 @@ def check_learned_values(config: RunConfig, checkpoint: Path) -> None:
             old, new = getattr(before[name], key), getattr(level, key)
             if old != new:
                 changed.append(f"loss.{name}.{key}={new} (the run began with {old})")
+    old, new = losses_before.fusion.temperature, config.loss.fusion.temperature
+    if config.model.fusion.used and old != new:
+        changed.append(f"loss.fusion.temperature={new} (the run began with {old})")
     if changed:
         raise ConfigError(
             f"{', '.join(changed)}: learned during training, so the checkpoint's value counts and this one would be "
