@@ -63,7 +63,7 @@ def sample_command(
 def card_command(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="manifests of one data set")],
     out: Annotated[Path, typer.Option("--out", help="Markdown file to write")] = Path("DATASET.md"),
-    title: Annotated[str, typer.Option(help="heading of the card")] = "Data set",
+    title: Annotated[str, typer.Option(help="heading of the dataset card")] = "Data set",
     licence: Annotated[
         list[str] | None, typer.Option(metavar="SOURCE=TEXT", help="licence of a source; repeat it")
     ] = None,
