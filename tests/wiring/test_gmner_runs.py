@@ -165,6 +165,16 @@ def test_each_kind_of_run_is_refused_by_the_other(scenes: Path, pretrained: Path
         config_to_resume(pretrained, [])
 
 
+@pytest.mark.parametrize("types", [[], "PER", [1], ["PER"] * 501, {"PER": 1}, ["PER"]])
+def test_types_that_are_damaged(types: object, trained: Path, scenes: Path, tmp_path: Path) -> None:
+    """The last ones are names, but fewer than the weights have tags."""
+    folder = shutil.copytree((trained / "checkpoints" / "last").resolve(), tmp_path / "checkpoint")
+    architecture = json.loads((folder / "architecture.json").read_text())
+    (folder / "architecture.json").write_text(json.dumps(architecture | {"types": types}))
+    with pytest.raises(CheckpointError, match=r"types is no list|another architecture"):
+        predict_gmner(folder, scenes / "test.jsonl", device="cpu")
+
+
 def without_types(record: dict[str, Any]) -> None:
     for entity in record["entities"]:
         entity.pop("type")

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from spanbox.config import RunConfig
+from spanbox.data.tagged import MOST_TYPES
 from spanbox.engine.checkpoint import find_checkpoint, load_weights
 from spanbox.engine.device import choose_device
 from spanbox.errors import CheckpointError
@@ -48,8 +49,11 @@ def open_gmner(checkpoint: Path, config: RunConfig | None = None) -> LoadedGmner
             f"{checkpoint}: is a pretrained model and knows no entity types; train a GMNER model on it: spanbox gmner "
             f"train TRAIN.jsonl --val VAL.jsonl --from {checkpoint} --out runs/ner"
         )
-    if not (isinstance(types, list) and types and all(isinstance(name, str) for name in types)):
-        raise CheckpointError(f"{checkpoint}/architecture.json: types is no list of names; copy the checkpoint again")
+    named = isinstance(types, list) and all(isinstance(name, str) for name in types)
+    if not named or not 0 < len(types) <= MOST_TYPES:
+        raise CheckpointError(
+            f"{checkpoint}/architecture.json: types is no list of at most {MOST_TYPES} names; copy the checkpoint again"
+        )
     model = GmnerModel(encoder, types, scale=1 / config.gmner.temperature, grounds=config.gmner.regions)
     load_weights(checkpoint, model, nn.Module())
     return LoadedGmner(model, tokenizer, config, checkpoint)
