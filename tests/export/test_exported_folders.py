@@ -69,7 +69,7 @@ def expected(model: Model, pictures: list[Path]) -> dict[str, Any]:
     """Inputs, hidden states and scores by spanbox."""
     inputs = model.tokenizer(TEXTS, padding=True, return_tensors="pt")
     size = model.model.preprocessing.image_size
-    pixels = model.model.normalised(torch.stack([to_square(np.asarray(load_image(path)), size) for path in pictures]))
+    pixels = model.model.normalised(torch.stack([to_square(np.array(load_image(path)), size) for path in pictures]))
     arguments = model.model.vision._position_arguments(pixels)
     texts, images = model.encode_texts(TEXTS), model.encode_images(pictures)
     return {
