@@ -296,7 +296,7 @@ def _damage_source(rng: Random, path: Path, samples: Samples) -> None:
     elif path.suffix == ".npz":
         mutate_file(rng, path, samples.bombs, lambda rng, content: mutate_npz(rng, content, samples.bombs))
     elif path.suffix in (".txt", ".xml") and rng.random() < 0.9:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8", errors="replace")
         damaged = fuzz_texts.nasty_xml(rng, content) if path.suffix == ".xml" else fuzz_texts.nasty_tweets(rng, content)
         path.write_bytes(damaged.encode("utf-8", "surrogatepass") if rng.random() < 0.7 else encode_oddly(rng, damaged))
     else:
