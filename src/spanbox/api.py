@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from spanbox.data.manifest import Box
-from spanbox.documents import DocumentError, read_json
+from spanbox.documents import read_object
 from spanbox.engine.checkpoint import VALIDATION
 from spanbox.errors import DataError
 from spanbox.evaluation.presence import THRESHOLD
@@ -286,15 +286,9 @@ def _converted(features: Tensor, as_tensor: bool) -> Features:
 def _threshold(checkpoint: Path) -> float | None:
     """The threshold that validation chose for a checkpoint; of a run from before checkpoints held it, the one of its
     last evaluation. None where there is none."""
-    validation, evaluation = (_read(path) for path in (checkpoint / VALIDATION, checkpoint.parents[1] / "metrics.json"))
+    validation, evaluation = (
+        read_object(path) for path in (checkpoint / VALIDATION, checkpoint.parents[1] / "metrics.json")
+    )
     of_this_one = evaluation if evaluation.get("checkpoint") == checkpoint.resolve().name else {}
     found = validation.get(THRESHOLD, of_this_one.get(THRESHOLD))
     return found if isinstance(found, float) else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path) if path.is_file() else {}
-    except (DocumentError, OSError):
-        return {}
-    return content if isinstance(content, dict) else {}

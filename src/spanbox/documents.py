@@ -59,6 +59,18 @@ def read_json(path: Path, limit: int = JSON_SIZE) -> Any:
     return parse_json(read_text(path, limit))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; an empty one if there is no such file, or it cannot be read or holds something else.
+
+    For values that a program can do without.
+    """
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except (DocumentError, OSError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def parse_json(text: str) -> Any:
     """JSON text; NaN and infinities are numbers, as Python writes them. Raises DocumentError."""
     try:

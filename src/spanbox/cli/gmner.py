@@ -1,7 +1,6 @@
 """`spanbox gmner`: train, predict, score."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from spanbox.cli.score import print_scores
 from spanbox.cli.show import plain, print_incident_counts, print_incidents
-from spanbox.cli.train import STOPPED
+from spanbox.cli.train import exit_unless_finished
 from spanbox.errors import ConfigError
 from spanbox.terminal import make_console
 
@@ -82,12 +81,7 @@ def train(
         paths = {"data.train": data, "run.dir": out, **({"data.val": val} if val else {})}
         config = start.config([*(f"{key}={json.dumps(str(path))}" for key, path in paths.items()), *changes])
     trained = train_gmner(config, pretrained)
-    if not trained.is_main:
-        raise typer.Exit(0 if trained.finished else STOPPED)
-    if not trained.finished:
-        again = f"spanbox gmner train --out {trained.run_dir} --resume"
-        print(f"stopped after step {trained.step}; a checkpoint is saved. Continue with:\n  {again}", file=sys.stderr)
-        raise typer.Exit(STOPPED)
+    exit_unless_finished(trained, f"spanbox gmner train --out {trained.run_dir} --resume")
     print_incident_counts(trained.incidents)
     for task in ("gmner", "mner", "eeg"):
         if f"{task}.f1" in trained.best:

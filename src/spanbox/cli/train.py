@@ -1,11 +1,14 @@
 """`spanbox train`."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spanbox.cli.show import print_incident_counts, print_metrics
+
+if TYPE_CHECKING:
+    from spanbox.wiring import Trained
 
 STOPPED = 130  # exit code of an interrupted run
 
@@ -37,13 +40,17 @@ def train(
 
     resolved = load_config(config, [*(overrides or []), *(["train.resume=true"] if resume else [])])
     trained = train_run(resolved)
-    if not trained.is_main:
-        raise typer.Exit(0 if trained.finished else STOPPED)
-    if not trained.finished:
-        again = f"spanbox train {trained.run_dir / 'config.yaml'} --resume"
-        print(f"stopped after step {trained.step}; a checkpoint is saved. Continue with:\n  {again}", file=sys.stderr)
-        raise typer.Exit(STOPPED)
+    exit_unless_finished(trained, f"spanbox train {trained.run_dir / 'config.yaml'} --resume")
     print_incident_counts(trained.incidents)
     if trained.best:
         print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}")
     print(f"run folder: {trained.run_dir}")
+
+
+def exit_unless_finished(trained: "Trained", again: str) -> None:
+    """End a process other than the main one, and a run that was stopped, naming the command to continue with."""
+    if trained.is_main and trained.finished:
+        return
+    if trained.is_main:
+        print(f"stopped after step {trained.step}; a checkpoint is saved. Continue with:\n  {again}", file=sys.stderr)
+    raise typer.Exit(0 if trained.finished else STOPPED)

@@ -8,7 +8,7 @@ import yaml
 
 from spanbox import __version__
 from spanbox.api import Model
-from spanbox.documents import DocumentError, read_json
+from spanbox.documents import read_object
 from spanbox.engine.checkpoint import VALIDATION
 from spanbox.models.families import VISION_FAMILIES
 
@@ -175,7 +175,7 @@ def _metrics(model: Model) -> list[str]:
     """The metrics of the last evaluation of the checkpoint, else of its validation."""
     checkpoint = model.checkpoint.resolve()
     for path in (checkpoint.parents[1] / "metrics.json", checkpoint / VALIDATION):
-        found = _read(path)
+        found = read_object(path)
         if found.get("checkpoint", checkpoint.name) != checkpoint.name or not found.keys() & METRICS.keys():
             continue
         rows = [f"| {label} | {found[name]:.3f} |" for name, label in METRICS.items() if name in found]
@@ -187,11 +187,3 @@ def _metrics(model: Model) -> list[str]:
 def _licence(model: Model, licence: str | None) -> str:
     given = f"`{licence}`, as stated at export." if licence else "None was stated at export (`--licence`)."
     return f"{given} The weights derive from the encoders and the data above, whose terms apply too."
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path) if path.is_file() else {}
-    except (DocumentError, OSError):
-        return {}
-    return content if isinstance(content, dict) else {}
