@@ -20,17 +20,13 @@ from spanbox.engine.checkpoint import (
     CheckpointStore,
     find_checkpoint,
     last_checkpoint,
-    load_trainer_state,
     load_weights,
 )
 from spanbox.engine.distributed import Ranks
-from spanbox.engine.environment import write_environment
-from spanbox.engine.run_folder import prepare_run_folder, settle_replaced
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, Validate
 from spanbox.errors import CheckpointError, ConfigError
 from spanbox.evaluation.gmner import check_ids
-from spanbox.files import write_text
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.gmner import GmnerModel
 from spanbox.progress import Progress
@@ -45,7 +41,7 @@ from spanbox.wiring.training import (
     check_batch_size,
     check_max_tokens,
     checkpoint_to_resume,
-    progress_of_training,
+    run_trainer,
 )
 
 DEFAULTS = (
@@ -135,11 +131,7 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
     start = open_gmner(resume_from, config) if resume_from else _new_model(config, pretrained, manifest)
     model, tokenizer = start.model, start.tokenizer
     check_max_tokens(config, model.encoder)
-    config = config.model_copy(
-        update={
-            "model": model.encoder.settings,
-        }
-    )
+    config = config.model_copy(update={"model": model.encoder.settings})
     config_yaml = dump_config(without_actions(config))
     encoder = model.encoder
     architecture = {
@@ -162,21 +154,7 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
         validate=_validation(config, tokenizer, validation),
         ranks=ranks,
     )
-    if resume_from:
-        trainer.restore(load_trainer_state(resume_from))
-    progress = progress_of_training(trainer)
-    try:
-        if ranks.is_main:
-            if not resume_from:
-                prepare_run_folder(run_dir, overwrite=config.run.overwrite)
-            write_text(run_dir / "config.yaml", config_yaml)
-            write_environment(run_dir)
-        with progress:
-            finished = trainer.fit(_batches(config, manifest, tokenizer, trainer), progress)
-    finally:
-        if ranks.is_main:
-            settle_replaced(run_dir)
-    return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics, trainer.tally.summary())
+    return run_trainer(trainer, config, resume_from, lambda progress: _batches(config, manifest, tokenizer, trainer))
 
 
 def _new_model(config: RunConfig, pretrained: Path | None, manifest: Manifest) -> LoadedGmner:

@@ -1,8 +1,10 @@
 """A training run from its config."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,15 +96,34 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
         ranks=ranks,
         state_caches=make_state_caches(config, model, ranks),
     )
+    return run_trainer(
+        trainer, config, resume_from, lambda progress: TrainingBatches(config, manifest, tokenizer, trainer, progress)
+    )
+
+
+def run_trainer(
+    trainer: Trainer,
+    config: RunConfig,
+    resume_from: Path | None,
+    make_batches: Callable[[Progress], Iterable[Any]],
+) -> Trained:
+    """Train to the end of a run, and write its folder.
+
+    Args:
+        config: of the run.
+        resume_from: the checkpoint to go on from; None: a new run.
+        make_batches: batches of the steps that are left; called when the trainer stands where it begins.
+    """
+    run_dir, ranks = trainer.run_dir, trainer.ranks
     if resume_from:
         trainer.restore(load_trainer_state(resume_from))
     progress = progress_of_training(trainer)
-    batches = TrainingBatches(config, manifest, tokenizer, trainer, progress)
+    batches = make_batches(progress)
     try:
         if ranks.is_main:
             if not resume_from:  # only now that everything fits together: a mistake touches no earlier run
                 prepare_run_folder(run_dir, overwrite=config.run.overwrite)
-            write_text(run_dir / "config.yaml", config_yaml)
+            write_text(run_dir / "config.yaml", trainer.store.files.config_yaml)
             write_environment(run_dir)
         with progress:
             finished = trainer.fit(batches, progress)
