@@ -104,7 +104,9 @@ def _add_format(name: str, form: Format) -> None:
         source: Annotated[Path, typer.Argument(metavar="SRC", help=f"Expected: {form.expects}.")],
         out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the manifests; created if missing.")],
         images: Annotated[Path | None, typer.Option(help="Folder of the images, if it lies elsewhere.")] = None,
-        spec: Annotated[Path | None, typer.Option(help="YAML that names the fields, for `table` and `json`.")] = None,
+        spec: Annotated[
+            Path | None, typer.Option(help="YAML that names the fields, where a format has no fixed ones.")
+        ] = None,
     ) -> None:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder; expected {form.expects}")

@@ -4,22 +4,39 @@ An importer is a function from a `Source` to (split, record) pairs. The driver c
 unique, clips boxes, counts and lists what was left out, and shows progress. A second import gives the same files.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import IO, TypeVar
 
 import msgspec
 
 from spanbox.data.importers import ImportSummary, Oddity, SplitSummary, UniqueIds, is_file, relative_folder
-from spanbox.data.manifest import Box, Entity, ObjectBox, Record, encode_record, find_faults, is_inverted
+from spanbox.data.manifest import (
+    MAX_LINE_BYTES,
+    Box,
+    Entity,
+    ObjectBox,
+    Record,
+    encode_record,
+    find_faults,
+    is_inverted,
+)
 from spanbox.errors import DataError
 from spanbox.files import check_writable_file, check_writable_folder, replacing
 
 LISTED = 1000  # oddities of each kind that are listed by name; all are counted
 MAX_JSON_BYTES = 4 * 1024**3
+
+# Beginnings of files of images, as patterns, with the endings of their names.
+_SUFFIXES = {
+    rb"\xff\xd8\xff": "jpg", rb"\x89PNG\r\n\x1a\n": "png", rb"RIFF....WEBP": "webp", rb"GIF8": "gif", rb"BM": "bmp",
+    rb"II\*\0|MM\0\*": "tif", rb"....ftypavi[fs]": "avif",
+}  # fmt: skip
 
 Loaded = TypeVar("Loaded")
 Pairs = Iterator[tuple[str, Record]]
@@ -85,13 +102,12 @@ def run_import(name: str, importer: Importer, source: Source, on_progress: OnPro
                     check_writable_file(path, ".jsonl")
                     files[split] = stack.enter_context(replacing(path)), UniqueIds()
                     counts[split] = Counter()
-                faults = find_faults(record)
-                if faults:
-                    source.note(split, "unusable record", record.id, f"{faults[0][0]}: {faults[0][1]}")
-                else:
-                    file, ids = files[split]
-                    file.write(encode_record(msgspec.structs.replace(record, id=ids.add(record.id))))
+                file, ids = files[split]
+                try:
+                    file.write(_line(record, ids))
                     _count(counts[split], record)
+                except _Unusable as fault:
+                    source.note(split, "unusable record", record.id, str(fault))
                 done += 1
                 if on_progress is not None:
                     on_progress(done, max(source.total, done))
@@ -109,6 +125,23 @@ def run_import(name: str, importer: Importer, source: Source, on_progress: OnPro
         summary.splits[split] = SplitSummary(str(source.root), f"{split}.jsonl", counter, oddities, kinds)
     summary.write(source.out / "import.json")
     return summary
+
+
+class _Unusable(ValueError):
+    pass
+
+
+def _line(record: Record, ids: UniqueIds) -> bytes:
+    """The line of a record, with an id of its own, that a manifest accepts."""
+    for name, fault in find_faults(record):
+        raise _Unusable(f"{name}: {fault}")
+    try:
+        line = encode_record(msgspec.structs.replace(record, id=ids.add(record.id)))
+    except (UnicodeEncodeError, OverflowError, msgspec.MsgspecError) as error:  # half a surrogate pair, huge numbers
+        raise _Unusable(f"cannot be written: {error}") from None
+    if len(line) > MAX_LINE_BYTES:
+        raise _Unusable(f"has {len(line):,} bytes; a line of a manifest has at most {MAX_LINE_BYTES >> 20} MiB")
+    return line
 
 
 def _first_oddity(source: Source) -> str:
@@ -170,6 +203,23 @@ class Images:
             self._missing.add(name)
             self._source.note(split, "missing image", name, str(self.folder / name))
         return f"{self._relative}/{name}"
+
+    def store(self, content: bytes) -> str | None:
+        """Write an image that the source holds to `OUT/images`, and return its path relative to the manifest.
+
+        The name is a hash of the bytes, so that an image of several pairs is one file and their group. None where they
+        are of no known format. Raises OutputError.
+        """
+        suffix = next((suffix for start, suffix in _SUFFIXES.items() if re.match(start, content, re.DOTALL)), None)
+        if suffix is None:
+            return None
+        digest = blake2b(content, digest_size=16).hexdigest()
+        path = f"images/{digest[:2]}/{digest}.{suffix}"
+        target = self._source.out / path
+        if not (is_file(target) and target.read_bytes() == content):
+            with replacing(target) as file:
+                file.write(content)
+        return path
 
 
 def whole_text(text: str, box: Box | None, kind: str = "") -> tuple[Entity, ...]:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from spanbox.data.importers.arrow import huggingface, parquet
 from spanbox.data.importers.captions import any_json, flickr8k, table
 from spanbox.data.importers.coco import coco, refcoco
 from spanbox.data.importers.driver import Importer
@@ -44,6 +45,18 @@ FORMATS = {
     ),
     "table": Format(table, "CSV or TSV", "a file with a header; columns image and text, or those that --spec names"),
     "json": Format(any_json, "JSON or JSON Lines", "a file of records, and --spec FILE.yaml, which names their fields"),
+    "parquet": Format(
+        parquet,
+        "Parquet",
+        "a .parquet file or a folder of them; columns image (bytes, {bytes, path} or a path) and text or caption, or "
+        "those that --spec names; needs spanbox[parquet]",
+    ),
+    "huggingface": Format(
+        huggingface,
+        "Saved Hugging Face datasets",
+        "a folder of Dataset.save_to_disk or DatasetDict.save_to_disk, or a .arrow file; columns as for parquet; needs "
+        "spanbox[parquet]",
+    ),
     "webdataset": Format(
         webdataset, "WebDataset tars", "a .tar or a folder of them: .jpg beside .json or .txt; images go to OUT/images"
     ),

@@ -1,0 +1,258 @@
+"""Records from the objects of any source: which field holds what is named by a small YAML, `--spec`.
+
+Objects are those of JSON; of Parquet and Arrow they may also hold the bytes of images.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from spanbox.data.audit.conventions import FORMATS
+from spanbox.data.images import image_size
+from spanbox.data.importers.driver import Images, Pairs, Source, clipped
+from spanbox.data.manifest import Box, Entity, ObjectBox, Record
+from spanbox.documents import DocumentError, read_yaml
+from spanbox.errors import DataError
+from spanbox.settings import Settings
+
+_WHOLE = {"pixels": None, "fractions": 1.0, "percent": 100.0, "thousandths": 1000.0}
+_ROUNDING = 1.0  # pixels by which a box may leave its image without being reported
+
+
+class EntityFields(Settings):
+    """Names of the fields of an entity."""
+
+    list: str = Field(description="field with the list of entities")
+    start: str | None = None
+    end: str | None = None
+    text: str | None = None  # instead of start and end: the entity's text, searched in the sentence
+    type: str | None = None
+    boxes: str | None = None  # a box, or a list of boxes
+
+
+class ObjectFields(Settings):
+    """Names of the fields of a proposal."""
+
+    list: str
+    box: str
+    score: str | None = None
+    label: str | None = None
+
+
+class FieldSpec(Settings):
+    """Which fields hold what; a dotted name leads into objects."""
+
+    records: str | None = Field(None, description="field with the list of records, of a JSON object")
+    id: str | None = None
+    image: str
+    text: str
+    group: str | None = None
+    lang: str | None = None
+    split: str | None = None
+    entities: EntityFields | None = None
+    objects: ObjectFields | None = None
+    boxes: str = Field("x0 y0 x1 y1", description="convention of the boxes")
+    unit: Literal["pixels", "fractions", "percent", "thousandths"] = "pixels"
+
+    def columns(self) -> list[str]:
+        """The outermost fields that are read."""
+        named = [self.id, self.image, self.text, self.group, self.lang, self.split]
+        named += [fields.list for fields in (self.entities, self.objects) if fields]
+        return list(dict.fromkeys(name.partition(".")[0] for name in named if name))
+
+
+def read_spec(source: Source) -> FieldSpec | None:
+    """The names of the fields that the user gave. Raises DataError."""
+    if source.spec is None:
+        return None
+    try:
+        spec = FieldSpec.model_validate(read_yaml(source.spec))
+    except (DocumentError, OSError) as error:
+        raise DataError(f"{source.spec}: cannot be read as YAML: {error}") from None
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors()[:5])
+        raise DataError(f"{source.spec}: {problems}; see docs/data.md") from None
+    if spec.boxes not in FORMATS:
+        raise DataError(f"{source.spec}: boxes: {spec.boxes!r} is unknown; known are {', '.join(FORMATS)}")
+    return spec
+
+
+class _Unusable(ValueError):
+    pass
+
+
+class FieldReader:
+    """Makes pairs of objects.
+
+    Args:
+        source: notes what was left out.
+        spec: names the fields.
+        images: where paths of images lead, and where images inside of the source are written.
+    """
+
+    def __init__(self, source: Source, spec: FieldSpec, images: Images) -> None:
+        self._source = source
+        self._spec = spec
+        self._images = images
+
+    def read(self, content: object, number: int, split: str = "all") -> Pairs:
+        """The pairs of an object, one for each of its texts; an object that cannot be used is noted.
+
+        Args:
+            content: the object.
+            number: its place in the source, from 1: the id where the spec names none.
+            split: where the spec names none.
+        """
+        if self._spec.split:
+            given = str(get_field(content, self._spec.split) or "all")
+            split = given if given.isidentifier() else "all"
+        try:
+            yield from ((split, record) for record in self._records(content, number, split))
+        except (_Unusable, DataError) as error:
+            self._source.note(split, "unusable record", number, str(error))
+
+    def _records(self, content: object, number: int, split: str) -> list[Record]:
+        spec = self._spec
+        texts = _texts(content, spec.text)
+        image = self._image(get_field(content, spec.image), split)
+        size = self._size(image) if spec.entities or spec.objects else None
+        given = get_field(content, spec.id) if spec.id else number
+        record_id = str(number if given is None else given)
+        ids = [record_id] if len(texts) == 1 else [f"{record_id}-{i}" for i in range(len(texts))]
+
+        def box(values: object) -> Box | None:
+            return self._box(values, size, split, record_id)
+
+        objects = self._objects(content, box)
+        group, lang = (str(get_field(content, name) or "") if name else "" for name in (spec.group, spec.lang))
+        return [
+            Record(one, image, text, group, lang, self._entities(content, text, box), objects)
+            for one, text in zip(ids, texts, strict=True)
+        ]
+
+    def _image(self, value: object, split: str) -> str:
+        """The path of an image for the manifest; of `{bytes, path}` the bytes are used if there are any."""
+        path = value
+        if isinstance(value, dict):
+            content, path = value.get("bytes"), value.get("path")
+            value = content or path
+        if isinstance(value, bytes):
+            stored = self._images.store(value)
+            if stored is None:
+                name = path[:100] if isinstance(path, str) else "the image"
+                raise _Unusable(f"{self._spec.image}: {name} is of no known format of images")
+            return stored
+        if not isinstance(value, str) or not value:
+            kind = "nothing" if not value else type(value).__name__
+            raise _Unusable(f"{self._spec.image}: expected an image or its path, found {kind}")
+        return self._images.path(split, value)
+
+    def _size(self, image: str) -> tuple[int, int] | None:
+        """Width and height of an image; None where it cannot be read and the boxes do without."""
+        try:
+            return image_size(self._source.out / image)
+        except DataError:
+            if self._spec.unit != "pixels":
+                raise
+            return None
+
+    def _entities(self, content: object, text: str, box: Callable[[object], Box | None]) -> tuple[Entity, ...]:
+        fields = self._spec.entities
+        return tuple(_entity(entry, fields, text, box) for entry in _list(content, fields.list)) if fields else ()
+
+    def _objects(self, content: object, box: Callable[[object], Box | None]) -> tuple[ObjectBox, ...]:
+        fields = self._spec.objects
+        found = []
+        for entry in _list(content, fields.list) if fields else ():
+            assert fields is not None
+            place = box(get_field(entry, fields.box))
+            score = get_field(entry, fields.score) if fields.score else None
+            if score is not None and not _is_number(score):
+                raise _Unusable(f"{score!r} is no score")
+            if place is not None:
+                label = str(get_field(entry, fields.label) or "") if fields.label else ""
+                found.append(ObjectBox(place, 1.0 if score is None else float(score), label))
+        return tuple(found)
+
+    def _box(self, values: object, size: tuple[int, int] | None, split: str, record_id: str) -> Box | None:
+        """A box in pixels within the image; None, with a note, where it has no area there."""
+        spec = self._spec
+        if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
+            raise _Unusable(f"{values!r:.100} is no box of four numbers")
+        corners = FORMATS[spec.boxes](np.array([values], dtype=np.float64))[0]
+        whole = _WHOLE[spec.unit]
+        if size is not None and whole is not None:
+            corners = corners * np.array([*size, *size]) / whole
+        x0, y0, x1, y1 = corners.tolist()
+        box = clipped((x0, y0, x1, y1), size)
+        if box is None:
+            self._source.note(split, "unusable box", record_id, f"{values} has no area within the image")
+        elif max(abs(a - b) for a, b in zip(box, (x0, y0, x1, y1), strict=True)) > _ROUNDING:
+            self._source.note(split, "clipped box", record_id, f"{values} in an image of {size}")
+        return box
+
+
+def _entity(entry: object, fields: EntityFields, text: str, box: Callable[[object], Box | None]) -> Entity:
+    given = get_field(entry, fields.boxes) if fields.boxes else []
+    if isinstance(given, list) and given and not isinstance(given[0], list):
+        given = [given]
+    boxes = tuple(found for values in (given if isinstance(given, list) else []) if (found := box(values)))
+    kind = str(get_field(entry, fields.type) or "") if fields.type else ""
+    if fields.text:
+        name = _text(entry, fields.text)
+        start = text.find(name)
+        if start < 0 or not name:
+            raise _Unusable(f"the text has no {name!r}")
+        return Entity(start, start + len(name), kind, boxes=boxes)
+    first, last = (get_field(entry, name) if name else None for name in (fields.start, fields.end))
+    if not isinstance(first, int) or not isinstance(last, int):
+        raise _Unusable(f"an entity without whole numbers as start and end: {first!r}, {last!r}")
+    return Entity(first, last, kind, boxes=boxes)
+
+
+def get_field(content: object, name: str | None) -> Any:
+    """The value of a dotted name; of a list of objects, the list of their values. None where there is none."""
+    for part in (name or "").split("."):
+        if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+            content = [entry.get(part) for entry in content]
+        else:
+            content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
+def _text(content: object, name: str) -> str:
+    found = get_field(content, name)
+    if not isinstance(found, str):
+        raise _Unusable(f"{name}: expected text, found {type(found).__name__}")
+    return found
+
+
+def _texts(content: object, name: str) -> list[str]:
+    found = get_field(content, name)
+    texts = found if isinstance(found, list) else [found]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        kinds = sorted({type(text).__name__ for text in texts}) or ["an empty list"]
+        raise _Unusable(f"{name}: expected text, found {', '.join(kinds)}")
+    return [text.strip() for text in texts] if isinstance(found, list) else texts
+
+
+def _list(content: object, name: str) -> Iterator[Any]:
+    """The entries of a list, or of an object of equally long lists, as `datasets` saves a list of objects."""
+    found = get_field(content, name)
+    if isinstance(found, dict) and found and all(isinstance(column, list) for column in found.values()):
+        if len({len(column) for column in found.values()}) > 1:
+            raise _Unusable(f"{name}: the lists of its fields have different lengths")
+        found = [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+    if found is not None and not isinstance(found, list):
+        raise _Unusable(f"{name}: expected a list, found {type(found).__name__}")
+    yield from found or ()
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
