@@ -64,7 +64,7 @@ class _Repair:
     def run(self) -> Counter[str]:
         folder = self.path.parent.resolve()
         for number, record in self._records(0):
-            facts = _facts(folder / record.image, decode=False)
+            facts = _facts(folder / _found_image(record, folder), decode=False)
             self.spans.add(record, number)
             for entity in record.entities:
                 for box in entity.boxes:
@@ -106,13 +106,11 @@ class _Repair:
             yield relocated(msgspec.structs.replace(repaired, id=new_id), folder, self.out.parent.resolve())
 
     def _with_found_image(self, record: Record, folder: Path) -> Record:
-        if not record.image or (folder / record.image).exists():
-            return record
-        other = find_other_spelling(folder, record.image)
-        if other is None:
+        found = _found_image(record, folder)
+        if found == record.image:
             return record
         self.counts["names of images in another spelling: corrected"] += 1
-        return msgspec.structs.replace(record, image=other)
+        return msgspec.structs.replace(record, image=found)
 
     def _with_spans(self, record: Record, kind: str | None) -> Record:
         if kind is None:
@@ -152,6 +150,13 @@ class _Repair:
                 for proposal, box in zip(record.objects, objects, strict=True)
             ),
         )
+
+
+def _found_image(record: Record, folder: Path) -> str:
+    """The image of a record, in the spelling that the folder has."""
+    if not record.image or (folder / record.image).exists():
+        return record.image
+    return find_other_spelling(folder, record.image) or record.image
 
 
 def _converted(boxes: tuple[Box, ...], facts: ImageFacts, image: Path, reading: Reading) -> tuple[Box, ...]:
