@@ -1,73 +1,92 @@
-"""The commands and the code of docs/tutorial.md run from top to bottom, on miniature photos and towers."""
+"""docs/tutorial.ipynb is docs/tutorial.md, and its cells run from top to bottom, on drawn photos and tiny towers."""
 
 import csv
+import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
-from PIL import Image
 
 import miniature
 from spanbox.cli.main import app
 from spanbox.data.manifest import Manifest
 
-PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
-BLOCKS = re.findall(
-    r"^```(bash|python|csv)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-)
-PHOTOS = 20
+DOCS = Path(__file__).parents[1] / "docs"
+NOTEBOOK: dict[str, Any] = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))
+CELLS = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+def converter() -> Any:
+    """docs/notebook.py."""
+    spec = importlib.util.spec_from_file_location("notebook", DOCS / "notebook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_notebook_is_the_page() -> None:
+    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    assert (DOCS / "tutorial.ipynb").read_text(encoding="utf-8") == converter().written(page), "python docs/notebook.py"
+
+
+def test_a_page_becomes_cells() -> None:
+    page = "# 目标\n\ntext\n\n```python\nprint(1)\n\nprint(2)\n```\n\n```bash\na b \\\n  c\nd\n```\n\nend\n"
+    made = converter().notebook(page)
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in made["cells"]] == [
+        ("markdown", "# 目标\n\ntext"),
+        ("code", "print(1)\n\nprint(2)"),
+        ("code", "!a b \\\n  c\n!d"),
+        ("markdown", "end"),
+    ]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in made["cells"][1:3])
+    assert len({cell["id"] for cell in made["cells"]}) == 4
 
 
 @pytest.mark.slow
-def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    make_photos(tmp_path)
-    for language, block in BLOCKS:
-        if language == "python":
-            exec(compile(block, PAGE.name, "exec"), {"__name__": "tutorial"})  # our own text, from the repository
-            if not (tmp_path / "models").exists() and (tmp_path / "train.jsonl").exists():
-                make_towers(tmp_path)
-        elif language == "bash":
-            for line in block.replace("\\\n", " ").splitlines():
-                run(shlex.split(line, comments=True))
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(CELLS):
+        if not cell.startswith("!"):
+            exec(compile(cell, f"cell {number}", "exec"), namespace)  # our own text, from the repository
+            continue
+        for command in re.split(r"^!", cell.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+            run(shlex.split(command, comments=True))
     assert (tmp_path / "grounded.png").is_file()
+    assert (tmp_path / "runs" / "photos" / "report.html").is_file()
 
 
-def test_the_csv_files_of_the_page_are_those_of_the_script() -> None:
-    captions, boxes = [block for language, block in BLOCKS if language == "csv"]
-    assert captions.startswith("image,text\n")
-    assert boxes.startswith("image,words,x0,y0,x1,y1\n")
-
-
-def make_photos(folder: Path) -> None:
-    """As many photos as a batch of the page needs, each with its sentence and boxes."""
-    (folder / "photos").mkdir()
-    captions, boxes = [["image", "text"]], [["image", "words", "x0", "y0", "x1", "y1"]]
-    for number in range(PHOTOS + 5):
-        name = f"photos/{number}.jpg"
-        Image.new("RGB", (64, 48), (10 * number % 256, 99, 150)).save(folder / name)
-        captions.append([name, f"a red kite above boat {number}"])
-        boxes.append([name, "red kite", "12", "8", "40", "30"])
-        if number % 2:
-            boxes.append([name, "boat", "20", "34", "60", "46"])
-    Image.new("RGB", (64, 48)).save(folder / "new.jpg")
-    for file, rows in (("captions.csv", captions), ("boxes.csv", boxes)):
-        with (folder / file).open("w", newline="", encoding="utf-8") as opened:
-            csv.writer(opened).writerows(rows)
-
-
-def make_towers(folder: Path) -> None:
-    assert len(Manifest(folder / "train.jsonl")) == PHOTOS
-    miniature.save_pretrained_towers(folder / "models", folder / "train.jsonl")
-    (folder / "models" / "bert").rename(folder / "models" / "bert-base-uncased")
-    (folder / "models" / "vit").rename(folder / "models" / "vit-base-patch16-224-in21k")
+def test_the_csv_files_of_the_page_are_those_of_the_drawn_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(CELLS[0], "cell 0", "exec"), {})
+    shown = re.findall(r"^```csv\n(.*?)\n", (DOCS / "tutorial.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for name, header in zip(("captions.csv", "boxes.csv"), shown, strict=True):
+        with (tmp_path / name).open(encoding="utf-8") as file:
+            assert next(csv.reader(file)) == header.split(",")
 
 
 def run(words: list[str]) -> None:
     """One `spanbox` command, made small."""
     assert words[0] == "spanbox"
-    small = [each for each in miniature.SCHEDULE if "batch_size" not in each] if words[1] == "train" else []
+    small: list[str] = []
+    if words[1] == "train":
+        small = [each for each in miniature.SCHEDULE if "batch_size" not in each]
+        save_towers(Path("models"), Path("train.jsonl"))
     with pytest.raises(SystemExit) as ended:
         app([*words[1:], *small])
     assert ended.value.code == 0, words
+
+
+def save_towers(folder: Path, manifest: Path) -> None:
+    """What lies in `models/`, in miniature."""
+    assert len(Manifest(manifest)) == 20
+    miniature.save_pretrained_towers(folder, manifest)
+    (folder / "bert").rename(folder / "bert-base-uncased")
+    (folder / "vit").rename(folder / "vit-base-patch16-224-in21k")
