@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from spanbox.data.source import stored
 from spanbox.errors import DataError
 
 try:
@@ -100,7 +100,7 @@ class Picture:
         """
         image, path = self._image, self._path
         if path is not None and image.format == "JPEG" and image.mode in ("RGB", "L"):
-            values = _decode_jpeg(path.read_bytes(), image.size, reduction)
+            values = _decode_jpeg(stored(path).read(), image.size, reduction)
             if values is not None:
                 return Pixels(_upright(values, _orientation(image)), self.size, reduction)
         asked = (image.width // reduction, image.height // reduction)
@@ -129,10 +129,10 @@ class PlainJpeg:
         if simplejpeg is None or path.suffix.lower() not in _JPEG_SUFFIXES:
             return None
         try:
-            state = path.stat()
-            if not S_ISREG(state.st_mode) or state.st_size > _LARGEST_JPEG:
+            source = stored(path)
+            if source.state()[0] > _LARGEST_JPEG:
                 return None
-            content = path.read_bytes()
+            content = source.read()
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         except (OSError, ValueError):
             return None
@@ -278,10 +278,7 @@ def _opened(source: Path | Image.Image) -> Iterator[Image.Image]:
             _check_format(source)
             yield source
         else:
-            mode = source.stat().st_mode
-            if not S_ISREG(mode) and not S_ISDIR(mode):  # opening a pipe would wait for its writer
-                raise OSError("is not a regular file")
-            with Image.open(source) as image:
+            with stored(source).open() as file, Image.open(file) as image:
                 _check_format(image)
                 yield image
     except _TOO_LARGE as error:
@@ -345,9 +342,9 @@ def _to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
 
 def _reason(source: Path | Image.Image, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return error.strerror if error.filename is None and error.strerror else "no such file"
     if isinstance(error, UnidentifiedImageError) and isinstance(source, Path):
-        with source.open("rb") as file:
+        with stored(source).open() as file:
             start = file.read(len(_GIT_LFS_POINTER))
         if start == _GIT_LFS_POINTER:
             return "a Git LFS pointer, not the file itself; run git lfs pull"

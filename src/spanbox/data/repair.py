@@ -27,6 +27,7 @@ from spanbox.data.manifest import (
     relocated,
     write_manifest,
 )
+from spanbox.data.source import exists
 from spanbox.errors import DataError, OutputError
 
 CERTAIN = 20  # boxes or spans that have to contradict the documented convention
@@ -154,7 +155,7 @@ class _Repair:
 
 def _found_image(record: Record, folder: Path) -> str:
     """The image of a record, in the spelling that the folder has."""
-    if not record.image or (folder / record.image).exists():
+    if not record.image or exists(folder / record.image):
         return record.image
     return find_other_spelling(folder, record.image) or record.image
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from spanbox.data.images import load_reduced
 from spanbox.data.manifest import Manifest, Record
+from spanbox.data.source import state_of
 from spanbox.errors import DataError
 from spanbox.report.examples import Box, Examples
 
@@ -101,7 +102,7 @@ class Album:
             return len(self._pictured), len(self._pictured), self._fault
         assert self._manifest is not None
         paths = {id: self._manifest.image_path(self._records[id]) for id in self._pictured if id in self._records}
-        gone = sorted(id for id in self._pictured if id not in paths or not _is_file(paths[id]))
+        gone = sorted(id for id in self._pictured if id not in paths or state_of(paths[id]) is None)
         first = str(paths.get(gone[0], f"{self._manifest.path}: no pair {gone[0]!r}")) if gone else ""
         return len(gone), len(self._pictured), first
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from spanbox.data.audit import Counts, audit
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest, Record
+from spanbox.data.source import state_of
 from spanbox.errors import DataError
 from spanbox.evaluation.examples import (
     MatchingExample,
@@ -135,15 +136,9 @@ def data_fingerprint(manifest: Manifest) -> str:
     with manifest.path.open("rb") as file:
         digest = hashlib.file_digest(file, "blake2b")
     for record in manifest:
-        digest.update(f"{_size_of(manifest.image_path(record))} ".encode())
+        state = state_of(manifest.image_path(record))
+        digest.update(f"{state[0] if state else None} ".encode())
     return digest.hexdigest()[:32]
-
-
-def _size_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # no such file, or a path that the system refuses
-        return None
 
 
 def write_audit(path: Path, manifests: Mapping[str, Path]) -> None:

@@ -12,6 +12,7 @@ from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.data.masking import kept_levels, mask_grid
 from spanbox.data.sample_text import training_texts
+from spanbox.data.source import container_of
 from spanbox.data.tokenizer import load_tokenizer, train_tokenizer
 from spanbox.errors import ConfigError, DataError
 from spanbox.losses.objective import Objective
@@ -145,8 +146,8 @@ def open_manifest(config: RunConfig, path: str | None, key: str, *, subset: int 
     if path is None:
         raise ConfigError(f"{key}: is not set; give the path of a manifest, see docs/data.md")
     manifest = Manifest(path, config.data.inverted_boxes, subset=subset)
-    folder = manifest.image_path(manifest[0]).parent
-    if not folder.is_dir():
+    folder = container_of(manifest.image_path(manifest[0]))
+    if not folder.exists():
         raise DataError(
             f"{path}: its first image is {manifest[0].image}, but there is no folder {folder}; "
             "paths are relative to the manifest"

@@ -13,6 +13,7 @@ from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
 from spanbox.data.loader import evaluation_batches
 from spanbox.data.manifest import Manifest
+from spanbox.data.source import state_of
 from spanbox.engine.device import choose_precision, make_encode
 from spanbox.evaluation.bank_files import Fingerprint, StoredBank, open_bank, write_bank
 from spanbox.evaluation.extract import FeatureBank, extract_parts
@@ -144,7 +145,8 @@ def _digest_of_images(manifest: Manifest) -> str:
     """A digest of the size and time of every image; images are not read."""
     digest = hashlib.blake2b(digest_size=16)
     for record in manifest:
-        digest.update(repr(_size_and_time(manifest.image_path(record))).encode())
+        state = state_of(manifest.image_path(record))
+        digest.update(repr(list(state) if state else None).encode())
     return digest.hexdigest()
 
 

@@ -41,6 +41,7 @@ from spanbox.data.manifest import (
     manifest_lines,
     named_boxes,
 )
+from spanbox.data.source import exists
 from spanbox.errors import DataError
 
 __all__ = ["EXAMPLES", "NOTES", "PROBLEMS", "AuditReport", "Counts", "Finding", "audit", "token_check"]
@@ -88,7 +89,7 @@ class _Image(NamedTuple):
 
 def _inspect(path: Path, decode: bool) -> _Image:
     try:
-        if not path.exists():
+        if not exists(path):
             return _Image(fault=("missing image", "no such file"))
         if not decode:
             return _Image(image_facts(path, decode=False))

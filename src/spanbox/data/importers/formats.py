@@ -58,6 +58,8 @@ FORMATS = {
         "spanbox[parquet]",
     ),
     "webdataset": Format(
-        webdataset, "WebDataset tars", "a .tar or a folder of them: .jpg beside .json or .txt; images go to OUT/images"
+        webdataset,
+        "WebDataset tars",
+        "a .tar or a folder of them: .jpg beside .json or .txt; images stay in their tars",
     ),
 }

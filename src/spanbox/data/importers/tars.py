@@ -1,27 +1,27 @@
 """WebDataset tars: samples of members with one stem, such as `000017.jpg` with `000017.json` or `000017.txt`.
 
-Tars are read as streams, so that one larger than the memory can be imported. Images are written to `OUT/images` under
-names made of the tar and the stem; no name of a member decides where a file is written.
+Images stay in their tars: the manifest names them as `shards/0001.tar/000017.jpg`, see `data/source.py`. Texts are read
+one at a time, so that tars larger than the memory can be imported.
 """
 
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from spanbox.data.importers import is_file, relative_folder
 from spanbox.data.importers.driver import Pairs, Source
+from spanbox.data.line_index import OpenFile
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
+from spanbox.data.tar_index import REASONS, Member, TarIndex, members
 from spanbox.errors import DataError
-from spanbox.files import replacing
 
-MAX_IMAGE_BYTES = 256 * 1024 * 1024
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXTS = ("txt", "caption", "text")
 _SAFE = re.compile(r"[^\w.-]+")
 
-Sample = dict[str, bytes]
+Sample = dict[str, Member]  # by ending
 
 
 def webdataset(source: Source) -> Pairs:
@@ -30,80 +30,78 @@ def webdataset(source: Source) -> Pairs:
     if not paths:
         raise DataError(f"{source.root}: no .tar files")
     for path in paths:
-        for stem, sample in _samples(source, path):
-            found = _record(source, path, stem, sample)
+        if not is_file(path):
+            raise DataError(f"{path}: is not a file that can be read")
+        index = TarIndex(path)  # refuses a tar that was cut off, before anything is made of it
+        file = OpenFile(path)
+        folder = f"{relative_folder(path.parent, source.out)}/{path.name}"
+        for stem, sample in _samples(source, path, index):
+            found = _record(source, f"{path.name}:{stem[:200]}", file, folder, stem, sample)
             if found is not None:
                 yield "all", found
 
 
-def _samples(source: Source, path: Path) -> Iterator[tuple[str, Sample]]:
-    """The samples of a tar, in its order. Links and special files are left out."""
+def _samples(source: Source, path: Path, index: TarIndex) -> Iterator[tuple[str, Sample]]:
+    """The samples of a tar, in its order; members that are not read are left out."""
     stem, sample = "", Sample()
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                own_stem, _, ending = name.partition(".")
-                if not member.isfile():
-                    if not member.isdir():
-                        source.note("all", "member that is no file", f"{path.name}:{member.name[:200]}", "left out")
-                    continue
-                key = f"{folder}/{own_stem}"
-                if key != stem and sample:
-                    yield stem, sample
-                    sample = {}
-                stem = key
-                if member.size > MAX_IMAGE_BYTES:
-                    source.note("all", "member too large", f"{path.name}:{member.name[:200]}", f"{member.size} bytes")
-                    continue
-                file = archive.extractfile(member)
-                if file is not None:
-                    sample[ending.casefold()] = file.read()
-            if sample:
-                yield stem, sample
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise DataError(f"{path}: is not a whole tar ({error})") from None
+    for member in members(path):
+        offset, _ = index.find(member.name) or (member.offset, 0)
+        if offset in REASONS:
+            source.note("all", "member that is not read", f"{path.name}:{member.name[:200]}", REASONS[offset])
+        folder, _, name = member.name.rpartition("/")
+        own_stem, _, ending = name.partition(".")
+        key = f"{folder}/{own_stem}"
+        if key != stem and sample:
+            yield stem, sample
+            sample = {}
+        stem = key
+        if offset not in REASONS:
+            sample[ending.casefold()] = member
+    if sample:
+        yield stem, sample
 
 
-def _record(source: Source, path: Path, stem: str, sample: Sample) -> Record | None:
-    where = f"{path.name}:{stem[:200]}"
-    ending = next((ending for ending in IMAGES if ending in sample), None)
-    if ending is None:
-        source.note("all", "sample without an image", where, f"it has {', '.join(sample)[:200] or 'nothing'}")
-        return None
-    record_id = _SAFE.sub("-", stem.strip("/")) or "sample"
-    name = f"images/{_SAFE.sub('-', path.stem)}-{record_id[-150:].lstrip('.')}.{ending}"
-    try:
-        record = _described(sample, record_id, name)
-    except (msgspec.MsgspecError, UnicodeDecodeError, _WithoutText) as error:
-        source.note("all", "unusable record", where, str(error))
-        return None
-    with replacing(source.out / name) as file:
-        file.write(sample[ending])
-    return record
-
-
-class _WithoutText(ValueError):
+class _Unusable(ValueError):
     pass
 
 
-def _described(sample: Sample, record_id: str, image: str) -> Record:
-    text = next((sample[ending].decode().strip() for ending in TEXTS if ending in sample), None)
+def _record(source: Source, where: str, file: OpenFile, folder: str, stem: str, sample: Sample) -> Record | None:
+    ending = next((ending for ending in IMAGES if ending in sample), None)
+    if ending is None:
+        source.note("all", "sample without an image", where, f"it has {', '.join(sample)[:200]}")
+        return None
+    record_id = _SAFE.sub("-", stem.strip("/")) or "sample"
+    try:
+        image = f"{folder}/{sample[ending].name}"
+        image.encode()
+        return _described(file, sample, record_id, image)
+    except (msgspec.MsgspecError, UnicodeError, _Unusable, RecursionError) as error:
+        source.note("all", "unusable record", where, str(error))
+        return None
+
+
+def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Record:
+    ending = next((ending for ending in TEXTS if ending in sample), None)
+    text = _content(file, sample[ending]).decode().strip() if ending else None
     if "json" not in sample:
         if text is None:
-            raise _WithoutText("has neither .json nor .txt")
+            raise _Unusable("has neither .json nor .txt")
         return Record(record_id, image, text)
-    if len(sample["json"]) > MAX_LINE_BYTES:
-        raise _WithoutText(f"its .json is longer than {MAX_LINE_BYTES >> 20} MiB")
-    content = msgspec.json.decode(sample["json"])
+    content = msgspec.json.decode(_content(file, sample["json"]))
     if not isinstance(content, dict):
-        raise _WithoutText("its .json is no object")
+        raise _Unusable("its .json is no object")
     if "text" in content and not content.keys() - set(Record.__struct_fields__):
         given = {"id": record_id} | content | {"image": image}
         return msgspec.convert(given, Record)
     text = text if text is not None else content.get("caption", content.get("text"))
     if not isinstance(text, str):
-        raise _WithoutText("its .json has no caption")
+        raise _Unusable("its .json has no caption")
     return Record(
         record_id, image, text.strip(), meta={str(key): value for key, value in content.items() if key != "caption"}
     )
+
+
+def _content(file: OpenFile, member: Member) -> bytes:
+    if member.size > MAX_LINE_BYTES:
+        raise _Unusable(f"{member.name[:200]} is longer than {MAX_LINE_BYTES >> 20} MiB")
+    return file.read(member.offset, member.size)
