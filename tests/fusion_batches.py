@@ -19,7 +19,7 @@ PAIR_KINDS = KINDS[:2]
 
 def make_fusion(kind: str, dropout: float = 0.0, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    fusion = build_fusion(fused(kind, dropout), token_width=WIDTH, patch_width=WIDTH, patches=PATCHES, dim=DIM)
+    fusion = build_fusion(fused(kind, dropout), token_width=WIDTH, patch_width=WIDTH, patches=PATCHES, dim=DIM, patch=8)
     assert fusion is not None
     return fusion.double()
 
@@ -37,6 +37,12 @@ def fusion_batch(seed: int, pairs: int = 5, spans: int = 3, regions: int = 3) ->
         span_tokens=members,
         span_identity=batch.span_identity.where(members.any(dim=2), PADDING_ID),
     )
+
+
+def padded(batch: Batch) -> Batch:
+    """Pictures of one to four of the patches of 8 pixels."""
+    sizes = torch.tensor([(16, 8), (8, 16), (16, 16), (3, 4), (16, 9)])
+    return replace(batch, content=sizes[torch.arange(len(batch)) % len(sizes)])
 
 
 def fusion_features(batch: Batch, seed: int = 0) -> Features:

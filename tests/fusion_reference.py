@@ -53,6 +53,16 @@ def tokens_of(features: Features, batch: Batch, pair: int) -> list[Tensor]:
     return [token for token, real in zip(features.tokens[pair], batch.token_mask[pair].tolist(), strict=True) if real]
 
 
+def patches_of(features: Features, batch: Batch, image: int) -> list[Tensor]:
+    """The patches of 8 pixels that show a part of the picture."""
+    patches = list(features.patches[image])
+    if batch.content is None:
+        return patches
+    width, height = batch.content[image].tolist()
+    side = math.isqrt(len(patches))
+    return [one for place, one in enumerate(patches) if place // side * 8 < height and place % side * 8 < width]
+
+
 def pooled(module: QueryPooling, query: Tensor, states: list[Tensor]) -> Tensor:
     asked, size = module.query(query), len(module.query.bias) // module.heads
     heads = []
@@ -65,7 +75,7 @@ def pooled(module: QueryPooling, query: Tensor, states: list[Tensor]) -> Tensor:
 
 
 def pair_score(fusion: Any, features: Features, batch: Batch, sentence: int, image: int) -> Tensor:
-    tokens, patches = tokens_of(features, batch, sentence), list(features.patches[image])
+    tokens, patches = tokens_of(features, batch, sentence), patches_of(features, batch, image)
     if isinstance(fusion, ConditionedPooling):
         text, shown = features.text[sentence], features.image[image]
         of_text = cosine_similarity(text, pooled(fusion.over_patches, text, patches), dim=0)
@@ -78,13 +88,13 @@ def pair_score(fusion: Any, features: Features, batch: Batch, sentence: int, ima
 
 def in_context(fusion: PairFusion, features: Features, batch: Batch, pair: int) -> tuple[list[Any], list[Any]]:
     """Spans and regions of a pair; None where there is none."""
-    tokens, patches = tokens_of(features, batch, pair), list(features.patches[pair])
+    tokens, patches = tokens_of(features, batch, pair), patches_of(features, batch, pair)
     seen = stack(fusion.tokens, tokens, patches)
     spans: list[Any] = []
     for valid, members in zip(batch.span_valid[pair].tolist(), batch.span_tokens[pair], strict=True):
         own = [state for state, member in zip(seen, members[batch.token_mask[pair]].tolist(), strict=True) if member]
         spans.append(fusion.span_projection(mean(own)) if valid and own else None)
-    side = math.isqrt(len(patches))
+    side = math.isqrt(len(features.patches[pair]))
     grid = features.patches[pair].reshape(1, side, side, -1)
     boxes = reference.roi_align(grid, batch.regions[pair : pair + 1], 2, 2)[0].mean(dim=(1, 2))
     real = batch.region_valid[pair].tolist()

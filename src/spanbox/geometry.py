@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Box = tuple[float, float, float, float]  # x0 y0 x1 y1
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 SAME_OBJECT_IOU = 0.5  # from this IoU on, two boxes of an image show the same object
 
@@ -20,9 +21,10 @@ def in_fractions(box: Box, width: int, height: int) -> Box:
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
-def clip_box(box: Box) -> Box:
-    """A box clipped to the image; one outside it gets no area."""
-    x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) for edge in box)
+def clip_box(box: Box, frame: Box = WHOLE) -> Box:
+    """A box clipped to the image, or to a frame; one outside it gets no area."""
+    x0, x1 = (min(max(edge, frame[0]), frame[2]) for edge in (box[0], box[2]))
+    y0, y1 = (min(max(edge, frame[1]), frame[3]) for edge in (box[1], box[3]))
     return x0, y0, x1, y1
 
 
@@ -36,9 +38,9 @@ def denormalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
     return boxes.to(torch.float32) * torch.tensor([width, height, width, height], dtype=torch.float32)
 
 
-def clip_boxes(boxes: Tensor) -> Tensor:
-    """Boxes (..., 4) clipped to the image; a box outside it gets zero area."""
-    return boxes.clamp(0.0, 1.0)
+def clip_boxes(boxes: Tensor, frame: Box = WHOLE) -> Tensor:
+    """Boxes (..., 4) clipped to the image, or to a frame; a box outside it gets zero area."""
+    return boxes.clamp(boxes.new_tensor(frame[:2] * 2), boxes.new_tensor(frame[2:] * 2))
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -55,10 +57,10 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union.clamp(min=torch.finfo(union.dtype).tiny), 0.0)
 
 
-def expand_boxes(boxes: Tensor, margin: float) -> Tensor:
-    """Boxes (..., 4) expanded on each side by `margin` times their width and height, clipped to the image."""
+def expand_boxes(boxes: Tensor, margin: float, frame: Box = WHOLE) -> Tensor:
+    """Boxes (..., 4) expanded on each side by `margin` times their width and height, and clipped."""
     size = boxes[..., 2:] - boxes[..., :2]
-    return clip_boxes(torch.cat([boxes[..., :2] - margin * size, boxes[..., 2:] + margin * size], dim=-1))
+    return clip_boxes(torch.cat([boxes[..., :2] - margin * size, boxes[..., 2:] + margin * size], dim=-1), frame)
 
 
 class Affine(NamedTuple):
@@ -83,15 +85,15 @@ class Affine(NamedTuple):
         return cls(-1.0, 0.0, 1.0)
 
     @classmethod
-    def rotation(cls, degrees: float) -> Self:
-        """About the centre, clockwise as seen."""
+    def rotation(cls, degrees: float, aspect: float = 1.0) -> Self:
+        """About the centre, clockwise as seen in an image whose width is `aspect` times its height."""
         turn = radians(degrees)
-        return cls._about_centre(cos(turn), -sin(turn), sin(turn), cos(turn))
+        return cls._about_centre(cos(turn), -sin(turn) / aspect, sin(turn) * aspect, cos(turn))
 
     @classmethod
-    def shear(cls, x_degrees: float, y_degrees: float) -> Self:
-        """About the centre, by angles of the vertical and of the horizontal edges."""
-        return cls._about_centre(1.0, tan(radians(x_degrees)), tan(radians(y_degrees)), 1.0)
+    def shear(cls, x_degrees: float, y_degrees: float, aspect: float = 1.0) -> Self:
+        """About the centre, by angles of the vertical and of the horizontal edges; `aspect` as in `rotation`."""
+        return cls._about_centre(1.0, tan(radians(x_degrees)) / aspect, tan(radians(y_degrees)) * aspect, 1.0)
 
     @classmethod
     def _about_centre(cls, a: float, b: float, d: float, e: float) -> Self:
@@ -161,6 +163,30 @@ def kept_indices(hidden: Tensor) -> Tensor:
     count = len(cells) // max(len(hidden), 1)
     assert (torch.bincount(views, minlength=len(hidden)) == count).all(), "group the masks by kept count first"
     return cells.reshape(len(hidden), count)
+
+
+def picture_cells(content: Tensor, cell: int, grid: int) -> Tensor:
+    """Mask (B, g, g) of the cells that show a part of the picture; the others are padding.
+
+    Args:
+        content: (B, 2) int64, width and height of each picture in pixels, at least 1; it lies in the upper left corner.
+        cell: side of a cell in pixels.
+        grid: cells along each side.
+    """
+    steps = torch.arange(grid, device=content.device) * cell
+    columns, rows = (steps < content[:, :, None]).unbind(dim=1)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def nearest_picture_cells(content: Tensor, cell: int, grid: int) -> Tensor:
+    """Of each cell (B, g * g) the nearest one that shows the picture: its place among those, counted row by row.
+
+    Arguments as of `picture_cells`.
+    """
+    columns, rows = (content + cell - 1).div(cell, rounding_mode="floor").unbind(dim=1)
+    steps = torch.arange(grid, device=content.device)
+    row, column = (torch.minimum(steps, count[:, None] - 1) for count in (rows, columns))
+    return (row[:, :, None] * columns[:, None, None] + column[:, None, :]).flatten(1)
 
 
 def by_kept_count(hidden: Tensor) -> dict[int, Tensor]:

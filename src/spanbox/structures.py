@@ -65,8 +65,25 @@ class Sample:
     link_relevance: Tensor | None = None  # (K, R) float32: of each link
     proposals: tuple[Tensor, Tensor] | None = None  # boxes (P, 4), normalised, and scores (P,), for masked views
     views: SampleViews | None = None
+    content: tuple[int, int] | None = None  # width and height of the picture on the square, if the rest is padding
+    crop_content: Tensor | None = None  # (R, 2) int64: as `content`, of each crop
     original_text: str = ""  # of the pair, where `text` was changed; pairs of one text stay so
     text_changes: tuple[tuple[str, str], ...] = ()  # words of the text or paraphrase, and what took their place
+
+    @property
+    def frame(self) -> tuple[float, float, float, float]:
+        """The box of the square that shows the picture."""
+        if self.content is None:
+            return 0.0, 0.0, 1.0, 1.0
+        width, height = (side / self.pixels.shape[-1] for side in self.content)
+        return 0.0, 0.0, width, height
+
+    def picture_cells(self, grid: int) -> tuple[int, int]:
+        """Columns and rows, of a grid on the square, that show a part of the picture; the others are padding."""
+        if self.content is None:
+            return grid, grid
+        width, height = (-(-side * grid // self.pixels.shape[-1]) for side in self.content)
+        return width, height
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,7 @@ class Targets(TensorBundle):
     sample: Tensor  # (B,) int64: hash of the pair's id
     wording: Tensor  # (B,) int64: the same for pairs of the same text
     span_identity: Tensor  # (B, K) int64, PADDING_ID where there is no usable span
-    regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the pixels
+    regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the square of pixels
     region_valid: Tensor  # (B, R) bool
     links: Tensor  # (B, K, R) bool: this span is shown by this region
     # Masked views, if any: 1 visible, -1 hidden, 0 in between.
@@ -132,6 +149,8 @@ class Targets(TensorBundle):
     # Strength of positives in [0, 1], if known; 0: neither positive nor negative.
     relevance: Tensor | None = field(default=None, kw_only=True)  # (B,) float32: of the text for the image
     link_relevance: Tensor | None = field(default=None, kw_only=True)  # (B, K, R) float32: of each link
+    # Width and height in pixels of the picture in the upper left corner of its square, if the rest is padding.
+    content: Tensor | None = field(default=None, kw_only=True)  # (B, 2) int64
     # Of the tokens, for the fusion of tokens and patches.
     token_mask: Tensor | None = field(default=None, kw_only=True)  # (B, T) bool, False on padding
     span_tokens: Tensor | None = field(default=None, kw_only=True)  # (B, K, T) bool: this token belongs to this span
@@ -156,8 +175,17 @@ class Batch(Targets):
     own_token_ids: Tensor | None = None  # (B, K, U) int64: each span encoded without its sentence (published form)
     own_token_mask: Tensor | None = None  # (B, K, U) bool
     crops: Tensor | None = None  # (B, R, 3, s, s) uint8: each region cut from the full image and resized
+    crop_content: Tensor | None = None  # (B, R, 2) int64: as `content`, of each crop
     view_hidden: Tensor | None = None  # (B, V, g, g) bool: the hidden cells of each view
     view_pixels: Tensor | None = None  # (B, V, 3, S, S) uint8: masked views whose hidden cells are filled, not dropped
+
+    @property
+    def boxes_of_images(self) -> Tensor:
+        """The regions (B, R, 4) in fractions of the picture, without the padding of the square."""
+        if self.content is None:
+            return self.regions
+        sides = self.content.to(self.regions).repeat(1, 2)[:, None]
+        return (self.regions * self.pixels.shape[-1] / sides).clamp(0.0, 1.0)
 
     @property
     def targets(self) -> Targets:

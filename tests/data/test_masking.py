@@ -55,7 +55,7 @@ def draw(
     assert (plan.hidden.shape, plan.hidden.dtype) == ((views, grid, grid), torch.bool)
     assert (plan.strategy.shape, plan.strategy.dtype) == ((views,), torch.int64)
     assert (plan.coverage.shape, plan.coverage.dtype) == ((views, len(regions)), torch.float32)
-    assert set(kept(plan)) <= set(kept_levels(settings.levels, grid))
+    assert set(kept(plan)) <= set(kept_levels(settings.levels, grid**2))
     return plan
 
 
@@ -134,7 +134,7 @@ def test_groups_of_a_plan_can_be_gathered() -> None:
     [(8, 4, [2, 4, 6, 8, 10, 12, 14, 16]), (4, 3, [3, 5, 7, 9]), (8, 2, [1, 2, 3, 4]), (8, 1, [1])],
 )
 def test_levels(levels: int, grid: int, expected: list[int]) -> None:
-    assert kept_levels(levels, grid) == expected
+    assert kept_levels(levels, grid**2) == expected
 
 
 # What is drawn
@@ -163,11 +163,11 @@ def test_random_views_hide_each_cell_as_often() -> None:
 @pytest.mark.parametrize("ratio", [0.001, (0.001, 0.01)], ids=str)
 @pytest.mark.parametrize("strategy", ["random", "block", "centre"])
 def test_a_small_ratio_hides_something(strategy: str, ratio: Any) -> None:
-    assert set(kept(draw(only(strategy, ratio=ratio)))) == {kept_levels(8, GRID)[-2]}
+    assert set(kept(draw(only(strategy, ratio=ratio)))) == {kept_levels(8, GRID**2)[-2]}
 
 
 def test_a_large_ratio_leaves_the_lowest_level() -> None:
-    assert set(kept(draw(only("random", ratio=0.999)))) == {kept_levels(8, GRID)[0]}
+    assert set(kept(draw(only("random", ratio=0.999)))) == {kept_levels(8, GRID**2)[0]}
 
 
 @pytest.mark.parametrize("shape", ["rectangle", "ellipse"])

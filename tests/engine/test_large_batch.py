@@ -19,6 +19,7 @@ from spanbox.data.manifest import Entity
 from spanbox.data.prepare import prepare
 from spanbox.engine.large_batch import TowerStep, accumulate_gradients, even_chunk
 from spanbox.engine.random_state import RandomState
+from spanbox.geometry import picture_cells
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.objective import LossSettings, Objective
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings, TextRows
@@ -360,3 +361,38 @@ class TestRandomState:
         self.fake_gpus(monkeypatch)
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
         assert RandomState.capture().cuda == []
+
+
+class TestPadding:
+    """Images in groups by the patches of their pictures, with crops and views beside padding too."""
+
+    @staticmethod
+    def padded_batch() -> Batch:
+        sizes = [(32, 16), (32, 20), (13, 32), (32, 32), (8, 32)]
+        samples = []
+        for number in range(PAIRS):
+            width, height = sizes[number % len(sizes)]
+            sample = make_sample(number, spans=number % 4, regions=(number + 1) % 4)
+            inside = sample.regions * torch.tensor([width, height, width, height]) / tiny.IMAGE_SIZE
+            of_crops = torch.tensor([sizes[(number + crop) % 5] for crop in range(len(inside))]).reshape(-1, 2)
+            samples.append(replace(sample, regions=inside, content=(width, height), crop_content=of_crops))
+        return collate(*samples)
+
+    @pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
+    @pytest.mark.parametrize("chunk", [1, 5, 100])
+    def test_chunked_equals_whole(self, sources: dict[str, Any], chunk: int) -> None:
+        compare(chunk, dropout=0.3, batch=self.padded_batch(), **sources)
+
+    @pytest.mark.parametrize("filled", [True, False])
+    def test_with_views(self, *, filled: bool) -> None:
+        batch = with_views(self.padded_batch(), filled=filled)
+        assert batch.content is not None
+        assert batch.view_hidden is not None
+        padding = ~picture_cells(batch.content, 8, 4)
+        hidden = batch.view_hidden | padding[:, None]
+        hidden[..., 0, 0] = False  # at least one cell of each picture stays
+        compare(6, 5, dropout=0.3, batch=replace(batch, view_hidden=hidden))
+
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+    def test_with_fusion(self, kind: str) -> None:
+        compare(5, 7, dropout=0.3, batch=self.padded_batch()[:12], fusion=fused(kind, dropout=0.3))

@@ -177,7 +177,7 @@ class TestFusion:
 
     def test_batches_and_their_padding_do_not_matter(self) -> None:
         whole, one_by_one = (self.extracted("gated", size, keep_states=True) for size in (4, 1))
-        assert whole.present() == [entry.name for entry in fields(FeatureBank)]
+        assert whole.present() == [entry.name for entry in fields(FeatureBank) if entry.name != "content"]
         for name in whole.present():
             torch.testing.assert_close(getattr(one_by_one, name), getattr(whole, name), atol=2e-3, rtol=1e-3)
         assert whole.tokens is not None

@@ -270,7 +270,7 @@ class TestEqualTextsAreReadOnce:
         batch = collate(*[make_sample(0)] * 3)
         mask = batch.token_mask.clone()
         mask[1, -1] = False
-        places = tower_inputs(replace(batch, token_mask=mask), spans_alone=False, crops=False).places
+        places = tower_inputs(replace(batch, token_mask=mask), spans_alone=False, crops=False, patch=8).places
         assert places.text.tolist() == [0, 1, 0]
 
     def test_other_spans_make_another_row(self) -> None:
@@ -278,8 +278,8 @@ class TestEqualTextsAreReadOnce:
         span_tokens = batch.span_tokens.clone()
         span_tokens[1] = span_tokens[1].flip(0)
         batch = replace(batch, span_tokens=span_tokens)
-        assert tower_inputs(batch, spans_alone=False, crops=False).places.text.tolist() == [0, 1, 0]
-        assert tower_inputs(batch, spans_alone=True, crops=False).places.text.tolist() == [0, 0, 0]
+        assert tower_inputs(batch, spans_alone=False, crops=False, patch=8).places.text.tolist() == [0, 1, 0]
+        assert tower_inputs(batch, spans_alone=True, crops=False, patch=8).places.text.tolist() == [0, 0, 0]
 
     @given(st.lists(st.sampled_from([(9, 1), (3, 3), (1, 2), (2, 9)]), max_size=9))
     def test_rows_and_their_copies(self, texts: list[tuple[int, int]]) -> None:

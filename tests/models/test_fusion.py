@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fusion_reference
 from encoders import collate, fused, make_model, make_sample
-from fusion_batches import KINDS, PAIR_KINDS, PATCHES, fusion_batch, fusion_features, make_fusion
+from fusion_batches import KINDS, PAIR_KINDS, PATCHES, fusion_batch, fusion_features, make_fusion, padded
 from spanbox.errors import ConfigError
 from spanbox.models import fusion as fusion_module
 from spanbox.models.fusion import build_fusion
@@ -45,10 +45,14 @@ def assert_equal(found: Tensor, expected: Tensor, fusion: Any, features: Feature
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
+beside_padding = pytest.mark.parametrize("pictures", [lambda batch: batch, padded], ids=["whole", "padded"])
+
+
 @every_kind
+@beside_padding
 @pytest.mark.parametrize("seed", [0, 1])
-def test_scores_and_their_gradients_are_those_of_a_loop_over_pairs(kind: str, seed: int) -> None:
-    fusion, batch = make_fusion(kind), fusion_batch(seed, pairs=3)
+def test_scores_and_their_gradients_are_those_of_a_loop_over_pairs(kind: str, seed: int, pictures: Any) -> None:
+    fusion, batch = make_fusion(kind), pictures(fusion_batch(seed, pairs=3))
     features = fusion_features(batch)
     expected = [
         [fusion_reference.pair_score(fusion, features, batch, i, j) for j in range(len(batch))]
@@ -60,8 +64,9 @@ def test_scores_and_their_gradients_are_those_of_a_loop_over_pairs(kind: str, se
 
 
 @every_pair_kind
-def test_parts_in_context_are_those_of_a_loop(kind: str) -> None:
-    fusion, batch = make_fusion(kind), fusion_batch(3, pairs=3)
+@beside_padding
+def test_parts_in_context_are_those_of_a_loop(kind: str, pictures: Any) -> None:
+    fusion, batch = make_fusion(kind), pictures(fusion_batch(3, pairs=3))
     features = fusion_features(batch)
     parts = fusion.in_context(features, batch)
     found, expected = [], []
@@ -74,8 +79,9 @@ def test_parts_in_context_are_those_of_a_loop(kind: str) -> None:
     assert_equal(torch.stack(found), torch.stack(expected), fusion, features)
 
 
-def test_blocks_of_conditioned_pooling_are_its_pair_scores() -> None:
-    fusion, batch = make_fusion("conditioned_pooling"), fusion_batch(1)
+@beside_padding
+def test_blocks_of_conditioned_pooling_are_its_pair_scores(pictures: Any) -> None:
+    fusion, batch = make_fusion("conditioned_pooling"), pictures(fusion_batch(1))
     features = fusion_features(batch)
     rows, columns = slice(1, 4), slice(0, 3)
     block = fusion.matrices(features, batch)["sentence_image"](rows, columns)

@@ -14,7 +14,7 @@ from torch import Tensor
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Box, Entity, ObjectBox, identity_key
 from spanbox.data.masking import Proposals
-from spanbox.geometry import SAME_OBJECT_IOU, Affine, area_of, box_iou, clip_box, in_fractions
+from spanbox.geometry import SAME_OBJECT_IOU, WHOLE, Affine, area_of, box_iou, clip_box, in_fractions
 from spanbox.spans import CharSpan, trim_span
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, stable_id
 
@@ -224,9 +224,15 @@ def linked_boxes(annotation: Annotation) -> list[Box]:
 
 
 def moved(
-    annotation: Annotation, to_square: Affine, min_visible: float, names: Sequence[str], *, sample: str = ""
+    annotation: Annotation,
+    to_square: Affine,
+    min_visible: float,
+    names: Sequence[str],
+    *,
+    frame: Box = WHOLE,
+    sample: str = "",
 ) -> Annotation:
-    """The annotation of an augmented image. Boxes follow the map and are clipped.
+    """The annotation of an image on its square. Boxes follow the map and are clipped.
 
     A region of which less than `min_visible` is left is none any more, linked or not; each that was linked is an
     incident. A span that lost all its regions has no box: of some of it a part is left (NOT_KNOWN) or nothing
@@ -237,9 +243,10 @@ def moved(
         to_square: from the image to the square of the sample, in fractions.
         min_visible: smallest share of a box.
         names: of the spans, for incidents.
+        frame: the part of the square that shows the image.
         sample: id of the pair.
     """
-    regions, visible = _visible(annotation.regions, to_square)
+    regions, visible = _visible(annotation.regions, to_square, frame)
     kept = [column for column, share in enumerate(visible) if share >= min_visible]
     links = annotation.links[:, kept]
     owners = annotation.links.tolist()
@@ -253,7 +260,7 @@ def moved(
     shown = tuple(
         _state_after(before, row, visible, min_visible) for before, row in zip(annotation.shown, owners, strict=True)
     )
-    boxes, shares = _visible(annotation.proposals.boxes, to_square)
+    boxes, shares = _visible(annotation.proposals.boxes, to_square, frame)
     used = [row for row, share in enumerate(shares) if share >= min_visible]
     return replace(
         annotation,
@@ -278,8 +285,8 @@ def _state_after(before: int, linked: Sequence[bool], visible: Sequence[float], 
     return NOT_KNOWN if best > 0 else NAMED_ONLY
 
 
-def _visible(boxes: Tensor, to_square: Affine) -> tuple[list[Box], list[float]]:
-    """Boxes (N, 4) on the square, clipped, and the share of each that lies on it."""
+def _visible(boxes: Tensor, to_square: Affine, frame: Box) -> tuple[list[Box], list[float]]:
+    """Boxes (N, 4) on the square, clipped to the frame, and the share of each that lies in it."""
     whole = [to_square.box(tuple(box)) for box in boxes.tolist()]
-    clipped = [clip_box(box) for box in whole]
+    clipped = [clip_box(box, frame) for box in whole]
     return clipped, [area_of(part) / area_of(box) for part, box in zip(clipped, whole, strict=True)]

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from spanbox.data.images import reduction_for
-from spanbox.geometry import Affine, Box, area_of, clip_box
+from spanbox.geometry import WHOLE, Affine, Box, area_of, clip_box
 from spanbox.settings import Settings
 
 Range = tuple[float, float]
 Preset = Literal["none", "light", "standard", "strong"]
+Aspect = Literal["squash", "pad"]
+Size = tuple[int, int]  # width and height in pixels
 
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -142,6 +144,7 @@ class ImagePlan(NamedTuple):
     blur: float = 0.0  # deviation, as a fraction of the side of the square
     erased: Box | None = None  # rectangle of the square
     reduction: int = 1  # the image may be decoded at 1/2, 1/4 or 1/8
+    frame: Box = WHOLE  # the part of the square that shows the image; the rest is padding
 
 
 def has_direction(text: str) -> bool:
@@ -149,17 +152,38 @@ def has_direction(text: str) -> bool:
     return DIRECTIONS.search(text) is not None
 
 
-def plain_plan(image_size: tuple[int, int], side: int) -> ImagePlan:
-    """No change: the whole image, squashed to the square."""
-    return ImagePlan(reduction=reduction_for(min(image_size), side))
+def fitted(width: float, height: float, side: int) -> Size:
+    """Width and height in pixels of the largest picture of this aspect in a square; at least one pixel."""
+    scale = side / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def plain_plan(image_size: Size, side: int, aspect: Aspect = "squash") -> ImagePlan:
+    """No change: the whole image, squashed to the square, or padded."""
+    frame = _frame(image_size, side, aspect)
+    to_square = Affine() if frame == WHOLE else Affine.onto(frame)
+    return ImagePlan(to_square, reduction=reduction_for(deciding_side(image_size, aspect), side), frame=frame)
+
+
+def deciding_side(size: tuple[float, float], aspect: Aspect) -> float:
+    """The side of an image whose length is scaled to the side of the square, or is scaled least."""
+    return max(size) if aspect == "pad" else min(size)
+
+
+def _frame(size: tuple[float, float], side: int, aspect: Aspect) -> Box:
+    if aspect == "squash":
+        return WHOLE
+    width, height = fitted(*size, side)
+    return 0.0, 0.0, width / side, height / side
 
 
 def draw_plan(
     settings: ImageAugmentSettings,
-    image_size: tuple[int, int],
+    image_size: Size,
     side: int,
     linked: Sequence[Box],
     *,
+    aspect: Aspect = "squash",
     may_flip: bool,
     generator: np.random.Generator,
 ) -> ImagePlan:
@@ -170,22 +194,25 @@ def draw_plan(
         image_size: width and height in pixels.
         side: of the square, in pixels.
         linked: boxes that show a span, in fractions and clipped.
+        aspect: whether the window of the image is squashed to the square, or padded.
         may_flip: whether the image may be mirrored.
         generator: of the sample.
     """
     chance = _Chance(generator)
-    window: Box = (0.0, 0.0, 1.0, 1.0)
+    window = WHOLE
     if chance(settings.crop):
         window = _draw_window(settings, linked, generator)
-    window, reduction = whole_pixels(window, image_size, side)
-    to_square = Affine.onto(window).inverse()
+    window, reduction = whole_pixels(window, image_size, side, aspect)
+    size = (window[2] - window[0]) * image_size[0], (window[3] - window[1]) * image_size[1]
+    shape = size[0] / size[1] if aspect == "pad" else 1.0
+    to_frame = Affine.onto(window).inverse()
     if chance(settings.flip) and may_flip:
-        to_square = to_square.then(Affine.mirror())
+        to_frame = to_frame.then(Affine.mirror())
     if settings.rotation:
-        to_square = to_square.then(Affine.rotation(generator.uniform(-settings.rotation, settings.rotation)))
+        to_frame = to_frame.then(Affine.rotation(generator.uniform(-settings.rotation, settings.rotation), shape))
     look = _Look()
     for _ in range(settings.operations):
-        to_square = to_square.then(_rand_augment(settings.magnitude / 10, look, generator))
+        to_frame = to_frame.then(_rand_augment(settings.magnitude / 10, look, shape, generator))
     if chance(settings.jitter):
         look.jitter(settings, generator)
     if chance(settings.grayscale):
@@ -193,11 +220,14 @@ def draw_plan(
     blur = generator.uniform(*settings.blur_sigma) / side if chance(settings.blur) else 0.0
     erased = None
     if chance(settings.erase):
-        erased = _draw_erased(settings, [clip_box(to_square.box(box)) for box in linked], generator)
-    return ImagePlan(to_square, look.matrix(), look.table(), blur, erased, reduction)
+        erased = _draw_erased(settings, [clip_box(to_frame.box(box)) for box in linked], generator)
+    frame = _frame(size, side, aspect)
+    placed = Affine() if frame == WHOLE else Affine.onto(frame)
+    erased = erased and placed.box(erased)
+    return ImagePlan(to_frame.then(placed), look.matrix(), look.table(), blur, erased, reduction, frame)
 
 
-def whole_pixels(window: Box, image_size: tuple[int, int], side: int) -> tuple[Box, int]:
+def whole_pixels(window: Box, image_size: Size, side: int, aspect: Aspect = "squash") -> tuple[Box, int]:
     """The window with its edges on pixels of the decoded image, and the reduction 1, 2, 4 or 8 that it allows.
 
     A window that is decoded at 1/n has n times as many pixels as the square, so an edge moves outwards by
@@ -205,7 +235,7 @@ def whole_pixels(window: Box, image_size: tuple[int, int], side: int) -> tuple[B
     """
     width, height = image_size
     x0, x1, y0, y1 = window[0] * width, window[2] * width, window[1] * height, window[3] * height
-    reduction = reduction_for(min(x1 - x0, y1 - y0), side)
+    reduction = reduction_for(deciding_side((x1 - x0, y1 - y0), aspect), side)
     (x0, x1), (y0, y1) = _to_grid(x0, x1, width, reduction), _to_grid(y0, y1, height, reduction)
     return (x0 / width, y0 / height, x1 / width, y1 / height), reduction
 
@@ -271,8 +301,9 @@ class _Chance:
         return probability > 0 and bool(self.generator.random() < probability)
 
 
-def _rand_augment(strength: float, look: "_Look", generator: np.random.Generator) -> Affine:
-    """Draw one operation, of a strength in [0, 1] and either sign: colours go to `look`, the others are the map.
+def _rand_augment(strength: float, look: "_Look", shape: float, generator: np.random.Generator) -> Affine:
+    """Draw one operation, of a strength in [0, 1] and either sign: colours go to `look`, the others are the map, of a
+    picture whose width is `shape` times its height.
 
     Source: Cubuk et al., RandAugment, 2020. Left out are the operations that need a histogram or a filter of the image,
     since each would be a pass of its own.
@@ -282,11 +313,11 @@ def _rand_augment(strength: float, look: "_Look", generator: np.random.Generator
         case 0:
             return Affine()
         case 1:
-            return Affine.rotation(MOST_TURN * signed)
+            return Affine.rotation(MOST_TURN * signed, shape)
         case 2:
-            return Affine.shear(MOST_SHEAR * signed, 0.0)
+            return Affine.shear(MOST_SHEAR * signed, 0.0, shape)
         case 3:
-            return Affine.shear(0.0, MOST_SHEAR * signed)
+            return Affine.shear(0.0, MOST_SHEAR * signed, shape)
         case 4:
             return Affine(c=MOST_SHIFT * signed)
         case 5:

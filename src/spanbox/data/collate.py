@@ -70,7 +70,7 @@ class Collator:
             wording=torch.tensor([_wording(sample) for sample in samples]),
             own_token_ids=own_token_ids,
             own_token_mask=own_token_mask,
-            crops=_padded_crops(samples, regions.shape[1]),
+            **_pictures(samples, regions.shape[1]),
             **_relevance(samples, links),
             **_views(samples, identity.shape[1]),
         )
@@ -193,15 +193,23 @@ def _relevance(samples: Sequence[Sample], links: Tensor) -> dict[str, Tensor]:
     return {"relevance": torch.tensor([sample.relevance for sample in samples]), "link_relevance": of_links}
 
 
-def _padded_crops(samples: Sequence[Sample], most: int) -> Tensor | None:
-    """Crops (B, R, 3, s, s), black for padding; None if the samples have no crops."""
-    if samples[0].crops is None:
-        return None
-    crops = samples[0].crops.new_zeros(len(samples), most, *samples[0].crops.shape[1:])
-    for row, sample in enumerate(samples):
-        assert sample.crops is not None
-        crops[row, : len(sample.crops)] = sample.crops
-    return crops
+def _pictures(samples: Sequence[Sample], most: int) -> dict[str, Tensor]:
+    """The crops, and the sizes of padded pictures; empty if the samples have none."""
+    fields: dict[str, Tensor] = {}
+    if samples[0].content is not None:
+        fields["content"] = torch.tensor([sample.content for sample in samples])
+    for name in ("crops", "crop_content"):
+        if getattr(samples[0], name) is not None:
+            fields[name] = _of_regions([getattr(sample, name) for sample in samples], most)
+    return fields
+
+
+def _of_regions(rows: Sequence[Tensor], most: int) -> Tensor:
+    """Values (R, ...) of the regions of each pair as a tensor (B, R, ...), zeros for padding."""
+    padded = rows[0].new_zeros(len(rows), most, *rows[0].shape[1:])
+    for row, values in enumerate(rows):
+        padded[row, : len(values)] = values
+    return padded
 
 
 def _views(samples: Sequence[Sample], most_spans: int) -> dict[str, Tensor]:

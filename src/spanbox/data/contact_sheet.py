@@ -98,15 +98,16 @@ def _view(sample: Sample, strategy: Strategy, settings: MaskSettings, grid: int,
     only = MixSettings.model_validate({name: float(name == strategy) for name in STRATEGIES})
     settings = settings.model_copy(update={"count": 1, "mix": only})
     proposals = Proposals(*sample.proposals) if sample.proposals else Proposals.none()
-    plan = draw_views(settings, grid, sample.regions, sample.links, proposals, generator)
+    picture = sample.picture_cells(grid)
+    plan = draw_views(settings, grid, sample.regions, sample.links, proposals, generator, picture=picture)
     meaning = view_meaning(plan.coverage, sample.regions, sample.links, settings)
     if settings.fill == "drop":
         pixels = torch.where(_enlarged(plan.hidden[0], sample.pixels.shape[-1]), HIDDEN, sample.pixels)
     else:
-        pixels = fill_pixels(sample.pixels, plan.hidden, settings.fill, generator)[0]
+        pixels = fill_pixels(sample.pixels, plan.hidden, settings.fill, generator, sample.content)[0]
     drawn = STRATEGIES[int(plan.strategy[0])]
     name = strategy if drawn == strategy else f"{strategy}, replaced by {drawn}"
-    share = f"{plan.hidden.float().mean():.0%} hidden"
+    share = f"{1 - (~plan.hidden).sum() / (picture[0] * picture[1]):.0%} hidden"
     spans = [
         f"{MEANINGS[value]} {escape(text)}"
         for value, text in zip(meaning.spans[0].tolist(), sample.span_texts, strict=True)

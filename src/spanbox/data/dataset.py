@@ -116,10 +116,13 @@ class PairDataset(Dataset[Sample | Incident]):
             return sample
         generator = draws.stream(Stream.VIEWS)
         proposals = Proposals(*sample.proposals) if sample.proposals else Proposals.none()
-        plan = draw_views(settings, self.limits.view_grid, sample.regions, sample.links, proposals, generator)
+        grid = self.limits.view_grid
+        plan = draw_views(
+            settings, grid, sample.regions, sample.links, proposals, generator, picture=sample.picture_cells(grid)
+        )
         meaning = view_meaning(plan.coverage, sample.regions, sample.links, settings)
         fill = settings.fill
-        pixels = None if fill == "drop" else fill_pixels(sample.pixels, plan.hidden, fill, generator)
+        pixels = None if fill == "drop" else fill_pixels(sample.pixels, plan.hidden, fill, generator, sample.content)
         return replace(sample, views=SampleViews(plan.hidden, meaning.sentence, meaning.spans, pixels))
 
     def _prepared(self, place: int, draws: Draws) -> Sample:

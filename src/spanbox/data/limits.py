@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from spanbox.data.augment import AugmentSettings
+from spanbox.data.augment_image import Aspect
 from spanbox.data.masking import MaskSettings
 
 
@@ -11,6 +12,7 @@ class SampleLimits:
     """How much of a pair enters a sample."""
 
     image_size: int  # side of the square the image is resized to, in pixels
+    aspect: Aspect = "squash"  # the image is stretched to the square, or keeps its aspect ratio beside padding
     max_spans: int | None = None  # None: all
     max_regions: int | None = None  # None: all boxes of the entities, and the proposals
     proposals: int = 0  # regions taken from the objects, besides the entities' boxes

@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeInt
 from torch.utils.data import DataLoader, Dataset
 
 from spanbox.data.augment import AugmentSettings
+from spanbox.data.augment_image import Aspect
 from spanbox.data.collate import Collated
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import InvertedBoxes
@@ -45,6 +46,11 @@ class DataSettings(Settings):
     )
     cache_gb: float = Field(
         0.0, ge=0, description="cache of decoded samples per loader process; useful if the whole set fits"
+    )
+    aspect: Aspect = Field(
+        "squash",
+        description="squash: an image is stretched to the square of the vision tower; pad: it keeps its aspect ratio, "
+        "and the rest of the square is padding, which counts nowhere (docs/augmentation.md)",
     )
     max_tokens: int = Field(64, ge=4, description="longer sentences are truncated")
     max_spans: int = Field(

@@ -52,15 +52,28 @@ def view_meaning(coverage: Tensor, regions: Tensor, links: Tensor, settings: Mas
     return ViewMeaning(keeps.to(torch.int8) - hides.to(torch.int8), favours.to(torch.int8) - against.to(torch.int8))
 
 
-def fill_pixels(pixels: Tensor, hidden: Tensor, fill: PixelFill, generator: np.random.Generator) -> Tensor:
+def fill_pixels(
+    pixels: Tensor,
+    hidden: Tensor,
+    fill: PixelFill,
+    generator: np.random.Generator,
+    content: tuple[int, int] | None = None,
+) -> Tensor:
     """Fill the hidden cells (V, g, g) bool of an image (3, S, S) uint8; returns (V, 3, S, S) uint8. g divides S.
 
     - zero: black.
     - mean: the mean colour of the image.
     - noise: normal noise with the mean and deviation of each channel; one draw for all views.
     - blur: the image averaged to 8 x 8 cells and scaled up again.
+
+    The image is the picture of width and height `content` in the upper left corner; None: all pixels.
     """
-    return torch.where(_pixel_mask(hidden, pixels.shape[-1]), _filling(pixels, fill, generator), pixels)
+    side = pixels.shape[-1]
+    width, height = content or (side, side)
+    filling = _filling(pixels[:, :height, :width], fill, generator)
+    if filling.shape[1:] != (1, 1):
+        filling = F.pad(filling, (0, side - width, 0, side - height))
+    return torch.where(_pixel_mask(hidden, side), filling, pixels)
 
 
 def _pixel_mask(hidden: Tensor, side: int) -> Tensor:

@@ -169,9 +169,9 @@ def mask_grid(settings: MaskSettings, image_size: int, tower_patch: int | None) 
     return image_size // patch
 
 
-def kept_levels(levels: int, grid: int) -> list[int]:
+def kept_levels(levels: int, cells: int) -> list[int]:
     """The possible numbers of visible cells, ascending: at least one cell, at most all."""
-    return sorted({math.ceil(level * grid**2 / levels) for level in range(1, levels + 1)})
+    return sorted({math.ceil(level * cells / levels) for level in range(1, levels + 1)})
 
 
 def draw_views(
@@ -181,6 +181,8 @@ def draw_views(
     links: Tensor,
     proposals: Proposals,
     generator: np.random.Generator,
+    *,
+    picture: tuple[int, int] | None = None,
 ) -> ViewPlan:
     """Draw the masked views of one image.
 
@@ -202,8 +204,10 @@ def draw_views(
         links: (K, R) bool, this region shows this span.
         proposals: for object views.
         generator: of the sample; the plan depends only on its state.
+        picture: columns and rows of the cells that show the picture, in the upper left corner; the others are padding,
+            hidden in every view, and count nowhere. None: all cells.
     """
-    drawer = _Drawer(settings, grid, regions, links, proposals, generator)
+    drawer = _Drawer(settings, grid, picture or (grid, grid), regions, links, proposals, generator)
     weights = np.array(settings.mix.weights)
     drawn = generator.choice(len(STRATEGIES), size=settings.count, p=weights / weights.sum())
     views = [drawer.view(STRATEGIES[index]) for index in drawn]
@@ -213,9 +217,9 @@ def draw_views(
 
 
 class _Order(NamedTuple):
-    """The cells of a grid in the order in which a view takes them, and the minimum number it takes."""
+    """The cells of a picture in the order in which a view takes them, and the minimum number it takes."""
 
-    cells: NDArray[np.intp]  # (g * g,)
+    cells: NDArray[np.intp]  # places on the grid
     required: int
 
 
@@ -226,6 +230,7 @@ class _Drawer:
         self,
         settings: MaskSettings,
         grid: int,
+        picture: tuple[int, int],
         regions: Tensor,
         links: Tensor,
         proposals: Proposals,
@@ -233,11 +238,16 @@ class _Drawer:
     ) -> None:
         self.settings = settings
         self.grid = grid
-        self.cells = grid**2
-        self.levels = kept_levels(settings.levels, grid)
+        self.sides = picture[::-1]  # down and across
+        self.places = np.arange(grid**2).reshape(grid, grid)[: self.sides[0], : self.sides[1]].ravel()
+        self.cells = len(self.places)
+        self.levels = kept_levels(settings.levels, self.cells)
         self.generator = generator
-        rows, columns = cell_shares(torch.cat([regions, proposals.boxes]), grid)
-        self.rows, self.columns = rows.numpy() > 0, columns.numpy() > 0  # (R + P, g): cells that each box touches
+        rows, columns = (
+            shares.numpy() > 0 for shares in cell_shares(torch.cat([regions, proposals.boxes]), grid)
+        )  # (R + P, g): cells that each box touches
+        rows[:, self.sides[0] :] = columns[:, self.sides[1] :] = False  # where an edge was rounded across theirs
+        self.rows, self.columns = rows, columns
         areas = self.rows.sum(axis=1) * self.columns.sum(axis=1)  # (R + P,) in cells
         most = self.cells - self.levels[0]
 
@@ -257,7 +267,8 @@ class _Drawer:
             strategy = "random"
         order = self._order(strategy, boxes)
         visible = (1 - self.settings.draw_ratio(self.generator)) * self.cells
-        mask = np.zeros(self.cells, dtype=np.bool_)
+        mask = np.ones(self.grid**2, dtype=np.bool_)
+        mask[self.places] = False
         if strategy == "background":
             wanted = 0 if self.settings.tight else visible
             mask[order.cells[self._level(wanted, order.required, self.cells) :]] = True
@@ -284,13 +295,13 @@ class _Drawer:
     def _order(self, strategy: Strategy, boxes: NDArray[np.intp]) -> _Order:
         match strategy:
             case "random":
-                return _Order(self.generator.permutation(self.cells), 0)
+                return _Order(self.places[self.generator.permutation(self.cells)], 0)
             case "block":
-                centre = self.generator.uniform(-0.5, self.grid - 0.5, size=(1, 2))
+                centre = self.generator.uniform(-0.5, np.array(self.sides) - 0.5, size=(1, 2))
                 stretch = MAX_ASPECT ** self.generator.uniform(-0.5, 0.5)
                 return _Order(self._sorted(self._distance(centre, np.array([[stretch, 1 / stretch]]))), 0)
             case "centre":
-                centre = np.full((1, 2), (self.grid - 1) / 2)
+                centre = (np.array([self.sides]) - 1) / 2
                 return _Order(self._sorted(self._distance(centre, np.ones((1, 2)))), 0)
             case "object" | "background":
                 return self._around(boxes)
@@ -323,7 +334,7 @@ class _Drawer:
 
     def _sorted(self, distance: NDArray[np.float64]) -> NDArray[np.intp]:
         """Cells by distance (g, g), nearest first, ties in random order; for shape=patch only roughly."""
-        noise = self.generator.random(self.cells)
+        noise, distance = self.generator.random(self.cells), distance.ravel()[self.places]
         if self.settings.shape == "patch":
-            return np.argsort(distance.ravel() * np.sqrt(noise))
-        return np.lexsort((noise, distance.ravel()))
+            return self.places[np.argsort(distance * np.sqrt(noise))]
+        return self.places[np.lexsort((noise, distance))]

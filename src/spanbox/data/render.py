@@ -13,30 +13,35 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from spanbox.data.augment_image import ImagePlan
+from spanbox.data.augment_image import ImagePlan, Size
 from spanbox.data.images import Pixels
 from spanbox.geometry import Affine, Box
 
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 FILL = 128  # grey of places beyond the image, and of erased ones
 ROUNDING = 1e-4  # of a pixel: an edge this near to a whole one is there
 
 
-def render(pixels: Pixels, plan: ImagePlan, side: int, window: Box = WHOLE) -> Tensor:
+def render(
+    pixels: Pixels, plan: ImagePlan, side: int, window: Box | None = None, content: Size | None = None
+) -> Tensor:
     """A window of the sample's square as (3, side, side) uint8.
 
     Args:
         pixels: of the image.
         plan: the changes.
         side: in pixels.
-        window: part of the square, in fractions: all of it, or a region that is cut out of the image.
+        window: part of the square, in fractions: a region that is cut out of the image; None: all that shows the image.
+        content: size of the window in the result, in its upper left corner; the rest is padding. None: all of it.
     """
-    to_image = Affine.onto(window).then(plan.to_square.inverse())
-    seen = _resample(pixels, to_image, side, exact=window != WHOLE)
+    size, place = content or (side, side), window or plan.frame
+    to_image = Affine.onto(place).then(plan.to_square.inverse())
+    seen = _resample(pixels, to_image, size, exact=place != plan.frame)
     seen = _recolour(seen, plan)
     if plan.blur:
-        seen = _blur(seen, plan.blur * side / (window[2] - window[0]))
-    return seen if plan.erased is None else _erase(seen, plan.erased, window)
+        seen = _blur(seen, plan.blur * size[0] / (place[2] - place[0]))
+    if plan.erased is not None:
+        seen = _erase(seen, plan.erased, place)
+    return F.pad(seen, (0, side - size[0], 0, side - size[1]), value=FILL) if size != (side, side) else seen
 
 
 def to_square(values: NDArray[np.uint8], side: int) -> Tensor:
@@ -85,17 +90,18 @@ def _rounded(edge: float) -> float:
     return float(round(edge)) if abs(edge - round(edge)) < ROUNDING else float(edge)
 
 
-def _resample(pixels: Pixels, to_image: Affine, side: int, *, exact: bool) -> Tensor:
-    """The image (3, side, side) seen through a map from the square to the image, both in fractions.
+def _resample(pixels: Pixels, to_image: Affine, size: Size, *, exact: bool) -> Tensor:
+    """The image (3, H, W) seen through a map from the result to the image, both in fractions.
 
     Args:
+        size: W and H of the result.
         exact: Pillow's filter throughout, whose edges may lie between two pixels.
     """
     height, width = pixels.values.shape[:2]
-    across = _Axis.of(to_image.a, to_image.c, pixels.size[0], width, pixels.reduction, side)
-    down = _Axis.of(to_image.e, to_image.f, pixels.size[1], height, pixels.reduction, side)
+    across = _Axis.of(to_image.a, to_image.c, pixels.size[0], width, pixels.reduction, size[0])
+    down = _Axis.of(to_image.e, to_image.f, pixels.size[1], height, pixels.reduction, size[1])
     if not (to_image.is_upright and across.lies_on_pixels and down.lies_on_pixels):
-        return _warp(pixels, to_image, side)
+        return _warp(pixels, to_image, size)
     rows, columns = down.places(), across.places()
     extent = (columns.stop - columns.start, rows.stop - rows.start)
     if exact or not (across.starts_at_pixels and down.starts_at_pixels):
@@ -105,9 +111,9 @@ def _resample(pixels: Pixels, to_image: Affine, side: int, *, exact: bool) -> Te
         part = _resize(pixels.values[down.pixels(), across.pixels()], *extent)
     mirrored = [axis for axis, of in ((1, down), (2, across)) if of.is_mirrored]
     part = part.flip(mirrored) if mirrored else part
-    if extent == (side, side):
+    if extent == size:
         return part
-    canvas = part.new_full((3, side, side), FILL)
+    canvas = part.new_full((3, size[1], size[0]), FILL)
     canvas[:, rows, columns] = part
     return canvas
 
@@ -122,26 +128,30 @@ def _resize(values: NDArray[np.uint8], width: int, height: int) -> Tensor:
     return F.interpolate(channels_last[None], (height, width), mode="bicubic", antialias=True)[0].contiguous()
 
 
-def _warp(pixels: Pixels, to_image: Affine, side: int) -> Tensor:
+def _warp(pixels: Pixels, to_image: Affine, size: Size) -> Tensor:
     """As `_resample`, for any map: bilinear, from pixels averaged where there are several to one of the result."""
     image = Image.fromarray(pixels.values)
     width, height = (size / pixels.reduction for size in pixels.size)
-    steps = math.hypot(to_image.a, to_image.b) * width / side, math.hypot(to_image.d, to_image.e) * height / side
+    shape = size[0] / size[1]
+    steps = (
+        math.hypot(to_image.a, to_image.b * shape) * width / size[0],
+        math.hypot(to_image.d / shape, to_image.e) * height / size[1],
+    )
     across, down = (max(1, int(step)) for step in steps)
     if across > 1 or down > 1:
         image = image.reduce((across, down))
     x, y = width / across, height / down
     coefficients = (
-        to_image.a * x / side,
-        to_image.b * x / side,
+        to_image.a * x / size[0],
+        to_image.b * x / size[1],
         to_image.c * x,
-        to_image.d * y / side,
-        to_image.e * y / side,
+        to_image.d * y / size[0],
+        to_image.e * y / size[1],
         to_image.f * y,
     )
     bilinear = Image.Resampling.BILINEAR
     grey = (FILL,) * 3
-    return to_pixels(image.transform((side, side), Image.Transform.AFFINE, coefficients, bilinear, fillcolor=grey))
+    return to_pixels(image.transform(size, Image.Transform.AFFINE, coefficients, bilinear, fillcolor=grey))
 
 
 def _recolour(seen: Tensor, plan: ImagePlan) -> Tensor:

@@ -44,7 +44,7 @@ _DTYPES: dict[str, tuple[type[np.generic], ...]] = {
 }
 """Types of the arrays; int64 where nothing else is given."""
 _ROWS = {
-    "pairs": ("text", "image", "group", "sample", "place", "wording", "token_count", "patches"),
+    "pairs": ("text", "image", "group", "sample", "place", "wording", "token_count", "patches", "content"),
     "spans": ("spans", "span_pair", "span_identity", "span_entity", "span_shown", "spans_in_context"),
     "regions": ("regions", "region_pair", "region_box", "regions_in_context"),
 }
@@ -177,7 +177,7 @@ def _as_bank(arrays: Mapping[str, NDArray[Any]]) -> FeatureBank:
 
 
 def _open_field(folder: Path, name: str) -> NDArray[Any]:
-    matrix = name in (*_FEATURES, "region_box", "links", "spans_in_context", "regions_in_context", "tokens")
+    matrix = name in (*_FEATURES, "region_box", "links", "spans_in_context", "regions_in_context", "tokens", "content")
     return open_array(folder / f"{name}.npy", _DTYPES.get(name, (np.int64,)), 3 if name == "patches" else 1 + matrix)
 
 
@@ -214,7 +214,9 @@ def _states_fit(arrays: Mapping[str, NDArray[Any]]) -> bool:
     if any(contexts) and arrays["spans_in_context"].shape[1] != arrays["regions_in_context"].shape[1]:
         return False
     if not any(states):
-        return True
+        return "content" not in arrays
+    if "content" in arrays and not (arrays["content"].shape[1] == 2 and (arrays["content"] > 0).all()):
+        return False
     count = arrays["token_count"]
     return (
         bool((count >= 0).all())

@@ -35,7 +35,7 @@ class FeatureBank:
     span_shown: Tensor  # (S,) int8: SHOWN, NAMED_ONLY or NOT_KNOWN
     regions: Tensor  # (M, D)
     region_pair: Tensor  # (M,) int64, index of the region's pair
-    region_box: Tensor  # (M, 4) float32, normalised
+    region_box: Tensor  # (M, 4) float32, in fractions of the image
     links: Tensor  # (L, 2) int64: index of a span, index of a region that shows it
     # Of a model with fusion, if they are needed.
     spans_in_context: Tensor | None = None  # (S, F), spans that have seen the image of their pair
@@ -43,6 +43,7 @@ class FeatureBank:
     tokens: Tensor | None = None  # (W, F) float16, pair by pair
     token_count: Tensor | None = None  # (N,) int64, tokens of each pair
     patches: Tensor | None = None  # (N, P, F) float16
+    content: Tensor | None = None  # (N, 2) int64, width and height of the pictures in pixels, beside padding
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -143,7 +144,7 @@ def _without_padding(features: Features, batch: Batch) -> FeatureBank:
         span_shown=batch.span_shown[span_valid],
         regions=features.regions[region_valid],
         region_pair=region_valid.nonzero()[:, 0],
-        region_box=batch.regions[region_valid],
+        region_box=batch.boxes_of_images[region_valid],
         links=torch.stack([span_index[pair, span], region_index[pair, region]], dim=1),
     )
 
@@ -162,6 +163,7 @@ def _with_states(part: FeatureBank, features: Features, batch: Batch) -> Feature
         tokens=features.tokens.cpu()[mask].half(),
         token_count=mask.sum(dim=1),
         patches=features.patches.cpu().half(),
+        content=None if batch.content is None else batch.content.cpu().clone(),
     )
 
 

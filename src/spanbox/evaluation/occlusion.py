@@ -78,7 +78,7 @@ def measure_falls(
         tested, versions = [], []
         for query in chunk:
             hidden = object_cells(query.sample.regions[_linked(query)], grid)
-            elsewhere = cells_elsewhere(hidden, generator)
+            elsewhere = cells_elsewhere(hidden, generator, query.sample.picture_cells(grid))
             if elsewhere is None:
                 too_large += 1
                 continue
@@ -118,12 +118,16 @@ def object_cells(boxes: Tensor, grid: int) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :]).any(dim=0)
 
 
-def cells_elsewhere(hidden: Tensor, generator: np.random.Generator) -> Tensor | None:
+def cells_elsewhere(
+    hidden: Tensor, generator: np.random.Generator, picture: tuple[int, int] | None = None
+) -> Tensor | None:
     """Mask (g, g) of as many other cells as `hidden` has: those nearest to a random cell.
 
-    They are adjacent, like the cells of an object. None if there are not enough.
+    They are adjacent, like the cells of an object, and lie in the columns and rows of the picture. None if there are
+    not enough.
     """
-    free = (~hidden).nonzero()
+    columns, rows = picture or (hidden.shape[1], hidden.shape[0])
+    free = (~hidden[:rows, :columns]).nonzero()
     count = int(hidden.sum())
     if count > len(free):
         return None
@@ -138,16 +142,18 @@ def cells_elsewhere(hidden: Tensor, generator: np.random.Generator) -> Tensor | 
 def hide(sample: Sample, hidden: Tensor, crop_margin: float = 0.0) -> Sample:
     """The sample with the cells (g, g) of its image and of its crops in the mean colour of the image."""
     unused = np.random.default_rng(0)  # no draws for a single colour
-    pixels = fill_pixels(sample.pixels, hidden[None], "mean", unused)[0]
+    pixels = fill_pixels(sample.pixels, hidden[None], "mean", unused, sample.content)[0]
     if sample.crops is None or not len(sample.crops):
         return replace(sample, pixels=pixels)
     side, grid = sample.crops.shape[-1], hidden.shape[-1]
-    boxes = expand_boxes(sample.regions, crop_margin)
-    centres = (torch.arange(side) + 0.5) / side
+    boxes = expand_boxes(sample.regions, crop_margin, sample.frame)
+    drawn = side if sample.crop_content is None else sample.crop_content[:, :, None]  # (R, 2, 1) pixels of each crop
+    centres = ((torch.arange(side) + 0.5) / drawn).clamp(max=1.0)
     cells = boxes[:, :2, None] + (boxes[:, 2:] - boxes[:, :2])[:, :, None] * centres  # (R, 2, s) x, y of the pixels
     columns, rows = (cells * grid).long().clamp(max=grid - 1).unbind(dim=1)
     hidden_in_crops = hidden[rows[:, :, None], columns[:, None, :]]  # (R, s, s)
-    colour = sample.pixels.float().mean(dim=(1, 2)).round().to(torch.uint8)[:, None, None]
+    width, height = sample.content or (sample.pixels.shape[-1],) * 2
+    colour = sample.pixels[:, :height, :width].float().mean(dim=(1, 2)).round().to(torch.uint8)[:, None, None]
     return replace(sample, pixels=pixels, crops=torch.where(hidden_in_crops[:, None], colour, sample.crops))
 
 
@@ -166,6 +172,7 @@ def _entity_alone(query: Query) -> Sample:
         regions=sample.regions[linked],
         links=sample.links[own, linked],
         crops=None if sample.crops is None else sample.crops[linked],
+        crop_content=None if sample.crop_content is None else sample.crop_content[linked],
     )
 
 

@@ -32,7 +32,11 @@ def heads_settings(model: Model) -> dict[str, Any]:
     return {
         "dim": model.dim,
         "text": {"pool": model.model.text.settings.pool, "max_tokens": model.config.data.max_tokens},
-        "image": {"pool": model.model.vision.settings.pool, "size": model.model.vision.image_size},
+        "image": {
+            "pool": model.model.vision.settings.pool,
+            "size": model.model.vision.image_size,
+            "aspect": model.config.data.aspect,
+        },
         "spans": settings.spans.model_dump(),
         "regions": settings.regions.model_dump(),
         "temperature": model.objective.temperatures(),

@@ -43,8 +43,14 @@ def write_onnx(model: Model, folder: Path) -> list[str]:
     """Write and check the files. Returns notes.
 
     Raises:
-        ConfigError: the packages are not installed, or the outputs differ from those of PyTorch.
+        ConfigError: the packages are not installed, the model was trained with padded images, or the outputs differ
+            from those of PyTorch.
     """
+    if model.config.data.aspect == "pad":
+        raise ConfigError(
+            "--to onnx: this model was trained with data.aspect=pad, and image.onnx encodes whole squares, in which "
+            "padding would count; use --to transformers for its encoders, or spanbox.load for its features"
+        )
     for package in PACKAGES:
         try:
             __import__(package)

@@ -35,6 +35,11 @@ POOLER_NOTE = (
     "{parts}: trained without a pooler. `AutoModel.from_pretrained('{first}', add_pooling_layer=False)` leaves it out; "
     "otherwise transformers gives `pooler_output` random weights, with a warning."
 )
+PADDED_NOTE = (
+    "Trained with data.aspect=pad: images kept their aspect ratio, and patches of padding were not encoded. An image "
+    "processor of transformers cannot do so; the one in `vision/` stretches images to the square, so the features of "
+    "those that are not square differ from `spanbox.load`'s."
+)
 LINEAR = 1e-5
 """Scale at which tanh(x) = x in float32 for |x| up to 50."""
 
@@ -45,6 +50,8 @@ def write_transformers(model: Model, folder: Path) -> list[str]:
     write_heads(model, folder)
     unpooled = [part for part in ("text", "vision") if _lost_its_pooler(getattr(model.model, part))]
     notes = [POOLER_NOTE.format(parts=" and ".join(unpooled), first=unpooled[0])] if unpooled else []
+    if model.config.data.aspect == "pad":
+        notes.append(PADDED_NOTE)
     reason = _why_no_dual_encoder(model)
     if reason:
         return [

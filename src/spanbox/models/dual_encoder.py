@@ -8,8 +8,9 @@ encode them in chunks (`encode_text`, `encode_images`). Then the states of all r
     F width of the fusion, with P patches of an image
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import torch
@@ -18,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
-from spanbox.geometry import roi_align
+from spanbox.geometry import picture_cells, roi_align
 from spanbox.models.fusion import build_fusion
 from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.inputs import EMPTY, Images, Places, Texts, TowerInputs, in_places, tower_inputs
@@ -123,6 +124,7 @@ class DualEncoder(nn.Module):
             patch_width=vision.width,
             patches=(preprocessing.image_size // vision.stride) ** 2,
             dim=settings.dim,
+            patch=vision.stride,
         )
         self.register_buffer("mean", torch.tensor(preprocessing.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).reshape(3, 1, 1), persistent=False)
@@ -147,15 +149,12 @@ class DualEncoder(nn.Module):
     def inputs(self, batch: Batch) -> TowerInputs:
         """The rows that the towers encode for a batch."""
         spans_alone, crops = self.settings.spans.source == "own", self.settings.regions.source == "crop"
-        inputs = tower_inputs(batch.to("cpu"), spans_alone=spans_alone, crops=crops)
-        if self.fusion is None:
-            return inputs
-        (sentences, *alone), (whole, *further) = inputs.texts, inputs.images
-        assert isinstance(whole, Images)
-        return replace(
-            inputs,
-            texts=(replace(sentences, keep_tokens=True), *alone),
-            images=(replace(whole, keep_patches=True), *further),
+        return tower_inputs(
+            batch.to("cpu"),
+            spans_alone=spans_alone,
+            crops=crops,
+            patch=self.vision.stride,
+            for_fusion=self.fusion is not None,
         )
 
     def encode_text(self, texts: Texts) -> TextRows:
@@ -173,15 +172,16 @@ class DualEncoder(nn.Module):
     def encode_images(self, images: Images) -> ImageRows:
         """States of images, from any device, and of their regions."""
         images = images.to(self.mean.device, non_blocking=True)
-        states = self.vision(self.normalised(images.pixels), images.kept)
+        states = self.vision(self.normalised(images.pixels, images.content), images.kept)
+        grid = states.grid if images.nearest is None else _spread(states.grid, images.nearest)
         regions = patches = None
         if images.regions is not None:
             settings = self.settings.regions
-            bins = roi_align(states.grid, images.regions, settings.output_size, settings.sampling_ratio)
+            bins = roi_align(grid, images.regions, settings.output_size, settings.sampling_ratio)
             regions = pool_regions(bins, settings.pool)
         if images.keep_patches:
             assert self.fusion is not None
-            patches = self.fusion.patch_projection(states.grid.flatten(1, 2))
+            patches = self.fusion.patch_projection(grid.flatten(1, 2))
         return ImageRows(states.pooled, regions, patches)
 
     def features(self, texts: Sequence[TextRows], images: Sequence[ImageRows], places: Places) -> Features:
@@ -192,25 +192,29 @@ class DualEncoder(nn.Module):
             places: from any device.
         """
         places = places.to(self.mean.device, non_blocking=True)
-        sentences, whole = texts[0], images[0]
+        sentences, pooled = texts[0], torch.cat([rows.pooled for rows in images])
+        whole, further = pooled[: len(places.text)], pooled[len(places.text) :]
         no_span = sentences.spans.new_zeros(0, sentences.spans.shape[2])
         alone = torch.cat([no_span, *(rows.spans[:, 0] for rows in texts[1:])])
-        further = torch.cat([whole.pooled[:0], *(rows.pooled for rows in images[1:])])
         spans_BKH = sentences.spans[places.text] if places.spans is None else in_places(alone, places.spans)
-        regions_BRH = whole.regions if places.regions is None else in_places(further, places.regions)
+        if places.regions is None:
+            regions_BRH = _of_images([rows.regions for rows in images], places.images)
+        else:
+            regions_BRH = in_places(further, places.regions)
         assert regions_BRH is not None
+        patches = _of_images([rows.patches for rows in images], places.images)
         views = None
         if places.views is not None:
             used = (places.views != EMPTY)[:, :, None]
             views = _unit(self.image_projection(in_places(further, places.views))).where(used, 0.0)
         return Features(
             text=_unit(self.text_projection(sentences.pooled[places.text])),
-            image=_unit(self.image_projection(whole.pooled)),
+            image=_unit(self.image_projection(whole if places.images is None else whole[places.images])),
             spans=_unit(self.projection_of("spans")(spans_BKH)),
             regions=self.project_regions(regions_BRH),
             views=views,
             tokens=None if sentences.tokens is None else _wide(sentences.tokens[places.text]),
-            patches=None if whole.patches is None else _wide(whole.patches),
+            patches=None if patches is None else _wide(patches),
         )
 
     def project_regions(self, pooled: Tensor) -> Tensor:
@@ -232,9 +236,34 @@ class DualEncoder(nn.Module):
             case _:
                 assert_never(part)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels (..., 3, S, S) uint8, normalised for the vision tower."""
-        return pixels.to(self.mean.dtype, copy=True).div_(255.0).sub_(self.mean).div_(self.std)
+    def normalised(self, pixels: Tensor, content: Tensor | None = None) -> Tensor:
+        """Pixels (..., 3, S, S) uint8, normalised for the vision tower.
+
+        Args:
+            content: (N, 2), width and height of the pictures of (N, 3, S, S). The pixels beside them, padding, become
+                0, the mean colour, whatever they are.
+        """
+        values = pixels.to(self.mean.dtype, copy=True).div_(255.0).sub_(self.mean).div_(self.std)
+        if content is None:
+            return values
+        return values.masked_fill_(~picture_cells(content, 1, pixels.shape[-1])[:, None], 0.0)
+
+
+def _spread(grid: Tensor, nearest: Tensor) -> Tensor:
+    """The whole grid (M, g, g, H) from the states of some patches (M, 1, n, H): each of the others gets that of the
+    nearest one, so that the border of a picture is as the border of a grid for `roi_align`."""
+    side = math.isqrt(nearest.shape[1])
+    states = grid.flatten(1, 2).gather(1, nearest[:, :, None].expand(-1, -1, grid.shape[3]))
+    return states.reshape(len(states), side, side, -1)
+
+
+def _of_images(states: Sequence[Tensor | None], rows: Tensor | None) -> Tensor | None:
+    """The states (B, ...) of whole images, from those of their groups; None if they have none."""
+    present = [state for state in states if state is not None]
+    if not present:
+        return None
+    joined = torch.cat(present) if len(present) > 1 else present[0]
+    return joined if rows is None else joined[rows]
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class VisionFamily:
     final_norm: str | None = None  # a layer norm that the model applies to the pooled state only
     convolutional: bool = False  # states (N, H, h, w)
     stride: Callable[[Any], int] = _patch_side  # side in pixels of one cell of the grid, from the config
-    drops_patches: bool = True  # positions are added to the patches, so that patches can be dropped
+    drops_patches: bool = True  # patches know their positions, so that some of them can be dropped
     has_interpolate_argument: bool = True  # forward has an argument to interpolate position embeddings
     model_class: Any = AutoModel
 
@@ -94,9 +94,7 @@ _BERT = TextFamily(pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_la
 _ROBERTA = TextFamily(pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_layer, positions_after_padding=True)
 _VIT = VisionFamily(pools=("cls", "pooler", "mean"), layers="layers", drop_pooler=_drop_pooling_layer)
 _DINOV2 = VisionFamily(pools=("cls", "pooler", "mean"), layers="encoder.layer", has_interpolate_argument=False)
-_DINOV3 = VisionFamily(
-    pools=("cls", "pooler", "mean"), layers="model.layer", drops_patches=False, has_interpolate_argument=False
-)
+_DINOV3 = VisionFamily(pools=("cls", "pooler", "mean"), layers="model.layer", has_interpolate_argument=False)
 # As in open_clip and work on dense CLIP features, CLIP's last layer norm is applied to the patches too: without it they
 # keep the scale of the residual stream, unlike the class token.
 _CLIP_VISION = VisionFamily(pools=("cls", "pooler", "mean"), final_norm="post_layernorm")

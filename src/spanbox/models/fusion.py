@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spanbox.errors import ConfigError
-from spanbox.geometry import roi_align
+from spanbox.geometry import picture_cells, roi_align
 from spanbox.models.fusion_layers import QueryPooling, Seen, Stack
 from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.pooling import pool_regions, pool_spans
@@ -42,11 +42,13 @@ class Fusion(nn.Module, ABC):
     Args:
         token_width: of the states of the text tower.
         patch_width: of the states of the vision tower.
+        patch: side of a patch in pixels.
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int) -> None:
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int) -> None:
         super().__init__()
         self.settings = settings
+        self.patch = patch
         self.token_projection = _projection(token_width, settings.width)
         self.patch_projection = _projection(patch_width, settings.width)
 
@@ -64,16 +66,20 @@ class Fusion(nn.Module, ABC):
 
     def _scores(self, features: Features, targets: Targets, sentences: Tensor, images: Tensor) -> Tensor:
         tokens, patches = tokens_and_patches(features)
+        content = targets.content
         return self.scores(
             features.text[sentences],
             tokens[sentences],
             token_mask(targets)[sentences],
             features.image[images],
             patches[images],
+            None if content is None else content[images],
         )
 
     @abstractmethod
-    def scores(self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor) -> Tensor:
+    def scores(
+        self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor, content: Tensor | None = None
+    ) -> Tensor:
         """Scores (n,) of sentences and images, row by row.
 
         Args:
@@ -81,7 +87,14 @@ class Fusion(nn.Module, ABC):
             tokens: (n, T, F).
             mask: (n, T) bool, False on padding.
             patches: (n, P, F).
+            content: (n, 2) int64, width and height in pixels of the pictures, if the rest is padding.
         """
+
+    def patch_mask(self, content: Tensor | None, patches: Tensor) -> Tensor | None:
+        """Mask (n, P) of the patches (n, P, F) that show the picture; None: all do."""
+        if content is None:
+            return None
+        return picture_cells(content, self.patch, math.isqrt(patches.shape[1])).flatten(1)
 
 
 class PairFusion(Fusion):
@@ -93,8 +106,8 @@ class PairFusion(Fusion):
     The regions of an image attend to the tokens of a sentence in layers of their own (`in_context`).
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int) -> None:
-        super().__init__(settings, token_width, patch_width)
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int) -> None:
+        super().__init__(settings, token_width, patch_width, patch)
         form = settings.kind, settings.layers, settings.width, settings.heads, settings.dropout
         self.tokens = Stack(*form)
         self.regions = Stack(*form)
@@ -104,9 +117,11 @@ class PairFusion(Fusion):
         self.span_projection = nn.Linear(width, width)
         self.region_projection = nn.Linear(width, width)
 
-    def scores(self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor) -> Tensor:
+    def scores(
+        self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor, content: Tensor | None = None
+    ) -> Tensor:
         """The mean over the tokens of the cosine of what a token saw in the image with what it was before."""
-        seen = self.head(self.tokens(tokens, mask, patches, None))
+        seen = self.head(self.tokens(tokens, mask, patches, self.patch_mask(content, patches)))
         cosines = F.cosine_similarity(seen, self.own_projection(tokens), dim=2)
         return torch.where(mask, cosines, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
@@ -126,7 +141,7 @@ class PairFusion(Fusion):
         tokens, patches = tokens_and_patches(features)
         mask = token_mask(targets)
         assert targets.span_tokens is not None
-        states = self.tokens(tokens, mask, patches, None)
+        states = self.tokens(tokens, mask, patches, self.patch_mask(targets.content, patches))
         spans = self.span_projection(pool_spans(states, targets.span_tokens, "mean"))
         boxes = pool_regions(roi_align(as_grid(patches), targets.regions, 2, 2), "mean")
         regions = boxes
@@ -138,7 +153,7 @@ class PairFusion(Fusion):
     def seen(self, features: Features, targets: Targets) -> list[Seen]:
         """What the tokens of each pair (B) attend to in the patches of its image, layer by layer."""
         tokens, patches = tokens_and_patches(features)
-        return self.tokens.seen(tokens, token_mask(targets), patches, None)
+        return self.tokens.seen(tokens, token_mask(targets), patches, self.patch_mask(targets.content, patches))
 
 
 class ConditionedPooling(Fusion):
@@ -148,14 +163,16 @@ class ConditionedPooling(Fusion):
     with what it pools from the sentence.
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, dim: int) -> None:
-        super().__init__(settings, token_width, patch_width)
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int, dim: int) -> None:
+        super().__init__(settings, token_width, patch_width, patch)
         form = dim, settings.width, settings.heads, settings.dropout
         self.over_patches = QueryPooling(*form)
         self.over_tokens = QueryPooling(*form)
 
-    def scores(self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor) -> Tensor:
-        of_text = self.over_patches.own_cosines(text, patches, None)
+    def scores(
+        self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor, content: Tensor | None = None
+    ) -> Tensor:
+        of_text = self.over_patches.own_cosines(text, patches, self.patch_mask(content, patches))
         of_image = self.over_tokens.own_cosines(image, tokens, mask)
         return (of_text + of_image) / 2
 
@@ -169,12 +186,12 @@ class ConditionedPooling(Fusion):
         The keys and values of all tokens and patches are computed once, here.
         """
         tokens, patches = tokens_and_patches(features)
-        mask = token_mask(targets)
+        mask, shown = token_mask(targets), self.patch_mask(targets.content, patches)
         of_patches, of_tokens = self.over_patches.keys_values(patches), self.over_tokens.keys_values(tokens)
 
         def over_patches(queries: Tensor, images: slice) -> Tensor:
             keys, values = (states[images] for states in of_patches)
-            return self.over_patches.cosines(queries, keys, values, None)
+            return self.over_patches.cosines(queries, keys, values, None if shown is None else shown[images])
 
         def over_tokens(queries: Tensor, sentences: slice) -> Tensor:
             keys, values = (states[sentences] for states in of_tokens)
@@ -192,14 +209,18 @@ class ConditionedPooling(Fusion):
         return {"sentence_image": sentence_image, "span_image": span_image, "region_sentence": region_sentence}
 
     @torch.no_grad()
-    def seen(self, queries: Tensor, patches: Tensor) -> Tensor:
-        """Attention (q, P), mean over the heads, of queries (q, D) over the patches (P, F) of one image."""
+    def seen(self, queries: Tensor, patches: Tensor, content: Tensor | None = None) -> Tensor:
+        """Attention (q, P), mean over the heads, of queries (q, D) over the patches (P, F) of one image.
+
+        `content` (2,) is as in `scores`.
+        """
         keys, _ = self.over_patches.keys_values(patches[None])
-        return self.over_patches.weights(queries, keys, None).mean(dim=1)[:, 0]
+        mask = self.patch_mask(None if content is None else content[None], patches[None])
+        return self.over_patches.weights(queries, keys, mask).mean(dim=1)[:, 0]
 
 
 def build_fusion(
-    settings: FusionSettings, *, token_width: int, patch_width: int, patches: int, dim: int
+    settings: FusionSettings, *, token_width: int, patch_width: int, patches: int, dim: int, patch: int = 1
 ) -> PairFusion | ConditionedPooling | None:
     """The fusion of a config; None where it is off.
 
@@ -207,6 +228,7 @@ def build_fusion(
         token_width, patch_width: of the states of the towers.
         patches: of an image.
         dim: of the features of the towers.
+        patch: side of a patch in pixels.
 
     Raises:
         ConfigError: there are no patches to attend to.
@@ -220,8 +242,8 @@ def build_fusion(
             "smaller patches, or set model.fusion.kind=none"
         )
     if settings.kind == "conditioned_pooling":
-        return ConditionedPooling(settings, token_width, patch_width, dim)
-    return PairFusion(settings, token_width, patch_width)
+        return ConditionedPooling(settings, token_width, patch_width, patch, dim)
+    return PairFusion(settings, token_width, patch_width, patch)
 
 
 def pairs_at_once(features: Features) -> int:

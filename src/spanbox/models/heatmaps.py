@@ -7,6 +7,7 @@ image at a time, from span features and pixels, and drawn by the report.
     K spans    P = h * w patches    T tokens: a prefix (class token, registers), then the patches    D features
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,13 +19,16 @@ from torch import Tensor
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.families import VISION_FAMILIES
 from spanbox.models.fusion import PairFusion, as_grid
+from spanbox.models.inputs import Images, by_picture
 from spanbox.models.pooling import pool_regions
 from spanbox.models.towers import VisionTower
 from spanbox.structures import Batch
 
+Size = tuple[int, int]  # width and height in pixels
+
 
 @torch.no_grad()
-def span_heatmaps(model: DualEncoder, pixels: Tensor, spans: Tensor) -> dict[str, Tensor]:
+def span_heatmaps(model: DualEncoder, pixels: Tensor, spans: Tensor, content: Size | None = None) -> dict[str, Tensor]:
     """Heatmaps of spans over one image by kind, each (K, h, w) float32 on the CPU, row 0 at the top.
 
     - `similarity`: cosine of the span with each patch, projected like a region.
@@ -38,33 +42,61 @@ def span_heatmaps(model: DualEncoder, pixels: Tensor, spans: Tensor) -> dict[str
         model: in evaluation mode.
         pixels: (3, S, S) uint8, as in a batch.
         spans: (K, D), features of the spans, of unit length.
+        content: width and height in pixels of the picture, if the rest is padding. The maps are of the picture alone.
     """
     if not _patches_have_features(model):
         return {}
     with _recorded_attentions(model.vision) as attentions:
-        grid = _grid(model, pixels)
+        grid = _grid(model, pixels, content)
     similarity = _similarity(model, grid, spans)
     maps = {"similarity": similarity}
     if attentions:
         rollout = attention_rollout(attentions)[0]
         prefix = len(rollout) - similarity.shape[1]
         maps["rollout"] = _weights_above_mean(similarity) @ rollout[prefix:, prefix:]
-    return {name: values.reshape(-1, *grid.shape[:2]).float().cpu() for name, values in maps.items()}
+    return {name: _of_picture(model, values.reshape(-1, *grid.shape[:2]), content) for name, values in maps.items()}
 
 
 @torch.no_grad()
-def similarity_maps(model: DualEncoder, pixels: Tensor, spans: Tensor) -> Tensor | None:
+def similarity_maps(model: DualEncoder, pixels: Tensor, spans: Tensor, content: Size | None = None) -> Tensor | None:
     """The map `similarity` of `span_heatmaps` alone, (K, h, w), without attentions; None where the model has none."""
     if not _patches_have_features(model):
         return None
-    grid = _grid(model, pixels)
-    return _similarity(model, grid, spans).reshape(-1, *grid.shape[:2]).float().cpu()
+    grid = _grid(model, pixels, content)
+    return _of_picture(model, _similarity(model, grid, spans).reshape(-1, *grid.shape[:2]), content)
 
 
-def _grid(model: DualEncoder, pixels: Tensor) -> Tensor:
-    """States of the patches (h, w, H) of one image."""
-    grid: Tensor = model.vision(model.normalised(pixels[None].to(model.mean.device))).grid[0]
-    return grid
+def _grid(model: DualEncoder, pixels: Tensor, content: Size | None) -> Tensor:
+    """States of the patches (h, w, H) of one image that show its picture."""
+    image = Images(pixels[None], content=None if content is None else torch.tensor([content]))
+    (image,), _ = by_picture(image, model.vision.stride)
+    image = image.to(model.mean.device)
+    grid: Tensor = model.vision(model.normalised(image.pixels, image.content), image.kept).grid[0]
+    if content is None:
+        return grid
+    return grid.reshape(-1, math.ceil(content[0] / model.vision.stride), grid.shape[2])
+
+
+def _of_picture(model: DualEncoder, maps: Tensor, content: Size | None) -> Tensor:
+    """Maps (K, h, w) whose cells span the picture exactly, float32 on the CPU.
+
+    Patches in the last row and column may show less of the picture than a patch. The map is read, bilinearly, at the
+    centres of as many cells of equal size; where the picture ends with a patch, it stays as it is.
+    """
+    maps = maps.float().cpu()
+    if content is None:
+        return maps
+    width, height = content
+    rows, columns = (
+        (torch.arange(cells) + 0.5) / cells * side / model.vision.stride - 0.5
+        for cells, side in ((maps.shape[1], height), (maps.shape[2], width))
+    )
+    return _between_cells(rows, maps.shape[1]) @ maps @ _between_cells(columns, maps.shape[2]).T
+
+
+def _between_cells(positions: Tensor, cells: int) -> Tensor:
+    """Bilinear weights (n, cells) of the cells of one axis at positions (n,), clamped to their centres."""
+    return (1 - (positions.clamp(0, cells - 1)[:, None] - torch.arange(cells)).abs()).clamp(min=0)
 
 
 def _similarity(model: DualEncoder, grid: Tensor, spans: Tensor) -> Tensor:
@@ -120,7 +152,8 @@ def fusion_maps(model: DualEncoder, batch: Batch) -> FusionMaps | None:
     assert features.patches is not None
     if not isinstance(model.fusion, PairFusion):
         queries = torch.cat([features.text, features.spans[0]])
-        maps, gates = model.fusion.seen(queries, features.patches[0]), None
+        content = None if batch.content is None else batch.content[0].to(queries.device)
+        maps, gates = model.fusion.seen(queries, features.patches[0], content), None
     else:
         seen = model.fusion.seen(features, batch.targets.to(features.text.device))
         members = torch.cat([batch.token_mask[:, None], batch.span_tokens], dim=1)[0].to(features.text)
@@ -128,7 +161,12 @@ def fusion_maps(model: DualEncoder, batch: Batch) -> FusionMaps | None:
         maps = weights @ torch.stack([layer.attention[0] for layer in seen]).mean(dim=0)
         of_layers = [layer.gate[0] for layer in seen if layer.gate is not None]
         gates = weights[1:] @ torch.stack(of_layers).mean(dim=0) if of_layers else None
-    grids = as_grid(maps[:, :, None])[..., 0].float().cpu()
+    grids = as_grid(maps[:, :, None])[..., 0]
+    if batch.content is not None:
+        width, height = batch.content[0].tolist()
+        rows, columns = (math.ceil(side / model.vision.stride) for side in (height, width))
+        grids = _of_picture(model, grids[:, :rows, :columns], (width, height))
+    grids = grids.float().cpu()
     return FusionMaps(grids[0], grids[1:], None if gates is None else gates.float().cpu())
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbox.geometry import by_kept_count, kept_indices
+from spanbox.geometry import by_kept_count, kept_indices, nearest_picture_cells, picture_cells
 from spanbox.structures import PADDING_ID, Batch, TensorBundle, used_columns
 
 EMPTY = -1
@@ -58,8 +58,11 @@ class Images(TensorBundle):
 
     pixels: Tensor  # (M, 3, S, S) uint8
     regions: Tensor | None = None  # (M, R, 4), normalised: the regions that are pooled from the patch grid
-    kept: Tensor | None = None  # (M, n) int64: the patches to encode, counted row by row; None: all
+    kept: Tensor | None = None  # (M, n) int64: the patches that count, row by row; None: all
+    content: Tensor | None = None  # (M, 2) int64: width and height of each picture in pixels, beside padding; None: all
+    nearest: Tensor | None = None  # (M, P) int64: of each patch the nearest one of `kept`; None: all are kept
     keep_patches: bool = False  # whether the states of all patches are kept, for fusion
+    drawn: bool = False  # masked views, which never occur again
 
     @property
     def parts(self) -> int:
@@ -68,10 +71,11 @@ class Images(TensorBundle):
 
     def keys(self) -> list[bytes] | None:
         """Digest of each row without its padding; None for masked views, which are drawn again each time."""
-        if self.kept is not None:
+        if self.drawn:
             return None
-        regions = self.pixels.new_zeros(len(self), 0) if self.regions is None else self.regions
-        return [_digest(*row) for row in zip(self.pixels, regions, strict=True)]
+        nothing = self.pixels.new_zeros(len(self), 0)
+        tables = (self.pixels, *(nothing if one is None else one for one in (self.regions, self.content)))
+        return [_digest(*row) for row in zip(*tables, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,12 @@ class MaskedImages(TensorBundle):
     image: Tensor  # (M,) int64: row of `pixels`
     kept: Tensor  # (M, n) int64
     pixels: Tensor  # of all images, not one of each row
+    content: Tensor | None = None  # of all images
 
     def __getitem__(self, rows: slice) -> Images:  # type: ignore[override]
-        return Images(self.pixels[self.image[rows]], kept=self.kept[rows])
+        image = self.image[rows]
+        content = None if self.content is None else self.content[image]
+        return Images(self.pixels[image], kept=self.kept[rows], content=content, drawn=True)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Places(TensorBundle):
     """The row of each place of a batch; EMPTY where nothing is encoded."""
 
     text: Tensor  # (B,) int64: row of the sentences
+    images: Tensor | None  # (B,) int64: row of the whole images, if it is not the pair's own number
     spans: Tensor | None  # (B, K) int64: row of the spans that are encoded alone
     regions: Tensor | None  # (B, R) int64: row of the further images, if regions are crops
     views: Tensor | None  # (B, V) int64: row of the further images
@@ -102,7 +110,8 @@ class TowerInputs:
 
     Attributes:
         texts: the sentences; then, if used, the spans that are encoded alone.
-        images: the whole images; then the further ones: crops and groups of masked views.
+        images: the whole images, in one group or by the size of their pictures; then the further ones: crops and masked
+            views.
     """
 
     texts: tuple[Texts, ...]
@@ -110,19 +119,56 @@ class TowerInputs:
     places: Places
 
 
-def tower_inputs(batch: Batch, *, spans_alone: bool, crops: bool) -> TowerInputs:
+def tower_inputs(batch: Batch, *, spans_alone: bool, crops: bool, patch: int, for_fusion: bool = False) -> TowerInputs:
     """The inputs of both towers for a batch on the CPU.
 
     Args:
         spans_alone: spans are encoded without their sentence.
         crops: regions are encoded as crops, not pooled from the patch grid.
+        patch: side of a patch of the vision tower in pixels.
+        for_fusion: keep the states of tokens and patches.
     """
     sentences, of_text = _sentences(batch, with_spans=not spans_alone)
+    sentences = replace(sentences, keep_tokens=for_fusion)
     alone, of_spans = _spans_alone(batch) if spans_alone else ([], None)
-    whole = Images(batch.pixels, regions=None if crops else batch.regions)
-    cut_out, of_regions = _crops(batch) if crops else ([], None)
-    views, of_views = _views(batch, first=sum(map(len, cut_out)))
-    return TowerInputs((sentences, *alone), (whole, *cut_out, *views), Places(of_text, of_spans, of_regions, of_views))
+    pictures = Images(
+        batch.pixels, regions=None if crops else batch.regions, content=batch.content, keep_patches=for_fusion
+    )
+    whole, of_images = by_picture(pictures, patch)
+    cut_out, of_regions = _crops(batch, patch) if crops else ([], None)
+    views, of_views = _views(batch, patch, first=sum(map(len, cut_out)))
+    places = Places(of_text, of_images, of_spans, of_regions, of_views)
+    return TowerInputs((sentences, *alone), (*whole, *cut_out, *views), places)
+
+
+def by_picture(images: Images, patch: int) -> tuple[list[Images], Tensor | None]:
+    """Images in groups of as many patches that show the picture, and the row of each image among those of the groups.
+
+    Without padding they stay one group, and the rows are None.
+
+    Args:
+        images: on the CPU.
+        patch: side of a patch in pixels.
+    """
+    if images.content is None or not len(images):
+        return [images], None
+    grid = images.pixels.shape[-1] // patch
+    padding = ~picture_cells(images.content, patch, grid)
+    nearest = (
+        None
+        if images.regions is None and not images.keep_patches
+        else nearest_picture_cells(images.content, patch, grid)
+    )
+    groups = list(by_kept_count(padding).values())
+    of_groups = [
+        replace(
+            images.map(lambda tensor: tensor[rows]),  # noqa: B023
+            kept=kept_indices(padding[rows]),
+            nearest=None if nearest is None else nearest[rows],
+        )
+        for rows in groups
+    ]
+    return of_groups, torch.cat(groups).argsort()
 
 
 def in_places(rows: Tensor, places: Tensor) -> Tensor:
@@ -148,14 +194,16 @@ def _spans_alone(batch: Batch) -> tuple[list[Texts], Tensor]:
     return _used([whole.map(lambda tensor: tensor[rows])]), _numbered(valid, copies)
 
 
-def _crops(batch: Batch) -> tuple[list[Images], Tensor]:
+def _crops(batch: Batch, patch: int) -> tuple[list[Images], Tensor]:
     """The crops of all regions, and the row (B, R) of each."""
     assert batch.crops is not None
     valid = batch.region_valid
-    return _used([Images(batch.crops[valid])]), _numbered(valid, torch.arange(int(valid.sum())))
+    content = None if batch.crop_content is None else batch.crop_content[valid]
+    groups, rows = by_picture(Images(batch.crops[valid], content=content), patch)
+    return _used(groups), _numbered(valid, torch.arange(int(valid.sum())) if rows is None else rows)
 
 
-def _views(batch: Batch, first: int) -> tuple[list[Images | MaskedImages], Tensor | None]:
+def _views(batch: Batch, patch: int, first: int) -> tuple[list[Images | MaskedImages], Tensor | None]:
     """The masked views that the losses use, and the row (B, V) of each, counted from `first`. Views whose patches are
     dropped are grouped by the number of those that are kept."""
     if batch.view_hidden is None:
@@ -163,14 +211,16 @@ def _views(batch: Batch, first: int) -> tuple[list[Images | MaskedImages], Tenso
     assert batch.view_sentence is not None
     assert batch.view_spans is not None
     used = (batch.view_sentence != 0) | (batch.view_spans != 0).any(dim=2)
-    if batch.view_pixels is not None:
-        return _used([Images(batch.view_pixels[used])]), _numbered(used, first + torch.arange(int(used.sum())))
     image, hidden = used.nonzero()[:, 0], batch.view_hidden[used]
+    if batch.view_pixels is not None:
+        content = None if batch.content is None else batch.content[image]
+        filled, rows = by_picture(Images(batch.view_pixels[used], content=content, drawn=True), patch)
+        return _used(filled), _numbered(used, first + (torch.arange(len(image)) if rows is None else rows))
     groups = list(by_kept_count(hidden).values())
     order = torch.cat([*groups, image[:0]]).argsort()
-    return [MaskedImages(image[rows], kept_indices(hidden[rows]), batch.pixels) for rows in groups], _numbered(
-        used, first + order
-    )
+    return [
+        MaskedImages(image[rows], kept_indices(hidden[rows]), batch.pixels, batch.content) for rows in groups
+    ], _numbered(used, first + order)
 
 
 def _used(groups: list[Any]) -> list[Any]:

@@ -34,7 +34,7 @@ from spanbox.models.trainable import (
     freeze_layers,
     freeze_statistics,
 )
-from spanbox.models.visible import make_selective
+from spanbox.models.visible import make_selective, select
 
 
 class TextStates(NamedTuple):
@@ -176,7 +176,7 @@ class VisionTower(Tower):
         self.pooled_width = pooler_width(model.config, self.width) if pool == "pooler" else self.width
         self._family = family
         if family.drops_patches:
-            make_selective(model.embeddings, stride)
+            make_selective(model, stride)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; BatchNorm stays in eval mode, so that no image sees the statistics of others."""
@@ -190,28 +190,30 @@ class VisionTower(Tower):
         return self._family.drops_patches
 
     def forward(self, pixels: Tensor, kept: Tensor | None = None) -> VisionStates:
-        """States of images, or of masked views of them.
+        """States of images, of masked views of them, or of pictures beside padding.
 
         Args:
             pixels: (N, 3, S, S), normalised. S may differ from `image_size`, N may be 0.
-            kept: (N, n) int64, encode these patches only, counted row by row. The grid is then a row (N, 1, n, H) of
-                them, and the cost is theirs, plus the patch embedding of the whole image.
+            kept: (N, n) int64, the patches that count, row by row. The grid is then a row (N, 1, n, H) of them, and the
+                pooled state is theirs. Where the encoder can drop patches, the others are not encoded, and the cost is
+                that of n patches plus the patch embedding of the whole image; a convolutional encoder sees all pixels.
         """
         if len(pixels) == 0:
             return VisionStates(*(states[:0] for states in self.forward(_one_row(pixels)[0])))
-        if kept is not None:
-            assert self._family.drops_patches
-            self.model.embeddings.kept = kept
+        selects = kept is not None and self._family.drops_patches
+        if selects:
+            select(self.model, kept)
         try:
             outputs = self.model(pixel_values=pixels, **self._position_arguments(pixels))
         finally:
-            if kept is not None:
-                self.model.embeddings.kept = None
+            if selects:
+                select(self.model, None)
         states = outputs.last_hidden_state
         if self._family.convolutional:
             states = states.permute(0, 2, 3, 1)
-        if self._family.final_norm is not None:
-            states = getattr(self.model, self._family.final_norm)(states)
+            if kept is not None:
+                return self._of_cells(states.flatten(1, 2), kept)
+        states = self._final_norm(states)
         if kept is not None:
             grid = states[:, None, states.shape[1] - kept.shape[1] :]
         else:
@@ -221,6 +223,21 @@ class VisionTower(Tower):
         if self._pool == "mean":
             return VisionStates(grid, grid.mean(dim=(1, 2)))
         return VisionStates(grid, outputs.pooler_output.flatten(1))  # (N, P, 1, 1) in ResNet
+
+    def _final_norm(self, states: Tensor) -> Tensor:
+        name = self._family.final_norm
+        normed: Tensor = states if name is None else getattr(self.model, name)(states)
+        return normed
+
+    def _of_cells(self, cells: Tensor, kept: Tensor) -> VisionStates:
+        """States of some cells (N, n) of a convolutional encoder's (N, P, H), pooled as its own pooler does."""
+        cells = cells.gather(1, kept[:, :, None].expand(-1, -1, cells.shape[2]))
+        grid = self._final_norm(cells)
+        if self._pool == "mean":
+            return VisionStates(grid[:, None], grid.mean(dim=1))
+        takes_largest = getattr(self.model.config, "pooling_type", "mean") == "max"  # EfficientNet
+        pooled = cells.amax(dim=1) if takes_largest else cells.mean(dim=1)
+        return VisionStates(grid[:, None], self._final_norm(pooled))
 
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
         """Arguments that switch interpolation of position embeddings on, for another size than the native one."""

@@ -1,7 +1,8 @@
-"""Selection of the visible patches of masked views, so that a view costs only its visible patches.
+"""Selection of patches: the visible ones of masked views, those of the picture beside padding. Only they are computed.
 
-The embeddings of a transformers encoder get a subclass of their own class, which keeps all weight names. The visible
-patches are an attribute that the tower sets around its call. `torch.compile` guards attributes, but not forward hooks.
+The embeddings and rotary positions of a transformers encoder get a subclass of their own class, which keeps all weight
+names. The patches are an attribute that the tower sets around its call. `torch.compile` guards attributes, but not
+forward hooks.
 """
 
 from functools import cache
@@ -32,13 +33,42 @@ class _SelectiveEmbeddings(nn.Module):
         return embedded.gather(1, places[:, :, None].expand(-1, -1, embedded.shape[2]))
 
 
-def make_selective(embeddings: nn.Module, stride: int) -> None:
-    """Let `embeddings` select patches of `stride` pixels, in place. Names and values of the weights stay."""
-    embeddings.__class__ = _selective_class(type(embeddings))  # type: ignore[arg-type]
-    embeddings.stride = stride  # type: ignore[assignment]
-    embeddings.kept = None  # type: ignore[assignment]
+class _SelectivePositions(nn.Module):
+    """Mixin before a family's rotary positions: pixels (N, 3, S, S) -> cosines and sines (P, d), or (N, 1, n, d).
+
+    Attributes:
+        kept: as of the embeddings.
+    """
+
+    kept: Tensor | None
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        cosines, sines = super().forward(pixel_values)
+        if self.kept is None:
+            return cosines, sines
+        return cosines[self.kept][:, None], sines[self.kept][:, None]
+
+
+SELECTIVE: dict[str, Any] = {"embeddings": _SelectiveEmbeddings, "rope_embeddings": _SelectivePositions}
+
+
+def make_selective(model: nn.Module, stride: int) -> None:
+    """Let an encoder select patches of `stride` pixels, in place. Names and values of the weights stay."""
+    for name, mixin in SELECTIVE.items():
+        module: Any = getattr(model, name, None)
+        if module is not None:
+            module.__class__ = _selective_class(type(module), mixin)  # type: ignore[arg-type]
+            module.stride, module.kept = stride, None
+
+
+def select(model: nn.Module, kept: Tensor | None) -> None:
+    """Set the patches (N, n) that a selective encoder encodes; None: all."""
+    for name in SELECTIVE:
+        module: Any = getattr(model, name, None)
+        if module is not None:
+            module.kept = kept
 
 
 @cache
-def _selective_class(embeddings_class: Any) -> Any:
-    return type(f"Selective{embeddings_class.__name__}", (_SelectiveEmbeddings, embeddings_class), {})
+def _selective_class(base: Any, mixin: Any) -> Any:
+    return type(f"Selective{base.__name__}", (mixin, base), {})

@@ -219,7 +219,7 @@ def _heatmaps(
     collate = make_collator(loaded.config, loaded.tokenizer)
     for span in spans:
         sample = pairs.sample(int(pairs.bank.span_pair[span]))
-        found = span_heatmaps(loaded.model, sample.pixels, pairs.bank.spans[span][None])
+        found = span_heatmaps(loaded.model, sample.pixels, pairs.bank.spans[span][None], sample.content)
         fused, gate = _fused(loaded, collate([sample]).batch, int(pairs.bank.span_entity[span]))
         keys = {}
         for kind, maps in (found | fused).items():

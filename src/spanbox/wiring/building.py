@@ -71,6 +71,7 @@ def sample_limits(
     draws_views = training and config.data.views.count > 0
     return SampleLimits(
         image_size=size,
+        aspect=config.data.aspect,
         max_spans=config.data.max_spans if training or not config.data.max_spans else None,
         max_regions=config.data.max_regions if training or not config.data.max_regions else None,
         proposals=config.data.proposals,
@@ -97,7 +98,7 @@ def example_views(config: RunConfig, model: DualEncoder) -> dict[str, torch.Tens
         return {}
     side, grid = model.preprocessing.image_size, view_grid(config, model)
     ratio = settings.ratio if isinstance(settings.ratio, float) else min(settings.ratio)
-    kept = min(kept_levels(settings.levels, grid), key=lambda count: abs(count - (1 - ratio) * grid**2))
+    kept = min(kept_levels(settings.levels, grid**2), key=lambda count: abs(count - (1 - ratio) * grid**2))
     hidden = torch.arange(grid**2).reshape(grid, grid) >= kept
     fields = {
         "view_hidden": hidden.expand(settings.count, grid, grid),

@@ -7,6 +7,7 @@ one batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,8 @@ from spanbox.data.manifest import Box, ObjectBox
 from spanbox.data.prepare import prepare
 from spanbox.engine.device import autocast, choose_precision
 from spanbox.errors import DataError
-from spanbox.models.dual_encoder import Part
-from spanbox.models.inputs import Images, Texts
+from spanbox.models.dual_encoder import ImageRows, Part
+from spanbox.models.inputs import Images, Texts, by_picture
 from spanbox.spans import CharSpan, span_token_mask, trim_span
 from spanbox.structures import Sample
 from spanbox.wiring.building import sample_limits
@@ -76,13 +77,9 @@ def encode_texts(
 @torch.no_grad()
 def encode_images(loaded: Loaded, images: Sequence[ImageSource], *, unit: bool = True) -> Tensor:
     """Features (N, D) of at least one image. Raises DataError where an image cannot be read."""
-    size = loaded.model.preprocessing.image_size
     limits = sample_limits(loaded.config, loaded.model, objects_only=True)
-    samples = [prepare(open_source(image), "", (), (), limits).pixels for image in images]
-    assert samples[0].shape[1:] == (size, size)
-    with _in_precision(loaded):
-        states = loaded.model.encode_images(Images(torch.stack(samples)))
-    return _project(loaded, "image", states.pooled, unit)
+    samples = [prepare(open_source(image), "", (), (), limits) for image in images]
+    return _project(loaded, "image", _states(loaded, _images(samples)).pooled, unit)
 
 
 @torch.no_grad()
@@ -104,16 +101,30 @@ def encode_regions(
     if samples[0].crops is not None:
         counts = [len(sample.regions) for sample in samples]
         crops = torch.cat([sample.crops for sample in samples if sample.crops is not None])
-        with _in_precision(loaded):
-            pooled = loaded.model.encode_images(Images(crops)).pooled
+        sizes = [sample.crop_content for sample in samples if sample.crop_content is not None]
+        pooled = _states(loaded, Images(crops, content=torch.cat(sizes) if sizes else None)).pooled
         return list(torch.split(_project(loaded, "regions", pooled, unit), counts))
     most = max(len(sample.regions) for sample in samples)
     padded = torch.stack([F.pad(sample.regions, (0, 0, 0, most - len(sample.regions))) for sample in samples])
-    with _in_precision(loaded):
-        states = loaded.model.encode_images(Images(torch.stack([sample.pixels for sample in samples]), regions=padded))
+    states = _states(loaded, replace(_images(samples), regions=padded))
     assert states.regions is not None
     features = _project(loaded, "regions", states.regions, unit)
     return [features[row, : len(sample.regions)] for row, sample in enumerate(samples)]
+
+
+def _images(samples: Sequence[Sample]) -> Images:
+    contents = [sample.content for sample in samples if sample.content is not None]
+    return Images(
+        torch.stack([sample.pixels for sample in samples]), content=torch.tensor(contents) if contents else None
+    )
+
+
+def _states(loaded: Loaded, images: Images) -> ImageRows:
+    """The states of images, in their order."""
+    groups, rows = by_picture(images, loaded.model.vision.stride)
+    with _in_precision(loaded):
+        states = ImageRows.cat([loaded.model.encode_images(group) for group in groups])
+    return states if rows is None else states.map(lambda tensor: tensor[rows])
 
 
 def sample_of(loaded: Loaded, image: ImageSource, boxes: Sequence[Box]) -> Sample:

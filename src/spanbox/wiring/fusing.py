@@ -40,6 +40,7 @@ def pair_scores(model: DualEncoder, bank: FeatureBank) -> PairScores | None:
                 mask.to(device),
                 bank.image[image].to(device),
                 patches[image].to(device).float(),
+                None if bank.content is None else bank.content[image].to(device),
             )
 
     @torch.no_grad()

@@ -186,10 +186,11 @@ def _choose_boxes(
         for batch in evaluation_batches(dataset, collator, EVALUATION_BATCH, workers, incidents):
             with torch.no_grad(), _precision(model, config):
                 columns = model.choose_regions(batch).cpu()
+            boxes = batch.boxes_of_images
             for row, span in (batch.span_valid & (columns >= 0)).nonzero().tolist():
                 place, number = int(batch.place[row]), int(batch.span_entity[row, span])
                 size = image_size(manifest.image_path(manifest[place]))
-                box = batch.regions[row, columns[row, span]]
+                box = boxes[row, columns[row, span]]
                 x0, y0, x1, y1 = denormalise_boxes(box[None], *size)[0].tolist()
                 chosen[place, number] = (x0, y0, x1, y1)
             done += len(batch)

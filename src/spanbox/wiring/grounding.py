@@ -120,7 +120,8 @@ def ground(
 
 
 def _maps(loaded: Loaded, image: Path | Image.Image, spans: Tensor) -> Tensor:
-    maps = similarity_maps(loaded.model, sample_of(loaded, image, []).pixels, spans)
+    sample = sample_of(loaded, image, [])
+    maps = similarity_maps(loaded.model, sample.pixels, spans, sample.content)
     if maps is None:
         raise ConfigError(
             "grounding without boxes: this model encodes crops (model.regions.source), so patches have no features; "

@@ -39,7 +39,7 @@ def show_samples(
     data = load_config("demo", overrides).data
     settings = data.views
     grid = mask_grid(settings, size, patch)
-    limits = SampleLimits(size, proposals=PROPOSALS, views=settings, view_grid=grid)
+    limits = SampleLimits(size, data.aspect, proposals=PROPOSALS, views=settings, view_grid=grid)
     dataset = PairDataset(opened, limits, seed=0, replace_broken=False)
     n = min(n, len(opened))
     items = [dataset[0, index * len(opened) // n] for index in range(n)]

@@ -1,0 +1,164 @@
+"""Runs on images that keep their aspect ratio: training, resuming, evaluation, use from Python, and exports."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+from PIL import Image
+
+import miniature
+import spanbox
+from spanbox.api import Model
+from spanbox.config import load_config
+from spanbox.data.manifest import Manifest, write_manifest
+from spanbox.errors import ConfigError
+from spanbox.evaluation.bank_files import open_bank
+from spanbox.export import export_model
+from spanbox.geometry import denormalise_boxes
+from spanbox.wiring import EvaluationOptions, evaluate_to_folder
+from spanbox.wiring.embedding import embed, evaluation_dataset
+from spanbox.wiring.training import train
+
+SHAPES = [(96, 64), (64, 96), (64, 64), (96, 40)]
+AUGMENTED = ["data.augment.image.preset=standard", "data.augment.image.rotation=10"]
+VIEWS = ["data.views.count=2"]
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes of the demo, stretched to different shapes with their boxes."""
+    folder = miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+    for path in sorted(folder.glob("*.jsonl")):
+        records = []
+        manifest = Manifest(path)
+        for number, record in enumerate(list(manifest)):
+            width, height = SHAPES[number % len(SHAPES)]
+            file = manifest.image_path(record)
+            with Image.open(file) as image:
+                x, y = width / image.width, height / image.height
+                stretched = image.convert("RGB").resize((width, height))
+            stretched.save(file)
+            entities = [
+                replace(one, boxes=tuple((a * x, b * y, c * x, d * y) for a, b, c, d in one.boxes))
+                for one in record.entities
+            ]
+            objects = [
+                replace(one, box=(one.box[0] * x, one.box[1] * y, one.box[2] * x, one.box[3] * y))
+                for one in record.objects
+            ]
+            records.append(replace(record, entities=tuple(entities), objects=tuple(objects)))
+        write_manifest(path, records)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "padded"
+    config = miniature.demo_config(scenes, folder, "data.aspect=pad", *AUGMENTED, *VIEWS, *miniature.DROPOUT)
+    return train(config).run_dir
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Model:
+    return spanbox.load(run)
+
+
+def test_a_resumed_run_repeats_it_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "resumed"
+    shutil.copytree(run, folder, symlinks=True)
+    for name in ("step-000006", "last", "best"):
+        path = folder / "checkpoints" / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    assert train(load_config(str(folder / "config.yaml"), ["train.resume=true", "data.workers=1"])).step == 6
+    weights = [one / "checkpoints" / "step-000006" / "model.safetensors" for one in (run, folder)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_features_from_python_are_those_of_the_evaluation(model: Model, scenes: Path) -> None:
+    manifest = Manifest(scenes / "test.jsonl")
+    dataset = evaluation_dataset(model.config, model.model, manifest)
+    bank, _ = embed(model.model, model.config, model.tokenizer, dataset)
+    paths = [manifest.image_path(record) for record in manifest]
+    torch.testing.assert_close(torch.from_numpy(model.encode_images(paths)), bank.image, rtol=1e-4, atol=1e-5)
+    for pair, record in enumerate(manifest):
+        own = bank.region_pair == pair
+        with Image.open(paths[pair]) as image:
+            size = image.size
+        boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in denormalise_boxes(bank.region_box[own], *size).tolist()]
+        found = torch.from_numpy(model.encode_regions(paths[pair], boxes))
+        torch.testing.assert_close(found, bank.regions[own], rtol=1e-3, atol=1e-4)
+        in_pixels = sorted({box for entity in record.entities for box in entity.boxes})
+        assert np.array(sorted(boxes)) == pytest.approx(np.array(in_pixels), abs=1e-3)
+
+
+def test_grounding_finds_boxes_within_the_image(model: Model, scenes: Path) -> None:
+    manifest = Manifest(scenes / "test.jsonl")
+    for record in list(manifest)[:4]:
+        with Image.open(manifest.image_path(record)) as image:
+            width, height = image.size
+        span = (record.entities[0].start, record.entities[0].end)
+        (found,) = model.ground(manifest.image_path(record), record.text, [span]).spans
+        assert found.heatmap is not None
+        columns, rows = (int(np.ceil(3 * side / max(width, height))) for side in (width, height))
+        assert found.heatmap.shape == (rows, columns)
+        x0, y0, x1, y1 = found.candidates[0].box
+        assert 0 <= x0 < x1 <= width + 1e-3
+        assert 0 <= y0 < y1 <= height + 1e-3
+
+
+def test_an_evaluation_writes_everything(run: Path, scenes: Path, tmp_path: Path) -> None:
+    options = EvaluationOptions(examples=1, occlusion=6)
+    evaluated, _ = evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")
+    assert evaluated.metrics["occlusion.coarse.object.count"] > 0
+    with np.load(tmp_path / "evaluation" / "heatmaps.npz") as maps:
+        shapes = {maps[name].shape for name in maps}
+    assert shapes <= {(3, 3), (2, 3), (3, 2)}
+    assert len(shapes) > 1
+
+
+def test_patches_of_a_stored_bank_have_the_sizes_of_their_pictures(scenes: Path, tmp_path: Path) -> None:
+    fusion = ["model.fusion.kind=cross_attention", "model.fusion.width=16", "model.fusion.heads=2"]
+    config = miniature.demo_config(scenes, tmp_path / "run", "data.aspect=pad", *fusion)
+    folder = train(config).run_dir
+    _, _ = evaluate_to_folder(folder, scenes / "test.jsonl", None, EvaluationOptions(examples=1, occlusion=2), "cpu")
+    (stored,) = (folder / "evaluation").glob("features-test-*/bank.json")
+    bank = open_bank(stored.parent, json.loads(stored.read_text())["fingerprint"])
+    assert bank is not None
+    assert bank.bank.content is not None
+    assert {tuple(size) for size in bank.bank.content.tolist()} == {(48, 32), (32, 48), (48, 48), (48, 20)}
+
+
+def test_the_frozen_tower_is_read_from_its_cache(scenes: Path, tmp_path: Path) -> None:
+    """Also where several images of a batch have different numbers of patches."""
+    frozen = ["data.aspect=pad", "model.vision.freeze=all"]
+    plain = train(miniature.demo_config(scenes, tmp_path / "plain", *frozen)).run_dir
+    cached = [*frozen, f"train.cache_frozen={tmp_path}/cache"]
+    runs = [plain, *(train(miniature.demo_config(scenes, tmp_path / name, *cached)).run_dir for name in ("a", "b"))]
+    weights = [spanbox.load(run).model.state_dict() for run in runs]
+    for name, tensor in weights[0].items():
+        for other in weights[1:]:
+            torch.testing.assert_close(other[name], tensor, msg=name)
+
+
+def test_squash_is_the_default_and_another_model(scenes: Path, run: Path, tmp_path: Path) -> None:
+    squashed = train(miniature.demo_config(scenes, tmp_path / "run", *AUGMENTED, *VIEWS, *miniature.DROPOUT)).run_dir
+    assert load_config(str(squashed / "config.yaml")).data.aspect == "squash"
+    weights = [one / "checkpoints" / "step-000006" / "model.safetensors" for one in (run, squashed)]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+class TestExport:
+    def test_onnx_refuses_a_model_of_padded_images(self, model: Model, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"data\.aspect=pad.*--to transformers"):
+            export_model(model, "onnx", tmp_path / "onnx")
+
+    def test_the_card_of_an_export_names_the_difference(self, model: Model, tmp_path: Path) -> None:
+        notes = export_model(model, "transformers", tmp_path / "out")
+        assert any("data.aspect=pad" in note for note in notes)
+        assert "data.aspect=pad" in (tmp_path / "out" / "README.md").read_text()
+        assert json.loads((tmp_path / "out" / "heads.json").read_text())["image"]["aspect"] == "pad"
