@@ -16,7 +16,9 @@ from pydantic_core import ErrorDetails
 
 from spanbox.data.loader import DataSettings
 from spanbox.documents import YAML_DEPTH, DocumentError, dump_yaml, parse_yaml, read_yaml
+from spanbox.earlier_config import rename_earlier_keys
 from spanbox.engine.settings import TrainSettings
+from spanbox.engine.versions import other_version
 from spanbox.errors import ConfigError
 from spanbox.losses.settings import LossSettings
 from spanbox.models.dual_encoder import ModelSettings
@@ -72,10 +74,15 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(source)
     if path.suffix in (".yaml", ".yml") and _exists(path):
-        if path.name == "config.yaml" and (path.parent / "checkpoints").is_dir():
+        if path.name != "config.yaml":
+            return _config_of(_read(path), str(path), overrides)
+        if (path.parent / "checkpoints").is_dir():
             # The config of a run means the folder that it lies in, which may have been copied or renamed.
             overrides = [f"run.dir={json.dumps(str(path.parent))}", *overrides]
-        return _config_of(_read(path), str(path), overrides)
+        try:
+            return _config_of(_read(path), str(path), overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{other_version(path.parent)}") from None
     name = source.removesuffix(".yaml")
     if name in recipe_names():
         return parse_config((_recipes() / f"{name}.yaml").read_text(encoding="utf-8"), name, overrides)
@@ -117,6 +124,7 @@ def _config_of(tree: Any, name: str, overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(f"{name}: expected keys and values, found {type(tree).__name__}")
     for override in overrides:
         _apply_override(tree, override)
+    rename_earlier_keys(tree)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spanbox.documents import refuse_special
+from spanbox.engine.versions import format_and_version, other_version
 from spanbox.errors import CheckpointError, OutputError
 from spanbox.files import PARTIAL, explained, remove_entry, write_text
 from spanbox.models.preprocessing import Preprocessing
@@ -101,7 +102,7 @@ class CheckpointStore:
         try:
             save_file(weights, aside / "model.safetensors")
             write_text(aside / "config.yaml", self.files.config_yaml)
-            write_text(aside / "architecture.json", json.dumps(self.files.architecture, indent=1))
+            write_text(aside / "architecture.json", json.dumps(self._architecture(), indent=1))
             write_text(aside / "preprocessing.json", self.files.preprocessing.model_dump_json(indent=1))
             self.files.tokenizer.save_pretrained(aside / "tokenizer")
             if metrics is not None:
@@ -113,6 +114,9 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+    def _architecture(self) -> dict[str, Any]:
+        return {**format_and_version(), **self.files.architecture}
 
     def _point(self, name: str, target: Path) -> None:
         """Make `name` point at a step folder of this folder."""
@@ -237,7 +241,7 @@ def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
         more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise CheckpointError(
             f"{path}: holds a model of another architecture than the config asks for:\n{listed}{more}\n"
-            "Use the config.yaml beside it, or another run.dir."
+            f"Use the config.yaml beside it, or another run.dir.{other_version(folder)}"
         )
     with torch.no_grad():
         for name, tensor in own.items():

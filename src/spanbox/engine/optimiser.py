@@ -119,7 +119,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, saved: dict[str, Any]) -
     if [len(group["params"]) for group in own] != group_sizes(saved):
         raise CheckpointError(
             "the trained parameters of the checkpoint differ from those of the config; resume with the loss and model "
-            "settings of its config.yaml, and with the version of spanbox that wrote it"
+            "settings of its config.yaml"
         )
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     check_moments(saved, [parameter.shape for parameter in parameters])

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from msgspec import Meta, Struct
+from msgspec.structs import fields
 from torch import Tensor
 
 from spanbox.errors import CheckpointError
@@ -38,6 +39,13 @@ class TrainerState(Struct):
 
 def check_trainer_state(state: object) -> None:
     """Raise CheckpointError unless `state` has the types that `Trainer.state` writes."""
+    required = [field.encode_name for field in fields(TrainerState) if field.required]
+    missing = [name for name in required if name not in state] if isinstance(state, dict) else []
+    if missing:
+        raise CheckpointError(
+            f"trainer.pt: has no {', '.join(missing)}; another version of spanbox wrote it, or it is damaged. The "
+            "model of the checkpoint can be used, but its training cannot go on here"
+        )
     try:
         checked = msgspec.convert(state, TrainerState)
     except msgspec.ValidationError as error:

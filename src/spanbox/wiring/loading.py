@@ -11,6 +11,7 @@ from spanbox.data.tokenizer import load_tokenizer
 from spanbox.documents import DocumentError, read_json
 from spanbox.engine.checkpoint import find_checkpoint, load_weights
 from spanbox.engine.device import choose_device
+from spanbox.engine.versions import other_version, refuse_newer_format
 from spanbox.errors import CheckpointError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
@@ -69,8 +70,9 @@ def open_encoder(folder: Path, config: RunConfig | None = None) -> tuple[DualEnc
         config: settings of the towers, such as what of them is frozen; None: those of the run. Their architectures are
             those of the checkpoint in any case.
     """
+    architecture = read_architecture(folder)
     config = config or load_config(str(_there(folder / "config.yaml")))
-    settings = config.model.model_copy(update=_towers(config, read_architecture(folder), folder))
+    settings = config.model.model_copy(update=_towers(config, architecture, folder))
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     text = build_text_tower(settings.text, pad_token_id=tokenizer.pad_token_id)
     vision = build_vision_tower(settings.vision)
@@ -79,8 +81,14 @@ def open_encoder(folder: Path, config: RunConfig | None = None) -> tuple[DualEnc
 
 
 def read_architecture(folder: Path) -> dict[str, Any]:
-    """What `architecture.json` says of a checkpoint's towers."""
-    return _read_object(folder / "architecture.json")
+    """What `architecture.json` says of a checkpoint: its format and its towers.
+
+    Raises:
+        CheckpointError: it is damaged, or a newer spanbox wrote it in a format that this one does not know.
+    """
+    architecture = _read_object(folder / "architecture.json")
+    refuse_newer_format(folder, architecture)
+    return architecture
 
 
 def _there(path: Path) -> Path:
@@ -116,7 +124,9 @@ def _preprocessing(path: Path, image_size: int) -> Preprocessing:
         preprocessing = Preprocessing.model_validate(_read_object(path))
     except ValidationError as error:
         found = error.errors()[0]
-        raise CheckpointError(f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg']}") from None
+        raise CheckpointError(
+            f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg']}{other_version(path.parent)}"
+        ) from None
     if preprocessing.image_size != image_size:
         raise CheckpointError(
             f"{path}: image_size is {preprocessing.image_size}, but the vision tower takes {image_size} pixels"

@@ -23,6 +23,7 @@ from spanbox.engine.environment import write_environment
 from spanbox.engine.run_folder import prepare_run_folder, refuse_earlier_run, settle_replaced
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
+from spanbox.engine.versions import other_version
 from spanbox.errors import CheckpointError, ConfigError
 from spanbox.files import write_text
 from spanbox.models.dual_encoder import DualEncoder
@@ -37,6 +38,7 @@ from spanbox.wiring.building import (
     open_manifest,
 )
 from spanbox.wiring.evaluating import make_validation
+from spanbox.wiring.loading import read_architecture
 from spanbox.wiring.state_caches import make_state_caches
 
 
@@ -116,7 +118,10 @@ def run_trainer(
     """
     run_dir, ranks = trainer.run_dir, trainer.ranks
     if resume_from:
-        trainer.restore(load_trainer_state(resume_from))
+        try:
+            trainer.restore(load_trainer_state(resume_from))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{other_version(resume_from)}") from None
     progress = progress_of_training(trainer)
     batches = make_batches(progress)
     try:
@@ -155,6 +160,7 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
             f"{run_dir}: nothing to resume, checkpoints/ holds no complete checkpoint; if the run was renamed, set "
             "run.dir to its folder; to train a new one, leave train.resume out"
         )
+    read_architecture(found)  # refuses that of a newer version
     return found.resolve()
 
 
