@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-
 from spanbox.documents import DocumentError, read_json
 from spanbox.errors import CheckpointError
 
