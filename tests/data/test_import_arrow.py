@@ -205,7 +205,7 @@ class TestSavedDatasets:
             ("state.json", '{"_data_files": 5}', "not in the format that is expected"),
             ("state.json", "{", "is not JSON"),
             ("dataset_dict.json", '{"splits": ["../saved"]}', "no plain name"),
-            ("dataset_dict.json", '{"splits": ["gone"]}', "cannot be read"),
+            ("dataset_dict.json", '{"splits": ["gone"]}', "is not a file that can be read"),
         ],
     )
     def test_a_wrong_description_is_an_error(self, tmp_path: Path, file: str, content: str, message: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from spanbox.data.importers import ImportSummary
+from spanbox.data.importers import ImportSummary, driver
+from spanbox.data.importers import captions as caption_files
 from spanbox.data.importers.coco import link_words, plural
 from spanbox.data.importers.driver import Source, run_import
 from spanbox.data.importers.flickr30k import parse_sentence
@@ -317,6 +318,30 @@ def test_a_wrong_spec_is_explained(tmp_path: Path, spec: str | None, message: st
         run_import(
             "json", FORMATS["json"].importer, Source(tmp_path / "d.json", tmp_path / "out", spec=path if spec else None)
         )
+
+
+def test_a_line_or_a_file_without_an_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_files, "MAX_LINE_BYTES", 1000)
+    (tmp_path / "t.csv").write_text("image,text\na.png," + "x" * 2000)
+    with pytest.raises(DataError, match="a line of more than 1,000 characters"):
+        run("table", tmp_path / "t.csv")
+    for content in (b"\0" * 9000, b" " * 9000, b'"text"', b""):
+        (tmp_path / "d.json").write_bytes(content)
+        with pytest.raises(DataError, match="is not JSON with a list or an object"):
+            driver.read_json(tmp_path / "d.json")
+    (tmp_path / "d.json").write_bytes(b"\xef\xbb\xbf [1]")
+    assert driver.read_typed(tmp_path / "d.json", list[int]) == [1]
+
+
+@pytest.mark.parametrize("value", [json.loads('"\\ud800"'), "x" * 20_000_000])
+def test_what_a_manifest_cannot_hold_is_counted(tmp_path: Path, value: str) -> None:
+    """Half a surrogate pair, and a line that is too long."""
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("{image: i, text: t, group: g}")
+    write_json(tmp_path / "d.json", [{"i": "a.png", "t": "一", "g": value}, {"i": "a.png", "t": "b"}])
+    summary = run("json", tmp_path / "d.json", spec=spec)
+    assert summary.splits["all"].oddity_counts == {"missing image": 1, "unusable record": 1}
+    assert [record.text for record in Manifest(tmp_path / "out" / "all.jsonl")] == ["b"]
 
 
 # WebDataset

@@ -1,4 +1,4 @@
-"""The ten kinds of input that the fuzzer damages, each with the command that reads it."""
+"""The twelve kinds of input that the fuzzer damages, each with the command that reads it."""
 
 import json
 import shutil
@@ -27,6 +27,7 @@ from fuzz_mutate import (
     replace_with_oddity,
 )
 from fuzz_samples import Samples
+from fuzz_sources import published, tar_images
 
 Kind = Callable[[Random, Samples, Path], Case]
 
@@ -93,7 +94,7 @@ def manifests(rng: Random, samples: Samples, folder: Path) -> Case:
     lines = (samples.scenes / "train.jsonl").read_text(encoding="utf-8").splitlines()
     (folder / "images").symlink_to(samples.scenes / "images")
     for at in rng.sample(range(len(lines)), len(lines) // 2):
-        lines[at] = _with_paraphrases(lines[at])
+        lines[at] = _with_optional_fields(lines[at])
     at = rng.randrange(len(lines))
     choice = rng.randrange(10)
     path = folder / "m.jsonl"
@@ -113,15 +114,18 @@ def manifests(rng: Random, samples: Samples, folder: Path) -> Case:
     return _read_manifest(rng, samples)
 
 
-def _with_paraphrases(line: str) -> str:
-    """The pair with its own text turned into a paraphrase, and one for the coarse level only."""
+def _with_optional_fields(line: str) -> str:
+    """The pair with relevance, and with its own text turned into a paraphrase and one for the coarse level only."""
     record = json.loads(line)
     spans = [
         {"entity": i, "start": entity["start"] + 4, "end": entity["end"] + 4}
         for i, entity in enumerate(record["entities"])
     ]
     own = {"text": f"See {record['text']}", "entities": spans, "lang": "en", "source": "en-zh, zh-en"}
-    return json.dumps(record | {"paraphrases": [own, {"text": "一张图片"}]})
+    for entity in record["entities"]:
+        entity["relevance"] = [0.5] * len(entity.get("boxes", []))
+    doubted = {"relevance": 0.25, "source": "页", "meta": {"page": [1, None]}}
+    return json.dumps(record | doubted | {"paraphrases": [own, {"text": "一张图片"}]})
 
 
 def _read_manifest(rng: Random, samples: Samples) -> Case:
@@ -348,6 +352,8 @@ KINDS: dict[str, Kind] = {
     "index, bank, neighbours": indices,
     "logs and metrics": logs,
     "importer sources": importers,
+    "published data sets": published,
+    "images in tars": tar_images,
     "predictions": predictions,
     "models, tokenizers, texts": models,
 }

@@ -4,8 +4,9 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
-from spanbox.data.importers.driver import Images, Pairs, Source
+from spanbox.data.importers.driver import Images, Pairs, Source, read_json
 from spanbox.data.importers.fields import FieldReader, FieldSpec, get_field, read_spec
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
 from spanbox.errors import DataError
@@ -69,7 +70,7 @@ def _json_records(path: Path, spec: FieldSpec) -> Iterator[tuple[int, object]]:
             yield number, content
         return
     try:
-        content = json.loads(_read(path))
+        content = json.loads(read_json(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON, or was cut off ({error})") from None
     records = get_field(content, spec.records) if spec.records else content
@@ -81,11 +82,11 @@ def _json_records(path: Path, spec: FieldSpec) -> Iterator[tuple[int, object]]:
 def _table(path: Path, source: Source, images: Images, delimiter: str, columns: dict[str, str]) -> Pairs:
     csv.field_size_limit(MAX_FIELD)
     with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        missing = [column for column in columns.values() if column not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{path}: has no column {missing[0]!r}, but {', '.join(reader.fieldnames or ())[:200]}")
+        reader = csv.DictReader(_bounded_lines(file), delimiter=delimiter)
         try:
+            missing = [column for column in columns.values() if column not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path}: has no column {missing[0]!r}, but {', '.join(reader.fieldnames or ())[:200]}")
             for number, row in enumerate(reader, start=1):
                 values = {name: row.get(column) for name, column in columns.items()}
                 if not values["image"] or not values["text"]:
@@ -99,6 +100,13 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
             raise DataError(f"{path}, line {reader.line_num}: cannot be read ({error})") from None
 
 
+def _bounded_lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(MAX_LINE_BYTES):
+        if len(line) == MAX_LINE_BYTES:
+            raise csv.Error(f"a line of more than {MAX_LINE_BYTES:,} characters")
+        yield line
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         number = 0
@@ -110,12 +118,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _first_line(path: Path) -> str:
     return next((line for _, line in _lines(path)), "").strip()
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return path.read_bytes()
 
 
 def _beside(path: Path, source: Source, *names: str) -> Path:

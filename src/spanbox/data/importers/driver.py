@@ -4,6 +4,7 @@ An importer is a function from a `Source` to (split, record) pairs. The driver c
 unique, clips boxes, counts and lists what was left out, and shows progress. A second import gives the same files.
 """
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from spanbox.data.importers import ImportSummary, Oddity, SplitSummary, UniqueIds, is_file, relative_folder
+from spanbox.data.importers import ImportSummary, Oddity, SplitSummary, UniqueIds, is_file, read_file, relative_folder
 from spanbox.data.manifest import (
     MAX_LINE_BYTES,
     Box,
@@ -164,16 +165,25 @@ def _count(counts: Counter[str], record: Record) -> None:
 def read_typed(path: Path, kind: type[Loaded]) -> Loaded:
     """A JSON file as a typed value; fields that the type lacks are skipped. Raises DataError."""
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: is larger than {MAX_JSON_BYTES >> 30} GiB, the most that is read of such a file")
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(read_json(path), type=kind)
     except msgspec.ValidationError as error:
         raise DataError(f"{path}: is not in the format that is expected: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON, or was cut off ({error})") from None
+
+
+def read_json(path: Path) -> bytes:
+    """The content of a JSON file with a list or an object. Raises DataError."""
+    if not is_file(path):
+        raise DataError(f"{path}: is not a file that can be read")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not start.startswith((b"[", b"{")):  # before gigabytes of something else are read
+        raise DataError(f"{path}: is not JSON with a list or an object, or was cut off")
+    return read_file(path, MAX_JSON_BYTES).removeprefix(codecs.BOM_UTF8)
 
 
 def clipped(box: Box, size: tuple[float, float] | None) -> Box | None:
