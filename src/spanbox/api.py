@@ -7,7 +7,8 @@
 Names and options follow sentence-transformers where it has the same ones.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,15 @@ from spanbox.evaluation.presence import THRESHOLD
 from spanbox.progress import Progress, hidden
 from spanbox.spans import CharSpan
 from spanbox.wiring import loading
-from spanbox.wiring.encoding import ImageSource, encode_images, encode_regions, encode_texts
+from spanbox.wiring.encoding import (
+    ImageSource,
+    encode_image_sides,
+    encode_images,
+    encode_regions,
+    encode_text_sides,
+    encode_texts,
+)
+from spanbox.wiring.fusing import fused_scores, fusion_of
 from spanbox.wiring.grounding import GroundedSpan, Grounding, ScoredBox, ground
 from spanbox.wiring.loading import Loaded
 
@@ -201,6 +210,48 @@ class Model(Loaded):
         )
         return _converted(one @ other.to(one.device).T, isinstance(first, Tensor))
 
+    def pair_scores(
+        self,
+        texts: str | Sequence[str],
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+    ) -> Features:
+        """Fused scores (N, M) of N texts with M images, of a model with `model.fusion`.
+
+        Every text looks at every image, so this takes much longer than `similarity`: use it to put the first candidates
+        of `similarity` into a better order. Scores lie in [-1, 1] and are compared with each other alone.
+
+        Args:
+            texts: one or several.
+            images: one or several, as for `encode_images`.
+            batch_size: number of texts or images to encode at a time.
+            show_progress_bar: show the progress on stderr.
+            convert_to_tensor: return a tensor on the device of the model instead of a numpy array.
+
+        Raises:
+            ConfigError: the model has no fusion.
+            DataError: an image cannot be read.
+        """
+        fusion_of(self)
+        sentences = [texts] if isinstance(texts, str) else list(texts)
+        several, _ = _listed(images)
+        if not sentences or not several:
+            return _converted(torch.empty(len(sentences), len(several), device=self.device), convert_to_tensor)
+        total = math.ceil(len(sentences) / batch_size) * len(several)
+        with (Progress if show_progress_bar else hidden)("scoring", total) as progress:
+            rows, done = [], 0
+            for text in _batches(sentences, batch_size):
+                side, row = encode_text_sides(self, text), []
+                for some in _batches(several, batch_size):
+                    row.append(fused_scores(self, side, encode_image_sides(self, some)))
+                    done += len(some)
+                    progress.update(done)
+                rows.append(torch.cat(row, dim=1))
+        return _converted(torch.cat(rows), convert_to_tensor)
+
     def ground(
         self,
         image: ImageSource,
@@ -270,6 +321,10 @@ def _find(text: str, words: str) -> CharSpan:
     if start < 0 or not words:
         raise DataError(f"{words!r} does not occur in {text!r}; give words of the text, or (start, end)")
     return start, start + len(words)
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _listed(images: ImageSource | Sequence[ImageSource]) -> tuple[list[ImageSource], bool]:

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 
 import miniature
 import spanbox
+from spanbox.data.manifest import Manifest
 from spanbox.errors import ConfigError
+from spanbox.explore.opening import open_session
 from spanbox.report.page import make_report
 from spanbox.wiring import EvaluationOptions, evaluate_to_folder, fusing, load, plan, train
+from spanbox.wiring.embedding import embed, evaluation_dataset
 
 pytestmark = pytest.mark.slow
 KINDS = ("gated", "cross_attention", "conditioned_pooling")
@@ -133,3 +136,46 @@ def test_a_plan_counts_the_fusion(scenes: Path, tmp_path: Path) -> None:
     assert fused.parameters > plain.parameters
     assert fused.plain.pair > plain.plain.pair
     assert fused.plain.losses(64) > plain.plain.losses(64)
+
+
+def test_scores_of_any_texts_and_images_are_those_of_an_evaluation(run: Path, scenes: Path) -> None:
+    """The bank of an evaluation holds tokens and patches in half precision."""
+    model, manifest = spanbox.load(run), Manifest(scenes / "test.jsonl")
+    texts = [record.text for record in manifest]
+    images = [manifest.image_path(record) for record in manifest]
+    scores = model.pair_scores(texts, images)
+    dataset = evaluation_dataset(model.config, model.model, manifest)
+    bank, _ = embed(model.model, model.config, model.tokenizer, dataset, keep_states=True)
+    of_bank = fusing.pair_scores(model.model, bank)
+    assert of_bank is not None
+    sentences, pictures = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images))).T
+    expected = of_bank(sentences, pictures).reshape(len(texts), len(images))
+    torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=0, atol=2e-3)
+    assert scores.std() > 0
+    torch.testing.assert_close(model.pair_scores(texts, images, batch_size=3), scores, rtol=0, atol=1e-5)
+    tensor = model.pair_scores(texts[0], images[1], convert_to_tensor=True)
+    torch.testing.assert_close(tensor, torch.tensor(scores[:1, 1:2]), rtol=0, atol=1e-5)
+    assert model.pair_scores([], images).shape == (0, len(images))
+    assert model.pair_scores(texts, []).shape == (len(texts), 0)
+
+
+def test_a_model_without_fusion_has_no_fused_scores(scenes: Path, tmp_path: Path) -> None:
+    model = spanbox.load(train(miniature.demo_config(scenes, tmp_path / "run")).run_dir)
+    with pytest.raises(ConfigError, match=r"no fused scores: it was trained with model.fusion.kind=none"):
+        model.pair_scores("a kite", [])
+
+
+def test_the_explorer_shows_the_order_of_the_fusion(run: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, model = Manifest(scenes / "test.jsonl"), spanbox.load(run)
+    images = [manifest.image_path(record) for record in manifest]
+    monkeypatch.setattr("spanbox.explore.session.RERANKED", 5)
+    session = open_session([run], manifest.path, "cpu")
+    for query in ("a kite", "一只风筝"):
+        proposed = np.argsort(-model.similarity(model.encode_texts(query), model.encode_images(images))[0])[:5]
+        scores = model.pair_scores(query, [images[place] for place in proposed])[0]
+        hits = session.search_text(query)["models"][0]["hits"]
+        assert [hit["pair"] for hit in hits] == proposed[np.argsort(-scores, kind="stable")].tolist()
+        np.testing.assert_allclose([hit["score"] for hit in hits], np.sort(scores)[::-1], atol=2e-3)
+    hits = session.search_picture(images[0].read_bytes())["models"][0]["hits"]
+    assert len(hits) == 5
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)

@@ -25,8 +25,8 @@ def _searched(path: Path, name: str, manifest: Manifest, device: str) -> Searche
     dataset = evaluation_dataset(model.config, model.model, manifest)
     if (path / "checkpoints").is_dir():
         folder = features_folder(path / "evaluation", manifest.path)
-        return Searched(name, model, embed_to_disk(model, dataset, folder, keep_states=False).bank)
-    return Searched(name, model, embed(model.model, model.config, model.tokenizer, dataset)[0])
+        return Searched(name, model, embed_to_disk(model, dataset, folder, keep_states=True).bank)
+    return Searched(name, model, embed(model.model, model.config, model.tokenizer, dataset, keep_states=True)[0])
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

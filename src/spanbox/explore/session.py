@@ -6,7 +6,9 @@ All values are plain, for JSON. Boxes are fractions of the image.
 import io
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -19,8 +21,14 @@ from spanbox.data.images import load_image, load_reduced
 from spanbox.data.manifest import Box, Manifest, Record
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.reranking import RERANKED
 from spanbox.models.heatmaps import to_unit_range
 from spanbox.spans import CharSpan
+from spanbox.wiring.encoding import encode_image_sides, encode_text_sides
+from spanbox.wiring.fusing import fused_scores, image_side, text_side
+
+FusedScores = Callable[[torch.Tensor], torch.Tensor]
+"""Maps rows of a bank to their fused scores with a query."""
 
 HITS = 12
 LONGEST_TEXT = 2_000
@@ -47,6 +55,10 @@ class Searched:
     name: str
     model: Model
     bank: FeatureBank
+
+    @property
+    def has_fusion(self) -> bool:
+        return self.model.model.fusion is not None
 
 
 class Session:
@@ -75,7 +87,12 @@ class Session:
         """The pairs whose images are nearest to a text. Raises DataError for a text that is empty or too long."""
         _check_text(text)
         with self._lock:
-            results = [self._nearest(each, each.model.encode_texts(text), each.bank.image) for each in self.models]
+            results = [
+                self._nearest(
+                    each, each.model.encode_texts(text), each.bank.image, partial(_text_with_images, each, text)
+                )
+                for each in self.models
+            ]
         return {"query": text, "models": results}
 
     def search_picture(self, content: bytes) -> dict[str, Any]:
@@ -91,7 +108,12 @@ class Session:
             self._uploads[name] = picture
             while len(self._uploads) > MOST_UPLOADS:
                 self._uploads.popitem(last=False)
-            results = [self._nearest(each, each.model.encode_images(picture), each.bank.text) for each in self.models]
+            results = [
+                self._nearest(
+                    each, each.model.encode_images(picture), each.bank.text, partial(_picture_with_texts, each, picture)
+                )
+                for each in self.models
+            ]
         return {"picture": name, "models": results}
 
     def picture(self, name: str) -> bytes:
@@ -141,15 +163,34 @@ class Session:
             raise UnknownError(name)
         return self.manifest[int(name)]
 
-    def _nearest(self, searched: Searched, query: Any, features: torch.Tensor) -> dict[str, Any]:
+    def _nearest(self, searched: Searched, query: Any, features: torch.Tensor, fused: FusedScores) -> dict[str, Any]:
+        """The first pairs by the towers; with fusion, its order of those that the towers propose."""
         scores = features @ torch.as_tensor(query)
-        best = scores.topk(min(HITS, len(scores)))
+        best = scores.topk(min(RERANKED if searched.has_fusion else HITS, len(scores)))
+        values, rows = best.values, best.indices
+        if searched.has_fusion:
+            values, order = fused(rows).cpu().sort(descending=True, stable=True)
+            rows = rows[order]
         hits = []
-        for score, row in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        for score, row in zip(values[:HITS].tolist(), rows[:HITS].tolist(), strict=True):
             place = int(searched.bank.place[row])
             record = self.manifest[place]
             hits.append({"pair": place, "id": record.id, "text": record.text, "score": score})
         return {"name": searched.name, "hits": hits}
+
+
+def _text_with_images(searched: Searched, text: str, rows: torch.Tensor) -> torch.Tensor:
+    """Fused scores of a text with images of the bank."""
+    return fused_scores(
+        searched.model, encode_text_sides(searched.model, [text]), image_side(searched.bank, rows)
+    ).flatten()
+
+
+def _picture_with_texts(searched: Searched, picture: Image.Image, rows: torch.Tensor) -> torch.Tensor:
+    """Fused scores of a picture with texts of the bank."""
+    return fused_scores(
+        searched.model, text_side(searched.bank, rows), encode_image_sides(searched.model, [picture])
+    ).flatten()
 
 
 def _check_text(text: str) -> None:

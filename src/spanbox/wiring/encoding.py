@@ -7,7 +7,7 @@ one batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from spanbox.errors import DataError
 from spanbox.models.dual_encoder import ImageRows, Part
 from spanbox.models.inputs import Images, Texts, by_picture
 from spanbox.spans import CharSpan, span_token_mask, trim_span
-from spanbox.structures import Sample
+from spanbox.structures import Sample, TensorBundle
 from spanbox.wiring.building import sample_limits
 from spanbox.wiring.loading import Loaded
 
@@ -39,6 +39,30 @@ class EncodedTexts(NamedTuple):
     texts: Tensor  # (N, D)
     spans: list[Tensor]  # (K, D) of each text
     truncated: int  # texts with more tokens than `data.max_tokens`
+
+
+@dataclass(frozen=True)
+class TextSide(TensorBundle):
+    """Texts as a fusion sees them."""
+
+    features: Tensor  # (N, D)
+    tokens: Tensor  # (N, T, F)
+    mask: Tensor  # (N, T) bool, False on padding
+
+    def at(self, places: Tensor) -> "TextSide":
+        return self.map(lambda tensor: tensor[places])
+
+
+@dataclass(frozen=True)
+class ImageSide(TensorBundle):
+    """Images as a fusion sees them."""
+
+    features: Tensor  # (N, D)
+    patches: Tensor  # (N, P, F)
+    content: Tensor | None = None  # (N, 2) int64, width and height of the pictures in pixels, beside padding
+
+    def at(self, places: Tensor) -> "ImageSide":
+        return self.map(lambda tensor: tensor[places])
 
 
 @torch.no_grad()
@@ -80,6 +104,26 @@ def encode_images(loaded: Loaded, images: Sequence[ImageSource], *, unit: bool =
     limits = sample_limits(loaded.config, loaded.model, objects_only=True)
     samples = [prepare(open_source(image), "", (), (), limits) for image in images]
     return _project(loaded, "image", _states(loaded, _images(samples)).pooled, unit)
+
+
+@torch.no_grad()
+def encode_text_sides(loaded: Loaded, texts: Sequence[str]) -> TextSide:
+    """At least one text for fused scores, by a model with fusion."""
+    rows, _ = _tokens(loaded, texts, [[]] * len(texts))
+    with _in_precision(loaded):
+        states = loaded.model.encode_text(replace(rows, keep_tokens=True))
+    assert states.tokens is not None
+    return TextSide(_project(loaded, "text", states.pooled, True), states.tokens.float(), rows.token_mask)
+
+
+@torch.no_grad()
+def encode_image_sides(loaded: Loaded, images: Sequence[ImageSource]) -> ImageSide:
+    """At least one image for fused scores, by a model with fusion. Raises DataError where one cannot be read."""
+    limits = sample_limits(loaded.config, loaded.model, objects_only=True)
+    inputs = _images([prepare(open_source(image), "", (), (), limits) for image in images])
+    states = _states(loaded, replace(inputs, keep_patches=True))
+    assert states.patches is not None
+    return ImageSide(_project(loaded, "image", states.pooled, True), states.patches.float(), inputs.content)
 
 
 @torch.no_grad()

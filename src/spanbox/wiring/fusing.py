@@ -1,18 +1,19 @@
 """Fused scores of a model for the pairs of a feature bank, and what its tokens look at."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from spanbox.data.dataset import PairDataset
+from spanbox.errors import ConfigError
 from spanbox.evaluation.extract import Context, FeatureBank
 from spanbox.evaluation.reranking import PairScores
 from spanbox.models.dual_encoder import DualEncoder
-from spanbox.models.fusion import STATES_AT_ONCE, PairFusion
+from spanbox.models.fusion import STATES_AT_ONCE, Fusion, PairFusion
 from spanbox.structures import Batch, Features
+from spanbox.wiring.encoding import ImageSide, TextSide
 from spanbox.wiring.loading import Loaded
 
 MIB = 2**20
@@ -22,32 +23,67 @@ TELL_FROM = 64 * MIB
 
 def pair_scores(model: DualEncoder, bank: FeatureBank) -> PairScores | None:
     """Fused scores of pairs of a bank, in blocks; None without fusion or without tokens and patches in the bank."""
-    fusion, tokens, count, patches = model.fusion, bank.tokens, bank.token_count, bank.patches
-    if fusion is None or tokens is None or count is None or patches is None:
+    fusion = model.fusion
+    if fusion is None or bank.tokens is None or bank.patches is None:
         return None
-    device = model.mean.device
-    first = count.cumsum(0) - count
-    size = max(1, STATES_AT_ONCE // int(count.max()) + patches.shape[1])
-
-    def blocks(sentences: Tensor, images: Tensor) -> Iterator[Tensor]:
-        for text, image in zip(torch.split(sentences, size), torch.split(images, size), strict=True):
-            columns = torch.arange(max(1, int(count[text].max())))
-            mask = columns < count[text][:, None]
-            places = (first[text][:, None] + columns).masked_fill(~mask, 0)
-            yield fusion.scores(
-                bank.text[text].to(device),
-                tokens[places].to(device).float(),
-                mask.to(device),
-                bank.image[image].to(device),
-                patches[image].to(device).float(),
-                None if bank.content is None else bank.content[image].to(device),
-            )
+    device, longest = model.mean.device, int(bank.token_count.max()) if bank.token_count is not None else 0
+    size = max(1, STATES_AT_ONCE // (longest + bank.patches.shape[1]))
 
     @torch.no_grad()
     def scores(sentences: Tensor, images: Tensor) -> Tensor:
-        return torch.cat(list(blocks(sentences, images))).cpu()
+        blocks = zip(torch.split(sentences, size), torch.split(images, size), strict=True)
+        sides = ((text_side(bank, text).to(device), image_side(bank, image).to(device)) for text, image in blocks)
+        return torch.cat([_scores(fusion, *side) for side in sides]).cpu()
 
     return scores
+
+
+def fused_scores(loaded: Loaded, texts: TextSide, images: ImageSide) -> Tensor:
+    """Fused scores (N, M) of N texts with M images, in blocks of pairs, on the device of the model.
+
+    Raises:
+        ConfigError: the model has no fusion.
+    """
+    fusion = fusion_of(loaded)
+    device = loaded.model.mean.device
+    texts, images = texts.to(device), images.to(device)
+    size = max(1, STATES_AT_ONCE // (texts.tokens.shape[1] + images.patches.shape[1]))
+    pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images))).to(device)
+    with torch.no_grad():
+        blocks = [_scores(fusion, texts.at(block[:, 0]), images.at(block[:, 1])) for block in torch.split(pairs, size)]
+    return torch.cat(blocks).reshape(len(texts), len(images))
+
+
+def fusion_of(loaded: Loaded) -> Fusion:
+    """The fusion of a model. Raises ConfigError where it has none."""
+    if loaded.model.fusion is None:
+        raise ConfigError(
+            "this model has no fused scores: it was trained with model.fusion.kind=none; compare features with "
+            "similarity(), or train with another kind"
+        )
+    return loaded.model.fusion
+
+
+def text_side(bank: FeatureBank, places: Tensor) -> TextSide:
+    """Sentences of a bank that holds their tokens."""
+    count = bank.token_count
+    assert bank.tokens is not None
+    assert count is not None
+    columns = torch.arange(max(1, int(count[places].max())))
+    mask = columns < count[places][:, None]
+    rows = ((count.cumsum(0) - count)[places][:, None] + columns).masked_fill(~mask, 0)
+    return TextSide(bank.text[places], bank.tokens[rows].float(), mask)
+
+
+def image_side(bank: FeatureBank, places: Tensor) -> ImageSide:
+    """Images of a bank that holds their patches."""
+    assert bank.patches is not None
+    content = None if bank.content is None else bank.content[places]
+    return ImageSide(bank.image[places], bank.patches[places].float(), content)
+
+
+def _scores(fusion: Fusion, texts: TextSide, images: ImageSide) -> Tensor:
+    return fusion.scores(texts.features, texts.tokens, texts.mask, images.features, images.patches, images.content)
 
 
 def context_of(model: DualEncoder) -> Context | None:
