@@ -64,6 +64,13 @@ def make_sample(number: int, spans: int = 2, regions: int = 3) -> Sample:
     )
 
 
+def padded(sample: Sample, *sizes: tuple[int, int]) -> Sample:
+    """The sample with a picture of the first of these sizes, which holds its regions, and crops of each in turn."""
+    share = torch.tensor([*sizes[0], *sizes[0]]) / tiny.IMAGE_SIZE
+    of_crops = torch.tensor([sizes[crop % len(sizes)] for crop in range(len(sample.regions))]).reshape(-1, 2)
+    return replace(sample, regions=sample.regions * share, content=sizes[0], crop_content=of_crops)
+
+
 def fused(kind: str, dropout: float = 0.0) -> FusionSettings:
     """A tiny fusion."""
     return FusionSettings.model_validate({"kind": kind, "layers": 2, "heads": 2, "width": 8, "dropout": dropout})

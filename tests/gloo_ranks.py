@@ -13,7 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from encoders import collate, fused, make_model, make_sample, with_views
+from encoders import collate, fused, make_model, make_sample, padded, with_views
 from spanbox.engine.distributed import Parallel, Ranks, whole
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients
 from spanbox.engine.task import parameters
@@ -39,6 +39,7 @@ class Scenario:
     views: bool = False
     relevance: bool = False
     copies: bool = False
+    padding: bool = False
     frozen: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float64
     loss: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +70,12 @@ SCENARIOS = {
         "ddp", text=2, image=2, frozen=("text", "vision"), model={"fusion": fused("cross_attention")}
     ),
     "ddp with small losses": Scenario("ddp", text=2, loss={"noise": {"kind": "small_loss", "warm_up": 0.0}}),
+    "ddp with padded images": Scenario("ddp", text=2, image=3, padding=True),
+    "ddp with padded images and fusion": Scenario(
+        "ddp", text=2, image=2, padding=True, model={"fusion": fused("cross_attention")}
+    ),
+    "ddp with padded crops": Scenario("ddp", image=4, padding=True, model=CROPS),
+    "fsdp with padded images": Scenario("fsdp", text=2, image=3, padding=True),
     "fsdp whole": Scenario("fsdp"),
     "fsdp in chunks": Scenario("fsdp", text=2, image=3),
     "fsdp in float32": Scenario("fsdp", text=2, image=3, dtype=torch.float32),
@@ -80,12 +87,16 @@ SCENARIOS = {
 }
 
 
-def samples(*, relevance: bool = False, copies: bool = False) -> list[Sample]:
+def samples(*, relevance: bool = False, copies: bool = False, padding: bool = False) -> list[Sample]:
     """The later the pair, the more spans and regions: ranks differ in their number and in their padding. Of `copies`
-    three are of one group, which ranks do not share evenly."""
+    three are of one group, which ranks do not share evenly. With `padding` the first pictures are of one shape, the
+    later ones of four: ranks differ in their groups of images."""
     made = [make_sample(number, spans=number // 3, regions=number // 2) for number in range(PAIRS)]
     if copies:
         made = [replace(sample, group=number // 3) for number, sample in enumerate(made)]
+    if padding:
+        heights = [*[8] * 6, *[5, 13, 20, 32] * 2]
+        made = [padded(one, (32, height)) for one, height in zip(made, heights, strict=False)]
     return [_with_relevance(sample) for sample in made] if relevance else made
 
 
@@ -95,11 +106,11 @@ def _with_relevance(sample: Sample) -> Sample:
     return replace(sample, relevance=strength, link_relevance=sample.links * (1 - strength))
 
 
-def own_batch(ranks: Ranks, *, views: bool = False, relevance: bool = False, copies: bool = False) -> Batch:
-    """The pairs of this rank."""
+def own_batch(ranks: Ranks, *, views: bool = False, **kind: bool) -> Batch:
+    """The pairs of this rank, of the kind that `samples` makes."""
     share = PAIRS // ranks.world_size
     own = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    own_samples = samples(relevance=relevance, copies=copies)[own]
+    own_samples = samples(**kind)[own]
     return with_views(collate(*samples()))[own] if views else collate(*own_samples)
 
 
@@ -113,7 +124,8 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
         model.get_submodule(name).requires_grad_(False)
     task = Pretraining(model, objective)
     ranks.share_weights(model, task.towers.values(), scenario.parallel)
-    inputs = task.inputs(own_batch(ranks, views=scenario.views, relevance=scenario.relevance, copies=scenario.copies))
+    kind = {"relevance": scenario.relevance, "copies": scenario.copies, "padding": scenario.padding}
+    inputs = task.inputs(own_batch(ranks, views=scenario.views, **kind))
 
     def score(text: States, image: States) -> Losses:
         features = task.features({"text": text, "image": image}, inputs.rest)

@@ -1,15 +1,19 @@
 """The page of samples: everything is on it, text is escaped, and it needs nothing else."""
 
+import base64
+import io
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import miniature
 from encoders import make_sample
 from spanbox.data.contact_sheet import contact_sheet
+from spanbox.data.manifest import Record, write_manifest
 from spanbox.data.masking import STRATEGIES, MaskSettings
 from spanbox.structures import Sample
 from spanbox.wiring.showing import COPIES, show_samples
@@ -111,6 +115,27 @@ def test_the_standard_changes_are_shown_if_none_are_set(tmp_path: Path) -> None:
     out = tmp_path / "augmented.html"
     show_samples(data / "train.jsonl", out, n=1, with_views=False, with_augmented=True, size=48, patch=16, overrides=[])
     assert len(set(re.findall(r'src="(data:[^"]+)"', out.read_text(encoding="utf-8")))) == 1 + COPIES
+
+
+def test_padded_images_are_shown_as_the_model_gets_them(tmp_path: Path) -> None:
+    image = Image.new("RGB", (80, 40), "red")
+    image.save(tmp_path / "x.png")
+    write_manifest(tmp_path / "pairs.jsonl", [Record(id="x", image="x.png", text="a red field")])
+    out = tmp_path / "page.html"
+    show_samples(
+        *(tmp_path / "pairs.jsonl", out),
+        n=1,
+        with_views=True,
+        with_augmented=True,
+        size=64,
+        patch=16,
+        overrides=["data.aspect=pad", "data.augment.image.flip=1.0", "data.views.ratio=0.5"],
+    )
+    page = out.read_text(encoding="utf-8")
+    assert "50% hidden" in page  # of the picture, which is half of the square
+    first = Image.open(io.BytesIO(base64.b64decode(re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)[0])))
+    assert first.getpixel((32, 10))[0] > 240
+    assert first.getpixel((32, 50)) == (128, 128, 128)
 
 
 def test_changed_words_are_escaped() -> None:

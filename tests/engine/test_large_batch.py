@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
-from encoders import accumulate, collate, fused, in_one_graph, make_model, make_sample, with_views
+from encoders import accumulate, collate, fused, in_one_graph, make_model, make_sample, padded, with_views
 from spanbox.data.augment import AugmentSettings
 from spanbox.data.draws import Draws
 from spanbox.data.limits import SampleLimits
@@ -369,14 +369,8 @@ class TestPadding:
     @staticmethod
     def padded_batch() -> Batch:
         sizes = [(32, 16), (32, 20), (13, 32), (32, 32), (8, 32)]
-        samples = []
-        for number in range(PAIRS):
-            width, height = sizes[number % len(sizes)]
-            sample = make_sample(number, spans=number % 4, regions=(number + 1) % 4)
-            inside = sample.regions * torch.tensor([width, height, width, height]) / tiny.IMAGE_SIZE
-            of_crops = torch.tensor([sizes[(number + crop) % 5] for crop in range(len(inside))]).reshape(-1, 2)
-            samples.append(replace(sample, regions=inside, content=(width, height), crop_content=of_crops))
-        return collate(*samples)
+        samples = [make_sample(number, spans=number % 4, regions=(number + 1) % 4) for number in range(PAIRS)]
+        return collate(*[padded(one, *sizes[place % 5 :], *sizes) for place, one in enumerate(samples)])
 
     @pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
     @pytest.mark.parametrize("chunk", [1, 5, 100])

@@ -242,6 +242,7 @@ class TestFusion:
             tokens=torch.randn(9, 8, generator=generator).half(),
             token_count=torch.tensor([2, 0, 3, 4]),
             patches=torch.randn(4, 6, 8, generator=generator).half(),
+            content=torch.tensor([(32, 16)] * 4),
         )
 
     def test_come_back_in_half_precision(self, folder: Path) -> None:
@@ -271,6 +272,9 @@ class TestFusion:
             ("patches", np.zeros((3, 6, 8), dtype=np.float16)),
             ("patches", np.zeros((4, 8), dtype=np.float16)),
             ("spans_in_context", np.zeros((1, 8), dtype=np.float32)),
+            ("content", np.ones((3, 2), dtype=np.int64)),
+            ("content", np.ones((4, 4), dtype=np.int64)),
+            ("content", np.zeros((4, 2), dtype=np.int64)),
         ],
     )
     def test_arrays_that_do_not_fit_make_it_useless(self, name: str, array: object, folder: Path) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoders import collate, fused, make_model, make_sample
+from encoders import collate, fused, make_model, make_sample, padded
 from spanbox.errors import DataError
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.extract import FeatureBank, extract, extract_parts
-from spanbox.structures import PADDING_ID, Batch, Features
+from spanbox.structures import PADDING_ID, Batch, Features, Sample
 from spanbox.wiring.fusing import context_of, pair_scores
 
 FEATURES = 3
@@ -168,10 +168,15 @@ def test_an_empty_data_set_is_an_error() -> None:
 class TestFusion:
     """Tokens, patches and parts in context of a model with fusion."""
 
-    def extracted(self, kind: str, size: int, **options: Any) -> FeatureBank:
+    @staticmethod
+    def samples(*, padding: bool = False) -> list[Sample]:
+        samples = [make_sample(number, spans=number % 3, regions=(number + 1) % 3) for number in range(4)]
+        return [padded(one, (32, 8 + 7 * place)) for place, one in enumerate(samples)] if padding else samples
+
+    def extracted(self, kind: str, size: int, *, padding: bool = False, **options: Any) -> FeatureBank:
         torch.manual_seed(0)
         model = make_model(fusion=fused(kind)).eval()
-        samples = [make_sample(number, spans=number % 3, regions=(number + 1) % 3) for number in range(4)]
+        samples = self.samples(padding=padding)
         batches = [collate(*samples[start : start + size]) for start in range(0, 4, size)]
         return FeatureBank.cat(extract_parts(model, batches, context=context_of(model), **options))
 
@@ -189,11 +194,12 @@ class TestFusion:
         assert not {"tokens", "token_count", "patches", "spans_in_context", "regions_in_context"} & {*bank.present()}
 
     @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
-    def test_scores_from_a_bank_are_those_of_the_batch(self, kind: str) -> None:
+    @pytest.mark.parametrize("padding", [False, True])
+    def test_scores_from_a_bank_are_those_of_the_batch(self, kind: str, *, padding: bool) -> None:
         torch.manual_seed(0)
         model = make_model(fusion=fused(kind)).eval()
-        batch = collate(*(make_sample(number, spans=number % 3, regions=(number + 1) % 3) for number in range(4)))
-        bank = self.extracted(kind, 2, keep_states=True)
+        batch = collate(*self.samples(padding=padding))
+        bank = self.extracted(kind, 2, padding=padding, keep_states=True)
         scores = pair_scores(model, bank)
         assert scores is not None
         sentences, images = torch.tensor([0, 3, 2, 1, 0]), torch.tensor([0, 1, 2, 3, 3])

@@ -19,12 +19,13 @@ from spanbox.errors import ConfigError
 from spanbox.evaluation.bank_files import open_bank
 from spanbox.export import export_model
 from spanbox.geometry import denormalise_boxes
-from spanbox.wiring import EvaluationOptions, evaluate_to_folder
+from spanbox.wiring import EvaluationOptions, GmnerStart, evaluate_to_folder, predict_gmner, train_gmner
 from spanbox.wiring.embedding import embed, evaluation_dataset
 from spanbox.wiring.training import train
 
 SHAPES = [(96, 64), (64, 96), (64, 64), (96, 40)]
 AUGMENTED = ["data.augment.image.preset=standard", "data.augment.image.rotation=10"]
+LIGHT = EvaluationOptions(examples=1, occlusion=4)
 VIEWS = ["data.views.count=2"]
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -143,6 +144,39 @@ def test_the_frozen_tower_is_read_from_its_cache(scenes: Path, tmp_path: Path) -
     for name, tensor in weights[0].items():
         for other in weights[1:]:
             torch.testing.assert_close(other[name], tensor, msg=name)
+
+
+def test_regions_as_crops(scenes: Path, tmp_path: Path) -> None:
+    """Each on a padded square of its own; from Python as in an evaluation, and in the occlusion test."""
+    config = miniature.demo_config(scenes, tmp_path / "run", "data.aspect=pad", "model.regions.source=crop")
+    loaded = spanbox.load(train(config).run_dir)
+    manifest = Manifest(scenes / "test.jsonl")
+    dataset = evaluation_dataset(loaded.config, loaded.model, manifest)
+    bank, _ = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
+    path, own = manifest.image_path(manifest[0]), bank.region_pair == 0
+    with Image.open(path) as image:
+        boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in denormalise_boxes(bank.region_box[own], *image.size).tolist()]
+    found = torch.from_numpy(loaded.encode_regions(path, boxes))
+    torch.testing.assert_close(found, bank.regions[own], rtol=1e-3, atol=1e-4)
+    assert loaded.encode_regions(path, []).shape == (0, 16)
+    evaluated, _ = evaluate_to_folder(tmp_path / "run", scenes / "test.jsonl", None, LIGHT, "cpu")
+    assert evaluated.metrics["occlusion.fine.object.count"] > 0
+
+
+def test_gmner_chooses_among_the_boxes_of_the_file(scenes: Path, run: Path, tmp_path: Path) -> None:
+    """The aspect of the pretrained run is that of the task, and boxes come back in pixels of the image."""
+    small = ["train.batch_size=8", "train.steps=4", "train.validate_every=2", "train.save_every=2"]
+    paths = miniature.paths(scenes, tmp_path / "ner")
+    tuned = train_gmner(GmnerStart(run).config([*paths, *small, "data.views.count=0"]), run)
+    assert load_config(str(tuned.run_dir / "config.yaml")).data.aspect == "pad"
+    found = predict_gmner(tuned.run_dir, scenes / "test.jsonl", device="cpu")
+    chosen = 0
+    for prediction, record in zip(found.predictions, Manifest(scenes / "test.jsonl"), strict=True):
+        objects = [tuple(map(round, proposal.box)) for proposal in record.objects]
+        boxes = [tuple(map(round, one.box)) for one in prediction.entities if one.box is not None]
+        assert set(boxes) <= set(objects)
+        chosen += len(boxes)
+    assert chosen
 
 
 def test_squash_is_the_default_and_another_model(scenes: Path, run: Path, tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ class Images(TensorBundle):
         """Regions of a row, padding included."""
         return 0 if self.regions is None else self.regions.shape[1]
 
+    @property
+    def uses_grid(self) -> bool:
+        """Whether more than the pooled state is used."""
+        return self.regions is not None or self.keep_patches
+
     def keys(self) -> list[bytes] | None:
         """Digest of each row without its padding; None for masked views, which are drawn again each time."""
         if self.drawn:
@@ -154,21 +159,18 @@ def by_picture(images: Images, patch: int) -> tuple[list[Images], Tensor | None]
         return [images], None
     grid = images.pixels.shape[-1] // patch
     padding = ~picture_cells(images.content, patch, grid)
-    nearest = (
-        None
-        if images.regions is None and not images.keep_patches
-        else nearest_picture_cells(images.content, patch, grid)
-    )
-    groups = list(by_kept_count(padding).values())
-    of_groups = [
-        replace(
-            images.map(lambda tensor: tensor[rows]),  # noqa: B023
-            kept=kept_indices(padding[rows]),
-            nearest=None if nearest is None else nearest[rows],
-        )
-        for rows in groups
-    ]
-    return of_groups, torch.cat(groups).argsort()
+    groups, of_counts = [], by_kept_count(padding)
+    for count, rows in of_counts.items():
+        group = _chosen(images, rows)
+        if count < grid**2:
+            nearest = nearest_picture_cells(images.content[rows], patch, grid) if images.uses_grid else None
+            group = replace(group, kept=kept_indices(padding[rows]), nearest=nearest)
+        groups.append(group)
+    return groups, torch.cat([*of_counts.values()]).argsort()
+
+
+def _chosen(images: Images, rows: Tensor) -> Images:
+    return images.map(lambda tensor: tensor[rows])
 
 
 def in_places(rows: Tensor, places: Tensor) -> Tensor:
