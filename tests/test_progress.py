@@ -27,6 +27,15 @@ def test_a_line_every_ten_seconds_and_at_the_end(clock: list[float], capsys: pyt
     ]
 
 
+def test_a_budget_of_time_that_the_last_step_exceeds_has_nothing_left(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("training, seconds", 60) as shown:
+        clock[0] += 64.0
+        shown.update(64)
+    assert capsys.readouterr().err == "training, seconds 64/60\n"
+
+
 def test_the_remaining_time_does_not_count_what_was_done_before(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,7 +74,7 @@ class Progress:
     def _plain_line(self, done: int) -> None:
         self._last_line = time.monotonic()
         remaining = (self._last_line - self._began) / max(1, done - self.start) * (self.total - done)
-        parts = (f"{self.label} {done}/{self.total}", self._detail, f"{remaining:.0f} s left" if remaining else "")
+        parts = (f"{self.label} {done}/{self.total}", self._detail, f"{remaining:.0f} s left" if remaining > 0 else "")
         self.note("  ".join(part for part in parts if part))
 
 
