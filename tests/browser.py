@@ -123,11 +123,23 @@ class Browser:
 
     def point_at(self, selector: str) -> None:
         """Move the mouse over the middle of an element."""
+        x, y = self._middle_of(selector)
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def drag_file(self, selector: str, path: Path, *, drop: bool) -> None:
+        """Drag a file from outside of the browser to the middle of an element; hold it there, or drop it."""
+        x, y = self._middle_of(selector)
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", *(["drop"] if drop else [])):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def _middle_of(self, selector: str) -> tuple[float, float]:
+        """A point of an element that is scrolled into view."""
         x, y = self.evaluate(
             f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center', behavior: "
             "'instant'}); const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return x, y
 
     def choose_file(self, selector: str, path: Path) -> None:
         root = self.call("DOM.getDocument")["root"]["nodeId"]

@@ -275,6 +275,17 @@ def test_the_page_in_a_browser(server: ExplorerServer, tmp_path: Path) -> None:
         browser.choose_file("#file", picture)
         browser.wait_for("document.querySelector('#pictures img')?.src.includes('picture/u')")
         browser.wait_for("document.querySelector('#pictures img').naturalWidth > 0")
+        # Another picture, dragged over the page and dropped.
+        other = tmp_path / "图片.png"
+        other.write_bytes(picture_bytes(server, (48, 64)))
+        address = browser.evaluate("document.querySelector('#pictures img').src")
+        browser.drag_file("main", other, drop=False)
+        browser.wait_for("document.querySelector('#drop').classList.contains('over')")
+        browser.drag_file("main", other, drop=True)
+        browser.wait_for("!document.querySelector('#drop').classList.contains('over')")
+        browser.wait_for(f"document.querySelector('#pictures img').src !== {address!r}")
+        browser.wait_for("document.querySelector('#pictures img').naturalWidth === 48")
+        assert browser.evaluate("location.href") == server.url  # a browser by itself would open the file
         # A phone.
         browser.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
         assert browser.evaluate("document.documentElement.scrollWidth <= 390")
@@ -283,3 +294,8 @@ def test_the_page_in_a_browser(server: ExplorerServer, tmp_path: Path) -> None:
         assert browser.evaluate("document.querySelectorAll('main script, main b b').length") == 0
         assert all(url.startswith((server.url, "data:", "about:")) for url in browser.requests)
         assert browser.console == []
+        # A file that is no picture.
+        notes = tmp_path / "notes.txt"
+        notes.write_text("no picture")
+        browser.drag_file("main", notes, drop=True)
+        browser.wait_for("document.querySelector('#status.error')?.textContent")

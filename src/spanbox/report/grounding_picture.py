@@ -63,6 +63,8 @@ def _write_line(
     for place in range(start, end):
         character, number = text[place], owner[place]
         width = _width(character)
+        if character == " " and place == end - 1:
+            break  # a line does not end in a mark
         if number is not None:
             colour = COLOURS[number % len(COLOURS)] if spans[number].box is not None else NOT_SHOWN
             draw.rectangle((x, y, x + width, y + LINE - 6), fill=colour)
