@@ -11,3 +11,6 @@ class Outcome(NamedTuple):
 
 
 Command = Callable[..., Outcome]
+
+HANGS = 600.0
+"""Seconds after which a process or an answer counts as hanging; far above what anything takes on a busy machine."""

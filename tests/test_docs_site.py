@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from command import HANGS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -16,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 )
 def test_the_site(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr
     pages = {path.name for path in tmp_path.glob("*.html")}
     assert {f"{path.stem}.html" for path in (ROOT / "docs").glob("*.md")} <= pages

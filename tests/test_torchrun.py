@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import miniature
+from command import HANGS
 from spanbox.data.manifest import Manifest
 from spanbox.errors import ConfigError
 from spanbox.wiring import train
@@ -31,7 +32,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*TORCHRUN, str(ranks), "-m", "spanbox", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=HANGS)
 
 
 def train_on(ranks: int, data: Path, run: Path, *more: str) -> str:

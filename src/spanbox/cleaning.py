@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
@@ -130,15 +131,23 @@ def _train_folds(
         commands.append(["train", recipe, *settings, f"run.dir={json.dumps(str(folder / f'run-{number}'))}"])
     runs = [folder / f"run-{number}" for number in range(len(members))]
 
+    failed = Event()
+
     def train_one(number: int) -> None:
-        _train_fold(number, runs[number], folder / f"commands-{number}.json", commands[number], jobs)
+        if failed.is_set():
+            return
+        try:
+            _train_fold(number, runs[number], folder / f"commands-{number}.json", commands[number], jobs)
+        except BaseException:
+            failed.set()  # here, so that this thread does not begin another fold before the main thread wakes
+            raise
 
     with Progress("folds", len(runs)) as progress, ThreadPoolExecutor(jobs) as pool:
         try:
             for done, _ in enumerate(pool.map(train_one, range(len(runs))), start=1):
                 progress.update(done)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # the folds that have not begun
+            failed.set()  # the folds that have not begun stay so
             raise
     return [(run, folder / f"held-out-{number}.jsonl") for number, run in enumerate(runs)]
 

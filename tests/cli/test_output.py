@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from command import Command
+from command import HANGS, Command
 from spanbox import __version__
 from spanbox.cli import losses, main
 from spanbox.config import describe_keys
@@ -74,14 +74,14 @@ class TestErrorsOfTheSystem:
         )
         assert process.stdout is not None
         process.stdout.close()
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=HANGS)
         assert err == b""
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_full_disk_under_the_output(self) -> None:
         with Path("/dev/full").open("w") as full:
             command = [sys.executable, "-m", "spanbox", "--version"]
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=HANGS)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "No space left" in done.stderr
 
@@ -106,7 +106,7 @@ class TestEncodings:
         (tmp_path / "示例.jsonl").write_text(RECORD_IN_CHINESE, encoding="utf-8")
         command = [sys.executable, "-W", "error", "-m", "spanbox", "data", "check", str(tmp_path / "示例.jsonl")]
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", env=os.environ | environment, timeout=120
+            command, capture_output=True, text=True, errors="replace", env=os.environ | environment, timeout=HANGS
         )
         assert done.returncode == 1
         assert "Traceback" not in done.stderr + done.stdout
@@ -187,5 +187,5 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         "sys.argv = ['spanbox', 'losses']\n"
         "main.main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANGS)
     assert (done.returncode, done.stderr) == (130, "spanbox: interrupted\n")

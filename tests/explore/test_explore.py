@@ -16,6 +16,7 @@ from PIL import Image
 
 import miniature
 from browser import CHROMIUM, Browser
+from command import HANGS
 from spanbox.data.manifest import Manifest, write_manifest
 from spanbox.explore.opening import open_session
 from spanbox.explore.server import LARGEST_PICTURE, ExplorerServer
@@ -51,7 +52,7 @@ def server(folder: Path) -> Iterator[ExplorerServer]:
 
 def ask(server: ExplorerServer, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
     """Status and answer, as JSON where it is JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=HANGS)
     content = body if isinstance(body, bytes) or body is None else json.dumps(body)
     connection.request(
         method, path, content, headers={name.replace("_", "-"): value for name, value in headers.items()}
@@ -164,7 +165,7 @@ class TestRefusals:
         assert (status, set(found)) == (404, {"error"})
 
     def test_a_picture_of_200_megabytes_is_refused_unread(self, server: ExplorerServer) -> None:
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=HANGS) as connection:
             head = f"POST /api/search-picture HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
             connection.sendall(f"{head}Content-Length: {200 * 2**20}\r\n\r\n".encode() + b"\0" * 1000)
             assert connection.recv(4096).startswith(b"HTTP/1.1 413")
@@ -172,7 +173,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("length", ["", "-1", "ten", "1" * 400, "²"])
     def test_lengths_that_are_none(self, server: ExplorerServer, length: str) -> None:
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=HANGS) as connection:
             head = f"POST /api/search-picture HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n"
             connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode("latin-1"))
             assert connection.recv(4096).split()[1] in (b"411", b"413")

@@ -14,6 +14,7 @@ import yaml
 
 import miniature
 import spanbox
+from command import HANGS
 from spanbox.api import Model
 from spanbox.data.images import load_image
 from spanbox.data.render import to_square
@@ -89,7 +90,7 @@ def run_without_spanbox(code: str, folder: Path, arrays: dict[str, Any]) -> dict
     np.savez(folder / "given.npz", **arrays)
     script = WITHOUT_SPANBOX + "given = np.load('given.npz')\n" + code
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(np.load(folder / "found.npz"))

@@ -10,6 +10,8 @@ import pytest
 from fuzz_isolated import FAILURES, Case, run_isolated
 from fuzz_kinds import KINDS
 
+from command import HANGS
+
 PER_KIND = 3
 
 
@@ -19,7 +21,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     path = tmp_path_factory.mktemp("fuzz") / "results.json"
     script = Path(__file__).with_name("fuzz_run.py")
     command = [sys.executable, str(script), "--count", str(PER_KIND * len(KINDS)), "--json", str(path)]
-    subprocess.run(command, capture_output=True, check=False, timeout=280)
+    subprocess.run(command, capture_output=True, check=False, timeout=HANGS)
     found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import spanbox
+from command import HANGS
 
 BUILD_ALL = """
 import tiny
@@ -43,7 +44,7 @@ def test_broken_torchvision(error: str, first: str, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
         check=False,
     )
     assert done.stdout == "built\n", done.stderr[-2000:]

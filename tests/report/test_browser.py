@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import run_folders
+from command import HANGS
 from spanbox.report.page import make_report
 from spanbox.report.text import Language
 
@@ -76,7 +77,7 @@ def open_page(html: str, width: int, folder: Path) -> tuple[dict[str, Any], list
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         check=False,
     )
     words = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
