@@ -1,6 +1,7 @@
 """Importers of Parquet files and of data sets saved by Hugging Face's `datasets`."""
 
 import json
+import os
 import pickle
 from contextlib import suppress
 from pathlib import Path
@@ -170,6 +171,13 @@ class TestParquet:
         summary = run("parquet", tmp_path / "a.parquet", tmp_path / "out")
         assert summary.splits["a"].oddity_counts == {"unusable record": 1}
         assert len(records(tmp_path / "out", "a")) == 1
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    os.mkfifo(tmp_path / "src" / "a.parquet")
+    with pytest.raises(DataError, match="is not a file that can be read"):
+        run("parquet", tmp_path / "src", tmp_path / "out")
 
 
 class TestSavedDatasets:

@@ -16,6 +16,7 @@ from spanbox.cli import (
     ablate,
     config,
     data,
+    data_annotate,
     data_clean,
     data_demo,
     data_mine,
@@ -91,6 +92,7 @@ app.command("explore")(explore.explore)
 app.command("report")(report.report)
 app.command("losses")(losses.losses)
 app.command("ablate")(ablate.ablate)
+data.app.command("annotate")(data_annotate.annotate)
 data.app.command("clean")(data_clean.clean_command)
 data.app.command("demo")(data_demo.draw)
 data.app.command("mine")(data_mine.mine)

@@ -25,7 +25,7 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
-from spanbox.data.translation_cache import TranslationCache
+from spanbox.data.result_cache import ResultCache
 from spanbox.data.words import is_language
 from spanbox.errors import DataError, SpanboxError
 from spanbox.files import check_writable_file
@@ -98,7 +98,7 @@ class BackTranslation:
         check_manifest_file(manifest)
         check_writable_file(out, ".jsonl")
         self.pairs = sum(1 for _ in self._records())
-        self.cache = TranslationCache(out.with_name(f"{out.name}.translations"))
+        self.cache = ResultCache(out.with_name(f"{out.name}.translations"))
 
     def run(self, on_progress: OnProgress = lambda done, total, speed: None) -> None:
         """Write `out`, whole or not at all.

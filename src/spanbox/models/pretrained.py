@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,15 @@ def check_files(folder: Path, what: str) -> None:
                 "--local-dir DIR`."
             )
     _refuse_lfs_pointers(folder, what)
+
+
+def fingerprint(folder: Path) -> str:
+    """A text that changes with the files of a model."""
+    state = blake2b(digest_size=12)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        size = path.stat()
+        state.update(f"{path.name} {size.st_size} {size.st_mtime_ns}\n".encode())
+    return state.hexdigest()
 
 
 def _refuse_lfs_pointers(folder: Path, what: str) -> None:

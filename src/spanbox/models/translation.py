@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from spanbox.documents import read_json
 from spanbox.errors import ConfigError
-from spanbox.models.pretrained import check_files, quiet
+from spanbox.models.pretrained import check_files, fingerprint, quiet
 
 NEW_TOKENS = 2, 16  # at most so many per token of the source, and so many more
 
@@ -29,7 +28,7 @@ class MarianTranslator:
     def __init__(self, source: str, device: torch.device) -> None:
         folder, self._prefix = _folder_and_prefix(source)
         self.name = folder.resolve().name
-        self.key = f"{_fingerprint(folder)} {self._prefix}"
+        self.key = f"{fingerprint(folder)} {self._prefix}"
         self.device = device
         self.tokenizer, self.model = _load(folder)
         codes = getattr(self.tokenizer, "supported_language_codes", [])
@@ -101,12 +100,3 @@ def _load(folder: Path) -> tuple[Any, Any]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(f"--via: {folder} lacks weights of its model, such as {names}; fetch it again")
     return tokenizer, model
-
-
-def _fingerprint(folder: Path) -> str:
-    """Changes with the files of a model."""
-    state = blake2b(digest_size=12)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        size = path.stat()
-        state.update(f"{path.name} {size.st_size} {size.st_mtime_ns}\n".encode())
-    return state.hexdigest()

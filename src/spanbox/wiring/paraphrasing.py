@@ -1,18 +1,14 @@
 """Paraphrases of a manifest by translators: Marian models from local folders, or functions of the user."""
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from inspect import getsourcefile
-from pathlib import Path
 from typing import Any
 
 from spanbox.data.back_translation import Translator
 from spanbox.engine.device import choose_device
 from spanbox.errors import ConfigError
 from spanbox.models.translation import MarianTranslator
+from spanbox.wiring.functions import function_key, import_function
 
 
 @dataclass
@@ -48,12 +44,7 @@ class FunctionTranslator:
 
     @property
     def key(self) -> str:
-        """Changes with the file of the function."""
-        try:
-            source = Path(getsourcefile(self.function) or "").read_bytes()
-        except (OSError, TypeError):  # built in, or a callable object
-            source = b""
-        return f"{self.name} {blake2b(source, digest_size=12).hexdigest()}"
+        return function_key(self.name, self.function)
 
     def translate(self, texts: Sequence[str]) -> Any:
         return self.function(list(texts))
@@ -80,23 +71,5 @@ def make_translators(via: Sequence[str], functions: Sequence[str], device: str) 
 
 
 def load_function(path: str) -> FunctionTranslator:
-    """The function of an import path, `module:function`; modules of the working folder are found first.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    module_name, colon, name = path.partition(":")
-    if not (module_name and colon and name):
-        raise ConfigError(f"--translator: {path!r} is no import path; expected module:function")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"--translator: the module {module_name!r} cannot be imported ({reason})") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"--translator: {module_name!r} has no function {name!r}")
-    return FunctionTranslator(path, function)
+    """The function of an import path, `module:function`. Raises ConfigError."""
+    return FunctionTranslator(path, import_function(path, "--translator"))

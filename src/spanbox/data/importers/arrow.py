@@ -55,6 +55,8 @@ def parquet(source: Source) -> Pairs:
     if not paths:
         raise DataError(f"{root}: no .parquet files")
     for path in paths:
+        if not is_file(path):  # opening a pipe would wait for its writer
+            raise DataError(f"{path}: is not a file that can be read")
         with _explained(path):
             source.total += pyarrow.parquet.read_metadata(path).num_rows
 

@@ -1,4 +1,4 @@
-"""Translations on disk, so that none is made twice."""
+"""Results of models on disk, such as translations, so that none is made twice."""
 
 import os
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class _Entry(msgspec.Struct, frozen=True):
     text: str
 
 
-class TranslationCache:
-    """Translations by translator and text: one JSON object per line of a file, appended as they are made.
+class ResultCache:
+    """Texts by the key of a model and its input: one JSON object per line of a file, appended as they are made.
 
     A line that a kill cut off, or that is damaged, is left out when the file is read again.
 
@@ -46,22 +46,22 @@ class TranslationCache:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, translator: str, text: str) -> str | None:
-        """The translation of a text by the translator with this key; None if there is none yet."""
-        return self._known.get(_key(translator, text))
+    def get(self, model: str, given: str) -> str | None:
+        """The result for an input by the model with this key; None if there is none yet."""
+        return self._known.get(_key(model, given))
 
-    def add(self, translator: str, texts: Sequence[str], translations: Sequence[str]) -> None:
-        """Keep translations; they are on the disk when this returns."""
+    def add(self, model: str, inputs: Sequence[str], results: Sequence[str]) -> None:
+        """Keep results; they are on the disk when this returns."""
         lines = []
-        for text, translation in zip(texts, translations, strict=True):
-            key = _key(translator, text)
-            self._known[key] = translation
-            lines.append(msgspec.json.encode(_Entry(key.hex(), translation)) + b"\n")
+        for given, result in zip(inputs, results, strict=True):
+            key = _key(model, given)
+            self._known[key] = result
+            lines.append(msgspec.json.encode(_Entry(key.hex(), result)) + b"\n")
         with explained(self.path), self.path.open("ab") as file:
             file.write(b"".join(lines))
             file.flush()
             os.fsync(file.fileno())
 
 
-def _key(translator: str, text: str) -> bytes:
-    return blake2b(f"{translator}\0{text}".encode(errors="surrogatepass"), digest_size=16).digest()
+def _key(model: str, given: str) -> bytes:
+    return blake2b(f"{model}\0{given}".encode(errors="surrogatepass"), digest_size=16).digest()
