@@ -390,3 +390,8 @@ class TestPadding:
     @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
     def test_with_fusion(self, kind: str) -> None:
         compare(5, 7, dropout=0.3, batch=self.padded_batch()[:12], fusion=fused(kind, dropout=0.3))
+
+    @pytest.mark.parametrize("frozen", ["lowest layers", "vision tower"])
+    def test_with_frozen_layers(self, frozen: str) -> None:
+        """Whose outputs are kept between the passes, group by group."""
+        compare(6, 5, dropout=0.3, batch=self.padded_batch(), prepare=FROZEN[frozen])

@@ -17,7 +17,7 @@ from spanbox.models.towers import build_vision_tower
 from spanbox.structures import Batch
 
 # With a class token, without one, and with registers too; each takes seconds to trace.
-SEVERAL = [tiny.vit(), tiny.siglip_vision(), tiny.dinov2_with_registers()]
+SEVERAL = [tiny.vit(), tiny.siglip_vision(), tiny.dinov2_with_registers(), tiny.dinov3_vit(), tiny.convnext()]
 pytestmark = pytest.mark.slow
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import miniature
 import spanbox
+import tiny
 from spanbox.api import Model
 from spanbox.config import load_config
 from spanbox.data.manifest import Manifest, write_manifest
@@ -21,6 +22,8 @@ from spanbox.export import export_model
 from spanbox.geometry import denormalise_boxes
 from spanbox.wiring import EvaluationOptions, GmnerStart, evaluate_to_folder, predict_gmner, train_gmner
 from spanbox.wiring.embedding import embed, evaluation_dataset
+from spanbox.wiring.encoding import encode_image_sides, encode_text_sides
+from spanbox.wiring.fusing import fused_scores, pair_scores
 from spanbox.wiring.training import train
 
 SHAPES = [(96, 64), (64, 96), (64, 64), (96, 40)]
@@ -132,6 +135,31 @@ def test_patches_of_a_stored_bank_have_the_sizes_of_their_pictures(scenes: Path,
     assert bank is not None
     assert bank.bank.content is not None
     assert {tuple(size) for size in bank.bank.content.tolist()} == {(48, 32), (32, 48), (48, 48), (48, 20)}
+    loaded, manifest = spanbox.load(folder), Manifest(scenes / "test.jsonl")
+    records = list(manifest)[:4]
+    texts, images = [record.text for record in records], [manifest.image_path(record) for record in records]
+    expected = pair_scores(loaded.model, bank.bank)
+    assert expected is not None
+    found = fused_scores(loaded, encode_text_sides(loaded, texts), encode_image_sides(loaded, images))
+    places = torch.arange(4)
+    from_bank = torch.stack([expected(places, places.roll(shift)) for shift in range(4)])
+    from_files = torch.stack([found[places, places.roll(shift)] for shift in range(4)])
+    torch.testing.assert_close(from_files, from_bank, rtol=0, atol=5e-3)
+
+
+def test_a_convolutional_tower(scenes: Path, tmp_path: Path) -> None:
+    tower = json.dumps(tiny.convnext(image_size=64))
+    more = ["data.aspect=pad", f"model.vision.architecture={tower}", "model.vision.image_size=64"]
+    loaded = spanbox.load(train(miniature.demo_config(scenes, tmp_path / "run", *more)).run_dir)
+    manifest = Manifest(scenes / "test.jsonl")
+    bank, _ = embed(
+        loaded.model, loaded.config, loaded.tokenizer, evaluation_dataset(loaded.config, loaded.model, manifest)
+    )
+    paths = [manifest.image_path(record) for record in manifest]
+    torch.testing.assert_close(torch.from_numpy(loaded.encode_images(paths)), bank.image, rtol=1e-3, atol=1e-4)
+    (found,) = loaded.ground(paths[3], manifest[3].text, [(0, 3)]).spans
+    assert found.heatmap is not None
+    assert found.heatmap.shape == (4, 8)  # of 96 x 40 pixels: 64 x 27, and 8 to a cell
 
 
 def test_the_frozen_tower_is_read_from_its_cache(scenes: Path, tmp_path: Path) -> None:
