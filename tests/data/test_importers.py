@@ -18,6 +18,7 @@ from spanbox.data.importers.coco import link_words, plural
 from spanbox.data.importers.driver import Source, run_import
 from spanbox.data.importers.flickr30k import parse_sentence
 from spanbox.data.importers.formats import FORMATS
+from spanbox.data.importers.pickles import read_plain_pickle
 from spanbox.data.manifest import Manifest, Record, encode_record
 from spanbox.data.source import stored
 from spanbox.errors import DataError
@@ -180,6 +181,54 @@ def test_refcoco(tmp_path: Path) -> None:
     assert spans(found[0]) == {"the dog": (BOX,)}
     assert found[0].entities[0].type == "dog"
     assert summary.splits["train"].oddity_counts["unusable reference"] == 3
+
+
+def test_refcoco_as_json(tmp_path: Path) -> None:
+    root = refcoco(tmp_path / "src", [])
+    (root / "refs(unc).p").unlink()
+    write_json(root / "refs(umd).json", [reference(), reference(sentences=[{"sent_id": 9, "raw": "红色的狗"}])])
+    run("refcoco", root)
+    assert [r.text for r in records(root, "testA")] == ["the dog", "left one", "红色的狗"]
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_plain_pickles_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    value = [{"a": [1, -300, 2**40, 1.5, None, True, "猫", ""], "b": {}}, [], "x" * 300, list(range(2000))]
+    (tmp_path / "x.p").write_bytes(pickle.dumps(value, protocol))
+    assert read_plain_pickle(tmp_path / "x.p") == value
+
+
+def test_a_pickle_of_python_2(tmp_path: Path) -> None:
+    (tmp_path / "x.p").write_bytes(b"(lp0\n(dp1\nS'raw'\np2\nS'caf\xe9'\np3\nsS'id'\np4\nI5\nsa.")
+    assert read_plain_pickle(tmp_path / "x.p") == [{"raw": "café", "id": 5}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps((1, 2)),
+        pickle.dumps({1}),
+        pickle.dumps(frozenset({1})),
+        pickle.dumps(bytearray(b"a")),
+        pickle.dumps(Path("a")),
+        b"\x80\x02]2.",  # an operation that copies a reference
+        b"\x80\x02\x8a\xff.",
+        b"cos\nsystem\n(S'touch executed'\ntR.",
+        b"(ios\nsystem\n.",
+        b"\x82\x01.",
+        b"Pid\n.",
+    ],
+)
+def test_pickles_of_anything_else_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.p").write_bytes(content)
+    with pytest.raises(DataError, match="refused"):
+        read_plain_pickle(tmp_path / "x.p")
+
+
+def test_a_small_pickle_takes_little_memory(tmp_path: Path) -> None:
+    """Python's own unpickler reserves 64 GB for these twelve bytes."""
+    (tmp_path / "x.p").write_bytes(b"\x80\x02]r\xff\xff\xff\xff.")
+    assert read_plain_pickle(tmp_path / "x.p") == []
 
 
 class Executes:

@@ -11,6 +11,7 @@ process.
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,15 +109,16 @@ def _pairs(source: Source, files: Iterator[tuple[str, Path]], read_batches: Read
     spec = read_spec(source)
     folder = source.root.parent if source.root.is_file() else source.root
     images = Images(source, source.image_folder() if source.images else folder)
-    number = 0
+    numbers: Counter[str] = Counter()
     for split, path in files:
+        split = split if split.isidentifier() else "all"
         for batch, own in _batches(path, spec, read_batches):
             features = _features(batch.schema)
             reader = FieldReader(source, own, images)
             for row in _rows(path, batch, own.columns()):
-                number += 1
+                numbers[split] += 1
                 named = {name: with_class_names(value, features.get(name)) for name, value in row.items()}
-                yield from reader.read(named, number, split if split.isidentifier() else "all")
+                yield from reader.read(named, numbers[split], split)
 
 
 def _batches(path: Path, spec: FieldSpec | None, read_batches: ReadBatches) -> Iterator[tuple[Any, FieldSpec]]:

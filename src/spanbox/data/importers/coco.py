@@ -4,8 +4,6 @@ COCO does not say which words name which boxes. A word that names a category, in
 becomes an entity of that category's boxes; it is `ambiguous` where the image has several.
 """
 
-import io
-import pickle
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,13 +13,11 @@ from typing import Any
 
 import msgspec
 
-from spanbox.data.importers import is_file, read_file
+from spanbox.data.importers import is_file
 from spanbox.data.importers.driver import Images, Pairs, Source, clipped, read_typed, whole_text
+from spanbox.data.importers.pickles import read_plain_pickle
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record
 from spanbox.errors import DataError
-
-MAX_PICKLE_BYTES = 512 * 1024 * 1024
-MAX_NESTING = 1000  # objects of a pickle under construction
 
 # Words of captions beside the names of the categories, in singular.
 SYNONYMS = {
@@ -181,11 +177,24 @@ def plural(word: str) -> str:
     return f"{head}{space}{ending}"
 
 
+class _Sentence(msgspec.Struct):
+    sent_id: int | str
+    sent: str = ""
+    raw: str = ""
+
+
+class _Reference(msgspec.Struct):
+    ref_id: int | str
+    ann_id: int
+    split: str
+    sentences: list[_Sentence]
+
+
 def refcoco(source: Source) -> Pairs:
-    """`refs(SPLIT_BY).p` and `instances.json`; images of COCO's `train2014/`, or `--images DIR`."""
-    paths = sorted(source.root.glob("refs(*).p"))
+    """`refs(SPLIT_BY).p` or `.json`, and `instances.json`; images of COCO's `train2014/`, or `--images DIR`."""
+    paths = sorted(path for ending in ("p", "json") for path in source.root.glob(f"refs(*).{ending}"))
     if not paths:
-        raise DataError(f"{source.root}: has no refs(SPLIT_BY).p, as in refcoco/refs(unc).p")
+        raise DataError(f"{source.root}: has no refs(SPLIT_BY).p or .json, as in refcoco/refs(unc).p")
     if len(paths) > 1:
         listed = ", ".join(path.name for path in paths)
         raise DataError(
@@ -197,69 +206,55 @@ def refcoco(source: Source) -> Pairs:
     boxes = {annotation.id: annotation for annotation in instances.annotations}
     objects = _boxes(source, "train", instances.annotations, files)
     images = Images(source, source.image_folder("train2014", "images", "images/mscoco/images/train2014"))
-    references = _safe_pickle(paths[0])
+    references = read_typed(paths[0], list[Any]) if paths[0].suffix == ".json" else read_plain_pickle(paths[0])
     if not isinstance(references, list):
         raise DataError(f"{paths[0]}: expected a list of references, found {type(references).__name__}")
     source.total = len(references)
-    for number, reference in enumerate(references):
+    for number, content in enumerate(references):
         try:
-            split, records = _reference(source, reference, boxes, files, names, objects, images)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            source.note("train", "unusable reference", number, f"{type(error).__name__}: {error}")
+            reference = msgspec.convert(content, _Reference)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            source.note("train", "unusable reference", number, str(error))
             continue
-        yield from ((split, record) for record in records)
-
-
-def _reference(
-    source: Source,
-    reference: Any,
-    boxes: dict[int, _Annotation],
-    files: dict[int, _Image],
-    names: dict[int, str],
-    objects: dict[int, list[tuple[int, Box]]],
-    images: Images,
-) -> tuple[str, list[Record]]:
-    split = str(reference["split"])
-    if not split.isalnum():
-        raise ValueError(f"split {split[:40]!r}")
-    annotation = boxes[reference["ann_id"]]
-    image = files[annotation.image_id]
-    x, y, width, height = annotation.bbox
-    box = clipped((x, y, x + width, y + height), (image.width, image.height) if image.width and image.height else None)
-    records = []
-    for sentence in reference["sentences"]:
-        text = str(sentence.get("sent") or sentence["raw"]).strip()
+        annotation = boxes.get(reference.ann_id)
+        image = files.get(annotation.image_id) if annotation else None
+        if annotation is None or image is None or not reference.split.isalnum():
+            source.note("train", "unusable reference", number, _fault(reference, annotation))
+            continue
+        others = objects.get(annotation.image_id, ())
+        proposals = tuple(ObjectBox(other, label=names.get(category, "")) for category, other in others)
         kind = names.get(annotation.category_id, "")
-        others = tuple(ObjectBox(other, label=names.get(c, "")) for c, other in objects.get(annotation.image_id, ()))
-        records.append(
-            Record(
-                f"{reference['ref_id']}-{sentence['sent_id']}",
-                images.path(split, image.file_name),
-                text,
-                group=str(annotation.image_id),
-                lang="en",
-                entities=whole_text(text, box, kind),
-                objects=others,
-                source="refcoco",
-            )
+        for record in _references(reference, annotation, image, kind, proposals, images):
+            yield reference.split, record
+
+
+def _fault(reference: _Reference, annotation: _Annotation | None) -> str:
+    if not reference.split.isalnum():
+        return f"split {reference.split[:40]!r}"
+    return f"ann_id {reference.ann_id}" if annotation is None else f"image_id {annotation.image_id}"
+
+
+def _references(
+    reference: _Reference,
+    annotation: _Annotation,
+    image: _Image,
+    kind: str,
+    proposals: tuple[ObjectBox, ...],
+    images: Images,
+) -> Iterator[Record]:
+    """The sentences of a reference as records."""
+    x, y, width, height = annotation.bbox
+    size = (image.width, image.height) if image.width > 0 and image.height > 0 else None
+    box = clipped((x, y, x + width, y + height), size)
+    for sentence in reference.sentences:
+        text = (sentence.sent or sentence.raw).strip()
+        yield Record(
+            f"{reference.ref_id}-{sentence.sent_id}",
+            images.path(reference.split, image.file_name),
+            text,
+            group=str(annotation.image_id),
+            lang="en",
+            entities=whole_text(text, box, kind),
+            objects=proposals,
+            source="refcoco",
         )
-    return split, records
-
-
-class _BuiltinsOnly(pickle.Unpickler):
-    """Admits containers, numbers and text alone: a pickle that names any class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it would call {module}.{name}")
-
-
-def _safe_pickle(path: Path) -> Any:
-    """The content of a Python 2 pickle of builtin values. Nothing in it is executed. Raises DataError."""
-    content = read_file(path, MAX_PICKLE_BYTES)
-    try:
-        return _BuiltinsOnly(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError, ImportError,
-            UnicodeDecodeError, OverflowError, RecursionError, MemoryError) as error:  # fmt: skip
-        raise DataError(
-            f"{path}: refused, is not a plain pickle of references ({type(error).__name__}: {error})"
-        ) from None

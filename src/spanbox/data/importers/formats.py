@@ -36,7 +36,9 @@ FORMATS = {
         "region_descriptions.json, image_data.json, objects.json (1.0 or later); images in VG_100K and VG_100K_2",
     ),
     "refcoco": Format(
-        refcoco, "RefCOCO, RefCOCO+, RefCOCOg", "refs(SPLIT_BY).p and instances.json; images in train2014, or --images"
+        refcoco,
+        "RefCOCO, RefCOCO+, RefCOCOg",
+        "refs(SPLIT_BY).p or .json, and instances.json; images in train2014, or --images",
     ),
     "flickr8k": Format(
         flickr8k,
