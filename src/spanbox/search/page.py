@@ -15,7 +15,7 @@ body { font: 16px/1.55 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans C
 ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1.2rem; padding: 0; }
 ol { list-style: none; }
 li { border: 1px solid var(--line); border-radius: 10px; padding: .7rem; }
-.picture { position: relative; line-height: 0; width: fit-content; }
+.picture { position: relative; line-height: 0; width: fit-content; margin-bottom: .5rem; }
 .picture img { max-width: 100%; border-radius: 6px; }
 .picture i { box-sizing: border-box; position: absolute; border: 3px solid var(--accent); outline: 1px solid #fff; }
 .score { font-variant-numeric: tabular-nums; font-weight: 600; }
