@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from spanbox.data.manifest import Box
+from spanbox.data.tokenizer import unknown_words
 from spanbox.documents import read_object
 from spanbox.engine.checkpoint import VALIDATION
 from spanbox.errors import DataError
@@ -104,6 +105,11 @@ class Model(Loaded):
             show_progress_bar,
         )
         return self._stacked(rows, convert_to_tensor)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the tokenizer does not know, as of another script than the training texts: the
+        features of the text are the same whatever they are."""
+        return unknown_words(self.tokenizer, text)
 
     def encode_images(
         self,

@@ -33,6 +33,8 @@ def test_embed_and_search(folder: Path, spanbox: Command) -> None:
     assert manifest[4].id in first  # its own image
     assert "1.000" in first
     assert Path("page.html").read_text(encoding="utf-8").count("data:image/jpeg") == 4
+    code, _, err = spanbox("search", "images.npy", "a κόκκινο kite", "--device", "cpu")
+    assert (code, "does not know: κόκκινο\n" in err) == (0, True)
 
 
 def test_ground(folder: Path, spanbox: Command) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import ByT5Tokenizer
 
-from spanbox.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
+from spanbox.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer, unknown_words
 from spanbox.errors import ConfigError
 
 TEXTS = [
@@ -173,3 +173,17 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"slow tokenizer, which does not map tokens to characters"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("a red kite", []),
+        ("a ροζ kite and 风筝 ροζ", ["ροζ", "风筝"]),
+        ("", []),
+        ("红 kite", []),
+    ],
+)
+def test_unknown_words(text: str, unknown: list[str]) -> None:
+    tokenizer = train_tokenizer(["a red kite and a boat", "红船"] * 5, 60)
+    assert unknown_words(tokenizer, text) == unknown

@@ -89,6 +89,10 @@ class TestAnswers:
             assert [hit["pair"] for hit in answer["hits"]] == expected
             assert answer["hits"][0]["score"] == pytest.approx(float(max(scores)), abs=1e-5)
 
+    def test_words_that_the_model_does_not_know_are_named(self, server: ExplorerServer) -> None:
+        for text, unknown in (("a μικρό red kite μικρό", ["μικρό"]), ("a red kite", [])):
+            assert ask(server, "POST", "/api/search", {"text": text})[1]["unknown"] == unknown
+
     def test_a_picture_finds_pairs_and_is_kept(self, server: ExplorerServer) -> None:
         status, found = ask(server, "POST", "/api/search-picture", picture_bytes(server))
         assert status == 200

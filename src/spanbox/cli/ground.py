@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spanbox.cli.show import print_unknown_words
 from spanbox.errors import DataError
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
@@ -49,7 +50,9 @@ def ground(
     check_writable_file(out.with_suffix(".json"), ".json")
     plain, spans = read_brackets(text)
     candidates = None if boxes is None else _read_boxes(boxes)
-    result = spanbox.load(model, device).ground(image, plain, spans, candidates, threshold=threshold)
+    loaded = spanbox.load(model, device)
+    result = loaded.ground(image, plain, spans, candidates, threshold=threshold)
+    print_unknown_words(loaded, plain)
     picture = grounding_picture(load_image(image), plain, _marked(result))
     with replacing(out) as file:
         picture.save(file, "PNG")

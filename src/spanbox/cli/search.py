@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from spanbox.cli.show import plain
+from spanbox.cli.show import plain, print_unknown_words
 from spanbox.terminal import make_console
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
@@ -40,7 +40,10 @@ def search(
     if html is not None:
         check_writable_file(html, ".html")
     opened = open_index(index)
-    feature = encode_query(spanbox.load(model or opened.checkpoint, device), opened, query)
+    loaded = spanbox.load(model or opened.checkpoint, device)
+    feature = encode_query(loaded, opened, query)
+    if query_image(query) is None:
+        print_unknown_words(loaded, query)
     hits = opened.nearest(feature, top, approximate=approximate)
     _print(hits, query)
     if html is not None:

@@ -1,5 +1,6 @@
 """Terminal output that several verbs share."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from rich.text import Text
 from spanbox.terminal import make_console
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
+    from spanbox.api import Model
     from spanbox.structures import Incident
 
 
@@ -20,6 +22,12 @@ def print_metrics(metrics: Mapping[str, float], title: str) -> None:
     make_console().print(metrics_table(metrics, plain(title)))
     if any(map(is_part, metrics)):
         print("by entity type, box size and number of candidates: metrics.json, or the report")
+
+
+def print_unknown_words(model: "Model", text: str) -> None:
+    """Print on stderr which words of a text the model does not know; nothing where it knows all."""
+    if unknown := model.unknown_words(text):
+        print(f"the model's tokenizer does not know: {', '.join(unknown)}", file=sys.stderr)
 
 
 def print_incidents(incidents: "Sequence[Incident]") -> None:

@@ -77,3 +77,18 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
     names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """The parts of a text that the tokenizer reads as its unknown token, each once, in their order. Unknown tokens
+    side by side are one part."""
+    encoding = tokenizer(text).encodings[0]
+    runs: list[list[int]] = []
+    for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+        if token != tokenizer.unk_token_id or start == end:  # known, or a special token
+            continue
+        if runs and runs[-1][1] == start:
+            runs[-1][1] = end
+        else:
+            runs.append([start, end])
+    return list(dict.fromkeys(text[start:end] for start, end in runs))

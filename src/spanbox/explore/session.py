@@ -93,7 +93,8 @@ class Session:
                 )
                 for each in self.models
             ]
-        return {"query": text, "models": results}
+            unknown = [word for each in self.models for word in each.model.unknown_words(text)]
+        return {"query": text, "models": results, "unknown": list(dict.fromkeys(unknown))}
 
     def search_picture(self, content: bytes) -> dict[str, Any]:
         """The pairs whose sentences are nearest to a picture, and the name under which it is kept in memory.

@@ -86,7 +86,8 @@ function showResults(results) {
     const list = make("ol", { className: "hits" }, ...model.hits.map((hit) => make("li", {}, hitButton(results, hit))));
     return make("div", {}, ...(results.models.length > 1 ? [make("h3", { textContent: model.name })] : []), list);
   }));
-  say(t("found", { count: results.models[0].hits.length }));
+  const found = t("found", { count: results.models[0].hits.length });
+  say(results.unknown?.length ? `${found} ${t("unknown", { words: results.unknown.join(", ") })}` : found);
 }
 
 function hitButton(results, hit) {
