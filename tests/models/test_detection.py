@@ -75,6 +75,15 @@ def test_words_of_a_detector_are_matched_with_labels(name: str, expected: str) -
     assert _nearest(name, ["A Cat", "dog", "red hat", "red shoe", "红 帽子"]) == expected
 
 
+def test_a_package_that_is_missing_is_named(owlvit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("\nOwlv2ImageProcessor requires the scipy library but it was not found.")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", missing)
+    with pytest.raises(ConfigError, match="cannot be loaded: Owlv2ImageProcessor requires the scipy library"):
+        ZeroShotDetector(owlvit, CPU, 0.1)
+
+
 def test_wrong_folders_are_explained(owlvit: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no folder with a config\.json"):
         ZeroShotDetector(tmp_path / "none", CPU, 0.1)

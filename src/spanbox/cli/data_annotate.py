@@ -56,7 +56,7 @@ def annotate(
 
         spanbox data annotate captions.jsonl annotated.jsonl --tagger spacy:en_core_web_sm --spans noun-phrases
 
-        spanbox data annotate captions.jsonl annotated.jsonl --tagger my_module:tag --detector owlv2 --link
+        spanbox data annotate captions.jsonl annotated.jsonl --tagger my_module:tag --detector grounding-dino --link
     """
     if tagger is None and detector is None:
         raise ConfigError("give a --tagger, a --detector, or both")

@@ -86,7 +86,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     except (OSError, DocumentError, AttributeError):
         raise ConfigError(
             f"--detector: {folder} is no folder with a config.json of transformers; give the folder of a detector, "
-            "fetched for example with `hf download google/owlv2-base-patch16-ensemble --local-dir DIR`"
+            "fetched for example with `hf download IDEA-Research/grounding-dino-tiny --local-dir DIR`"
         ) from None
     if kind not in FAMILIES:
         raise ConfigError(
@@ -108,7 +108,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors, tokenizers and transformers each have errors of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__  # such as a package that is missing
         raise ConfigError(f"--detector: {folder} cannot be loaded: {reason}") from None
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
