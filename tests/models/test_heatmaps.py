@@ -220,6 +220,27 @@ class TestFusionMaps:
         torch.testing.assert_close(maps.spans.sum(dim=(1, 2)), torch.ones(2))
         torch.testing.assert_close(maps.sentence.sum(), torch.ones(()))
         assert (maps.gates is not None) == (kind == "gated")
+        assert maps.regions.shape == (3, collate(make_sample(0)).token_ids.shape[1])
+        torch.testing.assert_close(maps.regions.sum(dim=1), torch.ones(3))
+
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+    def test_a_region_pays_no_attention_to_padding(self, kind: str) -> None:
+        model = make_model(fusion=fused(kind)).eval()
+        alone = fusion_maps(model, collate(make_sample(0, spans=1)))
+        padded = fusion_maps(model, collate(make_sample(0, spans=1), make_sample(1, spans=4))[:1])
+        assert alone is not None
+        assert padded is not None
+        length = alone.regions.shape[1]
+        assert padded.regions.shape[1] > length
+        torch.testing.assert_close(padded.regions[:, :length], alone.regions)
+        assert not padded.regions[:, length:].any()
+
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+    def test_a_pair_without_regions(self, kind: str) -> None:
+        batch = collate(make_sample(0, regions=0))
+        maps = fusion_maps(make_model(fusion=fused(kind)).eval(), batch)
+        assert maps is not None
+        assert maps.regions.shape == (0, batch.token_ids.shape[1])
 
     def test_a_span_is_the_mean_of_its_tokens(self) -> None:
         batch, model = collate(make_sample(0)), make_model(fusion=fused("gated")).eval()

@@ -5,13 +5,14 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import run_folders
 from spanbox.report.examples import Box
 from spanbox.report.figures import Figure
-from spanbox.report.page import label_place, make_report
+from spanbox.report.page import label_place, make_report, shaded
 
 URLS = {"src", "href", "xlink:href", "action", "poster", "data", "srcset"}
 
@@ -124,6 +125,19 @@ def test_pictures_matches_heatmaps_and_numbers_are_shown(evaluated: Path) -> Non
     assert "no image that Pillow can read" in found.sections["retrieval"]
     assert "a card" in found.sections["setup"]
     assert found.without_alt == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "pieces"),
+    [
+        ([], [("一只红猫", None)]),
+        ([(2, 4, 0.5), (0, 1, 0.1)], [("一", 0.1), ("只", None), ("红猫", 0.5), ("", None)]),
+        ([(0, 2, 0.3), (1, 3, 0.4)], [("一只", 0.3), ("红猫", None)]),  # the second overlaps
+        ([(3, 9, 0.3), (-2, 1, 0.2), (1, 1, 0.1)], [("一只红猫", None)]),  # none is an interval of the text
+    ],
+)
+def test_words_are_pieces_of_the_sentence(words: Any, pieces: Any) -> None:
+    assert list(shaded("一只红猫", words)) == pieces
 
 
 def test_everything_from_the_data_is_escaped(tmp_path: Path, manifest: Path) -> None:

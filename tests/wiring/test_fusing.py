@@ -56,6 +56,11 @@ def test_evaluation_has_both_stages_and_the_report_what_they_look_at(run: Path, 
     examples = json.loads((tmp_path / "evaluation" / "examples.json").read_text())
     assert all("fusion" in one["maps"] for one in examples["heatmaps"])
     assert all(("gate" in one) == (kind_of(run) == "gated") for one in examples["heatmaps"])
+    of_text = {record.id: record.text for record in Manifest(scenes / "test.jsonl")}
+    for one in examples["heatmaps"]:  # the words that the entity's box looks at
+        words = one["words"]
+        assert "".join(of_text[one["id"]][start:end] for start, end, _ in words) == of_text[one["id"]].replace(" ", "")
+        assert 0 < sum(share for _, _, share in words) <= 1
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -65,6 +70,8 @@ def test_the_report_shows_maps_gates_and_both_stages(run: Path, scenes: Path, tm
     evaluate_to_folder(copied, scenes / "test.jsonl", None, options, "cpu")
     page = make_report([copied], language).html
     assert {"en": "fusion attention", "zh": "融合注意力"}[language] in page
+    assert {"en": "what the box looks at", "zh": "框所关注的词"}[language] in page
+    assert '<span class="word" style="--share: 100.00%"' in page
     assert ({"en": ">gate ", "zh": "门控值"}[language] in page) == (kind_of(run) == "gated")
     assert {"en": "R@1, gain over the towers alone", "zh": "R@1，相对于仅用双塔的增益"}[language] in page
 

@@ -143,7 +143,7 @@ class PairFusion(Fusion):
         assert targets.span_tokens is not None
         states = self.tokens(tokens, mask, patches, self.patch_mask(targets.content, patches))
         spans = self.span_projection(pool_spans(states, targets.span_tokens, "mean"))
-        boxes = pool_regions(roi_align(as_grid(patches), targets.regions, 2, 2), "mean")
+        boxes = self._boxes(patches, targets)
         regions = boxes
         if boxes.shape[1]:
             regions = self.regions(boxes, targets.region_valid, tokens, mask)
@@ -154,6 +154,17 @@ class PairFusion(Fusion):
         """What the tokens of each pair (B) attend to in the patches of its image, layer by layer."""
         tokens, patches = tokens_and_patches(features)
         return self.tokens.seen(tokens, token_mask(targets), patches, self.patch_mask(targets.content, patches))
+
+    @torch.no_grad()
+    def seen_by_regions(self, features: Features, targets: Targets) -> list[Seen]:
+        """What the regions of each pair (B) attend to in the tokens of its sentence, layer by layer."""
+        tokens, patches = tokens_and_patches(features)
+        boxes = self._boxes(patches, targets)
+        return self.regions.seen(boxes, targets.region_valid, tokens, token_mask(targets))
+
+    def _boxes(self, patches: Tensor, targets: Targets) -> Tensor:
+        """Regions (B, R, F) pooled from patches (B, P, F)."""
+        return pool_regions(roi_align(as_grid(patches), targets.regions, 2, 2), "mean")
 
 
 class ConditionedPooling(Fusion):
@@ -217,6 +228,15 @@ class ConditionedPooling(Fusion):
         keys, _ = self.over_patches.keys_values(patches[None])
         mask = self.patch_mask(None if content is None else content[None], patches[None])
         return self.over_patches.weights(queries, keys, mask).mean(dim=1)[:, 0]
+
+    @torch.no_grad()
+    def seen_by_regions(self, queries: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Attention (q, T), mean over the heads, of queries (q, D) over the tokens (T, F) of one sentence.
+
+        `mask` (T,) is False on padding.
+        """
+        keys, _ = self.over_tokens.keys_values(tokens[None])
+        return self.over_tokens.weights(queries, keys, mask[None]).mean(dim=1)[:, 0]
 
 
 def build_fusion(

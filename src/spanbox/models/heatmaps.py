@@ -129,18 +129,19 @@ def heaviest_box(heat: Tensor) -> Tensor:
 
 
 class FusionMaps(NamedTuple):
-    """Where the fusion looks in the image of a pair."""
+    """Where the fusion looks in the image of a pair, and in its sentence."""
 
     sentence: Tensor  # (h, w), shares of the attention; they sum to 1
     spans: Tensor  # (K, h, w)
+    regions: Tensor  # (R, T), shares of the tokens in the attention of each region; they sum to 1
     gates: Tensor | None  # (K,), share that the tokens of each span take from the image; `gated` alone
 
 
 @torch.no_grad()
 def fusion_maps(model: DualEncoder, batch: Batch) -> FusionMaps | None:
-    """The attention of a sentence and of its spans over the patches of its image, mean over tokens, heads and layers.
+    """The attention of a sentence and its spans over the patches, and of the regions over the tokens, of one pair.
 
-    None for a model without fusion.
+    The mean over tokens, heads and layers; None for a model without fusion.
 
     Args:
         model: in evaluation mode.
@@ -150,12 +151,18 @@ def fusion_maps(model: DualEncoder, batch: Batch) -> FusionMaps | None:
         return None
     features = model(batch)
     assert features.patches is not None
+    assert features.tokens is not None
     if not isinstance(model.fusion, PairFusion):
         queries = torch.cat([features.text, features.spans[0]])
         content = None if batch.content is None else batch.content[0].to(queries.device)
         maps, gates = model.fusion.seen(queries, features.patches[0], content), None
+        mask = batch.token_mask[0].to(queries.device)
+        regions = model.fusion.seen_by_regions(features.regions[0], features.tokens[0], mask)
     else:
-        seen = model.fusion.seen(features, batch.targets.to(features.text.device))
+        targets = batch.targets.to(features.text.device)
+        of_regions = model.fusion.seen_by_regions(features, targets)
+        regions = torch.stack([layer.attention[0] for layer in of_regions]).mean(dim=0)
+        seen = model.fusion.seen(features, targets)
         members = torch.cat([batch.token_mask[:, None], batch.span_tokens], dim=1)[0].to(features.text)
         weights = members / members.sum(dim=1, keepdim=True).clamp(min=1)
         maps = weights @ torch.stack([layer.attention[0] for layer in seen]).mean(dim=0)
@@ -167,7 +174,7 @@ def fusion_maps(model: DualEncoder, batch: Batch) -> FusionMaps | None:
         rows, columns = (math.ceil(side / model.vision.stride) for side in (height, width))
         grids = _of_picture(model, grids[:, :rows, :columns], (width, height))
     grids = grids.float().cpu()
-    return FusionMaps(grids[0], grids[1:], None if gates is None else gates.float().cpu())
+    return FusionMaps(grids[0], grids[1:], regions.float().cpu(), None if gates is None else gates.float().cpu())
 
 
 def attention_rollout(attentions: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,8 @@ What comes from data is escaped by Jinja2, and the page's policy lets nothing be
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -262,6 +263,7 @@ def _environment() -> Environment:
         "label_place": label_place,
         "marked": marked,
         "same_data": scores.same_data,
+        "shaded": shaded,
         "shown": shown,
         "groups_shown": GROUPS_SHOWN,
         "least_queries": scores.LEAST_QUERIES,
@@ -275,6 +277,18 @@ def marked(picture: Picture, entity: int) -> tuple[str, str, str]:
     """The sentence before, in and after an entity."""
     start, end = picture.span_of(entity)
     return picture.text[:start], picture.text[start:end], picture.text[end:]
+
+
+def shaded(text: str, words: Sequence[tuple[int, int, float]]) -> Iterator[tuple[str, float | None]]:
+    """The pieces of a text in order, each with its share of the attention; None between the words."""
+    end = 0
+    for first, last, share in sorted(words):
+        if end <= first < last <= len(text) and math.isfinite(share):
+            if end < first:
+                yield text[end:first], None
+            yield text[first:last], share
+            end = last
+    yield text[end:], None
 
 
 def label_place(box: Box) -> str:

@@ -10,7 +10,7 @@ The report is made from these files alone and never opens a model.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
@@ -220,22 +220,36 @@ def _heatmaps(
     for span in spans:
         sample = pairs.sample(int(pairs.bank.span_pair[span]))
         found = span_heatmaps(loaded.model, sample.pixels, pairs.bank.spans[span][None], sample.content)
-        fused, gate = _fused(loaded, collate([sample]).batch, int(pairs.bank.span_entity[span]))
+        fused, more = _fused(loaded, collate([sample]).batch, int(pairs.bank.span_entity[span]), sample.text)
         keys = {}
         for kind, maps in (found | fused).items():
             keys[kind] = f"{span}/{kind}"
             arrays[keys[kind]] = to_unit_range(maps)[0].numpy()
         if keys:
-            described.append({**pairs.names_of(span), "maps": keys, **gate})
+            described.append({**pairs.names_of(span), "maps": keys, **more})
     return described, arrays
 
 
-def _fused(loaded: Loaded, batch: Batch, entity: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The map (1, h, w) of an entity by the fusion, and its gate; empty where the model has none."""
+def _fused(loaded: Loaded, batch: Batch, entity: int, text: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The map (1, h, w) of an entity by the fusion; its gate and the words that its first box looks at.
+
+    Empty where the model has none.
+    """
     maps, own = fusion_maps(loaded.model, batch), (batch.span_entity[0] == entity).nonzero()[:1, 0]
     if maps is None or not len(own):
         return {}, {}
-    return {"fusion": maps.spans[own]}, {} if maps.gates is None else {"gate": float(maps.gates[own])}
+    more: dict[str, Any] = {} if maps.gates is None else {"gate": float(maps.gates[own])}
+    linked = batch.links[0, own[0]].nonzero()[:1, 0]
+    if len(linked):
+        more["words"] = _words(loaded, text, maps.regions[linked[0]].tolist())
+    return {"fusion": maps.spans[own]}, more
+
+
+def _words(loaded: Loaded, text: str, shares: Sequence[float]) -> list[tuple[int, int, float]]:
+    """The tokens of a text as intervals of its characters with their shares, without special tokens."""
+    (encoding,) = loaded.tokenizer([text], truncation=True, max_length=loaded.config.data.max_tokens).encodings
+    pairs = zip(encoding.offsets, shares, strict=False)  # the batch may be padded
+    return [(start, end, round(share, 4)) for (start, end), share in pairs if start < end]
 
 
 def _numbers(counts: Counts) -> dict[str, int]:
