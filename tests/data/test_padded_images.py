@@ -232,6 +232,15 @@ def test_images_of_extreme_shape(tmp_path: Path, size: tuple[int, int]) -> None:
     assert sample.incidents == ()
 
 
+@pytest.mark.parametrize("changes", [{}, {"flip": 1.0}])
+def test_a_box_that_is_too_narrow_for_its_fractions(changes: dict[str, Any]) -> None:
+    image, narrow = Image.new("RGB", (20000, 8), RED), (19999.0, 0.0, 19999.0001, 8.0)
+    spans = [entity(TEXT, "cat", narrow), entity(TEXT, "dog", (0, 0, 9000, 8))]
+    sample = prepare(image, TEXT, spans, (), limits_of(changes), draws=Draws(0, 0, 0))
+    assert sample.links[1].any()
+    assert bool(sample.incidents) == bool(changes)  # not seen, so not a box of an augmented image
+
+
 def test_a_jpeg_is_decoded_at_the_scale_of_its_longer_side() -> None:
     """640 x 480 to 224 is a half by either side; 2000 x 300 to 224 an eighth by the longer one, all by the shorter."""
     assert plain_plan((640, 480), 224, "pad").reduction == plain_plan((640, 480), 224).reduction == 2

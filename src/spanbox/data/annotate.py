@@ -289,4 +289,5 @@ def _visible(boxes: Tensor, to_square: Affine, frame: Box) -> tuple[list[Box], l
     """Boxes (N, 4) on the square, clipped to the frame, and the share of each that lies in it."""
     whole = [to_square.box(tuple(box)) for box in boxes.tolist()]
     clipped = [clip_box(box, frame) for box in whole]
-    return clipped, [area_of(part) / area_of(box) for part, box in zip(clipped, whole, strict=True)]
+    # A box of a ten-thousandth of a pixel has an area in its file, and none in float32.
+    return clipped, [area_of(part) / (area_of(box) or 1.0) for part, box in zip(clipped, whole, strict=True)]
