@@ -75,7 +75,7 @@ def test_a_run_goes_on(tmp_path: Path, scenes: Path) -> None:
 
 def test_a_run_with_another_state_of_training_does_not_go_on(tmp_path: Path, scenes: Path) -> None:
     run = unpack("2026-11-23", tmp_path)
-    with pytest.raises(CheckpointError, match=r"has no seconds, incidents; (.|\n)*An earlier spanbox than this"):
+    with pytest.raises(CheckpointError, match=r"has no seconds, incidents; (.|\n)*does not name the version"):
         train(resumed(run, scenes))
 
 

@@ -54,7 +54,7 @@ def other_version(folder: Path) -> str:
             continue
         writer = _version(content) if isinstance(content, dict) else None
         if writer is None and name == VERSION_FILES[0]:
-            return f"\nAn earlier spanbox than this one ({VERSION}) wrote it, and reads it."
+            return f"\nIt does not name the version of spanbox that wrote it, which reads it; this is {VERSION}."
         if writer not in (None, VERSION):
             return f"\nspanbox {writer} wrote it, and reads it: pip install spanbox=={writer}. This is {VERSION}."
     return ""
