@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from spanbox.data.importers import ImportSummary
+from spanbox.data.importers import ImportSummary, arrow
 from spanbox.data.importers.arrow import with_class_names
 from spanbox.data.importers.driver import Source, run_import
 from spanbox.data.importers.formats import FORMATS
@@ -320,3 +320,31 @@ def test_a_stream_cut_between_two_batches_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.arrow").write_bytes(content[: sizes[0]])
     with pytest.raises(DataError, match=r"a\.arrow: was cut off"):
         run("huggingface", tmp_path / "a.arrow", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["parquet", "huggingface"])
+def test_a_small_file_that_unpacks_to_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(arrow, "LARGEST_BATCH", 32 << 20)
+    zeros = table([{"image": {"bytes": bytes(96 << 20), "path": "a.png"}, "text": "a cat"}])
+    path = tmp_path / f"few-kilobytes.{'parquet' if name == 'parquet' else 'arrow'}"
+    if name == "parquet":
+        parquet.write_table(zeros, path, compression="zstd", use_dictionary=False)
+    else:
+        with pa.ipc.new_stream(path, zeros.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(zeros)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match="a batch of its rows takes more than 32 MiB; save it with fewer rows"):
+        run(name, path, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_large_rows_of_parquet_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow, "USUAL_BATCH", 300)
+    path = tmp_path / "many.parquet"
+    parquet.write_table(
+        table([{"image": {"bytes": picture(), "path": None}, "text": f"cat {n}"} for n in range(9)]), path
+    )
+    assert next(arrow._parquet_batches(path, None)).num_rows < 9
+    assert run("parquet", path, tmp_path / "out").splits["all"].counts["pairs"] == 9

@@ -3,7 +3,8 @@
 `Dataset.save_to_disk` writes Arrow streams, which `state.json` lists; a `DatasetDict` is a folder of such folders,
 which `dataset_dict.json` lists. The streams carry the names of classes in their schema, and images as `{bytes, path}`.
 
-A few rows of Parquet, or one batch of a stream, are held in memory. pyarrow trusts the offsets that an Arrow file
+A few rows of Parquet, or one batch of a stream, are held in memory, up to `LARGEST_BATCH`: some kilobytes can unpack to
+gigabytes. pyarrow trusts the offsets that an Arrow file
 gives, so every batch is validated before a value of it is read. Nothing is mapped: a file that shrinks would end the
 process.
 """
@@ -24,7 +25,9 @@ from spanbox.data.importers.driver import Images, Pairs, Source, read_typed
 from spanbox.data.importers.fields import FieldReader, FieldSpec, read_spec
 from spanbox.errors import ConfigError, DataError
 
-ROWS = 64  # of Parquet that are read at once
+ROWS = 64  # of Parquet that are read at once, at most
+USUAL_BATCH = 64 << 20  # bytes of these rows; fewer rows are read where they are larger
+LARGEST_BATCH = 384 << 20  # bytes of memory for one batch
 BUFFER = 1 << 20  # bytes of a column of Parquet
 TEXTS = ("text", "caption", "captions", "sentence", "sentences")  # columns of the text where --spec names none
 _SHARD = re.compile(r"(?:.*[-_])?([A-Za-z]\w*?)(?:-\d+-of-\d+)?")  # train-00000-of-00002, flickr30k-train
@@ -125,7 +128,7 @@ def _batches(path: Path, spec: FieldSpec | None, read_batches: ReadBatches) -> I
     """The batches of a file with the names of its fields."""
     batches = read_batches(path, spec)
     while True:
-        with _explained(path):
+        with _explained(path), _limited_memory():
             batch = next(batches, None)
             if batch is not None:
                 batch.validate(full=True)
@@ -147,8 +150,11 @@ def _rows(path: Path, batch: Any, columns: list[str]) -> Iterator[dict[str, Any]
 def _parquet_batches(path: Path, spec: FieldSpec | None) -> Iterator[Any]:
     with _import_pyarrow().parquet.ParquetFile(path, buffer_size=BUFFER) as file:
         names = file.schema_arrow.names
-        wanted = (spec or _default_spec(path, names)).columns()
-        yield from file.iter_batches(ROWS, columns=[name for name in names if name in wanted], use_threads=False)
+        wanted = [name for name in (spec or _default_spec(path, names)).columns() if name in names]
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        of_a_row = sum(group.total_byte_size for group in groups) // max(1, file.metadata.num_rows)
+        rows = max(1, min(ROWS, USUAL_BATCH // max(1, of_a_row)))
+        yield from file.iter_batches(rows, columns=wanted, use_threads=False)
 
 
 def _arrow_batches(path: Path, spec: FieldSpec | None) -> Iterator[Any]:
@@ -169,11 +175,37 @@ def _arrow_batches(path: Path, spec: FieldSpec | None) -> Iterator[Any]:
 
 
 @contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Context in which the process gets at most `LARGEST_BATCH` bytes more, where the system has such a limit."""
+    try:
+        import resource
+
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    pyarrow, (soft, hard) = _import_pyarrow(), resource.getrlimit(resource.RLIMIT_AS)
+    pool, limit = pyarrow.default_memory_pool(), taken + LARGEST_BATCH
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the others reserve addresses that they may never use
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(limit, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        pyarrow.set_memory_pool(pool)
+
+
+@contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Context that turns what pyarrow raises on a damaged file into a DataError that names the file."""
     try:
         yield
-    except (_import_pyarrow().ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError,
+    except MemoryError:
+        raise DataError(
+            f"{path}: a batch of its rows takes more than {LARGEST_BATCH >> 20} MiB; save it with fewer rows in a row "
+            "group or batch"
+        ) from None
+    except (_import_pyarrow().ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError,
             NotImplementedError, RecursionError) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path}: cannot be read, it is damaged or of another format ({reason})") from None
