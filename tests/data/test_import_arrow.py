@@ -347,4 +347,4 @@ def test_large_rows_of_parquet_are_read_few_at_a_time(tmp_path: Path, monkeypatc
         table([{"image": {"bytes": picture(), "path": None}, "text": f"cat {n}"} for n in range(9)]), path
     )
     assert next(arrow._parquet_batches(path, None)).num_rows < 9
-    assert run("parquet", path, tmp_path / "out").splits["all"].counts["pairs"] == 9
+    assert run("parquet", path, tmp_path / "out").splits["many"].counts["pairs"] == 9
