@@ -1,13 +1,15 @@
 """The short round of the fuzzer: damaged input of each kind is refused or read. `make fuzz` runs the long round."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fuzz_isolated
 import pytest
-from fuzz_isolated import FAILURES, Case, run_isolated
+from fuzz_isolated import FAILURES, MEMORY_LIMIT, Case, run_isolated
 from fuzz_kinds import KINDS
 
 from command import HANGS
@@ -36,6 +38,11 @@ def test_short_round(kind: str, results: dict[str, list[dict[str, Any]]]) -> Non
 
 class TestTheFuzzerItself:
     """Each kind of failure is recognised when it happens."""
+
+    @pytest.fixture(autouse=True)
+    def memory_besides_that_of_the_tests(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A forked process has the memory of its parent, which is that of all tests so far."""
+        monkeypatch.setattr(fuzz_isolated, "MEMORY_LIMIT", fuzz_isolated._resident(os.getpid()) + MEMORY_LIMIT)
 
     def outcome(self, call: Any, folder: Path, **options: Any) -> str:
         return run_isolated(lambda _: Case([], call=call, writes=("out*",)), folder / "one", **options).outcome
