@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from hardware import describe
 from spanbox.data.augment_image import fitted
 from spanbox.structures import Batch
-from views import operations_of, seconds_of
+from views import print_costs
 from workload import SIZES, TOKENS, make_batch, make_model, make_trainer
 
 SHAPES: dict[str, list[tuple[int, int]]] = {
@@ -44,8 +43,7 @@ def main() -> None:
     parser.add_argument("--operations", action="store_true", help="count operations instead of seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    on_cpu = arguments.device == "cpu"
-    if on_cpu:
+    if arguments.device == "cpu":
         torch.set_num_threads(1)
     model = make_model(arguments.size)
     batch = make_batch(arguments.pairs, model.vision.image_size)
@@ -54,15 +52,7 @@ def main() -> None:
         trainer = make_trainer(model, Path(name), **settings)
         batches = {"squash": batch, **{f"pad, {shape}": padded(batch, sizes) for shape, sizes in SHAPES.items()}}
         steps = {name: lambda one=one: trainer.train_step(one, []) for name, one in batches.items()}
-        if arguments.operations:
-            costs, unit = operations_of(steps), "10^9 operations"
-        else:
-            costs, unit = seconds_of(steps, arguments.rounds, on_cpu=on_cpu), "seconds"
-    how = "counted" if arguments.operations else f"median of {arguments.rounds} rounds"
-    print(f"{describe()}; {arguments.size} towers, {arguments.pairs} pairs of {TOKENS} tokens, {how}\n")
-    print(f"| step | {unit} | against squash |\n|---|---:|---:|")
-    for name, cost in costs.items():
-        print(f"| {name} | {cost:.2f} | {cost / costs['squash']:.2f}x |")
+        print_costs(steps, arguments, TOKENS)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,20 @@ def operations_of(steps: Steps) -> dict[str, float]:
     return counts
 
 
+def print_costs(steps: Steps, arguments: argparse.Namespace, tokens: int) -> None:
+    """A table of the steps, each against the first."""
+    if arguments.operations:
+        costs, unit, how = operations_of(steps), "10^9 operations", "counted"
+    else:
+        costs = seconds_of(steps, arguments.rounds, on_cpu=arguments.device == "cpu")
+        unit, how = "seconds", f"median of {arguments.rounds} rounds"
+    first = next(iter(costs))
+    print(f"{describe()}; {arguments.size} towers, {arguments.pairs} pairs of {tokens} tokens, {how}\n")
+    print(f"| step | {unit} | against {first} |\n|---|---:|---:|")
+    for name, cost in costs.items():
+        print(f"| {name} | {cost:.2f} | {cost / costs[first]:.2f}x |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
@@ -82,8 +96,7 @@ def main() -> None:
     parser.add_argument("--operations", action="store_true", help="count operations instead of seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    on_cpu = arguments.device == "cpu"
-    if on_cpu:
+    if arguments.device == "cpu":
         torch.set_num_threads(1)
     model = make_model(arguments.size)
     side, grid = model.vision.image_size, model.vision.image_size // model.vision.stride
@@ -98,15 +111,7 @@ def main() -> None:
         for count in COUNTS:
             steps[f"{count} left out"] = lambda count=count: trainer.train_step(left_out[count], [])
             steps[f"{count} filled"] = lambda count=count: trainer.train_step(filled[count], [])
-        if arguments.operations:
-            costs, unit = operations_of(steps), "10^9 operations"
-        else:
-            costs, unit = seconds_of(steps, arguments.rounds, on_cpu=on_cpu), "seconds"
-    how = "counted" if arguments.operations else f"median of {arguments.rounds} rounds"
-    print(f"{describe()}; {arguments.size} towers, {arguments.pairs} pairs of {arguments.tokens} tokens, {how}\n")
-    print(f"| step | {unit} | against no views |\n|---|---:|---:|")
-    for name, cost in costs.items():
-        print(f"| {name} | {cost:.2f} | {cost / costs['no views']:.2f}x |")
+        print_costs(steps, arguments, arguments.tokens)
 
 
 if __name__ == "__main__":

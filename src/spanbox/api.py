@@ -7,7 +7,6 @@
 Names and options follow sentence-transformers where it has the same ones.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,17 +245,15 @@ class Model(Loaded):
         several, _ = _listed(images)
         if not sentences or not several:
             return _converted(torch.empty(len(sentences), len(several), device=self.device), convert_to_tensor)
-        total = math.ceil(len(sentences) / batch_size) * len(several)
-        with (Progress if show_progress_bar else hidden)("scoring", total) as progress:
-            rows, done = [], 0
-            for text in _batches(sentences, batch_size):
-                side, row = encode_text_sides(self, text), []
-                for some in _batches(several, batch_size):
-                    row.append(fused_scores(self, side, encode_image_sides(self, some)))
-                    done += len(some)
-                    progress.update(done)
-                rows.append(torch.cat(row, dim=1))
-        return _converted(torch.cat(rows), convert_to_tensor)
+        sides = [encode_text_sides(self, batch) for batch in _batches(sentences, batch_size)]
+        columns, done = [], 0
+        with (Progress if show_progress_bar else hidden)("scoring", len(several)) as progress:
+            for batch in _batches(several, batch_size):
+                images_of_batch = encode_image_sides(self, batch)
+                columns.append(torch.cat([fused_scores(self, side, images_of_batch) for side in sides]))
+                done += len(batch)
+                progress.update(done)
+        return _converted(torch.cat(columns, dim=1), convert_to_tensor)
 
     def ground(
         self,

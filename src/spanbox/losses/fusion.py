@@ -275,6 +275,5 @@ def choose_pairs(
         positive.append(related.positives[places])
         weight += [] if related.weight is None else [related.weight[places]]
     first, last, _ = pairs.indices(len(queries))
-    first, last, _ = pairs.indices(len(queries))
     joined = torch.cat(row), torch.cat(column), torch.cat(positive)
     return ChosenPairs(*joined, torch.cat(weight) if weight else None, first, last - first)

@@ -269,7 +269,12 @@ def build_fusion(
 def pairs_at_once(features: Features) -> int:
     """Pairs in a block."""
     tokens, patches = tokens_and_patches(features)
-    return max(1, STATES_AT_ONCE // (tokens.shape[1] + patches.shape[1]))
+    return pairs_of_a_block(tokens.shape[1], patches.shape[1])
+
+
+def pairs_of_a_block(tokens: int, patches: int) -> int:
+    """Pairs of so many tokens and patches in a block."""
+    return max(1, STATES_AT_ONCE // (tokens + patches))
 
 
 def again(function: Callable[..., Any], *arguments: Any) -> Any:

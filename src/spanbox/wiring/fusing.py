@@ -11,7 +11,7 @@ from spanbox.errors import ConfigError
 from spanbox.evaluation.extract import Context, FeatureBank
 from spanbox.evaluation.reranking import PairScores
 from spanbox.models.dual_encoder import DualEncoder
-from spanbox.models.fusion import STATES_AT_ONCE, Fusion, PairFusion
+from spanbox.models.fusion import Fusion, PairFusion, pairs_of_a_block
 from spanbox.structures import Batch, Features
 from spanbox.wiring.encoding import ImageSide, TextSide
 from spanbox.wiring.loading import Loaded
@@ -27,7 +27,7 @@ def pair_scores(model: DualEncoder, bank: FeatureBank) -> PairScores | None:
     if fusion is None or bank.tokens is None or bank.patches is None:
         return None
     device, longest = model.mean.device, int(bank.token_count.max()) if bank.token_count is not None else 0
-    size = max(1, STATES_AT_ONCE // (longest + bank.patches.shape[1]))
+    size = pairs_of_a_block(longest, bank.patches.shape[1])
 
     @torch.no_grad()
     def scores(sentences: Tensor, images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def fused_scores(loaded: Loaded, texts: TextSide, images: ImageSide) -> Tensor:
     fusion = fusion_of(loaded)
     device = loaded.model.mean.device
     texts, images = texts.to(device), images.to(device)
-    size = max(1, STATES_AT_ONCE // (texts.tokens.shape[1] + images.patches.shape[1]))
+    size = pairs_of_a_block(texts.tokens.shape[1], images.patches.shape[1])
     pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images))).to(device)
     with torch.no_grad():
         blocks = [_scores(fusion, texts.at(block[:, 0]), images.at(block[:, 1])) for block in torch.split(pairs, size)]
