@@ -1,7 +1,6 @@
 """Augmented images stay true: boxes, crops of regions and masks of views follow the pixels, whatever is drawn."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from coloured import COLOURS, RED, edges_of, hidden_by_views, of_colour
 from pairs import Box, entity, save_manifest
 from spanbox.data.annotate import annotate, moved
 from spanbox.data.augment import AugmentSettings
@@ -38,8 +38,6 @@ from spanbox.errors import DataError
 from spanbox.geometry import Affine, area_of, box_area, clip_box, in_fractions
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, Sample
 
-RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
-COLOURS = {"cat": RED, "dog": GREEN, "bird": BLUE}
 TEXT = "a cat, a dog and a bird"
 SIDE = 64
 BOXES: dict[str, Box] = {"cat": (20, 30, 90, 100), "dog": (120, 20, 180, 60), "bird": (100, 110, 190, 145)}
@@ -61,19 +59,6 @@ def limits_of(side: int = SIDE, **image: Any) -> SampleLimits:
 def drawn(step: int, limits: SampleLimits, image: Image.Image | None = None, boxes: dict[str, Box] = BOXES) -> Sample:
     spans = [entity(TEXT, name, box) for name, box in boxes.items()]
     return prepare(image or scene(boxes=boxes), TEXT, spans, (), limits, id="x", draws=Draws(0, step, 0))
-
-
-def of_colour(pixels: Tensor, colour: Sequence[int]) -> Tensor:
-    """Mask (H, W) of the pixels nearer to a colour than to the middle between it and the others."""
-    distance = (pixels.float() - torch.tensor(colour).float()[:, None, None]).abs().amax(dim=0)
-    return distance < 60
-
-
-def edges_of(mask: Tensor) -> Tensor:
-    """The box (4,) of the True cells, in fractions."""
-    rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
-    edges = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
-    return edges / mask.shape[0]
 
 
 def shown_boxes(sample: Sample) -> dict[str, Tensor]:
@@ -153,21 +138,7 @@ def test_a_view_hides_the_rectangle_of_the_augmented_image(scene_manifest: Manif
     augment = limits_of(**CHAINS["crop and flip"]).augment
     limits = SampleLimits(SIDE, augment=augment, views=mask, view_grid=16)
     dataset = PairDataset(scene_manifest, limits, 0, replace_broken=False)
-    hidden = 0
-    for step in range(8):
-        sample = dataset[step, 0]
-        assert isinstance(sample, Sample)
-        assert sample.views is not None
-        assert sample.views.pixels is not None
-        for view, visibility in zip(sample.views.pixels, sample.views.spans, strict=True):
-            for span, value in zip(sample.span_texts, visibility.tolist(), strict=True):
-                before, after = (of_colour(pixels, COLOURS[span]).sum() for pixels in (sample.pixels, view))
-                if value == -1:
-                    assert after <= 0.12 * before
-                    hidden += 1
-                elif value == 1:
-                    assert after >= 0.85 * before
-    assert hidden > 5
+    assert hidden_by_views(dataset, 8) > 5
 
 
 # ---------------------------------------------------------------- properties
