@@ -243,10 +243,8 @@ def logs(rng: Random, samples: Samples, folder: Path) -> Case:
         return Case(["report", "ablation", "--out", "r.html"], writes=("r.html", "*r.html*"))
     names = ["log.jsonl", "log.jsonl", "metrics.json", "config.yaml", "environment.json"]
     names += [f"evaluation/{name}" for name in ("outcomes.npz", "examples.json", "heatmaps.npz", "audit.json")]
-    for _ in range(rng.choice([1, 1, 2])):
-        path = run / rng.choice(names)
-        if path.is_symlink() or not path.is_file():  # it was replaced before
-            continue
+    for name in sorted(set(rng.choices(names, k=rng.choice([1, 1, 2])))):
+        path = run / name
         if path.suffix == ".jsonl":
             _damage_lines(rng, path, samples)
         elif path.suffix == ".json":
