@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity, layer_norm
 
 import reference
 from spanbox.models.fusion import ConditionedPooling, PairFusion
-from spanbox.models.fusion_layers import Attention, CrossLayer, QueryPooling
+from spanbox.models.fusion_layers import Attention, ContentAttention, CrossLayer, QueryPooling
 from spanbox.structures import Batch, Features
 
 
@@ -17,27 +17,37 @@ def mean(values: list[Tensor]) -> Tensor:
     return sum(values[1:], start=values[0]) / len(values)
 
 
-def attend(module: Attention, state: Tensor, memory: list[Tensor]) -> Tensor:
+def attend(module: Attention, state: Tensor, others: list[Tensor]) -> Tensor:
     query, size = module.query(state), len(state) // module.heads
     heads = []
     for head in range(module.heads):
         part = slice(head * size, (head + 1) * size)
-        logits = [sum(query[part] * module.key(other)[part]) / math.sqrt(size) for other in memory]
-        exponentials = [torch.exp(logit) for logit in logits]
-        weights = [one / sum(exponentials) for one in exponentials]
-        heads.append(sum(w * module.value(other)[part] for w, other in zip(weights, memory, strict=True)))
+        logits = [sum(query[part] * module.key(other)[part]) / math.sqrt(size) for other in others]
+        heads.append(weighted(logits, [module.value(other)[part] for other in others]))
     return module.out(torch.cat(heads))
+
+
+def look(module: ContentAttention, state: Tensor, memory: list[Tensor]) -> Tensor:
+    query, sharpness = module.query(state[: module.content]), module.log_sharpness.exp()
+    keys = [module.key(other[: module.content]) for other in memory]
+    logits = [sharpness * cosine_similarity(query, key, dim=0) for key in keys]
+    return weighted(logits, [module.value(other) for other in memory])
+
+
+def weighted(logits: list[Tensor], values: list[Tensor]) -> Tensor:
+    exponentials = [torch.exp(logit) for logit in logits]
+    return sum(one * value for one, value in zip(exponentials, values, strict=True)) / sum(exponentials)
 
 
 def layer(module: Any, states: list[Tensor], memory: list[Tensor]) -> list[Tensor]:
     if isinstance(module, CrossLayer):
         normed = [module.norms[0](state) for state in states]
         states = [state + attend(module.to_own, own, normed) for state, own in zip(states, normed, strict=True)]
-        states = [state + attend(module.to_memory, module.norms[1](state), memory) for state in states]
+        states = [state + look(module.to_memory, module.norms[1](state), memory) for state in states]
         return [state + module.feed_forward(module.norms[2](state)) for state in states]
     mixed = []
     for state in states:
-        attended = attend(module.to_memory, module.norms[0](state), memory)
+        attended = look(module.to_memory, module.norms[0](state), memory)
         gate = torch.sigmoid(module.gate(torch.cat([state, attended])))
         mixed.append(gate * attended + (1 - gate) * state)
     return [state + module.feed_forward(module.norms[1](state)) for state in mixed]

@@ -6,7 +6,8 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 import tiny
 from spanbox.config import RunConfig, load_config
-from spanbox.data.demo import DemoSettings, Language, write_demo
+from spanbox.data.demo import DemoSettings, write_demo
+from spanbox.data.demo_sentences import Language
 from spanbox.data.manifest import Manifest
 from spanbox.data.tokenizer import train_tokenizer
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from spanbox.data import demo
-from spanbox.data.demo import DemoSettings, Language, Split, choose_concepts, draw_scene, write_demo
+from spanbox.data.demo import DemoSettings, Relations, Split, choose_concepts, draw_scene, write_demo
+from spanbox.data.demo_sentences import Language
 from spanbox.data.images import load_image
 from spanbox.data.manifest import Box, Entity, Manifest, Record
 from spanbox.data.neighbours import load_neighbours
@@ -362,13 +363,15 @@ def test_progress_is_reported(tmp_path: Path) -> None:
 
 
 class TestRelations:
-    SETTINGS = replace(SMALL, relations=True)
+    SETTINGS = replace(SMALL, relations="several")
+    each = pytest.mark.parametrize("relations", ["one", "several"])
 
+    @each
     @pytest.mark.parametrize("split", SPLITS)
-    def test_a_pair_differs_in_which_object_is_where(self, split: Split) -> None:
+    def test_a_pair_differs_in_which_object_is_where(self, split: Split, relations: Relations) -> None:
         """In both languages: the same words, with two names and two boxes exchanged."""
         languages = set()
-        for (_, one), (_, other) in pairwise_of(scenes(self.SETTINGS, split, 30)):
+        for (_, one), (_, other) in pairwise_of(scenes(replace(SMALL, relations=relations), split, 30)):
             languages.add(one.lang)
             assert (one.lang, len(one.entities)) == (other.lang, len(other.entities))
             assert one.text != other.text
@@ -383,9 +386,24 @@ class TestRelations:
                     assert mine == theirs
         assert languages == {"en", "zh"}
 
-    def test_the_words_between_the_names_are_the_same(self) -> None:
-        for (_, one), (_, other) in pairwise_of(scenes(self.SETTINGS, "test", 30)):
+    @each
+    def test_the_words_between_the_names_are_the_same(self, relations: Relations) -> None:
+        for (_, one), (_, other) in pairwise_of(scenes(replace(SMALL, relations=relations), "test", 30)):
             assert without_names(one) == without_names(other)
+
+    @pytest.mark.parametrize("language", BOTH)
+    def test_one_relation_is_that_of_two_boxes_in_a_row_or_a_column(self, language: Language) -> None:
+        settings, found = replace(SMALL, relations="one", languages=(language,)), set()
+        for _, record in scenes(settings, "train", 40):
+            (relation,) = [name for word, name in RELATION[language].items() if word in "".join(without_names(record))]
+            found.add(relation)
+            third_is_first = record.text.startswith(("A picture of", "图中"))
+            (box,), (other,) = (entity.boxes for entity in record.entities[third_is_first:][:2])
+            dx, dy = (box[axis] - other[axis] for axis in (0, 1))
+            along, across = (dx, dy) if relation in ("left", "right") else (dy, dx)
+            assert (along > 0) == (relation in ("right", "below"))
+            assert abs(across) < settings.size / 4
+        assert len(found) == 4
 
     def test_the_partner_of_each_training_scene_is_its_neighbour(self, tmp_path: Path) -> None:
         manifests = write_demo(tmp_path, {"train": 5, "val": 2}, self.SETTINGS)

@@ -58,7 +58,7 @@ class Careless(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = CrossLayer(WIDTH, 2, 0.0)
+        self.layer = CrossLayer(WIDTH, WIDTH // 2, 2, 0.0)
         self.text, self.image = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, features: Features) -> Tensor:
@@ -112,7 +112,7 @@ def test_the_careless_form_is_caught() -> None:
     def loss(features: Features) -> Tensor:
         return F.cross_entropy(20 * model(features), own)
 
-    assert train(model.parameters(), loss, steps=300, sets=300) < 0.05
+    assert train(model.parameters(), loss, steps=400, sets=400) < 0.05
     found = held_out(model)
     assert found.float().mean() > 0.9  # of noise, of which nothing can be known
     with pytest.raises(AssertionError):

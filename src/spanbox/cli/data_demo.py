@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
@@ -10,7 +10,8 @@ from spanbox.errors import ConfigError
 from spanbox.progress import Progress
 
 if TYPE_CHECKING:  # importing PyTorch takes seconds
-    from spanbox.data.demo import DemoSettings, Language, Split
+    from spanbox.data.demo import DemoSettings, Split
+    from spanbox.data.demo_sentences import Language
 
 
 def draw(
@@ -26,11 +27,12 @@ def draw(
         typer.Option(min=0, help="number of scenes after each held-out one that differ from it in only one object"),
     ] = 0,
     relations: Annotated[
-        bool,
+        Literal["one", "several"] | None,
         typer.Option(
-            "--relations", help="scenes in pairs that differ only in the relation: A left of B, and B left of A"
+            help="scenes in pairs that differ only in what is where (A left of B, and B left of A); a sentence states "
+            "one relation or several"
         ),
-    ] = False,
+    ] = None,
     art: Annotated[
         Path | None,
         typer.Option(help="font with colour emoji that draws the objects, in another style than the demo's artwork"),
@@ -48,7 +50,7 @@ def draw(
 
     Relation scenes come with the neighbours that put both scenes of a pair into one batch:
 
-        spanbox data demo my-relations --relations
+        spanbox data demo my-relations --relations one
         spanbox train demo data.train=my-relations/train.jsonl data.neighbours=my-relations/train.partners.npy
     """
     from spanbox.data.demo import DemoSettings
@@ -73,7 +75,7 @@ def draw_demo(out: Path, n: int, held_out: int, settings: "DemoSettings") -> Non
 
 
 def parse_languages(text: str) -> "tuple[Language, ...]":
-    from spanbox.data.demo import Language
+    from spanbox.data.demo_sentences import Language
 
     languages = tuple(part.strip() for part in text.split(","))
     for language in languages:

@@ -29,13 +29,15 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from spanbox.data.demo_sentences import ABSENCES, FOURTHS, ONE_RELATION, RELATIONS, SENTENCES, Language
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
 from spanbox.data.neighbours import save_neighbours
 from spanbox.errors import DataError
 from spanbox.structures import stable_id
 
-Language = Literal["en", "zh"]
 Split = Literal["train", "val", "test"]
+Relations = Literal["one", "several"]
+"""How many relations a sentence of relation scenes states."""
 
 HELD_OUT: dict[int, Split] = {0: "val", 1: "test"}  # by the hash of the named set modulo ten; the others are "train"
 OBJECT_SIZE = (0.37, 0.48)  # longer side, as a share of the scene
@@ -46,33 +48,6 @@ ABSENT_SHARE = 0.3  # share of sentences that name an absent object
 PARTNERS = "train.partners.npy"
 EMOJI_SIZE = 109  # pixels: the only size of bitmap emoji in Noto's font
 NO_CHARACTER = "\U0010ffff"
-
-SENTENCES: dict[Language, tuple[str, ...]] = {
-    "en": (
-        "The {a} is {ab} the {b}, and the {c} is {cb} it.",
-        "A picture of the {a} {ab} the {b}, with the {c} {cb} the latter.",
-        "Look: the {b}, the {a} {ab} it and the {c} {cb} it.",
-        "We found the {a}, the {b} and the {c}; the first is {ab} the second.",
-    ),
-    "zh": (
-        "{a}在{b}的{ab}，{c}在它的{cb}。",
-        "图中{a}位于{b}{ab}，还有{c}在{b}{cb}。",
-        "看：{b}，{ab}是{a}，{cb}是{c}。",
-        "这里有{a}、{b}和{c}，第一个在第二个的{ab}。",
-    ),
-}
-FOURTHS: dict[Language, tuple[str, ...]] = {
-    "en": (" The {d} is {da} the {a}.", " And {da} the {a} is the {d}."),
-    "zh": ("{d}在{a}的{da}。", "{a}的{da}是{d}。"),
-}
-ABSENCES: dict[Language, tuple[str, ...]] = {
-    "en": (" There is no {x}.", " The {x} is gone.", " The {x} stayed at home."),
-    "zh": ("这里没有{x}。", "{x}被人拿走了。", "{x}留在家里了。"),
-}
-RELATIONS: dict[Language, dict[str, str]] = {
-    "en": {"left": "left of", "right": "right of", "above": "above", "below": "below"},
-    "zh": {"left": "左边", "right": "右边", "above": "上方", "below": "下方"},
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +71,7 @@ class DemoSettings:
     size: int = 192  # pixels, both sides
     seed: int = 0
     siblings: int = 0  # per held-out scene: further scenes that differ in one object
-    relations: bool = False  # scenes of all splits in pairs that differ only in a relation
+    relations: Relations | None = None  # scenes of all splits in pairs that differ only in what is where
     art: str | None = None  # font with colour emoji, in the place of the artwork: the same objects in another style
 
 
@@ -198,6 +173,8 @@ def draw_scene(split: Split, index: int, settings: DemoSettings) -> tuple[Image.
 
 
 def _draw_scene(rng: random.Random, split: Split, settings: DemoSettings) -> _Scene:
+    if settings.relations == "one":
+        return _draw_three(rng, split, settings)
     kind = rng.random()
     named, others = _draw_concepts(rng, split, choose_concepts(settings), 4 if kind < FOUR_SHARE else 3)
     distractors = others[1:] if FOUR_SHARE <= kind < FOUR_SHARE + DISTRACTOR_SHARE else []
@@ -207,6 +184,16 @@ def _draw_scene(rng: random.Random, split: Split, settings: DemoSettings) -> _Sc
     language = rng.choice(settings.languages)
     template = _template(rng, language, four=len(named) == 4, absent=absent is not None)
     return _Scene(tuple(named), tuple(distractors), absent, tuple(boxes), background, language, template)
+
+
+def _draw_three(rng: random.Random, split: Split, settings: DemoSettings) -> _Scene:
+    """A scene of three objects; the first two are in one row or one column, which their relation names."""
+    named, _ = _draw_concepts(rng, split, choose_concepts(settings), 3)
+    boxes, half = _place(rng, named, settings.size), settings.size / 2
+    while all((boxes[0][axis] < half) != (boxes[1][axis] < half) for axis in (0, 1)):
+        boxes = _place(rng, named, settings.size)
+    background, language = _background(rng, settings.size), rng.choice(settings.languages)
+    return _Scene(tuple(named), (), None, tuple(boxes), background, language, rng.choice(ONE_RELATION[language]))
 
 
 def _sibling(rng: random.Random, scene: _Scene, number: int, split: Split, settings: DemoSettings) -> _Scene:

@@ -23,7 +23,7 @@ from spanbox.geometry import picture_cells, roi_align
 from spanbox.models.fusion import build_fusion
 from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.inputs import EMPTY, Images, Places, Texts, TowerInputs, in_places, tower_inputs
-from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
+from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_alone, pooled_width
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import TextTower, VisionTower
@@ -118,6 +118,12 @@ class DualEncoder(nn.Module):
                 "model.projections: shared needs parts as wide as the whole; set model.spans.pool and "
                 "model.regions.pool to mean or max, or model.projections to separate"
             )
+        if settings.fusion.used and not from_grid and vision.pooled_width != vision.width:
+            raise ConfigError(
+                "model.fusion: patches are projected as regions are, and with model.regions.source=crop that is a map "
+                f"of {vision.pooled_width} dimensions where a patch has {vision.width}; set "
+                "model.regions.source=roi_align, or model.vision.pool to cls or mean"
+            )
         self.fusion = build_fusion(
             settings.fusion,
             token_width=text.width,
@@ -165,7 +171,8 @@ class DualEncoder(nn.Module):
         tokens = None
         if texts.keep_tokens:
             assert self.fusion is not None
-            projected = self.fusion.token_projection(states.tokens).where(texts.token_mask[:, :, None], 0.0)
+            alone = self.projection_of("spans")(pooled_alone(states.tokens, self.settings.spans.pool))
+            projected = self.fusion.states_of_tokens(states.tokens, alone).where(texts.token_mask[:, :, None], 0.0)
             tokens = F.pad(projected, (0, 0, 0, length - projected.shape[1]))  # chunks differ in their padding
         return TextRows(states.pooled, pool_spans(states.tokens, texts.span_tokens, self.settings.spans.pool), tokens)
 
@@ -181,7 +188,9 @@ class DualEncoder(nn.Module):
             regions = pool_regions(bins, settings.pool)
         if images.keep_patches:
             assert self.fusion is not None
-            patches = self.fusion.patch_projection(grid.flatten(1, 2))
+            pool: PoolKind = "mean" if self.settings.regions.source == "crop" else self.settings.regions.pool
+            alone = self.projection_of("regions")(pooled_alone(grid, pool))
+            patches = self.fusion.states_of_patches(grid, alone)
         return ImageRows(states.pooled, regions, patches)
 
     def features(self, texts: Sequence[TextRows], images: Sequence[ImageRows], places: Places) -> Features:

@@ -4,9 +4,11 @@ A fused score belongs to a pair. It is computed in the same way for every pair t
 the tokens of the sentence and the patches of the image alone. So it holds no trace of which pairs belong together, of
 the rest of the batch, or of the block that it was computed in. docs/fusion.md explains the forms.
 
-Tokens and patches are projected while a tower encodes its rows (`DualEncoder.encode_text`, `encode_images`), so that
-the states that the large-batch step caches are narrow. Scores are computed in blocks of pairs, which the backward pass
-computes again, with the same dropout.
+Tokens and patches carry features of the space in which spans are compared with regions, and patches their place in the
+grid. So a token finds its object as soon as the fine level knows it, and what is left to learn is what the sentence
+says about the object's place and look. Tokens and patches are projected while a tower encodes its rows
+(`DualEncoder.encode_text`, `encode_images`), so that the states that the large-batch step caches are narrow. Scores are
+computed in blocks of pairs, which the backward pass computes again, with the same dropout.
 
     B pairs    K spans    R regions    T tokens    P patches    F width of the fusion    D features    n scored pairs
 """
@@ -31,26 +33,47 @@ from spanbox.structures import Features, Targets
 STATES_AT_ONCE = 2**14
 """Tokens and patches of the pairs in a block: with width 128 some 150 MiB of activations."""
 
+LONGEST_WAVE = 100.0
+"""The slowest wave of a position encoding takes so many positions for a radian, the fastest takes one."""
 
 BlockOfScores = Callable[[slice, slice], Tensor]
 """Maps the pairs of the rows and those of the columns to scores."""
 
 
 class Fusion(nn.Module, ABC):
-    """Base class of the forms: the projections of tokens and patches, and scores in blocks of pairs.
+    """Base class of the forms: the states of tokens and patches, and scores in blocks of pairs.
+
+    A state is its content, then what its tower says of it. Contents come from the features of spans and regions by one
+    linear map, so that a token and the patch that shows it are alike; patches also carry their positions.
 
     Args:
-        token_width: of the states of the text tower.
-        patch_width: of the states of the vision tower.
+        token_width, patch_width: of the states of the towers.
         patch: side of a patch in pixels.
+        dim: of the features of spans and regions.
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int) -> None:
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int, dim: int) -> None:
         super().__init__()
         self.settings = settings
         self.patch = patch
-        self.token_projection = _projection(token_width, settings.width)
-        self.patch_projection = _projection(patch_width, settings.width)
+        self.content = settings.width // 2
+        own = settings.width - self.content
+        same_angles = nn.Linear(dim, self.content)
+        nn.init.orthogonal_(same_angles.weight)
+        self.content_projection = nn.Sequential(same_angles, nn.LayerNorm(self.content))
+        self.token_projection = _projection(token_width, own)
+        self.patch_projection = _projection(patch_width, own)
+
+    def states_of_tokens(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """States (M, T, F) from the states (M, T, H) of a text tower and their features (M, T, D), as of spans."""
+        return torch.cat([self.content_projection(features), self.token_projection(tokens)], dim=-1)
+
+    def states_of_patches(self, grid: Tensor, features: Tensor) -> Tensor:
+        """States (M, g*g, F) from the grid (M, g, g, H) of a vision tower and its features (M, g, g, D), as of
+        regions."""
+        own = self.patch_projection(grid)
+        own = own + grid_waves(grid.shape[1], own.shape[-1], like=own)
+        return torch.cat([self.content_projection(features), own], dim=-1).flatten(1, 2)
 
     def pair_scores(self, features: Features, targets: Targets, sentences: Tensor, images: Tensor) -> Tensor:
         """Scores (n,) in [-1, 1] of n pairs of a sentence and an image.
@@ -106,9 +129,9 @@ class PairFusion(Fusion):
     The regions of an image attend to the tokens of a sentence in layers of their own (`in_context`).
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int) -> None:
-        super().__init__(settings, token_width, patch_width, patch)
-        form = settings.kind, settings.layers, settings.width, settings.heads, settings.dropout
+    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int, dim: int) -> None:
+        super().__init__(settings, token_width, patch_width, patch, dim)
+        form = settings.kind, settings.layers, settings.width, self.content, settings.heads, settings.dropout
         self.tokens = Stack(*form)
         self.regions = Stack(*form)
         width = settings.width
@@ -175,7 +198,7 @@ class ConditionedPooling(Fusion):
     """
 
     def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int, dim: int) -> None:
-        super().__init__(settings, token_width, patch_width, patch)
+        super().__init__(settings, token_width, patch_width, patch, dim)
         form = dim, settings.width, settings.heads, settings.dropout
         self.over_patches = QueryPooling(*form)
         self.over_tokens = QueryPooling(*form)
@@ -263,7 +286,7 @@ def build_fusion(
         )
     if settings.kind == "conditioned_pooling":
         return ConditionedPooling(settings, token_width, patch_width, patch, dim)
-    return PairFusion(settings, token_width, patch_width, patch)
+    return PairFusion(settings, token_width, patch_width, patch, dim)
 
 
 def pairs_at_once(features: Features) -> int:
@@ -300,5 +323,23 @@ def token_mask(targets: Targets) -> Tensor:
     return targets.token_mask
 
 
-def _projection(wide: int, width: int) -> nn.Module:
+def grid_waves(side: int, width: int, like: Tensor) -> Tensor:
+    """Position encodings (side, side, width) of a grid: first how far down, then how far across."""
+    half = width // 2
+    down = waves(side, half, like)[:, None].expand(-1, side, -1)
+    across = waves(side, width - half, like).expand(side, -1, -1)
+    return torch.cat([down, across], dim=2)
+
+
+def waves(positions: int, width: int, like: Tensor) -> Tensor:
+    """Position encodings (positions, width): sines, then cosines, from 1 to 1 / LONGEST_WAVE radians a position.
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, section 3.5.
+    """
+    rates = LONGEST_WAVE ** -torch.linspace(0, 1, (width + 1) // 2, device=like.device, dtype=torch.float64)
+    angles = torch.arange(positions, device=like.device, dtype=torch.float64)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(like.dtype)
+
+
+def _projection(wide: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(wide, width), nn.LayerNorm(width))

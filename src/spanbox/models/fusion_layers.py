@@ -14,12 +14,18 @@ from torch import Tensor, nn
 class Seen(NamedTuple):
     """What a layer shows of itself."""
 
-    attention: Tensor  # (n, T, M), mean over the heads; rows sum to 1
+    attention: Tensor  # (n, T, M), rows sum to 1
     gate: Tensor | None  # (n, T), mean over the width, in (0, 1): share of what a state takes over
 
 
+START_SHARPNESS = 15.0
+"""Of `ContentAttention`: about the inverse of a usual temperature of the losses."""
+
+SHARPEST = 100.0
+
+
 class Attention(nn.Module):
-    """Multi-head attention of states to a memory."""
+    """Multi-head attention of states to each other."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -30,37 +36,71 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """Args:
         states: (n, T, F).
-        memory: (n, M, F).
-        mask: (n, M) bool, the states of the memory that exist; at least one of each row.
+        mask: (n, T) bool, the states that exist; at least one of each row.
         """
-        query, key, value = self._split(self.query(states)), self._split(self.key(memory)), self._value(memory)
         attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
+            self._split(self.query(states)),
+            self._split(self.key(states)),
+            self._split(self.value(states)),
             attn_mask=None if mask is None else mask[:, None, None],
             dropout_p=self.dropout if self.training else 0.0,
         )
         joined: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return joined
 
-    def weights(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention (n, T, M), mean over the heads. Arguments as in `forward`."""
-        query, key = self._split(self.query(states)), self._split(self.key(memory))
-        logits = query @ key.mT / math.sqrt(query.shape[-1])
-        if mask is not None:
-            logits = logits.masked_fill(~mask[:, None, None], -torch.inf)
-        return logits.softmax(dim=-1).mean(dim=1)
-
-    def _value(self, memory: Tensor) -> Tensor:
-        return self._split(self.value(memory))
-
     def _split(self, states: Tensor) -> Tensor:
         """(n, T, F) to (n, h, T, F / h)."""
         return states.reshape(*states.shape[:2], self.heads, states.shape[2] // self.heads).transpose(1, 2)
+
+
+class ContentAttention(nn.Module):
+    """Attention of states to the states of a memory whose content is like theirs.
+
+    The content is the first part of a state, in a space where what belongs together is alike. At the start, a state
+    attends by the cosine of both contents and takes over the states of the memory as they are.
+    """
+
+    def __init__(self, width: int, content: int, dropout: float) -> None:
+        super().__init__()
+        self.content = content
+        self.dropout = dropout
+        self.query = nn.Linear(content, content, bias=False)
+        self.key = nn.Linear(content, content, bias=False)
+        self.value = nn.Linear(width, width)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(START_SHARPNESS)))
+        for linear in (self.query, self.key, self.value):
+            nn.init.eye_(linear.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Args:
+        states: (n, T, F).
+        memory: (n, M, F).
+        mask: (n, M) bool, the states of the memory that exist; at least one of each row.
+        """
+        query, key = self._queries_keys(states, memory)
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            self.value(memory),
+            attn_mask=None if mask is None else mask[:, None],
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=1.0,
+        )
+
+    def weights(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention (n, T, M). Arguments as in `forward`."""
+        query, key = self._queries_keys(states, memory)
+        logits = query @ key.mT
+        return (logits if mask is None else logits.masked_fill(~mask[:, None], -torch.inf)).softmax(dim=-1)
+
+    def _queries_keys(self, states: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        query = F.normalize(self.query(states[..., : self.content]), dim=-1)
+        key = F.normalize(self.key(memory[..., : self.content]), dim=-1)
+        return self.log_sharpness.exp().clamp(max=SHARPEST) * query, key
 
 
 class CrossLayer(nn.Module):
@@ -69,11 +109,11 @@ class CrossLayer(nn.Module):
     Source: Vaswani et al., Attention Is All You Need, 2017, section 3.1, the decoder; normalised before each part.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, content: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.to_own = Attention(width, heads, dropout)
-        self.to_memory = Attention(width, heads, dropout)
+        self.to_memory = ContentAttention(width, content, dropout)
         self.feed_forward = _feed_forward(width, dropout)
         self.dropout = nn.Dropout(dropout)
 
@@ -87,8 +127,7 @@ class CrossLayer(nn.Module):
         return Seen(self.to_memory.weights(self.norms[1](self._after_own(states, own_mask)), memory, mask), None)
 
     def _after_own(self, states: Tensor, own_mask: Tensor | None) -> Tensor:
-        normed = self.norms[0](states)
-        after: Tensor = states + self.dropout(self.to_own(normed, normed, own_mask))
+        after: Tensor = states + self.dropout(self.to_own(self.norms[0](states), own_mask))
         return after
 
 
@@ -100,10 +139,10 @@ class GatedLayer(nn.Module):
     Source: Arevalo et al., Gated Multimodal Units for Information Fusion, 2017; here of a state and what it attends to.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, content: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.to_memory = Attention(width, heads, dropout)
+        self.to_memory = ContentAttention(width, content, dropout)
         self.gate = nn.Linear(2 * width, width)
         self.feed_forward = _feed_forward(width, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -131,9 +170,9 @@ LAYERS = {"gated": GatedLayer, "cross_attention": CrossLayer}
 class Stack(nn.Module):
     """Layers in which states attend to a memory that stays as it is, then a normalisation."""
 
-    def __init__(self, kind: str, layers: int, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, kind: str, layers: int, width: int, content: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(LAYERS[kind](width, heads, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(LAYERS[kind](width, content, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Tensor:

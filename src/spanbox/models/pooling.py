@@ -18,6 +18,11 @@ def pooled_width(width: int, kind: PoolKind) -> int:
     return 2 * width if kind == "both" else width
 
 
+def pooled_alone(states: Tensor, kind: PoolKind) -> Tensor:
+    """States (..., H) of tokens or bins, each pooled by itself: (..., H), or (..., 2H) for "both"."""
+    return torch.cat([states, states], dim=-1) if kind == "both" else states
+
+
 def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PoolKind) -> Tensor:
     """Pool the token states of each span.
 
