@@ -15,19 +15,17 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 import spanbox
 from hardware import describe
-from spanbox.data.images import load_image
 from spanbox.data.manifest import Manifest
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.fusion import PairFusion, waves
 from spanbox.models.fusion_settings import FusionSettings
+from spanbox.wiring.encoding import sample_of
 
 HELD_OUT = 400  # scenes
 WIDTH = 128  # of the layers on the tokens
@@ -47,14 +45,13 @@ def encode(run: Path, manifest: Path, most: int) -> tuple[DualEncoder, Scenes]:
     model, opened = loaded.model.eval(), Manifest(manifest)
     records = [opened[number] for number in range(min(most, len(opened)) // 2 * 2)]
     encoded = loaded.tokenizer([record.text for record in records], padding=True, return_tensors="pt")
-    mask, grids, side = encoded["attention_mask"].bool(), [], model.vision.image_size
+    mask, grids = encoded["attention_mask"].bool(), []
     with torch.no_grad():
         parts = zip(encoded["input_ids"].split(64), mask.split(64), strict=True)
         tokens = torch.cat([model.text(*part).tokens for part in parts])
         for record in records:
-            image = load_image(manifest.parent / record.image).resize((side, side), Image.Resampling.BICUBIC)
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-            grids.append(model.vision(model.normalised(pixels), None).grid)
+            pixels = sample_of(loaded, manifest.parent / record.image, []).pixels
+            grids.append(model.vision(model.normalised(pixels[None]), None).grid)
         grid = torch.cat(grids)
         features = model.projection_of("spans")(tokens), model.projection_of("regions")(grid)
     return model, Scenes(mask, features[0], grid, features[1])
@@ -85,7 +82,8 @@ class Learner(nn.Module):
         own = torch.arange(len(rows))
         exchanged = own.roll(len(first))
         sentences, images = torch.cat([own, own]), torch.cat([own, exchanged])
-        scores = self.fusion.scores(tokens[sentences, 0], tokens[sentences], mask[sentences], patches, patches[images])
+        whole = tokens.new_empty(len(sentences), 0)  # features of sentences and images, which these forms do not read
+        scores = self.fusion.scores(whole, tokens[sentences], mask[sentences], whole, patches[images])
         right, wrong = scores.split(len(rows))
         return right, wrong, wrong[exchanged]
 

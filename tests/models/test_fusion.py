@@ -12,6 +12,7 @@ from encoders import collate, fused, make_model, make_sample
 from fusion_batches import KINDS, PAIR_KINDS, PATCHES, fusion_batch, fusion_features, make_fusion, padded
 from spanbox.errors import ConfigError
 from spanbox.models import fusion as fusion_module
+from spanbox.models.dual_encoder import DualEncoder, RegionSettings
 from spanbox.models.fusion import build_fusion
 from spanbox.models.fusion_settings import FusionSettings
 from spanbox.structures import Batch, Features
@@ -196,6 +197,18 @@ class TestSettings:
     def test_heads_divide_the_width(self) -> None:
         with pytest.raises(ValueError, match="heads=3 do not divide width=128"):
             FusionSettings(kind="gated", heads=3)
+
+    def test_a_state_has_two_halves(self) -> None:
+        with pytest.raises(ValueError, match="greater than or equal to 2"):
+            FusionSettings(kind="gated", heads=1, width=1)
+
+    def test_crops_with_a_projecting_pooler_are_refused(self) -> None:
+        """Patches are projected as regions are, which are pooled states of another width here."""
+        model = make_model(regions=RegionSettings(source="crop"))
+        model.vision.pooled_width = 5
+        settings = model.settings.model_copy(update={"fusion": fused("gated")})
+        with pytest.raises(ConfigError, match=r"a map of 5 dimensions where a patch has \d+; set model.regions.source"):
+            DualEncoder(model.text, model.vision, model.preprocessing, settings)
 
     @every_kind
     @pytest.mark.parametrize(("patches", "found"), [(1, "a single one"), (0, "none")])

@@ -336,8 +336,9 @@ def waves(positions: int, width: int, like: Tensor) -> Tensor:
 
     Source: Vaswani et al., Attention Is All You Need, 2017, section 3.5.
     """
-    rates = LONGEST_WAVE ** -torch.linspace(0, 1, (width + 1) // 2, device=like.device, dtype=torch.float64)
-    angles = torch.arange(positions, device=like.device, dtype=torch.float64)[:, None] * rates
+    exact = torch.promote_types(like.dtype, torch.float32)
+    rates = LONGEST_WAVE ** -torch.linspace(0, 1, (width + 1) // 2, device=like.device, dtype=exact)
+    angles = torch.arange(positions, device=like.device, dtype=exact)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(like.dtype)
 
 

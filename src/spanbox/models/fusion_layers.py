@@ -19,9 +19,10 @@ class Seen(NamedTuple):
 
 
 START_SHARPNESS = 15.0
-"""Of `ContentAttention`: about the inverse of a usual temperature of the losses."""
+"""Factor of the cosines of `ContentAttention` at the start: about the inverse of a usual temperature of the losses."""
 
 SHARPEST = 100.0
+"""Largest factor: beyond it a state attends to one place only, and gets no gradient."""
 
 
 class Attention(nn.Module):

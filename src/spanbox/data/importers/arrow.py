@@ -4,9 +4,8 @@
 which `dataset_dict.json` lists. The streams carry the names of classes in their schema, and images as `{bytes, path}`.
 
 A few rows of Parquet, or one batch of a stream, are held in memory, up to `LARGEST_BATCH`: some kilobytes can unpack to
-gigabytes. pyarrow trusts the offsets that an Arrow file
-gives, so every batch is validated before a value of it is read. Nothing is mapped: a file that shrinks would end the
-process.
+gigabytes. pyarrow trusts the offsets that an Arrow file gives, so every batch is validated before a value of it is
+read. Nothing is mapped: a file that shrinks would end the process.
 """
 
 import json
