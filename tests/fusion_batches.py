@@ -19,7 +19,7 @@ PAIR_KINDS = KINDS[:2]
 
 def make_fusion(kind: str, dropout: float = 0.0, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    fusion = build_fusion(fused(kind, dropout), token_width=WIDTH, patch_width=WIDTH, patches=PATCHES, dim=DIM, patch=8)
+    fusion = build_fusion(fused(kind, dropout), patch_width=WIDTH, patches=PATCHES, dim=DIM, patch=8)
     assert fusion is not None
     return fusion.double()
 

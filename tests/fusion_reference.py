@@ -93,7 +93,13 @@ def pair_score(fusion: Any, features: Features, batch: Batch, sentence: int, ima
     assert isinstance(fusion, PairFusion)
     seen = stack(fusion.tokens, tokens, patches)
     said = [fusion.own_projection(token) for token in tokens]
-    return mean([cosine_similarity(fusion.head(a), b, dim=0) for a, b in zip(seen, said, strict=True)])
+    of_tokens = mean([cosine_similarity(fusion.head(a), b, dim=0) for a, b in zip(seen, said, strict=True)])
+    return (reference.dot(features.text[sentence], features.image[image]) + of_tokens) / 2
+
+
+def beside(own: Tensor, seen: Tensor) -> Tensor:
+    """Of unit length; the cosine of two is the mean of both cosines."""
+    return torch.cat([own.detach(), seen / seen.norm()]) / math.sqrt(2)
 
 
 def in_context(fusion: PairFusion, features: Features, batch: Batch, pair: int) -> tuple[list[Any], list[Any]]:
@@ -101,16 +107,18 @@ def in_context(fusion: PairFusion, features: Features, batch: Batch, pair: int) 
     tokens, patches = tokens_of(features, batch, pair), patches_of(features, batch, pair)
     seen = stack(fusion.tokens, tokens, patches)
     spans: list[Any] = []
-    for valid, members in zip(batch.span_valid[pair].tolist(), batch.span_tokens[pair], strict=True):
+    for place, members in enumerate(batch.span_tokens[pair]):
         own = [state for state, member in zip(seen, members[batch.token_mask[pair]].tolist(), strict=True) if member]
-        spans.append(fusion.span_projection(mean(own)) if valid and own else None)
+        there = own and batch.span_valid[pair, place]
+        spans.append(beside(features.spans[pair, place], fusion.span_projection(mean(own))) if there else None)
     side = math.isqrt(len(features.patches[pair]))
     grid = features.patches[pair].reshape(1, side, side, -1)
     boxes = reference.roi_align(grid, batch.regions[pair : pair + 1], 2, 2)[0].mean(dim=(1, 2))
     real = batch.region_valid[pair].tolist()
     states = [box for box, valid in zip(boxes, real, strict=True) if valid]
     projected = iter([fusion.region_projection(one) for one in stack(fusion.regions, states, tokens)] if states else [])
-    regions = [next(projected) if valid else None for valid in real]
+    alone = features.regions[pair]
+    regions = [beside(own, next(projected)) if valid else None for own, valid in zip(alone, real, strict=True)]
     return spans, regions
 
 

@@ -124,8 +124,8 @@ class TestFusion:
         encoder, objective = doubles(fusion=fused(kind))
         encoder.requires_grad_(False).fusion.requires_grad_(True)  # type: ignore[union-attr]
         accumulate(encoder, objective, mixed_batch(12), text=5, image=5)
-        for projection in (encoder.fusion.token_projection, encoder.fusion.patch_projection):  # type: ignore[union-attr]
-            assert projection[0].weight.grad.abs().max() > 0  # type: ignore[index]
+        for projection in (encoder.fusion.token_projection, encoder.fusion.patch_projection[0]):  # type: ignore[union-attr]
+            assert projection.weight.grad.abs().max() > 0
 
     def test_spans_and_regions_that_are_encoded_alone(self, kind: str) -> None:
         compare(5, 7, pairs=12, fusion=fused(kind), **SOURCES["by themselves"])

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,8 +222,12 @@ def _explained_saving(target: Path) -> Iterator[None]:
         ) from None
 
 
-def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
+def load_weights(folder: Path, model: nn.Module, objective: nn.Module, own_parts: Sequence[str] = ()) -> None:
     """Read the weights of a checkpoint into a model and an objective of the same architecture.
+
+    Args:
+        own_parts: beginnings of names. Of these, weights that the checkpoint has not, or of another shape, stay as they
+            are.
 
     Raises:
         CheckpointError: the file is damaged, or made by another architecture; the first differences are named.
@@ -235,6 +239,10 @@ def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     own = named_weights(model, objective)
+    for name in [name for name in saved.keys() | own.keys() if name.startswith(tuple(own_parts))]:
+        if name not in saved or name not in own or saved[name].shape != own[name].shape:
+            saved.pop(name, None)
+            own.pop(name, None)
     differences = _differences(saved, own)
     if differences:
         listed = "\n".join(f"  {line}" for line in differences[:5])

@@ -25,6 +25,11 @@ class TrainSettings(Settings):
         description="exact: the gradient of the whole batch; naive: plain gradient accumulation, each chunk contrasted "
         "only with itself (no added negatives; for comparison)",
     )
+    start: PathText | None = Field(
+        None,
+        description="run or checkpoint whose tokenizer and weights a new run begins with, in place of the paths and "
+        "architectures of the model section; a fusion that it does not have begins at random",
+    )
     steps: int = Field(1000, ge=1, description="optimiser steps of the whole run")
     minutes: float | None = Field(
         None, gt=0, description="train for this many minutes instead of `steps`; schedules follow the time"

@@ -126,7 +126,6 @@ class DualEncoder(nn.Module):
             )
         self.fusion = build_fusion(
             settings.fusion,
-            token_width=text.width,
             patch_width=vision.width,
             patches=(preprocessing.image_size // vision.stride) ** 2,
             dim=settings.dim,
@@ -172,7 +171,7 @@ class DualEncoder(nn.Module):
         if texts.keep_tokens:
             assert self.fusion is not None
             alone = self.projection_of("spans")(pooled_alone(states.tokens, self.settings.spans.pool))
-            projected = self.fusion.states_of_tokens(states.tokens, alone).where(texts.token_mask[:, :, None], 0.0)
+            projected = self.fusion.states_of_tokens(alone, texts.token_mask)
             tokens = F.pad(projected, (0, 0, 0, length - projected.shape[1]))  # chunks differ in their padding
         return TextRows(states.pooled, pool_spans(states.tokens, texts.span_tokens, self.settings.spans.pool), tokens)
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spanbox.errors import ConfigError
 from spanbox.geometry import picture_cells, roi_align
-from spanbox.models.fusion_layers import QueryPooling, Seen, Stack
+from spanbox.models.fusion_layers import QueryPooling, Seen, SelfLayer, Stack, never_empty
 from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.pooling import pool_regions, pool_spans
 from spanbox.structures import Features, Targets
@@ -43,16 +43,17 @@ BlockOfScores = Callable[[slice, slice], Tensor]
 class Fusion(nn.Module, ABC):
     """Base class of the forms: the states of tokens and patches, and scores in blocks of pairs.
 
-    A state is its content, then what its tower says of it. Contents come from the features of spans and regions by one
-    linear map, so that a token and the patch that shows it are alike; patches also carry their positions.
+    A state has two halves. The first is its content, from the features of spans and regions by one linear map, so that
+    a token and the patch that shows it are alike. The second is what is said of it: of a token by the other tokens of
+    its text, which it sees in `context` once for all images; of a patch by its vision tower and its place in the grid.
 
     Args:
-        token_width, patch_width: of the states of the towers.
+        patch_width: of the states of the vision tower.
         patch: side of a patch in pixels.
         dim: of the features of spans and regions.
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int, dim: int) -> None:
+    def __init__(self, settings: FusionSettings, patch_width: int, patch: int, dim: int) -> None:
         super().__init__()
         self.settings = settings
         self.patch = patch
@@ -61,12 +62,28 @@ class Fusion(nn.Module, ABC):
         same_angles = nn.Linear(dim, self.content)
         nn.init.orthogonal_(same_angles.weight)
         self.content_projection = nn.Sequential(same_angles, nn.LayerNorm(self.content))
-        self.token_projection = _projection(token_width, own)
         self.patch_projection = _projection(patch_width, own)
+        width = settings.width
+        self.context_projection = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.context = nn.ModuleList(
+            SelfLayer(width, settings.heads, settings.dropout) for _ in range(settings.token_layers)
+        )
+        self.token_projection = nn.Linear(width, own)
 
-    def states_of_tokens(self, tokens: Tensor, features: Tensor) -> Tensor:
-        """States (M, T, F) from the states (M, T, H) of a text tower and their features (M, T, D), as of spans."""
-        return torch.cat([self.content_projection(features), self.token_projection(tokens)], dim=-1)
+    def states_of_tokens(self, features: Tensor, mask: Tensor) -> Tensor:
+        """States (M, T, F) of texts, 0 on padding.
+
+        Args:
+            features: (M, T, D), of the tokens, as of spans.
+            mask: (M, T) bool, False on padding.
+        """
+        states = self.context_projection(features)
+        states = states + waves(states.shape[1], states.shape[2], like=states)
+        there = never_empty(mask)
+        for layer in self.context:
+            states = layer(states, there)
+        own = self.token_projection(states)
+        return torch.cat([self.content_projection(features), own], dim=-1).where(mask[:, :, None], 0.0)
 
     def states_of_patches(self, grid: Tensor, features: Tensor) -> Tensor:
         """States (M, g*g, F) from the grid (M, g, g, H) of a vision tower and its features (M, g, g, D), as of
@@ -124,13 +141,14 @@ class PairFusion(Fusion):
     """`gated` and `cross_attention`: tokens attend to the patches in several layers, and are asked whether what each
     saw is what it says.
 
-    A score read off the pooled tokens alone learns several times as slowly (docs/fusion.md).
+    A score read off the pooled tokens alone learns several times as slowly (docs/fusion.md). The towers' own score is
+    half of it, so that what finds the objects need not be learned again.
 
     The regions of an image attend to the tokens of a sentence in layers of their own (`in_context`).
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int, dim: int) -> None:
-        super().__init__(settings, token_width, patch_width, patch, dim)
+    def __init__(self, settings: FusionSettings, patch_width: int, patch: int, dim: int) -> None:
+        super().__init__(settings, patch_width, patch, dim)
         form = settings.kind, settings.layers, settings.width, self.content, settings.heads, settings.dropout
         self.tokens = Stack(*form)
         self.regions = Stack(*form)
@@ -143,16 +161,22 @@ class PairFusion(Fusion):
     def scores(
         self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor, content: Tensor | None = None
     ) -> Tensor:
-        """The mean over the tokens of the cosine of what a token saw in the image with what it was before."""
+        """The mean of two cosines: of the towers' features, and, over the tokens, of what a token saw with what it is.
+
+        The towers' part has no gradient here: they have losses of their own, and what they leave open is to be learned.
+        """
         seen = self.head(self.tokens(tokens, mask, patches, self.patch_mask(content, patches)))
         cosines = F.cosine_similarity(seen, self.own_projection(tokens), dim=2)
-        return torch.where(mask, cosines, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        of_tokens = torch.where(mask, cosines, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return ((text * image).sum(dim=1).detach() + of_tokens) / 2
 
     def in_context(self, features: Features, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Features of the spans (B, K, F) and regions (B, R, F) of pairs that have seen each other, of unit length.
+        """Features of the spans (B, K, D + F) and regions (B, R, D + F) of pairs that have seen each other.
 
-        Spans are the mean of tokens that attended to the patches of their own pair; regions are pooled from the patches
-        and attended to the tokens of their own pair. Undefined where there is no span or region.
+        They are of unit length, and the cosine of a span and a region is the mean of two: of the towers' features,
+        which have no gradient here, and of what both have seen. Spans are the mean of tokens that attended to the
+        patches of their own pair; regions are pooled from the patches and attended to the tokens of their own pair.
+        Undefined where there is no span or region.
         """
         size = pairs_at_once(features)
         blocks = zip(features.split(size), targets.split(size), strict=True)
@@ -170,7 +194,7 @@ class PairFusion(Fusion):
         regions = boxes
         if boxes.shape[1]:
             regions = self.regions(boxes, targets.region_valid, tokens, mask)
-        return F.normalize(spans, dim=2), F.normalize(self.region_projection(regions), dim=2)
+        return beside(features.spans, spans), beside(features.regions, self.region_projection(regions))
 
     @torch.no_grad()
     def seen(self, features: Features, targets: Targets) -> list[Seen]:
@@ -197,8 +221,8 @@ class ConditionedPooling(Fusion):
     with what it pools from the sentence.
     """
 
-    def __init__(self, settings: FusionSettings, token_width: int, patch_width: int, patch: int, dim: int) -> None:
-        super().__init__(settings, token_width, patch_width, patch, dim)
+    def __init__(self, settings: FusionSettings, patch_width: int, patch: int, dim: int) -> None:
+        super().__init__(settings, patch_width, patch, dim)
         form = dim, settings.width, settings.heads, settings.dropout
         self.over_patches = QueryPooling(*form)
         self.over_tokens = QueryPooling(*form)
@@ -263,12 +287,12 @@ class ConditionedPooling(Fusion):
 
 
 def build_fusion(
-    settings: FusionSettings, *, token_width: int, patch_width: int, patches: int, dim: int, patch: int = 1
+    settings: FusionSettings, *, patch_width: int, patches: int, dim: int, patch: int = 1
 ) -> PairFusion | ConditionedPooling | None:
     """The fusion of a config; None where it is off.
 
     Args:
-        token_width, patch_width: of the states of the towers.
+        patch_width: of the states of the vision tower.
         patches: of an image.
         dim: of the features of the towers.
         patch: side of a patch in pixels.
@@ -285,8 +309,8 @@ def build_fusion(
             "smaller patches, or set model.fusion.kind=none"
         )
     if settings.kind == "conditioned_pooling":
-        return ConditionedPooling(settings, token_width, patch_width, patch, dim)
-    return PairFusion(settings, token_width, patch_width, patch, dim)
+        return ConditionedPooling(settings, patch_width, patch, dim)
+    return PairFusion(settings, patch_width, patch, dim)
 
 
 def pairs_at_once(features: Features) -> int:
@@ -303,6 +327,11 @@ def pairs_of_a_block(tokens: int, patches: int) -> int:
 def again(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function whose activations are computed again in the backward pass, with the same dropout."""
     return checkpoint(function, *arguments, use_reentrant=False)
+
+
+def beside(own: Tensor, seen: Tensor) -> Tensor:
+    """Unit-length features (..., D + F): the towers' (..., D), without their gradient, and what was seen (..., F)."""
+    return torch.cat([own.detach(), F.normalize(seen, dim=-1)], dim=-1) / math.sqrt(2)
 
 
 def as_grid(patches: Tensor) -> Tensor:

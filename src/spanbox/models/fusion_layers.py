@@ -104,6 +104,26 @@ class ContentAttention(nn.Module):
         return self.log_sharpness.exp().clamp(max=SHARPEST) * query, key
 
 
+class SelfLayer(nn.Module):
+    """A transformer layer: states attend to each other, then a feed-forward network.
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, section 3.1, the encoder; normalised before each part.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.to_own = Attention(width, heads, dropout)
+        self.feed_forward = _feed_forward(width, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Arguments as in `Attention.forward`."""
+        states = states + self.dropout(self.to_own(self.norms[0](states), mask))
+        fed: Tensor = states + self.feed_forward(self.norms[1](states))
+        return fed
+
+
 class CrossLayer(nn.Module):
     """A transformer layer: states attend to each other, then to the memory, then a feed-forward network.
 
@@ -185,7 +205,7 @@ class Stack(nn.Module):
             memory: (n, M, F).
             mask: (n, M) bool, the states of the memory that exist; None: all.
         """
-        own_mask, mask = _never_empty(own_mask), _never_empty(mask)
+        own_mask, mask = never_empty(own_mask), never_empty(mask)
         for layer in self.layers:
             states = layer(states, own_mask, memory, mask)
         normed: Tensor = self.norm(states)
@@ -193,7 +213,7 @@ class Stack(nn.Module):
 
     def seen(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> list[Seen]:
         """What each layer attends to, lowest first. Arguments as in `forward`."""
-        own_mask, mask = _never_empty(own_mask), _never_empty(mask)
+        own_mask, mask = never_empty(own_mask), never_empty(mask)
         seen = []
         for layer in self.layers:
             assert isinstance(layer, (CrossLayer, GatedLayer))
@@ -252,11 +272,11 @@ class QueryPooling(nn.Module):
 
 
 def _softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
-    mask = _never_empty(mask)
+    mask = never_empty(mask)
     return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
 
 
-def _never_empty(mask: Tensor | None) -> Tensor | None:
+def never_empty(mask: Tensor | None) -> Tensor | None:
     """The mask, all True in rows without a True value: attention to nothing is NaN."""
     return None if mask is None else mask | ~mask.any(dim=-1, keepdim=True)
 

@@ -17,9 +17,10 @@ class FusionSettings(Settings):
         "patches and the image the tokens",
     )
     layers: int = Field(2, ge=1, description="layers of gated and cross_attention; conditioned_pooling has one")
-    heads: int = Field(
-        4, ge=1, description="heads of the attention among tokens (cross_attention) and of conditioned_pooling"
+    token_layers: int = Field(
+        2, ge=0, description="layers in which the tokens of a text see each other first, once for all images"
     )
+    heads: int = Field(4, ge=1, description="heads of the attention among tokens and of conditioned_pooling")
     width: int = Field(128, ge=2, description="dimension of the states of tokens and patches, content and own half")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the layers of the fusion")
 

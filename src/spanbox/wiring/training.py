@@ -14,6 +14,7 @@ from spanbox.data.tokenizer import load_tokenizer
 from spanbox.engine.checkpoint import (
     CheckpointFiles,
     CheckpointStore,
+    find_checkpoint,
     last_checkpoint,
     load_trainer_state,
     load_weights,
@@ -26,6 +27,7 @@ from spanbox.engine.trainer import Trainer
 from spanbox.engine.versions import other_version
 from spanbox.errors import CheckpointError, ConfigError
 from spanbox.files import write_text
+from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.tasks.pretraining import Pretraining
@@ -38,7 +40,7 @@ from spanbox.wiring.building import (
     open_manifest,
 )
 from spanbox.wiring.evaluating import make_validation
-from spanbox.wiring.loading import read_architecture
+from spanbox.wiring.loading import open_encoder, read_architecture
 from spanbox.wiring.state_caches import make_state_caches
 
 
@@ -74,15 +76,20 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
         validate = make_validation(config)
     check_batch_size(config, manifest, ranks.world_size)
     torch.manual_seed(config.seed)
-    tokenizer = load_tokenizer(str(resume_from / "tokenizer")) if resume_from else make_tokenizer(config, manifest)
-    if resume_from:
-        check_fusion(config, resume_from)
-    model = build_model(config.model, tokenizer.pad_token_id)
-    check_max_tokens(config, model)
     objective = build_objective(config)
     if resume_from:
+        check_fusion(config, resume_from)
+        tokenizer = load_tokenizer(str(resume_from / "tokenizer"))
+        model = build_model(config.model, tokenizer.pad_token_id)
         load_weights(resume_from, model, objective)
         check_learned_values(config, resume_from)
+    elif config.train.start:
+        model, tokenizer = _start_from(find_checkpoint(Path(config.train.start)), config, objective)
+        config = config.model_copy(update={"model": model.settings})
+    else:
+        tokenizer = make_tokenizer(config, manifest)
+        model = build_model(config.model, tokenizer.pad_token_id)
+    check_max_tokens(config, model)
     config_yaml = dump_config(without_actions(config))
     architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
     files = CheckpointFiles(config_yaml, tokenizer, architecture, model.preprocessing)
@@ -101,6 +108,13 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     return run_trainer(
         trainer, config, resume_from, lambda progress: TrainingBatches(config, manifest, tokenizer, trainer, progress)
     )
+
+
+def _start_from(checkpoint: Path, config: RunConfig, objective: Objective) -> tuple[DualEncoder, Any]:
+    """The model of a new run that begins with the weights of another, and its tokenizer."""
+    model, tokenizer, _ = open_encoder(checkpoint, config)
+    load_weights(checkpoint, model, objective, own_parts=("model.fusion.", "objective."))
+    return model, tokenizer
 
 
 def run_trainer(

@@ -1,0 +1,93 @@
+"""Runs that begin with the weights of another run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import miniature
+from spanbox.config import load_config
+from spanbox.errors import CheckpointError
+from spanbox.wiring import load, train
+
+pytestmark = pytest.mark.slow
+STILL = ("train.optimiser.lr=1e-12", "train.optimiser.weight_decay=0")
+FUSED = ("model.fusion.kind=gated", "model.fusion.width=16", "model.fusion.heads=2")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("en", "zh"))
+
+
+@pytest.fixture(scope="module")
+def first(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "first")).run_dir
+
+
+def started(first: Path, scenes: Path, folder: Path, *more: str) -> Any:
+    return train(miniature.demo_config(scenes, folder, f"train.start={first}", *more))
+
+
+def start_of(first: Path) -> dict[str, Tensor]:
+    """The weights that a run begins with: of the best checkpoint."""
+    return load_file(load(first).checkpoint / "model.safetensors")
+
+
+def end_of(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "checkpoints" / "last" / "model.safetensors")
+
+
+def test_towers_projections_and_learned_numbers_are_those_of_the_first_run(
+    first: Path, scenes: Path, tmp_path: Path
+) -> None:
+    run = started(first, scenes, tmp_path / "second", *STILL, "seed=5", "loss.coarse.temperature=0.5").run_dir
+    before, after = start_of(first), end_of(run)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, msg=name)
+
+
+def test_a_fusion_is_added(first: Path, scenes: Path, tmp_path: Path) -> None:
+    run = started(first, scenes, tmp_path / "fused", *STILL, *FUSED).run_dir
+    before, after = start_of(first), end_of(run)
+    added = after.keys() - before.keys()
+    assert {name.rsplit(".fusion.", 1)[0] for name in added} == {"model", "objective"}
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, msg=name)
+    assert load(run).tokenizer.get_vocab() == load(first).tokenizer.get_vocab()
+
+
+def test_a_fusion_of_another_width_begins_at_random(first: Path, scenes: Path, tmp_path: Path) -> None:
+    fused = started(first, scenes, tmp_path / "fused", *FUSED, "train.steps=1").run_dir
+    wider = started(fused, scenes, tmp_path / "wider", *FUSED, "model.fusion.width=32", "train.steps=1").run_dir
+    assert load(wider).model.fusion.patch_projection[0].out_features == 16
+
+
+def test_towers_may_be_frozen(first: Path, scenes: Path, tmp_path: Path) -> None:
+    frozen = ("model.text.freeze=all", "model.vision.freeze=all")
+    after = end_of(started(first, scenes, tmp_path / "frozen", *frozen, *FUSED).run_dir)
+    for name, tensor in start_of(first).items():
+        in_towers = name.startswith(("model.text.", "model.vision."))
+        assert not in_towers or torch.equal(after[name], tensor), name
+
+
+def test_the_run_can_be_resumed_when_the_first_one_is_gone(first: Path, scenes: Path, tmp_path: Path) -> None:
+    half = started(first, scenes, tmp_path / "run", *FUSED, "train.steps=2").run_dir
+    resumed = load_config(str(half / "config.yaml"), ["train.steps=4", "train.resume=true", "train.start=gone"])
+    assert train(resumed).step == 4
+
+
+def test_a_first_run_that_does_not_exist_is_named(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        started(tmp_path / "nowhere", scenes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_projections_of_another_dimension_are_refused(first: Path, scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="image_projection.weight is .16, 32. in the checkpoint"):
+        started(first, scenes, tmp_path / "run", "model.dim=20")
+    assert not (tmp_path / "run").exists()
