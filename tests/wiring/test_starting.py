@@ -10,8 +10,9 @@ from torch import Tensor
 
 import miniature
 from spanbox.config import load_config
-from spanbox.errors import CheckpointError
-from spanbox.wiring import load, train
+from spanbox.errors import CheckpointError, ConfigError
+from spanbox.wiring import load, plan, train
+from spanbox.wiring.gmner_training import train_gmner
 
 pytestmark = pytest.mark.slow
 STILL = ("train.optimiser.lr=1e-12", "train.optimiser.weight_decay=0")
@@ -81,6 +82,19 @@ def test_the_run_can_be_resumed_when_the_first_one_is_gone(first: Path, scenes: 
     assert train(resumed).step == 4
 
 
+def test_plan_measures_the_towers_of_the_first_run(first: Path, scenes: Path, tmp_path: Path) -> None:
+    own = plan(miniature.demo_config(scenes, tmp_path))
+    other = ("model.text.architecture.hidden_size=64", "model.vision.architecture.hidden_size=64")
+    found = plan(miniature.demo_config(scenes, tmp_path, *other, f"train.start={first}"))
+    assert found.trained == own.trained
+
+
+def test_gmner_names_its_own_option(first: Path, scenes: Path, tmp_path: Path) -> None:
+    config = miniature.demo_config(scenes, tmp_path / "run", f"train.start={first}", "train.best_metric=gmner.f1")
+    with pytest.raises(ConfigError, match="--from RUN"):
+        train_gmner(config, first)
+
+
 def test_a_first_run_that_does_not_exist_is_named(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         started(tmp_path / "nowhere", scenes, tmp_path / "run")
@@ -88,6 +102,6 @@ def test_a_first_run_that_does_not_exist_is_named(scenes: Path, tmp_path: Path) 
 
 
 def test_projections_of_another_dimension_are_refused(first: Path, scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="image_projection.weight is .16, 32. in the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"image_projection\.weight is \(16, 32\) in the checkpoint"):
         started(first, scenes, tmp_path / "run", "model.dim=20")
     assert not (tmp_path / "run").exists()

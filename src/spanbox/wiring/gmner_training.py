@@ -53,6 +53,7 @@ DEFAULTS = (
     "train.best_metric=gmner.f1",
     "train.patience=null",
     "train.accumulation=exact",
+    "train.start=null",
     "train.cache_frozen=null",
     "data.val=null",
     "data.subset=null",
@@ -111,6 +112,8 @@ def train_gmner(config: RunConfig, pretrained: Path | None = None) -> Trained:
 
 def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
     settings = config.gmner
+    if config.train.start is not None:
+        raise ConfigError("train.start: is read by `spanbox train` alone; here give the pretrained run by --from RUN")
     if config.train.best_metric not in _figures(config):
         raise ConfigError(
             f"train.best_metric: {config.train.best_metric!r} is not measured here; set it to one of "
