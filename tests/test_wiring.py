@@ -13,6 +13,7 @@ import spanbox
 from spanbox.config import RunConfig, load_config, parse_config
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.data.tokenizer import train_tokenizer
 from spanbox.engine.memory import CPU_BUDGET
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -316,6 +317,28 @@ class TestStarting:
     def test_more_tokens_than_positions(self, scenes: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"^data\.max_tokens: 65, but the text tower has positions for 64"):
             train(miniature.demo_config(scenes, tmp_path / "run", "data.max_tokens=65"))
+
+    def test_a_vocabulary_beyond_the_limit(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"vocab_size: 1000000000000, at most 1000000 are trained"):
+            train(miniature.demo_config(scenes, tmp_path / "run", f"model.text.architecture.vocab_size={10**12}"))
+
+    def test_a_tokenizer_of_another_model(self, scenes: Path, tmp_path: Path) -> None:
+        towers = miniature.save_pretrained_towers(tmp_path, scenes / "train.jsonl")
+        larger = train_tokenizer((record.text for record in Manifest(scenes / "train.jsonl")), 200)
+        larger.save_pretrained(tmp_path / "bert")
+        with pytest.raises(ConfigError, match=r"the tokenizer has the token 199, but the tower knows tokens below 128"):
+            train(
+                load_config(
+                    "demo",
+                    [
+                        *miniature.paths(scenes, tmp_path / "run"),
+                        *miniature.SCHEDULE,
+                        "model.text.architecture=null",
+                        "model.vision.architecture=null",
+                        *towers,
+                    ],
+                )
+            )
 
     def test_unknown_metric(self, scenes: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"Did you mean 'retrieval\.t2i\.r1'"):

@@ -1,5 +1,6 @@
 """Tokenizers that are learned, saved, loaded, and refused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_a_model_folder_without_its_tokenizer_is_refused(tmp_path: Path, kind: s
     """From a config alone transformers makes a tokenizer that knows no word."""
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     with pytest.raises(ConfigError, match=r"has no vocabulary; expected tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_padding_token_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"no padding token; name it as pad_token in tokenizer_config\.json"):
         load_tokenizer(str(tmp_path))
 
 

@@ -221,6 +221,13 @@ class TestFoldersThatDoNotFit:
         with pytest.raises(ConfigError, match=r"config\.json is not a transformers config"):
             text(tmp_path)
 
+    @pytest.mark.parametrize(("name", "value"), [("hidden_act", "/"), ("num_attention_heads", -1)])
+    def test_config_that_is_damaged(self, masked_lm: tuple[BertForMaskedLM, Path], name: str, value: str | int) -> None:
+        path = masked_lm[1] / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+        with pytest.raises((ConfigError, CheckpointError), match="text tower: "):
+            text(masked_lm[1])
+
     def test_name_that_is_not_cached(self) -> None:
         with pytest.raises(ConfigError, match=r"nothing is downloaded.*hf download nobody/bert-tiny --local-dir DIR"):
             build_text_tower(TowerSettings(path="nobody/bert-tiny"))
@@ -244,11 +251,30 @@ class TestArchitecturesThatDoNotFit:
             build_text_tower(TowerSettings(architecture=tiny.bert(num_hidden_layer=3)))
 
     @pytest.mark.parametrize(
-        "values", [{"hidden_size": "big"}, {"hidden_size": 33}, {"hidden_act": "nonsense"}], ids=str
+        "values",
+        [
+            {"hidden_size": "big"},
+            {"hidden_size": 33},
+            {"hidden_act": "nonsense"},
+            {"hidden_dropout_prob": float("nan")},
+            {"num_attention_heads": -1},
+            {"num_hidden_layers": 0},
+        ],
+        ids=str,
     )
     def test_impossible_values(self, values: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="text tower: "):
             build_text_tower(TowerSettings(architecture=tiny.bert(**values)))
+
+    @pytest.mark.parametrize("values", [{"image_size": []}, {"num_channels": 1}, {"num_channels": 0}], ids=str)
+    def test_impossible_images(self, values: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match="vision tower: "):
+            build_vision_tower(VisionTowerSettings(architecture=tiny.vit(**values)))
+
+    def test_an_error_of_many_lines_is_one_line(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            build_text_tower(TowerSettings(architecture=tiny.bert(vocab_size=2**70)))
+        assert "\n" not in str(caught.value)
 
     def test_pool_that_the_family_lacks(self) -> None:
         with pytest.raises(

@@ -21,8 +21,8 @@ def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a local transformers folder, or of a model in the local hub cache.
 
     Raises:
-        ConfigError: there is none, it has no vocabulary, or it is a slow tokenizer, which does not map tokens to
-            characters.
+        ConfigError: there is none, it has no vocabulary or no padding token, or it is a slow tokenizer, which does not
+            map tokens to characters.
     """
     try:
         _check_files(Path(path))
@@ -38,6 +38,8 @@ def load_tokenizer(path: str) -> Any:
         )
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # as transformers makes it from a config.json alone
         raise ConfigError(f"{path}: the tokenizer has no vocabulary; expected tokenizer.json in that folder")
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"{path}: the tokenizer has no padding token; name it as pad_token in tokenizer_config.json")
     return tokenizer
 
 

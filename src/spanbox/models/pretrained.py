@@ -3,6 +3,7 @@
 Nothing is downloaded. Missing weights are an error; transformers would initialise them at random and print a table.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -33,12 +34,15 @@ _SMALL_FILES = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt"),
 )
-_SIDES = ("hidden_size", "intermediate_size", "vocab_size", "patch_size", "image_size", "dim", "hidden_dim")
+_COUNTS = (
+    *("hidden_size", "intermediate_size", "vocab_size", "patch_size", "image_size", "dim", "hidden_dim"),
+    *("num_attention_heads", "num_hidden_layers", "num_channels", "n_heads", "n_layers"),
+)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WRONG_ARCHITECTURE = (
     ArithmeticError,
     AttributeError,
-    KeyError,
+    LookupError,
     RuntimeError,
     StrictDataclassError,
     TypeError,
@@ -112,9 +116,13 @@ def config_from_folder(folder: Path, part: Part) -> Any:
         read_json(folder / "config.json")  # within limits; transformers has none
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = getattr(config, f"{part}_config", config)
+        _check_values(config)
     except (OSError, *_WRONG_ARCHITECTURE) as error:
-        raise ConfigError(f"{part} tower: {folder}/config.json is not a transformers config: {error}") from error
-    return getattr(config, f"{part}_config", config)
+        raise ConfigError(
+            f"{part} tower: {folder}/config.json is not a transformers config: {_first_line(error)}"
+        ) from error
+    return config
 
 
 def config_from_architecture(architecture: dict[str, Any], part: Part) -> Any:
@@ -137,9 +145,13 @@ def config_from_architecture(architecture: dict[str, Any], part: Part) -> Any:
             )
     try:
         with quiet():
-            return config_class(**values)
+            config = config_class(**values)
+        _check_values(config)
     except _WRONG_ARCHITECTURE as error:
-        raise ConfigError(f"{part} tower: architecture is not a valid {model_type!r} config: {error}") from error
+        raise ConfigError(
+            f"{part} tower: architecture is not a valid {model_type!r} config: {_first_line(error)}"
+        ) from error
+    return config
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
@@ -158,18 +170,33 @@ def random_model(config: Any, model_class: Any, part: Part) -> nn.Module:
             model: nn.Module = build(config, dtype=torch.float32)
     except _WRONG_ARCHITECTURE as error:
         raise ConfigError(
-            f"{part} tower: a {config.model_type!r} of this architecture cannot be built: {error}"
+            f"{part} tower: a {config.model_type!r} of this architecture cannot be built: {_first_line(error)}"
         ) from error
     return model.train()
 
 
+def _check_values(config: Any) -> None:
+    """Raise ValueError for numbers with which a model can be built but not run, or takes for ever to build."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}, a finite number is needed")
+        if not isinstance(value, int):
+            continue
+        if "layers" in name and value > MOST_LAYERS:
+            raise ValueError(f"{name} is {value}, at most {MOST_LAYERS} layers are built")
+        if name in _COUNTS and value < 1:
+            raise ValueError(f"{name} is {value}, at least 1 is needed")
+        if name == "num_channels" and value != 3:
+            raise ValueError(f"num_channels is {value}, images have 3")
+
+
+def _first_line(error: Exception) -> str:
+    """Without the trace that errors of C++ carry."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _check_size(config: Any, build: Callable[..., nn.Module]) -> None:
     """Raise ValueError for a model that this machine cannot hold, before anything is allocated."""
-    for name, value in config.to_dict().items():
-        if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
-            raise ValueError(f"{name} is {value}, at most {MOST_LAYERS} layers are built")
-        if name in _SIDES and isinstance(value, int) and value < 1:
-            raise ValueError(f"{name} is {value}, at least 1 is needed")
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build(config, dtype=torch.float32).parameters()) * 4
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -200,7 +227,7 @@ def pretrained_model(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, *_WRONG_ARCHITECTURE) as error:
         raise CheckpointError(f"{part} tower: cannot load the weights of {folder}: {error}") from error
     drop_unused(model)
     missing = sorted(set(report["missing_keys"]) & set(model.state_dict()))

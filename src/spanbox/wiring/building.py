@@ -22,6 +22,7 @@ from spanbox.models.pretrained import model_folder
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.structures import Batch
 
+LARGEST_VOCABULARY = 1_000_000
 EXAMPLE_SPAN_TOKENS = 8  # tokens of a typical name
 
 
@@ -53,6 +54,8 @@ def make_tokenizer(config: RunConfig, manifest: Manifest) -> Any:
     vocabulary = text.architecture.get("vocab_size")
     if not isinstance(vocabulary, int):
         raise ConfigError("model.text.architecture: needs vocab_size, the size of the vocabulary to train, e.g. 8192")
+    if vocabulary > LARGEST_VOCABULARY:
+        raise ConfigError(f"model.text.architecture.vocab_size: {vocabulary}, at most {LARGEST_VOCABULARY} are trained")
     return train_tokenizer(training_texts(manifest, config.data.augment.text), vocabulary)
 
 

@@ -40,6 +40,7 @@ from spanbox.wiring.training import (
     Trained,
     check_batch_size,
     check_max_tokens,
+    check_vocabulary,
     checkpoint_to_resume,
     run_trainer,
 )
@@ -134,6 +135,7 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
     start = open_gmner(resume_from, config) if resume_from else _new_model(config, pretrained, manifest)
     model, tokenizer = start.model, start.tokenizer
     check_max_tokens(config, model.encoder)
+    check_vocabulary(tokenizer, model.encoder)
     config = config.model_copy(update={"model": model.encoder.settings})
     config_yaml = dump_config(without_actions(config))
     encoder = model.encoder

@@ -90,6 +90,7 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
         tokenizer = make_tokenizer(config, manifest)
         model = build_model(config.model, tokenizer.pad_token_id)
     check_max_tokens(config, model)
+    check_vocabulary(tokenizer, model)
     config_yaml = dump_config(without_actions(config))
     architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
     files = CheckpointFiles(config_yaml, tokenizer, architecture, model.preprocessing)
@@ -236,6 +237,16 @@ def check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) -> 
         raise ConfigError(
             f"train.batch_size: a batch of {size} needs more pairs than the {len(manifest)} of {manifest.path}; set "
             f"train.batch_size={len(manifest) // world_size * together} or less"
+        )
+
+
+def check_vocabulary(tokenizer: Any, model: DualEncoder) -> None:
+    """Raises ConfigError if the tokenizer has tokens that the text tower does not."""
+    known, largest = model.text.model.config.vocab_size, max(tokenizer.get_vocab().values())
+    if largest >= known:
+        raise ConfigError(
+            f"model.text: the tokenizer has the token {largest}, but the tower knows tokens below {known}: they do not "
+            "belong together; give the folder of one model"
         )
 
 
