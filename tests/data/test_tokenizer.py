@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import ByT5Tokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from spanbox.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer, unknown_words
 from spanbox.errors import ConfigError
@@ -167,6 +167,18 @@ def test_a_model_folder_without_its_tokenizer_is_refused(tmp_path: Path, kind: s
     """From a config alone transformers makes a tokenizer that knows no word."""
     (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
     with pytest.raises(ConfigError, match=r"has no vocabulary; expected tokenizer\.json"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt"])
+def test_a_file_beyond_the_limit_is_not_read(
+    tokenizer: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("was read"))
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(ConfigError, match=r"the file has more than .* MiB, the limit for it"):
         load_tokenizer(str(tmp_path))
 
 

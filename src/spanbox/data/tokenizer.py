@@ -7,12 +7,16 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from spanbox.documents import read_json
+from spanbox.documents import read_json, read_text
 from spanbox.errors import ConfigError
 
 JSON_FILES = frozenset(
-    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+    (
+        *("config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    )
 )
+TEXT_FILES = frozenset(("vocab.txt", "merges.txt"))
 LONGEST_WORD = 100  # in characters, as for BERT's WordPiece; BPE takes quadratic time in the length of a word
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
@@ -44,12 +48,14 @@ def load_tokenizer(path: str) -> Any:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what would hang or fill memory: files that are no regular ones, and JSON beyond the limits."""
+    """Refuse what would hang or fill memory: files that are no regular ones, JSON and text beyond the limits."""
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not (file.is_file() or file.is_dir()):
             raise OSError(f"{file.name} is not a regular file")
         if file.name in JSON_FILES:
             read_json(file)
+        if file.name in TEXT_FILES:
+            read_text(file)
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
