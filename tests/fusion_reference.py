@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, layer_norm
 
 import reference
-from spanbox.models.fusion import ConditionedPooling, PairFusion
-from spanbox.models.fusion_layers import Attention, ContentAttention, CrossLayer, QueryPooling
+from spanbox.models.fusion import LONGEST_WAVE, ConditionedPooling, Fusion, PairFusion
+from spanbox.models.fusion_layers import Attention, ContentAttention, CrossLayer, QueryPooling, SelfLayer
 from spanbox.structures import Batch, Features
 
 
@@ -17,14 +17,38 @@ def mean(values: list[Tensor]) -> Tensor:
     return sum(values[1:], start=values[0]) / len(values)
 
 
-def attend(module: Attention, state: Tensor, others: list[Tensor]) -> Tensor:
-    query, size = module.query(state), len(state) // module.heads
+def attend(module: Attention, place: int, states: list[Tensor]) -> Tensor:
+    """What a state takes over from the states; if the module is directed, from those before it, or those after it."""
+    query, size = module.query(states[place]), len(states[place]) // module.heads
     heads = []
     for head in range(module.heads):
+        seen = states
+        if module.directed and module.heads > 1:
+            seen = states[place:] if head % 2 else states[: place + 1]
         part = slice(head * size, (head + 1) * size)
-        logits = [sum(query[part] * module.key(other)[part]) / math.sqrt(size) for other in others]
-        heads.append(weighted(logits, [module.value(other)[part] for other in others]))
+        logits = [sum(query[part] * module.key(other)[part]) / math.sqrt(size) for other in seen]
+        heads.append(weighted(logits, [module.value(other)[part] for other in seen]))
     return module.out(torch.cat(heads))
+
+
+def own_layer(module: SelfLayer, states: list[Tensor]) -> list[Tensor]:
+    normed = [module.norms[0](state) for state in states]
+    states = [state + attend(module.to_own, place, normed) for place, state in enumerate(states)]
+    return [state + module.feed_forward(module.norms[1](state)) for state in states]
+
+
+def states_of_text(fusion: Fusion, features: list[Tensor]) -> list[Tensor]:
+    """States of the tokens of a text, without padding."""
+    width = fusion.settings.width
+    rates = [LONGEST_WAVE ** -(k / max(1, (width + 1) // 2 - 1)) for k in range((width + 1) // 2)]
+    states = []
+    for place, feature in enumerate(features):
+        wave = [math.sin(place * rate) for rate in rates] + [math.cos(place * rate) for rate in rates]
+        states.append(fusion.context_projection(feature) + torch.tensor(wave[:width], dtype=feature.dtype))
+    for layer in fusion.context:
+        states = own_layer(layer, states)
+    contents = [fusion.content_projection(feature) for feature in features]
+    return [torch.cat([a, fusion.token_projection(b)]) for a, b in zip(contents, states, strict=True)]
 
 
 def look(module: ContentAttention, state: Tensor, memory: list[Tensor]) -> Tensor:
@@ -42,7 +66,7 @@ def weighted(logits: list[Tensor], values: list[Tensor]) -> Tensor:
 def layer(module: Any, states: list[Tensor], memory: list[Tensor]) -> list[Tensor]:
     if isinstance(module, CrossLayer):
         normed = [module.norms[0](state) for state in states]
-        states = [state + attend(module.to_own, own, normed) for state, own in zip(states, normed, strict=True)]
+        states = [state + attend(module.to_own, place, normed) for place, state in enumerate(states)]
         states = [state + look(module.to_memory, module.norms[1](state), memory) for state in states]
         return [state + module.feed_forward(module.norms[2](state)) for state in states]
     mixed = []

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fusion_reference
 from encoders import collate, fused, make_model, make_sample
-from fusion_batches import KINDS, PAIR_KINDS, PATCHES, fusion_batch, fusion_features, make_fusion, padded
+from fusion_batches import DIM, KINDS, PAIR_KINDS, PATCHES, fusion_batch, fusion_features, make_fusion, padded
 from spanbox.errors import ConfigError
 from spanbox.models import fusion as fusion_module
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings
@@ -62,6 +62,29 @@ def test_scores_and_their_gradients_are_those_of_a_loop_over_pairs(kind: str, se
     assert_equal(
         all_scores(fusion, features, batch), torch.stack([torch.stack(row) for row in expected]), fusion, features
     )
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_states_of_tokens_are_those_of_a_loop(heads: int, layers: int) -> None:
+    settings = fused("gated").model_copy(update={"heads": heads, "token_layers": layers})
+    torch.manual_seed(0)
+    fusion = build_fusion(settings, patch_width=8, patches=4, dim=DIM).double()  # type: ignore[union-attr]
+    features = torch.randn(3, 5, DIM, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(5) < torch.tensor([[5], [2], [0]])
+    found = fusion.states_of_tokens(features, mask)
+    expected = [
+        fusion_reference.states_of_text(fusion, list(row[:many])) for row, many in zip(features, (5, 2, 0), strict=True)
+    ]
+    assert (found[~mask] == 0).all()
+    flat = torch.stack([state for text in expected for state in text])
+    torch.testing.assert_close(found[mask], flat, rtol=1e-10, atol=1e-12)
+    leaves = [features, *fusion.context.parameters(), *fusion.token_projection.parameters()]
+    weights = torch.randn_like(flat)
+    for one, other in zip(
+        *(torch.autograd.grad((weights * s).sum(), leaves) for s in (found[mask], flat)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
 @every_pair_kind

@@ -26,11 +26,17 @@ SHARPEST = 100.0
 
 
 class Attention(nn.Module):
-    """Multi-head attention of states to each other."""
+    """Multi-head attention of states to each other.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Args:
+        directed: every other head sees from a state itself and those before it, the others itself and those after
+            it, so that order counts from the first step. One head sees all. Source: Shen et al., DiSAN, 2018.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, *, directed: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.directed = directed
         self.dropout = dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -46,11 +52,23 @@ class Attention(nn.Module):
             self._split(self.query(states)),
             self._split(self.key(states)),
             self._split(self.value(states)),
-            attn_mask=None if mask is None else mask[:, None, None],
+            attn_mask=self._seen(states, mask),
             dropout_p=self.dropout if self.training else 0.0,
         )
         joined: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return joined
+
+    def _seen(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
+        """(n or 1, h or 1, T or 1, T) bool, the states that each head sees from each state."""
+        there = None if mask is None else mask[:, None, None]
+        if not self.directed or self.heads == 1:
+            return there
+        places = torch.arange(states.shape[1], device=states.device)
+        later = places > places[:, None]  # (T, T)
+        heads = torch.arange(self.heads, device=states.device)[:, None, None] % 2 == 0
+        hidden = torch.where(heads, later, later.T)[None]
+        seen = ~hidden if there is None else ~hidden & there
+        return seen | torch.eye(len(places), dtype=torch.bool, device=states.device)
 
     def _split(self, states: Tensor) -> Tensor:
         """(n, T, F) to (n, h, T, F / h)."""
@@ -113,7 +131,7 @@ class SelfLayer(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.to_own = Attention(width, heads, dropout)
+        self.to_own = Attention(width, heads, dropout, directed=True)
         self.feed_forward = _feed_forward(width, dropout)
         self.dropout = nn.Dropout(dropout)
 
