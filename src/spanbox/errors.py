@@ -27,3 +27,8 @@ class CheckpointError(SpanboxError):
 
 class TrainingError(SpanboxError):
     """Training cannot continue: a loss that is not finite, too many broken images."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without the lines that follow; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

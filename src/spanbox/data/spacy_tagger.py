@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from spanbox.errors import ConfigError
+from spanbox.errors import ConfigError, first_line
 
 Spans = Literal["entities", "noun-phrases", "both"]
 
@@ -27,10 +27,9 @@ class SpacyTagger:
         try:
             self._pipeline = spacy.load(pipeline)
         except (OSError, ValueError, ImportError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ConfigError(
-                f"--tagger: spaCy has no pipeline {pipeline!r} ({reason}); install it, as with `python -m spacy "
-                "download en_core_web_sm`, or give its folder"
+                f"--tagger: spaCy has no pipeline {pipeline!r} ({first_line(error)}); install it, as with `python -m "
+                "spacy download en_core_web_sm`, or give its folder"
             ) from None
         self.name = f"spacy:{pipeline}"
         version = getattr(self._pipeline, "meta", {}).get("version", "")

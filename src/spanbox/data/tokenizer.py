@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spanbox.documents import read_json, read_text
-from spanbox.errors import ConfigError
+from spanbox.errors import ConfigError, first_line
 
 JSON_FILES = frozenset(
     (
@@ -32,9 +32,8 @@ def load_tokenizer(path: str) -> Any:
         _check_files(Path(path))
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare `Exception` for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"{path}: no tokenizer could be loaded ({reason}); expected tokenizer.json in that folder"
+            f"{path}: no tokenizer could be loaded ({first_line(error)}); expected tokenizer.json in that folder"
         ) from None
     if not tokenizer.is_fast:
         raise ConfigError(

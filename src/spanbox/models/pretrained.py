@@ -23,7 +23,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from spanbox.documents import read_json
-from spanbox.errors import CheckpointError, ConfigError
+from spanbox.errors import CheckpointError, ConfigError, first_line
 
 Part = Literal["text", "vision"]
 
@@ -120,7 +120,7 @@ def config_from_folder(folder: Path, part: Part) -> Any:
         _check_values(config)
     except (OSError, *_WRONG_ARCHITECTURE) as error:
         raise ConfigError(
-            f"{part} tower: {folder}/config.json is not a transformers config: {_first_line(error)}"
+            f"{part} tower: {folder}/config.json is not a transformers config: {first_line(error)}"
         ) from error
     return config
 
@@ -149,7 +149,7 @@ def config_from_architecture(architecture: dict[str, Any], part: Part) -> Any:
         _check_values(config)
     except _WRONG_ARCHITECTURE as error:
         raise ConfigError(
-            f"{part} tower: architecture is not a valid {model_type!r} config: {_first_line(error)}"
+            f"{part} tower: architecture is not a valid {model_type!r} config: {first_line(error)}"
         ) from error
     return config
 
@@ -170,7 +170,7 @@ def random_model(config: Any, model_class: Any, part: Part) -> nn.Module:
             model: nn.Module = build(config, dtype=torch.float32)
     except _WRONG_ARCHITECTURE as error:
         raise ConfigError(
-            f"{part} tower: a {config.model_type!r} of this architecture cannot be built: {_first_line(error)}"
+            f"{part} tower: a {config.model_type!r} of this architecture cannot be built: {first_line(error)}"
         ) from error
     return model.train()
 
@@ -188,11 +188,6 @@ def _check_values(config: Any) -> None:
             raise ValueError(f"{name} is {value}, at least 1 is needed")
         if name == "num_channels" and value != 3:
             raise ValueError(f"num_channels is {value}, images have 3")
-
-
-def _first_line(error: Exception) -> str:
-    """Without the trace that errors of C++ carry."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_size(config: Any, build: Callable[..., nn.Module]) -> None:

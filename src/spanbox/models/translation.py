@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spanbox.documents import read_json
-from spanbox.errors import ConfigError
+from spanbox.errors import ConfigError, first_line
 from spanbox.models.pretrained import check_files, fingerprint, quiet
 
 NEW_TOKENS = 2, 16  # at most so many per token of the source, and so many more
@@ -94,8 +94,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
                 folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # sentencepiece, safetensors and transformers each have errors of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--via: {folder} cannot be loaded as a Marian model: {reason}") from None
+        raise ConfigError(f"--via: {folder} cannot be loaded as a Marian model: {first_line(error)}") from None
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(f"--via: {folder} lacks weights of its model, such as {names}; fetch it again")
