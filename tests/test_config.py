@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from spanbox.config import (
     RunConfig,
+    as_written,
     describe_keys,
     dump_config,
     known_keys,
@@ -285,4 +286,4 @@ class TestDescription:
                 if isinstance(value, TowerSettings) and ".lora." in key:
                     value = value.model_copy(update={"lora": LoraSettings()})  # off unless something in it is set
             if default != "required" and not key.endswith(".path"):
-                assert str(value) == default, key
+                assert as_written(value) == default, key

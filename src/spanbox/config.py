@@ -226,9 +226,14 @@ def describe_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> lis
         if inner is not None:
             rows += describe_keys(inner, f"{prefix}{name}.")
         else:
-            default = "required" if field.is_required() else str(field.default)
+            default = "required" if field.is_required() else as_written(field.default)
             rows.append((f"{prefix}{name}", default, field.description or ""))
     return rows
+
+
+def as_written(value: Any) -> str:
+    """A value in the form in which a config file holds it."""
+    return str(value) if isinstance(value, str | float) else json.dumps(value, ensure_ascii=False)
 
 
 def keys_of(section: str | None) -> list[tuple[str, str, str]]:

@@ -131,6 +131,17 @@ class TestHelp:
     def test_shell_completion_is_offered(self, spanbox: Command) -> None:
         assert "--install-completion" in spanbox("--help").out
 
+    @pytest.mark.parametrize(
+        ("verb", "text"),
+        [
+            (["ground"], 'photo.jpg "a [red kite] above a [boat]"'),
+            (["ground"], "[[x0, y0, x1, y1], ...] in pixels"),
+            (["data", "import", "parquet"], "needs spanbox[parquet]."),
+        ],
+    )
+    def test_brackets_are_not_read_as_markup(self, verb: list[str], text: str, spanbox: Command) -> None:
+        assert text in " ".join(spanbox(*verb, "--help").out.replace("│", " ").split())
+
     @pytest.mark.parametrize("verb", [["train"], ["plan"], ["config", "show"]], ids=" ".join)
     def test_names_every_recipe(self, verb: list[str], spanbox: Command) -> None:
         assert "published" in spanbox(*verb, "--help").out

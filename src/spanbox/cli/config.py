@@ -8,7 +8,7 @@ from rich.table import Table
 
 from spanbox.terminal import make_console
 
-app = typer.Typer(help="Print settings, before anything runs.", no_args_is_help=True)
+app = typer.Typer(help="Show the settings of a run, or all settings with their meaning.", no_args_is_help=True)
 
 
 @app.command()

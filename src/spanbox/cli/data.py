@@ -6,6 +6,7 @@ from unicodedata import category
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +23,7 @@ from spanbox.files import check_writable_file, write_text
 from spanbox.progress import progress_of
 from spanbox.terminal import make_console
 
-app = typer.Typer(no_args_is_help=True, help="Convert data to manifests, and check manifests before training.")
+app = typer.Typer(no_args_is_help=True, help="Import, check, repair, annotate, split and show data.")
 import_app = typer.Typer(no_args_is_help=True, help="Convert a published data set to manifests, one per split.")
 app.add_typer(import_app, name="import")
 
@@ -101,7 +102,7 @@ def _add_format(name: str, form: Format) -> None:
     """A command for a format: all take the same options."""
 
     def run(
-        source: Annotated[Path, typer.Argument(metavar="SRC", help=f"Expected: {form.expects}.")],
+        source: Annotated[Path, typer.Argument(metavar="SRC", help=f"Expected: {escape(form.expects)}.")],
         out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the manifests; created if missing.")],
         images: Annotated[Path | None, typer.Option(help="Folder of the images, if it lies elsewhere.")] = None,
         spec: Annotated[
@@ -115,8 +116,8 @@ def _add_format(name: str, form: Format) -> None:
         _show_import(summary, out)
 
     doc = (
-        f"Import {form.title}.\n\nExpects {form.expects}.\n\nWrites a manifest per split, and import.json, which lists "
-        "what was left out. Missing images do not stop it."
+        f"Import {form.title}.\n\nExpects {escape(form.expects)}.\n\nWrites a manifest per split, and import.json, "
+        "which lists what was left out. Missing images do not stop it."
     )
     import_app.command(name, help=doc)(run)
 

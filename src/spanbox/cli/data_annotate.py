@@ -49,7 +49,7 @@ def annotate(
     batch_size: Annotated[int, typer.Option(min=1, help="texts or images that a model gets at a time")] = 16,
     device: Annotated[str, typer.Option(help="of a zero-shot detector: auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Fill the entities and objects of a manifest by a tagger and a detector.
+    """Add entities and objects to a manifest with a tagger and a detector.
 
     Pairs that have some are left as they are. What was found is kept in OUT.annotations: after an interruption the same
     command goes on from there.

@@ -50,7 +50,7 @@ def sample_command(
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="another seed gives another sample")] = 0,
 ) -> None:
-    """Draw whole groups at random.
+    """Draw a random sample of a manifest, in whole groups.
 
     spanbox data sample train.jsonl small.jsonl --n 1000
     """

@@ -45,9 +45,9 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Retrieval both ways, entity-object matching and more of a trained model, with the files of a report.
+    """Evaluate a trained model: retrieval in both directions, entity-object matching and more (docs/evaluation.md).
 
-    Ties count against the model; chance stands beside each metric. Without boxes in the data there is retrieval only.
+    Each metric has its chance level; ties count against the model. Without boxes in the data there is retrieval only.
     Features are kept in evaluation/ and used again by the next evaluation of the same pairs:
 
         spanbox evaluate runs/demo --data runs/demo-data/test.jsonl
@@ -58,4 +58,4 @@ def evaluate(
     result, path = evaluate_to_folder(model, data, out, options, device)
     print_metrics(result.metrics, f"{result.checkpoint} on {data}")
     print_incidents(result.incidents)
-    print(f"written to {path}")
+    print(f"written to {path}" + (f" and {predictions}" if predictions else ""))

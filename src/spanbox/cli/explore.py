@@ -16,7 +16,7 @@ def explore(
     port: Annotated[int, typer.Option(min=0, max=65535, help="port; 0: a free one")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Open a local page: search pairs by sentence or picture, point at a word to see it in the picture.
+    """Open a local page: search pairs by sentence or image, point at a word to see its heatmap.
 
     Only this machine can reach the page, and it loads nothing from elsewhere. Ctrl-C ends it.
 

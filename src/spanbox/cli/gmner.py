@@ -14,7 +14,7 @@ from spanbox.terminal import make_console
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Find the entities of sentences and the regions that show them, on pretrained towers (docs/gmner.md).",
+    help="Find the entities of sentences, with their types and regions, on pretrained towers (docs/gmner.md).",
 )
 
 Model = Annotated[Path, typer.Argument(metavar="RUN", help="a run of `spanbox gmner train`, or a checkpoint of one")]

@@ -24,22 +24,23 @@ def ground(
     boxes: Annotated[
         Path | None,
         typer.Option(
-            metavar="BOXES.json", help="candidates: [[x0, y0, x1, y1], ...] in pixels; default: from the heatmap"
+            metavar="BOXES.json",
+            help=r"candidates: [\[x0, y0, x1, y1], ...] in pixels; default: boxes from the heatmap",
         ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="PICTURE.png", help="picture with spans and boxes; JSON beside it")
     ] = Path("grounded.png"),
     threshold: Annotated[
-        float | None, typer.Option(help="least score of a span that the image shows; default: chosen by validation")
+        float | None, typer.Option(help="score from which the image shows a span; default: chosen by validation")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
-    """Find the boxes of an image that show the spans of a sentence, or that none does.
+    r"""Mark in an image the box of each span of a sentence, or report that the image does not show it.
 
     Writes the picture with boxes and spans in matching colours, and a JSON file beside it.
 
-        spanbox ground runs/first photo.jpg "a [red kite] above a [boat]"
+        spanbox ground runs/first photo.jpg "a \[red kite] above a \[boat]"
     """
     import spanbox
     from spanbox.data.images import load_image

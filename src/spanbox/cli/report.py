@@ -15,14 +15,17 @@ def report(
     ],
     lang: Annotated[Literal["en", "zh"], typer.Option("--lang", help="language of the report")] = "en",
     out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file; default: report.html in the folder, here for several")
+        Path | None,
+        typer.Option(
+            "--out", help="HTML file; default: report.html in the run folder, or in the working folder for several runs"
+        ),
     ] = None,
     figures: Annotated[Path | None, typer.Option("--figures", help="folder for the figures as PNG and SVG")] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="manifest of the evaluation, if it was moved: for the pictures")
+        Path | None, typer.Option("--data", help="manifest of the evaluation, for the pictures, if it was moved")
     ] = None,
 ) -> None:
-    """Report of a run as one page: metrics with intervals, curves, examples, heatmaps, data, setup.
+    """Write the report of a run as one HTML page: metrics with intervals, curves, examples, heatmaps, data, setup.
 
     It is a single file that needs no network. Several runs are shown side by side, with their differences:
 

@@ -22,7 +22,7 @@ def score(
     data: Annotated[Path, typer.Option("--data", help="manifest with the entities of these pairs")],
     out: Annotated[Path, typer.Option("--out", help="JSON file for all figures")] = Path("scores.json"),
 ) -> None:
-    """Official GMNER, MNER and EEG metrics of a file of predictions, of any model.
+    """Score the predictions of any model by the official GMNER, MNER and EEG metrics.
 
     A line holds all predicted entities of a pair; offsets and pixels are as in the manifest, and a box of null means
     that the image does not show the entity:

@@ -306,7 +306,7 @@ def _notes(
     if gold_spans:
         yield (
             "spans and types of these predictions were taken from the data, so only regions are scored: MNER would be "
-            "perfect and GMNER equal to EEG. These are no results of GMNER, MNER or EEG"
+            "perfect and GMNER equal to EEG. Do not compare this with published results"
         )
     if len(types) > MOST_TYPES:
         yield f"the data has {len(types):,} types; the {MOST_TYPES} with the most entities have figures of their own"

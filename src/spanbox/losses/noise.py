@@ -32,7 +32,7 @@ class NoiseSettings(Settings):
         "none", description="small_loss: leave out links with the largest losses of the batch"
     )
     share: float = Field(0.2, gt=0, lt=1, description="share of the links left out at the end of the warm-up and after")
-    warm_up: float = Field(0.3, ge=0, lt=1, description="share of the run in which all links are kept, less and less")
+    warm_up: float = Field(0.3, ge=0, lt=1, description="share of the run over which the share left out grows from 0")
 
 
 def with_agreed_links(

@@ -21,7 +21,7 @@ class FusionSettings(Settings):
         2, ge=0, description="layers in which the tokens of a text see each other first, once for all images"
     )
     heads: int = Field(4, ge=1, description="heads of the attention among tokens and of conditioned_pooling")
-    width: int = Field(128, ge=2, description="dimension of the states of tokens and patches, content and own half")
+    width: int = Field(128, ge=2, description="dimension of the states of tokens and patches")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in the layers of the fusion")
 
     @property

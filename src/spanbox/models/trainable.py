@@ -20,7 +20,12 @@ Freeze = Annotated[int, Field(strict=True, ge=0)] | Literal["all"]  # strict: `t
 class LoraSettings(Settings):
     """Low-rank updates instead of full training (LoRA, https://arxiv.org/abs/2106.09685)."""
 
-    rank: int = Field(8, ge=1, description="rank of the update of each weight matrix")
+    rank: int = Field(
+        8,
+        ge=1,
+        description="rank of the update of each weight matrix; LoRA is off unless a key of this section is set, and "
+        'needs `pip install "spanbox[lora]"`',
+    )
     alpha: float = Field(16.0, gt=0.0, description="updates are scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on the inputs of the updates")
     targets: tuple[str, ...] | None = Field(

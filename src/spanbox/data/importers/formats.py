@@ -45,17 +45,19 @@ FORMATS = {
         "Flickr8k captions",
         "Flickr8k.token.txt or captions.txt; images in Flicker8k_Dataset, Images or beside it",
     ),
-    "table": Format(table, "CSV or TSV", "a file with a header; columns image and text, or those that --spec names"),
+    "table": Format(
+        table, "CSV or TSV tables", "a file with a header; columns image and text, or those that --spec names"
+    ),
     "json": Format(any_json, "JSON or JSON Lines", "a file of records, and --spec FILE.yaml, which names their fields"),
     "parquet": Format(
         parquet,
-        "Parquet",
+        "Parquet files",
         "a .parquet file or a folder of them; columns image (bytes, {bytes, path} or a path) and text or caption, or "
         "those that --spec names; needs spanbox[parquet]",
     ),
     "huggingface": Format(
         huggingface,
-        "Saved Hugging Face datasets",
+        "Hugging Face datasets saved to disk",
         "a folder of Dataset.save_to_disk or DatasetDict.save_to_disk, or a .arrow file; columns as for parquet; needs "
         "spanbox[parquet]",
     ),
