@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +88,9 @@ def test_when_a_rank_fails_its_error_is_reported(scenes: Path, tmp_path: Path) -
     data = miniature.write_scenes(tmp_path / "scenes")
     for image in (data / "images" / "train").iterdir():
         image.write_bytes(b"no image")
-    began = time.monotonic()
     done = torchrun(2, "train", "demo", *miniature.demo_overrides(data, tmp_path / "run"))
     assert done.returncode != 0
     assert "cannot be read" in done.stderr
-    assert time.monotonic() - began < 90
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(scenes: Path, tmp_path: Path) -> None:
