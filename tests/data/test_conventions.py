@@ -143,6 +143,33 @@ def test_objects_in_the_middle_of_their_images_are_not_taken_for_another_size() 
     assert find_reading(changed(boxes, middle)).is_as_documented
 
 
+@pytest.mark.parametrize("images", [12, 40, 200])
+@pytest.mark.parametrize(
+    "sizes", [[(640, 480), (640, 427), (480, 640)], [(500, 375), (333, 500)], [(2048, 1536), (1536, 2048)]]
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_photographs_with_one_longer_side_are_as_documented(
+    sizes: list[tuple[int, int]], images: int, whole: bool
+) -> None:
+    """Boxes at the edges of upright and wide photographs touch the edges of a square, too; that is not their size."""
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        shown = np.array(sizes, dtype=float)[generator.integers(len(sizes), size=2 * images)]
+        centre, size = generator.uniform(0, 1, shown.shape), np.exp(generator.uniform(-2.5, 0, shown.shape))
+        low, high = np.maximum(centre - size / 2, 0) * shown, np.minimum(centre + size / 2, 1) * shown
+        low, high = (0 * low, shown) if whole else (low, high)
+        assert find_reading(Boxes(np.concatenate([low, high], axis=1).round(1), shown, shown, images)).is_as_documented
+
+
+def test_the_extent_of_boxes_shows_no_more_than_the_boxes_that_reach_it() -> None:
+    """Twenty boxes at the edges of a smaller image are evidence; a hundred boxes that are small are none."""
+    boxes = draw_set(0)
+    found = find_reading(changed(boxes, boxes.numbers / 2))
+    assert 0 < found.says < len(boxes.numbers)
+    percent = find_reading(changed(boxes, (20 + 60 * relative(boxes)).round(2)))
+    assert (percent.unit, percent.says) == (PERCENT, 0)
+
+
 def test_without_sizes_the_order_of_the_numbers_still_shows() -> None:
     boxes = draw_set(0)
     nothing = np.zeros_like(boxes.shown)

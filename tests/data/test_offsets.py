@@ -51,6 +51,7 @@ def leaving_out(left_out: Callable[[str], bool]) -> Change:
 CONVENTIONS: dict[str | None, Change] = {
     None: lambda text, a, b: (a, b),
     "spans look like inclusive ends": lambda text, a, b: (a, b - 1),
+    "spans look one too long": lambda text, a, b: (a, b + 1),
     "spans look counted from 1": lambda text, a, b: (a + 1, b + 1),
     "spans look one too low": lambda text, a, b: (a - 1, b - 1),
     "spans look like UTF-16 offsets": units("utf-16-le", 2),

@@ -121,6 +121,48 @@ def test_what_is_not_certain_stays(tmp_path: Path) -> None:
     assert (tmp_path / "fixed.jsonl").read_bytes() == (tmp_path / "m.jsonl").read_bytes()
 
 
+def test_small_boxes_are_not_taken_for_percent(tmp_path: Path) -> None:
+    """Faces in the middle of images of 128 pixels: all numbers are below 100, and none contradicts pixels."""
+    generator, made = np.random.default_rng(0), []
+    for number in range(30):
+        noise(tmp_path / f"{number}.png", (128, 128), number)
+        x, y, side = generator.uniform((10, 10, 50), (25, 25, 74)).tolist()
+        made.append(
+            Record(
+                str(number), f"{number}.png", "a face", entities=(Entity(2, 6, boxes=((x, y, x + side, y + side),)),)
+            )
+        )
+    write_manifest(tmp_path / "m.jsonl", made)
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert Manifest(tmp_path / "fixed.jsonl")[:] == made
+
+
+def test_boxes_at_the_edges_of_upright_and_wide_photographs_stay(tmp_path: Path) -> None:
+    made = []
+    for number in range(30):
+        size = (64, 48) if number % 2 else (48, 64)
+        noise(tmp_path / f"{number}.png", size, number)
+        made.append(
+            Record(str(number), f"{number}.png", "it", entities=(Entity(0, 2, boxes=((0.0, 0.0, *map(float, size)),)),))
+        )
+    write_manifest(tmp_path / "m.jsonl", made)
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert Manifest(tmp_path / "fixed.jsonl")[:] == made
+
+
+def test_an_image_name_that_the_system_refuses_stays(tmp_path: Path) -> None:
+    made = [Record("1", "a" * 300 + ".png", "a cat"), Record("2", "a\0b.png", "a dog")]
+    write_manifest(tmp_path / "m.jsonl", made)
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert Manifest(tmp_path / "fixed.jsonl")[:] == made
+
+
+def test_of_two_spellings_none_is_certain(tmp_path: Path) -> None:
+    noise(tmp_path / "cat.png", (30, 20), 0), noise(tmp_path / "CAT.png", (30, 20), 1)
+    write_manifest(tmp_path / "m.jsonl", [Record("1", "Cat.png", "a cat")])
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+
+
 def test_it_refuses_to_replace_the_manifest_and_stops_at_a_line_that_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(OutputError, match="is the manifest itself"):

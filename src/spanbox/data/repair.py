@@ -24,6 +24,7 @@ from spanbox.data.manifest import (
     decode_record,
     encode_record,
     manifest_lines,
+    named_boxes,
     relocated,
     write_manifest,
 )
@@ -67,11 +68,8 @@ class _Repair:
         for number, record in self._records(0):
             facts = _facts(folder / _found_image(record, folder), decode=False)
             self.spans.add(record, number)
-            for entity in record.entities:
-                for box in entity.boxes:
-                    self.boxes["entities"].add(box, facts, number)
-            for proposal in record.objects:
-                self.boxes["objects"].add(proposal.box, facts, number)
+            for field, box in named_boxes(record):
+                self.boxes[field.partition("[")[0]].add(box, record.image, facts, number)
         write_manifest(self.out, self._repaired(folder))
         return self.counts
 
@@ -155,7 +153,10 @@ class _Repair:
 
 def _found_image(record: Record, folder: Path) -> str:
     """The image of a record, in the spelling that the folder has."""
-    if not record.image or exists(folder / record.image):
+    try:
+        if not record.image or exists(folder / record.image):
+            return record.image
+    except (OSError, ValueError):  # a path that the system refuses
         return record.image
     return find_other_spelling(folder, record.image) or record.image
 

@@ -30,6 +30,7 @@ from spanbox.data.audit.report import (
 )
 from spanbox.data.audit.shape import Shape, find_language_conflict, find_rare_types
 from spanbox.data.audit.spans import SpanStatistics, find_odd_spans
+from spanbox.data.audit.texts import find_odd_text
 from spanbox.data.audit.tokens import Check, token_check
 from spanbox.data.images import ImageFacts, decoded_facts, image_facts
 from spanbox.data.manifest import (
@@ -112,8 +113,8 @@ class _Statistics:
     def add(self, record: Record, image: ImageFacts | None, line: int) -> None:
         self.shape.add(record, image, line)
         self.spans.add(record, line)
-        for name, box in named_boxes(record):
-            self.boxes[name.partition("[")[0]].add(box, image, line)
+        for field, box in named_boxes(record):
+            self.boxes[field.partition("[")[0]].add(box, record.image, image, line)
 
     def findings(self) -> Iterator[tuple[str, int, str]]:
         yield from self.spans.findings()
@@ -236,6 +237,7 @@ def _find_faults_of_pair(record: Record, image: _Image, folder: Path) -> Iterato
     for (start, end), count in Counter((entity.start, entity.end) for entity in record.entities).items():
         if count > 1:
             yield "span given twice", f"{count} entities at [{start}, {end}): {record.text[start:end]!r}"
+    yield from find_odd_text(record.text)
     yield from find_odd_spans(record)
     yield from _find_odd_paraphrases(record)
     yield from find_language_conflict(record)

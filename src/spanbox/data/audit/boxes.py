@@ -54,16 +54,16 @@ class BoxStatistics:
         self.first_line = 0
         self._rows = array("d")
         self._count = 0
-        self._images = self._last_line = 0
+        self._images, self._last_image = 0, ""
         self._generator = np.random.default_rng(0)
 
-    def add(self, box: Box, image: ImageFacts | None, line: int) -> None:
-        """Remember a box; of more than `MOST_BOXES` a random part."""
+    def add(self, box: Box, name: str, image: ImageFacts | None, line: int) -> None:
+        """Remember a box of the image of that name; of more than `MOST_BOXES` a random part."""
         self.first_line = self.first_line or line
         row = (*box, *image.size, *image.stored) if image else (*box, 0.0, 0.0, 0.0, 0.0)
         self._count += 1
-        if image is not None and line != self._last_line:
-            self._images, self._last_line = self._images + 1, line
+        if image is not None and name != self._last_image:  # pairs of one image are usually together
+            self._images, self._last_image = self._images + 1, name
         if self._count <= MOST_BOXES:
             self._rows.extend(row)
         elif (place := int(self._generator.integers(self._count))) < MOST_BOXES:

@@ -24,6 +24,8 @@ MOST = 0.6  # share of boxes that have to be out of order before all are sorted
 UNCLEAR = 0.25  # share of such boxes from which a set without any reading is reported
 FEWEST_IMAGES = 8  # from which the size of their images can be told by the edges that boxes touch
 TOUCHING = 3  # boxes at an edge that show where it is
+MORE_OFTEN = 2  # times as many boxes touch the edges of another size as those of the images as shown, at least
+LARGER = 1.25  # times the largest number of a unit: the longer side of images from which it is noted
 EDGE = 0.004  # of the side: how near a box touches
 SAME_SIZE = 0.03  # relative difference of sizes that are the same
 
@@ -53,7 +55,7 @@ class Reading(NamedTuple):
     format: str  # a key of FORMATS, or "" if it cannot be told
     unit: str
     size: float  # of the unit: a factor, or a side in pixels; 0 if it has none
-    says: int  # boxes that contradict `x0 y0 x1 y1` in pixels, or all of them where their extent shows the unit
+    says: int  # boxes that show it: they contradict `x0 y0 x1 y1` in pixels, or touch the edges of another size
     boxes: int
     contradict: int  # boxes that contradict this reading
     reason: str
@@ -195,19 +197,26 @@ def _smaller_units(boxes: Boxes) -> Iterator[Reading]:
     count, largest = len(boxes.numbers), boxes.numbers.max()
     if not (boxes.shown > 0).all():
         return
-    for unit, low, high, side in ((PERCENT, 80.0, 100.0, 125), (THOUSANDTHS, 800.0, 1000.0, 1250)):
-        in_larger = (boxes.shown.max(axis=1) >= side).mean()
+    found = list(_scaled(boxes, "together they do not fill their images", 0))
+    yield from found
+    for unit, low, high in ((PERCENT, 80.0, 100.0), (THOUSANDTHS, 800.0, 1000.0)) if not found else ():
+        in_larger = (boxes.shown.max(axis=1) >= LARGER * high).mean()
         if count >= 2 * FEWEST and low <= largest <= high and in_larger >= 0.8 and _fits(boxes, CORNERS, unit):
-            yield _reading(boxes, CORNERS, unit, 0.0, count, f"all numbers are between 0 and {high:.0f}")
+            # All objects may lie in one corner of their images: no box shows it.
+            yield _reading(boxes, CORNERS, unit, 0.0, 0, f"all numbers are between 0 and {high:.0f}")
             return
-    yield from _scaled(boxes, "together they do not fill their images", count)
 
 
 def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
-    """Sizes at which the images were annotated, where boxes touch all four edges of an image of that size."""
+    """Sizes at which the images were annotated, where boxes touch all four edges of an image of that size.
+
+    Boxes of photographs with one longer side, upright and across, touch the edges of a square of that side. They touch
+    the edges of their images as shown more often.
+    """
     if boxes.images < FEWEST_IMAGES:
         return
     far, longest = boxes.numbers[:, 2:], boxes.shown.max(axis=1, keepdims=True)
+    touching_shown = (np.abs(far - boxes.shown) <= EDGE * boxes.shown + TOLERANCE).sum(axis=0)
     if any((boxes.numbers[:, axis] <= EDGE * boxes.shown[:, axis] + TOLERANCE).sum() < TOUCHING for axis in (0, 1)):
         return
     units = {
@@ -219,7 +228,8 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
         right, low = extent.max(axis=0)
         size = float(max(right, low))
         touching = (extent >= (1 - EDGE) * size).sum(axis=0)
-        if size <= 0 or (touching < TOUCHING).any() or not _fits(boxes, CORNERS, unit, size):
+        shows_size = (touching >= TOUCHING) & (touching > MORE_OFTEN * touching_shown)
+        if size <= 0 or not shows_size.all() or not _fits(boxes, CORNERS, unit, size):
             continue
         as_shown = (np.abs(UNITS[unit](boxes, size) / boxes.shown - 1) <= SAME_SIZE).all(axis=1).mean()
         if as_shown < 0.2:
@@ -227,7 +237,7 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
             unit = THOUSANDTHS if unit == "square images" and abs(size - 1000) < 5 else unit
             what = f"{size:.3g} times the size" if unit == "images scaled by one factor" else f"{size:.0f} pixels"
             where = f"{reason}; {int(touching.min())} boxes touch the edges at {what}"
-            yield _reading(boxes, CORNERS, unit, size, says, where)
+            yield _reading(boxes, CORNERS, unit, size, max(says, int(touching.min())), where)
             return
 
 

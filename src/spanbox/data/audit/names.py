@@ -14,12 +14,12 @@ MAX_ENTRIES = 100_000  # of a folder; larger ones are not searched
 
 
 def find_other_spelling(folder: Path, name: str) -> str | None:
-    """The path, relative to `folder`, of a file whose name equals `name` but for its spelling."""
+    """The path, relative to `folder`, of the one file whose name equals `name` but for its spelling."""
     parts = [part for part in unquote(name).replace("\\", "/").split("/") if part not in ("", ".")]
     place, found = (Path("/"), "/") if name.startswith("/") else (folder, "")
     for part in parts:
         actual = ".." if part == ".." else _entries(place).get(_key(part))
-        if actual is None:
+        if not actual:
             return None
         place, found = place / actual, os.path.join(found, actual)  # noqa: PTH118 - keeps ".." as it is
     return found if place.is_file() else None
@@ -42,12 +42,13 @@ def describe_difference(name: str, other: str) -> str:
 
 @lru_cache(16)
 def _entries(folder: Path) -> dict[str, str]:
-    """The names in a folder by their simplest spelling."""
+    """The names in a folder by their simplest spelling; none where two names share it."""
     names: dict[str, str] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                names.setdefault(_key(entry.name), entry.name)
+                key = _key(entry.name)
+                names[key] = "" if key in names else entry.name
                 if len(names) > MAX_ENTRIES:
                     return {}
     except (OSError, ValueError):

@@ -70,6 +70,7 @@ def is_emoji(character: str) -> bool:
 
 READINGS: dict[str, Callable[[str, Span], Span | None]] = {
     "spans look like inclusive ends": _shifted(0, 1),
+    "spans look one too long": _shifted(0, -1),
     "spans look counted from 1": _shifted(-1, -1),
     "spans look one too low": _shifted(1, 1),
     "spans look like UTF-16 offsets": _in_units("utf-16-le", 2),
@@ -129,7 +130,7 @@ class SpanStatistics:
 
 
 def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
-    """Spans that cut a word or hold no visible character, as (kind, detail)."""
+    """Spans that cut a word, begin or end with white space, or hold no visible character, as (kind, detail)."""
     for i, entity in enumerate(record.entities):
         start, end, text = entity.start, entity.end, record.text
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
@@ -137,6 +138,8 @@ def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
         if _cuts_word(text, start) or _cuts_word(text, end):
             excerpt = text[max(0, start - 12) : end + 12]
             yield "span cuts a word", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r} in {excerpt!r}"
+        if text[start].isspace() or text[end - 1].isspace():
+            yield "span with white space at its edge", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r}"
         if all(category(character) in _INVISIBLE or character == "\ufffd" for character in text[start:end]):
             yield "span without a visible character", f"entities[{i}]: [{start}, {end}) is {text[start:end]!a}"
 
