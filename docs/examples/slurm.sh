@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two machines with four cards each: sbatch docs/examples/slurm.sh
+# Two machines with four GPUs each: sbatch docs/examples/slurm.sh
 #SBATCH --job-name=spanbox
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -10,9 +10,9 @@
 set -euo pipefail
 
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-run_dir=runs/gmner-8-cards
+run_dir=runs/gmner-8-gpus
 resume=()
-if [[ -e "$run_dir/checkpoints/last" ]]; then  # the job was queued again: go on
+if [[ -e "$run_dir/checkpoints/last" ]]; then  # the job was queued again
   resume=(--resume)
 fi
 

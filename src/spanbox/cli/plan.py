@@ -35,10 +35,8 @@ def plan(
     console = make_console()
     console.print(_costs(made.plain, made.checkpointed))
     console.print(_batches(made.plain, made.checkpointed, made.budget))
-    print(
-        'chunks in texts and images; peaks are predicted, with 10 % for the allocator; "whole": all in one chunk; "*":'
-    )
-    print("with gradient checkpointing")
+    print("text, image: the largest chunks, in texts and images; *: with gradient checkpointing")
+    print("losses, whole (all in one chunk), peak: predicted memory in GiB; peaks include 10 % for the allocator")
 
 
 def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
@@ -59,8 +57,8 @@ def _parts(memory: "StepMemory") -> dict[str, int]:
         "states and features of a pair": memory.pair,
     }
     for name, tower in memory.towers.items():
-        parts[f"activations of a row ({name}, {tower.rows:g} a pair)"] = tower.chunk.row
-        parts[f"of a chunk besides ({name})"] = tower.besides
+        parts[f"activations of a row ({name}, {tower.rows:g} per pair)"] = tower.chunk.row
+        parts[f"fixed part of a chunk ({name})"] = tower.besides
     return parts
 
 
