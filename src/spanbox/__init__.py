@@ -1,4 +1,4 @@
-"""Dual-level vision-language contrastive pretraining: sentences with images, words with pixels."""
+"""Dual-level vision-language contrastive pretraining: sentences with images, spans with boxes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def load(path: Path | str, device: str = "cpu") -> "Model":
-    """The trained model of a run folder (its best checkpoint) or of a checkpoint folder, ready to encode.
+    """Load the trained model of a run folder (its best checkpoint) or of a checkpoint folder.
 
     Args:
         path: the folder.

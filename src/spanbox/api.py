@@ -1,4 +1,4 @@
-"""The trained model as users meet it: `spanbox.load` returns a `Model`.
+"""The public interface of a trained model: `spanbox.load` returns a `Model`.
 
     model = spanbox.load("runs/first")
     model.similarity(model.encode_texts(["a red kite"]), model.encode_images(["kite.jpg", "boat.jpg"]))
@@ -106,8 +106,10 @@ class Model(Loaded):
         return self._stacked(rows, convert_to_tensor)
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the tokenizer does not know, as of another script than the training texts: the
-        features of the text are the same whatever they are."""
+        """The words of a text that the tokenizer does not know, such as words in another script.
+
+        They have no effect on the features of the text.
+        """
         return unknown_words(self.tokenizer, text)
 
     def encode_images(
@@ -206,7 +208,7 @@ class Model(Loaded):
         return features[0] if single else features
 
     def similarity(self, first: Features, second: Features) -> Features:
-        """Cosines (N, M) of features (N, dim) with features (M, dim): a tensor where the first is one.
+        """Cosines (N, M) of features (N, dim) with features (M, dim). The result is a tensor if `first` is one.
 
         Either may be a single feature (dim,).
         """

@@ -1,4 +1,4 @@
-"""NumPy arrays from files that nobody vouches for: the header is checked against the file before anything is allocated.
+"""NumPy arrays from untrusted files: the header is checked against the file before anything is allocated.
 
 `numpy.load` believes the header: a damaged one raises errors of the Python tokenizer, a huge shape allocates. Here the
 header has to look as NumPy writes it, the type has to be an expected one, and the file has to be exactly as long as the

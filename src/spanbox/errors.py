@@ -30,5 +30,5 @@ class TrainingError(SpanboxError):
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, without the lines that follow; its type if it says nothing."""
+    """The first line of the message of a library's error; its type if the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]

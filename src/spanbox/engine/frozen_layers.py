@@ -16,7 +16,7 @@ from spanbox.engine.random_state import RandomState
 
 @dataclass(frozen=True)
 class Kept:
-    """What the frozen layers leave for those above.
+    """The output of the frozen layers, which the layers above need.
 
     Attributes:
         output: of the highest frozen layer, as it returned it.

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, `step` first, so that any tool can plot it; trackers get the same."""
+"""The log of a run: one JSON object per line, `step` first, so that any tool can plot it; trackers get the same."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from spanbox.structures import Incident, stable_id
 
 
 class RunLog:
-    """Where a run is written down: `log.jsonl` always, and the trackers that its config names. Use as a context.
+    """The log of a run: `log.jsonl`, and the trackers that its config names. Use as a context.
 
     Args:
         folder: of the run.

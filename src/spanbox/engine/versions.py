@@ -19,7 +19,7 @@ VERSION_FILES = ("architecture.json", "environment.json")  # of a checkpoint, of
 
 
 def format_and_version() -> dict[str, Any]:
-    """What a checkpoint that is written now says of itself."""
+    """The format and version that a new checkpoint records."""
     return {"format": FORMAT, "spanbox": VERSION}
 
 

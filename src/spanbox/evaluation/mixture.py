@@ -1,4 +1,4 @@
-"""Two-component mixtures of scores: how probably each item is right, without a threshold that somebody has to choose.
+"""Two-component mixtures of scores: the probability that each item is right, without a threshold set by hand.
 
 The scores of items made wrong on purpose give the null distribution. The p-value of an item is the share of them that
 score at least as high: uniform for wrong items, near 0 for right ones. The share of wrong items follows from the number
@@ -76,7 +76,7 @@ def _slope(x: Floats, y: Floats, first: int, last: int) -> float:
 
 
 class Choice(NamedTuple):
-    """Who of several candidates is right: probabilities of each item."""
+    """Which of several candidates is right: probabilities for each item."""
 
     present: Floats  # (n,): its present candidate; 0 if it has none
     others: Floats  # (n, c): each other candidate, 0 on padding

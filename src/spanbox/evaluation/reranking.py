@@ -1,4 +1,4 @@
-"""Retrieval in two stages: the towers propose the first K candidates, fused scores put these in another order.
+"""Retrieval in two stages: the towers propose the first K candidates, fused scores re-order them.
 
 The other candidates keep their order behind them. Rules of ranking and ties: `ranking`. Beside each recall stands the
 difference to that of the towers alone, paired by query.
@@ -68,7 +68,7 @@ def reranked_outcomes(
 
 
 def in_context_outcomes(own: OwnImage) -> dict[str, Outcome]:
-    """Whether linked spans find their region within the image, by scores of parts that have seen their own pair.
+    """Whether linked spans find their region within the image, by scores after attention within their own pair.
 
     Keys: `matching.in_context` (R@1) and `.r5`.
     """

@@ -1,4 +1,4 @@
-"""Losses of scores of pairs that have looked at each other (`models/fusion.py`).
+"""Losses of fused scores (`models/fusion.py`).
 
 - Pair scoring: a sentence is contrasted with its positives and some candidates, an image likewise. The score of each is
   computed, the matching ones like the others.
@@ -48,7 +48,7 @@ class PairScorer(Protocol):
         """Scores (n,) in [-1, 1] of n pairs of a sentence and an image."""
 
     def in_context(self, features: Features, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Spans (B, K, F) and regions (B, R, F) that have seen their own pair, of unit length."""
+        """Spans (B, K, F) and regions (B, R, F) after attention within their own pair, of unit length."""
 
 
 class MatrixScorer(Protocol):

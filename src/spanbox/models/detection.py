@@ -15,7 +15,7 @@ FAMILIES = ("owlvit", "owlv2", "grounding-dino", "mm-grounding-dino")
 
 
 class ZeroShotDetector:
-    """Finds in images what words name.
+    """Finds in images the objects that words name.
 
     Args:
         folder: of a model as transformers saves it, with its processor.

@@ -1,4 +1,4 @@
-"""Fusion: scores of a sentence and an image that have looked at each other, honest by construction.
+"""Fusion: scores of a sentence and an image by attention between them, without a leak by construction.
 
 A fused score belongs to a pair. It is computed in the same way for every pair that is compared, matching or not, from
 the tokens of the sentence and the patches of the image alone. So it holds no trace of which pairs belong together, of
@@ -138,11 +138,11 @@ class Fusion(nn.Module, ABC):
 
 
 class PairFusion(Fusion):
-    """`gated` and `cross_attention`: tokens attend to the patches in several layers, and are asked whether what each
-    saw is what it says.
+    """`gated` and `cross_attention`: tokens attend to the patches in several layers; the score compares each token
+    after attention with the same token before.
 
-    A score read off the pooled tokens alone learns several times as slowly (docs/fusion.md). The towers' own score is
-    half of it, so that what finds the objects need not be learned again.
+    A score of the pooled tokens alone learns several times as slowly (docs/fusion.md). Half of the score is that of the
+    towers, so the fusion need not learn again to find the objects.
 
     The regions of an image attend to the tokens of a sentence in layers of their own (`in_context`).
     """
@@ -161,9 +161,9 @@ class PairFusion(Fusion):
     def scores(
         self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor, content: Tensor | None = None
     ) -> Tensor:
-        """The mean of two cosines: of the towers' features, and, over the tokens, of what a token saw with what it is.
+        """The mean of two cosines: of the towers' features, and of tokens before and after attention (their mean).
 
-        The towers' part has no gradient here: they have losses of their own, and what they leave open is to be learned.
+        The towers' part has no gradient here: they have losses of their own, and the fusion learns what they lack.
         """
         seen = self.head(self.tokens(tokens, mask, patches, self.patch_mask(content, patches)))
         cosines = F.cosine_similarity(seen, self.own_projection(tokens), dim=2)
@@ -171,11 +171,11 @@ class PairFusion(Fusion):
         return ((text * image).sum(dim=1).detach() + of_tokens) / 2
 
     def in_context(self, features: Features, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Features of the spans (B, K, D + F) and regions (B, R, D + F) of pairs that have seen each other.
+        """Features of the spans (B, K, D + F) and regions (B, R, D + F) after attention within their pair.
 
         They are of unit length, and the cosine of a span and a region is the mean of two: of the towers' features,
-        which have no gradient here, and of what both have seen. Spans are the mean of tokens that attended to the
-        patches of their own pair; regions are pooled from the patches and attended to the tokens of their own pair.
+        which have no gradient here, and of the features after attention. Spans are the mean of tokens that attended to
+        the patches of their own pair; regions are pooled from the patches and attended to the tokens of their pair.
         Undefined where there is no span or region.
         """
         size = pairs_at_once(features)

@@ -8,7 +8,7 @@ from spanbox.settings import Settings
 
 
 class FusionSettings(Settings):
-    """How sentences and images of a pair look at each other. docs/fusion.md has the forms."""
+    """Attention between the sentence and the image of a pair. docs/fusion.md has the forms."""
 
     kind: Literal["none", "gated", "cross_attention", "conditioned_pooling"] = Field(
         "none",

@@ -106,7 +106,7 @@ class Index:
 
 
 def open_index(path: Path) -> Index:
-    """A file that `spanbox embed` wrote.
+    """Open a file that `spanbox embed` wrote.
 
     Raises:
         DataError: it is no such file, or damaged.

@@ -1,4 +1,4 @@
-"""What there is to embed: items of a manifest, of a folder of images, or of a column of a CSV file.
+"""Items to embed: of a manifest, of a folder of images, or of a column of a CSV file.
 
 An item is a text or an image with its spans or boxes; each gives one row, or one for each span or box.
 """

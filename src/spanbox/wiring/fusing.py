@@ -87,7 +87,7 @@ def _scores(fusion: Fusion, texts: TextSide, images: ImageSide) -> Tensor:
 
 
 def context_of(model: DualEncoder) -> Context | None:
-    """Spans and regions that have seen their own pair; None for a model that has none."""
+    """Spans and regions after attention within their own pair; None for a model that has none."""
     fusion = model.fusion
     if not isinstance(fusion, PairFusion):
         return None
@@ -99,7 +99,7 @@ def context_of(model: DualEncoder) -> Context | None:
 
 
 def announce_size(loaded: Loaded, dataset: PairDataset, folder: Path) -> None:
-    """Say how large the tokens and patches are that are about to be stored, if they are large."""
+    """Print the size of the tokens and patches to be stored, if it is large."""
     config, vision = loaded.config, loaded.model.vision
     patches = (vision.image_size // vision.stride) ** 2
     size = len(dataset) * (config.data.max_tokens + patches) * config.model.fusion.width * 2

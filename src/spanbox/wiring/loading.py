@@ -81,7 +81,7 @@ def open_encoder(folder: Path, config: RunConfig | None = None) -> tuple[DualEnc
 
 
 def read_architecture(folder: Path) -> dict[str, Any]:
-    """What `architecture.json` says of a checkpoint: its format and its towers.
+    """The content of `architecture.json`: the format and the towers of a checkpoint.
 
     Raises:
         CheckpointError: it is damaged, or a newer spanbox wrote it in a format that this one does not know.

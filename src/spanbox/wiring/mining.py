@@ -26,7 +26,7 @@ SEARCHES: Mapping[SearchName, NearestWrong] = {"exact": nearest_wrong, "approxim
 
 @dataclass(frozen=True)
 class MinedManifest:
-    """Neighbours of all pairs of a manifest; those whose image is broken have none and are nobody's."""
+    """Neighbours of all pairs of a manifest; a pair with a broken image has none and is no neighbour of others."""
 
     neighbours: Neighbours
     mined: Mined  # of the pairs that can be read
@@ -81,7 +81,7 @@ def mine_checkpoint(
 
 
 def check_search(search: SearchName) -> None:
-    """Before long work: see that what the search needs is installed.
+    """Check, before long work, that the packages of the search are installed.
 
     Raises:
         ConfigError: it is not.
