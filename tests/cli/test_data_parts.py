@@ -167,7 +167,7 @@ class TestFix:
     def test_nothing_to_repair(self, data: Command, few: Path, tmp_path: Path) -> None:
         code, out, _ = data("fix", few, "fixed.jsonl")
         assert code == 0
-        assert "Nothing to repair with certainty; a copy is: fixed.jsonl" in out
+        assert "Nothing to repair with certainty; copied to fixed.jsonl" in out
         assert list(Manifest(tmp_path / "fixed.jsonl")) == list(Manifest(few))
 
     def test_the_original_is_not_replaced(self, data: Command, few: Path) -> None:

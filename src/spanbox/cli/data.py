@@ -206,7 +206,7 @@ def fix(
     for name, count in repaired.items():
         if count:
             print(f"{count:,} {name}")
-    print(f"{'Repaired' if repaired.total() else 'Nothing to repair with certainty; a copy is'}: {out}")
+    print(f"Repaired: {out}" if repaired.total() else f"Nothing to repair with certainty; copied to {out}")
     print(f"Next: spanbox data check {out}")
 
 
