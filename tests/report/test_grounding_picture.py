@@ -23,6 +23,17 @@ def test_a_span_and_its_box_have_one_colour() -> None:
     assert {COLOURS[0], COLOURS[1], NOT_SHOWN} <= colours(words)
 
 
+def test_spans_with_the_same_box_have_one_colour() -> None:
+    spans = [
+        Marked(0, 6, (10, 10, 60, 60), 0.9),
+        Marked(11, 17, (70, 20, 120, 90), 0.5),
+        Marked(22, 28, (10, 10, 60, 60), 0.8),
+    ]
+    picture = grounding_picture(Image.new("RGB", (600, 300), "white"), "a kite and a boat, the kite", spans)
+    for part in (picture.crop((0, 0, 600, 300)), picture.crop((0, 300, 600, picture.height))):
+        assert colours(part) & set(COLOURS) == {COLOURS[0], COLOURS[1]}
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (4000, 30), (480, 480)])
 @pytest.mark.parametrize("text", ["", "a", "word " * 80, "字" * 300, "x" * 500, "emoji 🦋 and \x00"])
 def test_any_size_and_text(size: tuple[int, int], text: str) -> None:

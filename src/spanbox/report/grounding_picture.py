@@ -30,7 +30,8 @@ class Marked(NamedTuple):
 def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) -> Image.Image:
     """An RGB picture of the image with boxes, and the sentence with its spans below.
 
-    A span without a box is grey and struck through. Where spans overlap, the later one colours the characters.
+    Spans with the same box have one colour. A span without a box is grey and struck through. Where spans overlap, the
+    later one colours the characters.
     """
     scale = max(NARROWEST / image.width, 1.0) if image.width < NARROWEST else min(WIDEST / image.width, 1.0)
     shown = image.resize((round(image.width * scale), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
@@ -38,39 +39,36 @@ def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) ->
     sheet = Image.new("RGB", (shown.width, shown.height + LINE * len(lines) + 2 * MARGIN), "white")
     sheet.paste(shown)
     draw = ImageDraw.Draw(sheet)
-    for number, span in enumerate(spans):
+    colours = _colours(spans)
+    for span, colour in zip(spans, colours, strict=True):
         if span.box is not None:
             edges = tuple(scale * edge for edge in span.box)
-            _frame(draw, edges, COLOURS[number % len(COLOURS)], f"{span.score:.2f}" if span.score is not None else "")
-    owner = _owners(text, spans)
+            _frame(draw, edges, colour, f"{span.score:z.2f}" if span.score is not None else "")
+    marks: list[str | None] = [None] * len(text)
+    for span, colour in zip(spans, colours, strict=True):
+        marks[span.start : span.end] = [colour] * (span.end - span.start)
     for row, (start, end) in enumerate(lines):
-        _write_line(draw, text, start, end, shown.height + MARGIN + row * LINE, owner, spans)
+        _write_line(draw, text[start:end], marks[start:end], shown.height + MARGIN + row * LINE)
     return sheet
 
 
-def _owners(text: str, spans: Sequence[Marked]) -> list[int | None]:
-    """The span of each character."""
-    owner: list[int | None] = [None] * len(text)
-    for number, span in enumerate(spans):
-        owner[span.start : span.end] = [number] * (span.end - span.start)
-    return owner
+def _colours(spans: Sequence[Marked]) -> list[str]:
+    """The colour of each span and its box."""
+    boxes = list(dict.fromkeys(span.box for span in spans if span.box is not None))
+    return [NOT_SHOWN if span.box is None else COLOURS[boxes.index(span.box) % len(COLOURS)] for span in spans]
 
 
-def _write_line(
-    draw: ImageDraw.ImageDraw, text: str, start: int, end: int, y: int, owner: list[int | None], spans: Sequence[Marked]
-) -> None:
+def _write_line(draw: ImageDraw.ImageDraw, text: str, marks: Sequence[str | None], y: int) -> None:
     x = float(MARGIN)
-    for place in range(start, end):
-        character, number = text[place], owner[place]
+    if text.endswith(" "):
+        text = text[:-1]  # a line does not end in a mark
+    for character, colour in zip(text, marks, strict=False):
         width = _width(character)
-        if character == " " and place == end - 1:
-            break  # a line does not end in a mark
-        if number is not None:
-            colour = COLOURS[number % len(COLOURS)] if spans[number].box is not None else NOT_SHOWN
+        if colour is not None:
             draw.rectangle((x, y, x + width, y + LINE - 6), fill=colour)
-        fill = "#1b1f24" if number is None else "white"
+        fill = "#1b1f24" if colour is None else "white"
         draw.text((x, y + LINE - 13), character, font=_font(character), fill=fill, anchor="ls")
-        if number is not None and spans[number].box is None:
+        if colour == NOT_SHOWN:
             draw.line((x, y + LINE / 2 - 2, x + width, y + LINE / 2 - 2), fill="white", width=2)
         x += width
 
