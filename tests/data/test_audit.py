@@ -65,6 +65,7 @@ def test_a_good_data_set_is_counted(tmp_path: Path) -> None:
         "paraphrases": 0,
         "languages": {"en": 2, "zh": 1},
         "types": {"animal": 2, "colour": 1},
+        "sources": {"": 3},
     }
     assert (report.total.pairs, report.total.images, report.total.texts) == (4, 3, 3)
     assert report.total.languages == {"en": 2, "zh": 1, "": 1}

@@ -257,3 +257,11 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     _, out = paraphrased(path, translator, batch_size=8)
     assert len(translator.seen) == 16
     assert [record.paraphrases[0].text for record in out] == [turned(record.text) for record in Manifest(path)]
+
+
+def test_the_manifest_itself_is_not_replaced(tmp_path: Path) -> None:
+    path = manifest(tmp_path, pair())
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="is the manifest itself"):
+        BackTranslation(path, tmp_path / "." / "in.jsonl", [Fake(turned)])
+    assert path.read_bytes() == before

@@ -89,6 +89,14 @@ def test_an_entity_without_a_box_gets_the_region_that_shows_it(manifest: Manifes
     assert first(manifest, judged(link(None, 0.0, THREE, 0.4, number=1)), "relink") == manifest[0].entities
 
 
+def test_of_two_boxes_that_differ_by_little_the_judged_one_is_meant(tmp_path: Path) -> None:
+    """Two annotators drew one object for two phrases; the box of the second phrase is wrong."""
+    near = (ONE[0] + 0.3, *ONE[1:])
+    records = [Record("0", "0.png", TEXT, entities=(entity(TEXT, "red cat", ONE), entity(TEXT, "dog", near)))]
+    found = first(save_manifest(tmp_path, records), judged(link(near, 0.1, number=1)), "drop")
+    assert [e.boxes for e in found] == [(ONE,), ()]
+
+
 def test_a_region_that_is_no_box_of_the_record_is_in_pixels(manifest: Manifest) -> None:
     found = judged(link(None, 0.0, (3.0, 4.0, 17.0, 19.0), 0.75, number=1))
     assert first(manifest, found, "relink")[1].boxes == ((3.0, 4.0, 17.0, 19.0),)

@@ -98,6 +98,34 @@ def test_merged_manifests_keep_their_groups_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_manifests_of_one_file_name_keep_their_groups_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "train.jsonl" for folder in ("coco", "flickr")]
+    for path in paths:
+        path.parent.mkdir()
+        write_manifest(path, [Record("1", "a.png", path.parent.name, group="7")])
+    merge([*paths, paths[0]], tmp_path / "m.jsonl")
+    assert [(r.group, r.source) for r in Manifest(tmp_path / "m.jsonl")] == [
+        ("coco/train/7", "coco/train"),
+        ("flickr/train/7", "flickr/train"),
+        ("coco/train/7", "coco/train"),
+    ]
+
+
+def test_a_split_without_pairs_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path, 10)  # 4 groups
+    with pytest.raises(DataError, match="has 4 groups, none of them for test"):
+        split(path, tmp_path / "out", SHARES)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_where_one_of_the_splits_would_replace_the_manifest(tmp_path: Path) -> None:
+    path = write(tmp_path, 100, name="val.jsonl")
+    (tmp_path / "train.jsonl").write_text("of another split\n")
+    with pytest.raises(OutputError, match="is one of the manifests"):
+        split(path, tmp_path, SHARES)
+    assert (tmp_path / "train.jsonl").read_text() == "of another split\n"
+
+
 def test_refusals(tmp_path: Path) -> None:
     path = write(tmp_path, 3)
     with pytest.raises(DataError, match="1 groups, too few for 3 splits"):
@@ -125,3 +153,12 @@ def test_the_card_has_counts_licences_and_findings(tmp_path: Path) -> None:
     assert "| coco | 1 | CC BY 4.0 |" in card
     assert "| not given | 1 | not given |" in card
     assert "| missing image | problem | 1 |" in card
+
+
+def test_the_card_of_a_manifest_with_a_wrong_line_names_it(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.jsonl", [Record("1", "none.png", "a cat", source="coco")])
+    with (tmp_path / "m.jsonl").open("a") as file:
+        file.write("no record\n")
+    card = dataset_card("Some data", audit([tmp_path / "m.jsonl"]), {})
+    assert "| coco | 1 | not given |" in card
+    assert "| wrong line | problem | 1 |" in card

@@ -86,9 +86,11 @@ def card_command(
 
 
 def _shares(text: str) -> dict[str, float]:
-    shares = {}
+    shares: dict[str, float] = {}
     for part in text.split(","):
         name, value = _named(part, "--shares NAME=NUMBER,NAME=NUMBER")
+        if name in shares:
+            raise ConfigError(f"--shares {text}: {name!r} is given twice")
         try:
             shares[name] = float(value)
         except ValueError:

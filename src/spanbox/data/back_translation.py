@@ -97,6 +97,8 @@ class BackTranslation:
         self.translated = 0
         check_manifest_file(manifest)
         check_writable_file(out, ".jsonl")
+        if out.resolve() == manifest.resolve():
+            raise DataError(f"{out}: is the manifest itself, which is not changed; name another file")
         self.pairs = sum(1 for _ in self._records())
         self.cache = ResultCache(out.with_name(f"{out.name}.translations"))
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spanbox.data.audit import AuditReport
-from spanbox.data.manifest import Manifest
 
 COUNTS = ("pairs", "images", "texts", "entities", "entities_with_box", "entities_without_box", "boxes", "proposals")
 MOST_ROWS = 30  # of types, languages and sources
@@ -30,7 +29,7 @@ def dataset_card(title: str, report: AuditReport, licences: Mapping[str, str]) -
         for value, count in found.most_common(MOST_ROWS):
             lines.append(f"| {_plain(value) or 'not given'} | {count:,} | {count / found.total():.1%} |")
     lines += ["", "## Sources and licences", "", "| source | pairs | licence |", "|---|---:|---|"]
-    for source, count in _sources(report).most_common(MOST_ROWS):
+    for source, count in report.total.sources.most_common(MOST_ROWS):
         lines.append(f"| {_plain(source) or 'not given'} | {count:,} | {_plain(licences.get(source, 'not given'))} |")
     lines += ["", "## Audit", ""]
     findings = [("problem", finding) for finding in report.problems] + [("note", finding) for finding in report.notes]
@@ -39,13 +38,6 @@ def dataset_card(title: str, report: AuditReport, licences: Mapping[str, str]) -
     if not report.decoded:
         lines += ["", "Images were neither decoded nor compared by content."]
     return "\n".join(lines) + "\n"
-
-
-def _sources(report: AuditReport) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for path in report.manifests:
-        counts.update(record.source for record in Manifest(path, "drop"))
-    return counts
 
 
 def _plain(text: str) -> str:

@@ -126,14 +126,18 @@ def _with_links(
     def in_pixels(box: Box | None) -> Box:
         """The box of the record that a region was made of, or the region in pixels."""
         assert box is not None
-        scaled = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-        for other in known:
-            clipped = (max(other[0], 0), max(other[1], 0), min(other[2], width), min(other[3], height))
-            sides = (width, height, width, height)
-            if all(abs(a - b) <= SAME_BOX * side for a, b, side in zip(scaled, clipped, sides, strict=True)):
-                return other
-        x0, y0, x1, y1 = (round(value, 2) for value in scaled)
-        return x0, y0, x1, y1
+        x0, y0, x1, y1 = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+
+        def difference(other: Box) -> float:
+            left, top, right, bottom = other
+            x = abs(max(left, 0) - x0), abs(min(right, width) - x1)
+            y = abs(max(top, 0) - y0), abs(min(bottom, height) - y1)
+            return max(max(x) / width, max(y) / height)
+
+        nearest = min(known, key=difference, default=None)  # two annotations of an object may differ by a little
+        if nearest is not None and difference(nearest) <= SAME_BOX:
+            return nearest
+        return round(x0, 2), round(y0, 2), round(x1, 2), round(y1, 2)
 
     entities = []
     for index, entity in enumerate(record.entities):

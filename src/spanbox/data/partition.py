@@ -28,9 +28,11 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
         shares: of each split; they are divided by their sum.
 
     Raises:
-        DataError: the manifest is wrong, or has fewer groups than splits.
+        DataError: the manifest is wrong, or has too few groups.
         OutputError: a file cannot be written, or is the manifest itself.
     """
+    for name in shares:  # before any is written
+        _refuse_inputs(out / f"{name}.jsonl", [path])
     manifest = Manifest(path)
     groups: dict[int, list[int]] = defaultdict(list)
     strata: dict[int, set[str]] = defaultdict(set)
@@ -56,7 +58,10 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
             name = max(wanted, key=lambda name: wanted[name] * done - given[name])
             chosen[name] += groups[key]
             given[name] += len(groups[key])
-    return {name: _write(manifest, sorted(places), out / f"{name}.jsonl", [path]) for name, places in chosen.items()}
+    empty = [name for name, places in chosen.items() if not places]
+    if empty:
+        raise DataError(f"{path}: has {len(groups)} groups, none of them for {empty[0]}; give it a larger share")
+    return {name: _write(manifest, sorted(places), out / f"{name}.jsonl") for name, places in chosen.items()}
 
 
 def sample(path: Path, out: Path, count: int, *, seed: int = 0) -> int:
@@ -66,6 +71,7 @@ def sample(path: Path, out: Path, count: int, *, seed: int = 0) -> int:
 
     Raises: as `split`.
     """
+    _refuse_inputs(out, [path])
     manifest = Manifest(path)
     members: dict[int, list[int]] = {}  # places of the groups of the smallest keys
     largest: list[int] = []  # a heap of their keys, negative
@@ -81,36 +87,45 @@ def sample(path: Path, out: Path, count: int, *, seed: int = 0) -> int:
         drawn += 1
         while drawn - len(members[-largest[0]]) >= count:
             drawn -= len(members.pop(-heapq.heappop(largest)))
-    return _write(manifest, sorted(place for places in members.values() for place in places), out, [path])
+    return _write(manifest, sorted(place for places in members.values() for place in places), out)
 
 
 def merge(paths: Sequence[Path], out: Path) -> int:
     """Write the pairs of several manifests as one; ids are made unique, and `source` names the file where it is empty.
 
-    Groups of different manifests stay apart, unless they are of one image file.
+    Of files of one name, such as `coco/train.jsonl` and `flickr/train.jsonl`, the name is `coco/train`. Groups of
+    different manifests stay apart, unless they are of one image file.
 
     Raises: as `split`.
     """
     _refuse_inputs(out, paths)
-    folder = out.parent.resolve()
+    folder, names = out.parent.resolve(), _names(paths)
 
     def records() -> Iterator[Record]:
         ids = UniqueIds()
         for path in paths:
-            old = path.parent.resolve()
+            old, name = path.parent.resolve(), names[path.resolve()]
             for record in Manifest(path):
                 moved = relocated(record, old, folder)
                 if not record.group:
                     moved = msgspec.structs.replace(moved, group="")  # the path of the image, which is the same for all
                 elif len(paths) > 1:
-                    moved = msgspec.structs.replace(moved, group=f"{path.stem}/{record.group}")
-                yield msgspec.structs.replace(moved, id=ids.add(record.id), source=record.source or path.stem)
+                    moved = msgspec.structs.replace(moved, group=f"{name}/{record.group}")
+                yield msgspec.structs.replace(moved, id=ids.add(record.id), source=record.source or name)
 
     return write_manifest(out, records())
 
 
-def _write(manifest: Manifest, places: Sequence[int], out: Path, inputs: Sequence[Path]) -> int:
-    _refuse_inputs(out, inputs)
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each manifest: that of its file, with its folder where several files have it."""
+    resolved = list(dict.fromkeys(path.resolve() for path in paths))
+    uses, names = Counter(path.stem for path in resolved), UniqueIds()
+    return {
+        path: names.add(path.stem if uses[path.stem] == 1 else f"{path.parent.name}/{path.stem}") for path in resolved
+    }
+
+
+def _write(manifest: Manifest, places: Sequence[int], out: Path) -> int:
     old, new = manifest.path.parent.resolve(), out.parent.resolve()
     return write_manifest(out, (relocated(manifest[place], old, new) for place in places))
 

@@ -134,6 +134,7 @@ class Counts:
     paraphrases: int = 0
     languages: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: Record) -> None:
         with_box = sum(bool(entity.boxes) for entity in record.entities)
@@ -145,6 +146,7 @@ class Counts:
         self.proposals += len(record.objects)
         self.paraphrases += len(record.paraphrases)
         self.languages[record.lang] += 1
+        self.sources[record.source] += 1
         self.types.update(entity.type for entity in record.entities)
 
 
