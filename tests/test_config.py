@@ -216,6 +216,26 @@ class TestWrongValues:
         assert "set loss.fine.weight=0 to train the coarse level alone" in problem(f"data.{key}=0")
         load_config("demo", [f"data.{key}=0", "loss.fine.weight=0"])
 
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
+    @pytest.mark.parametrize("parts", ["loss.fusion.parts_weight=0", "loss.fine.weight=0"])
+    def test_a_fusion_that_no_loss_trains(self, kind: str, parts: str) -> None:
+        off = [f"model.fusion.kind={kind}", "loss.fusion.weight=0"]
+        assert f"model.fusion.kind is {kind}, but no loss trains it" in problem(*off, parts)
+        load_config("demo", off)
+        load_config("demo", ["loss.fusion.weight=0", parts])
+
+    @pytest.mark.parametrize("kind", ["gated", "cross_attention"])
+    def test_negatives_of_a_fusion_that_has_candidates(self, kind: str) -> None:
+        chosen = "loss.fusion.negatives.per_anchor=2"
+        said = problem(f"model.fusion.kind={kind}", chosen)
+        assert f"loss.fusion.negatives has no effect with model.fusion.kind={kind}: use loss.fusion.candidates" in said
+        load_config("demo", ["model.fusion.kind=conditioned_pooling", chosen])
+
+    @pytest.mark.parametrize("level", ["coarse", "fine"])
+    def test_noise_found_by_two_levels_of_which_one_is_off(self, level: str) -> None:
+        said = problem("loss.noise.kind=small_loss", f"loss.{level}.weight=0")
+        assert "loss: noise.kind=small_loss compares the losses of both levels, and one of them is off" in said
+
     @pytest.mark.parametrize("tower", ["text", "vision"])
     def test_tower_with_two_sources_or_none(self, tower: str) -> None:
         assert problem(f"model.{tower}.path=somewhere").endswith(

@@ -57,6 +57,23 @@ class RunConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fusion(self) -> "RunConfig":
+        kind, loss = self.model.fusion.kind, self.loss.fusion
+        if not self.model.fusion.used:
+            return self
+        if not (loss.weight or (loss.parts_weight and self.loss.fine.used)):
+            raise ValueError(
+                f"model.fusion.kind is {kind}, but no loss trains it: raise loss.fusion.weight, or set "
+                "model.fusion.kind=none"
+            )
+        if loss.negatives.used and kind != "conditioned_pooling":
+            raise ValueError(
+                f"loss.fusion.negatives has no effect with model.fusion.kind={kind}: use loss.fusion.candidates and "
+                "loss.fusion.choice, or remove it"
+            )
+        return self
+
 
 def recipe_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in _recipes().iterdir() if path.name.endswith(".yaml"))

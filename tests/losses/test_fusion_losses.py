@@ -116,6 +116,25 @@ class TestRelations:
             rows = batch.links.shape[1 if name == "spans" else 2]
             assert part.candidates.tolist() == [row[1:] for row in masks[name][1][:rows]]
 
+    @pytest.mark.parametrize("seed", range(6))
+    def test_a_whole_is_as_strong_a_positive_as_its_strongest_part(self, seed: int) -> None:
+        """And none where every link has the relevance 0, as of links that `loss.noise` leaves out."""
+        batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2), seed)
+        pairs, spans, regions = batch.links.shape
+        right = torch.tensor(reference.span_region_masks(batch)[0]).reshape(pairs, spans, pairs, regions)
+        weight = torch.tensor(reference.span_region_weights(batch)).reshape(right.shape).where(right, 0.0)
+        expected = weight.amax(dim=3).flatten(0, 1), weight.amax(dim=1).permute(1, 2, 0).flatten(0, 1)
+        masks = fusion_reference.part_masks(batch)
+        for name, relation, strength in zip(
+            ("spans", "regions"), (span_image_relation, region_sentence_relation), expected, strict=True
+        ):
+            found = relation(batch)
+            assert found.weight is not None
+            torch.testing.assert_close(found.weight, strength)
+            assert torch.equal(found.positives, strength > 0)
+            positives, candidates = (torch.tensor(mask) for mask in masks[name])
+            assert torch.equal(found.negatives, candidates & ~positives)
+
 
 class TestChoice:
     def chosen(self, choice: str, candidates: int, seed: int = 0, **options: Any) -> tuple[Batch, Features, Any]:
@@ -184,6 +203,17 @@ def test_negatives_of_conditioned_pooling_can_be_chosen() -> None:
     for choice in ("random", "hardest"):
         few = make_objective("conditioned_pooling", negatives={"per_anchor": 1, "choice": choice})
         assert terms(few, fusion, features, batch)["fusion"] < everything
+
+
+def test_the_choice_of_negatives_starts_when_it_is_asked_to() -> None:
+    batch = fusion_batch(0)
+    fusion, features = make_fusion("conditioned_pooling"), fusion_features(batch)
+    everything = terms(make_objective("conditioned_pooling"), fusion, features, batch)["fusion"]
+    late = make_objective("conditioned_pooling", negatives={"per_anchor": 1, "choice": "hardest", "start": 0.5})
+    late.set_progress(0.4)
+    assert torch.equal(terms(late, fusion, features, batch)["fusion"], everything)
+    late.set_progress(0.5)
+    assert terms(late, fusion, features, batch)["fusion"] < everything
 
 
 @pytest.mark.parametrize("kind", KINDS)

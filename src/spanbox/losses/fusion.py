@@ -76,7 +76,7 @@ class FusionObjective(nn.Module):
         self.parts_log_scale = nn.Parameter(start.clone()) if parts and settings.parts_weight else None
         options = LOSSES[settings.loss].options
         self.bias = nn.Parameter(torch.tensor(options["bias"])) if "bias" in options else None
-        self.step = 0
+        self.done, self.step = 0.0, 0
 
     def forward(
         self, features: Features, targets: Targets, share: Share, fusion: Any
@@ -191,7 +191,7 @@ class FusionObjective(nn.Module):
     def _selection(
         self, name: str, relation: BlockRelation, rows: tuple[int, int], columns: tuple[int, int], device: torch.device
     ) -> RowRelation:
-        if not self.settings.negatives.used:
+        if not self.settings.negatives.used_at(self.done):
             return lambda rows, _: relation(rows, WHOLE)
         shapes = (torch.empty(*shape, 0, device=device) for shape in (rows, columns))
         return selected(self.settings.negatives, self._generator(name), relation, *shapes)

@@ -98,7 +98,7 @@ class Objective(nn.Module):
         """
         self._done, self._step = done, step
         if self.fusion is not None:
-            self.fusion.step = step
+            self.fusion.done, self.fusion.step = done, step
         for name, level in self.settings.levels().items():
             if level.temperature_schedule in CURVES:
                 self._log_scales()[name].fill_(-math.log(level.temperature_at(done)))

@@ -12,7 +12,6 @@ contrasted only with the texts of its own pair, so that masking is not a cue.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -211,31 +210,42 @@ def own_pair_relation(targets: Targets) -> Relation:
 def span_image_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:
     """`Relation` (b*K, c) of the spans of some pairs to the images of others.
 
-    An image with a positive region of a span (`span_region_relation`) is its positive. Images of other groups are
-    negatives, unless their sentence names the same identity: the image may show it.
+    An image with a positive region of a span (`span_region_relation`) is its positive, as strong as the strongest of
+    them. Images of other groups are negatives, unless their sentence names the same identity: the image may show it.
     """
     own, other = targets[rows], targets[columns]
-    shape = len(own.span_identity.flatten()), len(other), targets.links.shape[2]
-    positives = span_region_relation(replace(targets, link_relevance=None), rows, columns).positives
-    positives = F.pad(positives.reshape(shape), (0, 1)).any(dim=2)  # padded, so that there is a region
-    return Relation(positives, positives | _contrasted(own, other, own.span_valid))
+    of_regions = span_region_relation(targets, rows, columns)
+    return _with_wholes(of_regions, len(other), targets.links.shape[2], _contrasted(own, other, own.span_valid))
 
 
 def region_sentence_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:
     """`Relation` (b*R, c) of the regions of some pairs to the sentences of others.
 
-    A sentence with a span whose positive is the region is its positive. Sentences of other groups are negatives, unless
-    they name an identity that the region shows.
+    A sentence with a span whose positive is the region is its positive, as strong as the strongest of them. Sentences
+    of other groups are negatives, unless they name an identity that the region shows.
     """
     own, other = targets[rows], targets[columns]
-    of_spans = span_region_relation(replace(targets, link_relevance=None), columns, rows).positives.T
-    positives = F.pad(of_spans.reshape(len(of_spans), len(other), targets.links.shape[1]), (0, 1)).any(dim=2)
+    of_spans = span_region_relation(targets, columns, rows).transposed()
     names = (own.span_identity[:, None, :, None] == other.span_identity[None, :, None, :]) & other.span_valid[:, None]
     shared = (own.links & own.span_valid[:, :, None])[:, None] & names.any(dim=3)[:, :, :, None]  # (b, c, K, R)
     shows_named = shared.any(dim=2).transpose(1, 2).flatten(0, 1)
     across = (own.group[:, None] != other.group[None, :])[:, None].expand(-1, own.links.shape[2], -1).flatten(0, 1)
     negatives = across & own.region_valid.flatten()[:, None] & ~shows_named
-    return Relation(positives, positives | negatives)
+    return _with_wholes(of_spans, len(other), targets.links.shape[1], negatives)
+
+
+def _with_wholes(of_parts: Relation, wholes: int, parts: int, negatives: Tensor) -> Relation:
+    """`Relation` (q, c) to `wholes` images or sentences, from that (q, c*parts) to their parts."""
+
+    def of_wholes(entries: Tensor) -> Tensor:
+        return F.pad(entries.reshape(len(entries), wholes, parts), (0, 1)).amax(
+            dim=2
+        )  # padded, so that there is a part
+
+    positives, _, weight = of_parts
+    strongest_part = None if weight is None else of_wholes(torch.where(positives, weight, 0.0))
+    right = of_wholes(positives)
+    return Relation(right, right | negatives, strongest_part)
 
 
 def _contrasted(own: Targets, other: Targets, valid: Tensor) -> Tensor:

@@ -67,6 +67,16 @@ class LevelSettings(Settings):
         """Whether the level has a weight above 0 at any time."""
         return self.weight > 0 or bool(self.weight_end)
 
+    @property
+    def learned(self) -> dict[str, float]:
+        """Initial values of the numbers that are learned, by their keys."""
+        is_learned = {
+            "temperature": self.temperature_schedule == "learnable",
+            "bias": self.bias is not None,
+            "weight": self.weight_schedule == "uncertainty",
+        }
+        return {key: getattr(self, key) for key, learned in is_learned.items() if learned}
+
     def temperature_at(self, done: float) -> float:
         """Temperature after the share `done` of the run; the initial one if it is learned."""
         return scheduled(self.temperature_schedule, self.temperature, self.temperature_end, done)
@@ -128,3 +138,12 @@ class LossSettings(Settings):
         """The levels that are used, by name."""
         levels = {"coarse": self.coarse, "fine": self.fine, "copies": self.copies}
         return {name: level for name, level in levels.items() if level.used}
+
+    @model_validator(mode="after")
+    def _judged_by_both(self) -> "LossSettings":
+        if self.noise.kind != "none" and not (self.coarse.used and self.fine.used):
+            raise ValueError(
+                f"noise.kind={self.noise.kind} compares the losses of both levels, and one of them is off: raise "
+                "coarse.weight and fine.weight above 0, or set noise.kind=none"
+            )
+        return self
