@@ -197,6 +197,11 @@ class TestMiningWhileTraining:
         with pytest.raises(DataError, match=r"step-000003\.npy: no such file of neighbours"):
             train(miniature.demo_config(scenes, tmp_path / "run", *overrides, "train.resume=true"))
 
+    def test_a_resumed_run_that_mines_at_other_steps_names_the_key(self, mining_run: Path, scenes: Path) -> None:
+        changed = [*ten_steps(workers=0), *MINING, "train.steps=12", "data.mining.every=1.75", "train.resume=true"]
+        with pytest.raises(DataError, match=r"step-000007\.npy: .* goes on from step 10\. If data\.mining\.every"):
+            train(miniature.demo_config(scenes, mining_run, *changed))
+
     def test_a_subset_is_mined_by_itself(self, scenes: Path, tmp_path: Path) -> None:
         train(miniature.demo_config(scenes, tmp_path / "run", "data.subset=16", *MINING))
         assert len(np.load(tmp_path / "run" / "neighbours" / "step-000005.npy")) == 16

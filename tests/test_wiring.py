@@ -496,15 +496,40 @@ class TestMovedRuns:
         assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
 
 
-class TestLearnedValues:
+class TestChangedSettings:
+    """A setting that a run going on would ignore is refused."""
+
     @pytest.mark.parametrize(
-        ("override", "key"),
-        [("loss.coarse.temperature=0.5", "loss.coarse.temperature=0.5"), ("loss.fine.temperature=0.2", "loss.fine")],
+        ("override", "old"),
+        [
+            ("loss.coarse.temperature=0.5", "0.07"),
+            ("loss.fine.temperature=0.2", "0.07"),
+            ("train.start=elsewhere", "None"),
+        ],
     )
-    def test_a_learned_temperature_cannot_be_set_on_resume(self, override: str, key: str, copied: Path) -> None:
+    def test_what_counts_at_the_beginning_alone(self, override: str, old: str, copied: Path) -> None:
         config = load_config(str(copied / "config.yaml"), ["train.resume=true", override])
-        with pytest.raises(ConfigError, match=rf"{key}.*the run began with .*would be ignored"):
+        with pytest.raises(ConfigError, match=rf"^{override} \(the run began with {old}\): .* this would be ignored"):
             train(config)
+
+    def test_another_pretrained_tower(self, scenes: Path, tmp_path: Path) -> None:
+        """The weights are those of the checkpoint; its folder may be gone."""
+        towers = miniature.save_pretrained_towers(tmp_path, scenes / "train.jsonl")
+        recipe = ["model.text.architecture=null", "model.vision.architecture=null", *towers]
+        overrides = [*miniature.paths(scenes, tmp_path / "run"), *miniature.SCHEDULE, *recipe, "train.steps=2"]
+        train(load_config("demo", overrides))
+        for name in ("bert", "vit"):
+            shutil.rmtree(tmp_path / name)
+        more = ["train.resume=true", "train.steps=3"]
+        other = [*overrides, *more, "model.vision.path=other/vit"]
+        with pytest.raises(ConfigError, match=r"^model\.vision\.path=other/vit \(the run began with .*/vit\)"):
+            train(load_config("demo", other))
+        assert train(load_config("demo", [*overrides, *more])).step == 3
+
+    def test_the_metric_of_the_best_checkpoint(self, copied: Path) -> None:
+        overrides = ["train.resume=true", "train.steps=8", "train.best_metric=retrieval.i2t.median_rank"]
+        with pytest.raises(ConfigError, match=r"^train\.best_metric=retrieval\.i2t\.median_rank .* cannot be compared"):
+            train(load_config(str(copied / "config.yaml"), overrides))
 
     def test_a_rate_can_be_set_on_resume(self, copied: Path) -> None:
         overrides = ["train.resume=true", "train.steps=7", "train.optimiser.lr=1e-5"]

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,35 +222,42 @@ def _explained_saving(target: Path) -> Iterator[None]:
         ) from None
 
 
-def load_weights(folder: Path, model: nn.Module, objective: nn.Module, own_parts: Sequence[str] = ()) -> None:
+def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
     """Read the weights of a checkpoint into a model and an objective of the same architecture.
-
-    Args:
-        own_parts: beginnings of names. Of these, weights that the checkpoint has not, or of another shape, stay as they
-            are.
 
     Raises:
         CheckpointError: the file is damaged, or made by another architecture; the first differences are named.
     """
+    copy_weights(
+        read_weights(folder),
+        named_weights(model, objective),
+        f"{folder}/model.safetensors: holds a model of another architecture than the config asks for",
+        f"Use the config.yaml beside it, or another run.dir.{other_version(folder)}",
+    )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint by name. Raises CheckpointError."""
     path = folder / "model.safetensors"
     try:
         refuse_special(path)
-        saved = load_file(path)
+        weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
-    own = named_weights(model, objective)
-    for name in [name for name in saved.keys() | own.keys() if name.startswith(tuple(own_parts))]:
-        if name not in saved or name not in own or saved[name].shape != own[name].shape:
-            saved.pop(name, None)
-            own.pop(name, None)
+    return weights
+
+
+def copy_weights(saved: dict[str, Tensor], own: dict[str, Tensor], what: str, remedy: str) -> None:
+    """Copy weights into tensors of the same names and shapes.
+
+    Raises:
+        CheckpointError: names or shapes differ; `what`, the first differences, and `remedy`.
+    """
     differences = _differences(saved, own)
     if differences:
         listed = "\n".join(f"  {line}" for line in differences[:5])
         more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise CheckpointError(
-            f"{path}: holds a model of another architecture than the config asks for:\n{listed}{more}\n"
-            f"Use the config.yaml beside it, or another run.dir.{other_version(folder)}"
-        )
+        raise CheckpointError(f"{what}:\n{listed}{more}\n{remedy}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])

@@ -28,7 +28,7 @@ class TrainSettings(Settings):
     start: PathText | None = Field(
         None,
         description="run or checkpoint whose tokenizer and weights a new run begins with, in place of the paths and "
-        "architectures of the model section; a fusion that it does not have begins at random",
+        "architectures of the model section; a fusion or LoRA that it does not have begins as in a new run",
     )
     steps: int = Field(1000, ge=1, description="optimiser steps of the whole run")
     minutes: float | None = Field(

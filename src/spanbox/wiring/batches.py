@@ -16,6 +16,7 @@ from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import Neighbours, load_neighbours, remove_neighbours, save_neighbours
 from spanbox.data.sampler import StepSampler
 from spanbox.engine.trainer import Trainer
+from spanbox.errors import DataError
 from spanbox.progress import Progress
 from spanbox.wiring.building import make_collator, sample_limits
 from spanbox.wiring.mining import check_search, mine
@@ -100,6 +101,12 @@ class TrainingBatches:
                 origin = {"step": mined_at, **self.config.data.mining.model_dump()}
                 save_neighbours(path, neighbours, manifest, origin)
             ranks.wait_for_all()
+        elif not path.is_file():
+            raise DataError(
+                f"{path}: no such file of neighbours, with which the run goes on from step {self.trainer.step}. If "
+                "data.mining.every, train.batch_size or data.subset is another than before, set it back; else copy the "
+                "run again, or start a new one"
+            )
         return load_neighbours(path, manifest, len(self.dataset))
 
     def _mine(self) -> Neighbours:

@@ -18,26 +18,32 @@ from spanbox.errors import ConfigError, DataError
 from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.models.pretrained import model_folder
+from spanbox.models.pretrained import Part, model_folder
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.structures import Batch
 
 LARGEST_VOCABULARY = 1_000_000
+PARTS: tuple[Part, ...] = ("text", "vision")
 EXAMPLE_SPAN_TOKENS = 8  # tokens of a typical name
 
 
 def build_model(settings: ModelSettings, pad_token_id: int | None = None) -> DualEncoder:
     """A dual encoder with the weights of the towers' folders; other weights are random, from torch's generator."""
-    architecture = settings.text.architecture
-    if architecture is not None and pad_token_id is not None:
-        # The tokenizer was trained for this tower, so its padding id applies.
-        fitted = {**architecture, "pad_token_id": pad_token_id}
-        settings = settings.model_copy(update={"text": settings.text.model_copy(update={"architecture": fitted})})
+    settings = fitted_to(pad_token_id, settings)
     text = build_text_tower(settings.text, pad_token_id=pad_token_id)
     vision = build_vision_tower(settings.vision)
     folder = model_folder(settings.vision.path, "vision") if settings.vision.path else None
     preprocessing = Preprocessing.from_model_folder(folder, vision.image_size)
     return DualEncoder(text, vision, preprocessing, settings)
+
+
+def fitted_to(pad_token_id: int | None, settings: ModelSettings) -> ModelSettings:
+    """The settings with the padding id of the tokenizer, which was trained for a text tower with random weights."""
+    architecture = settings.text.architecture
+    if architecture is None or pad_token_id is None:
+        return settings
+    fitted = settings.text.model_copy(update={"architecture": {**architecture, "pad_token_id": pad_token_id}})
+    return settings.model_copy(update={"text": fitted})
 
 
 def build_objective(config: RunConfig) -> Objective:

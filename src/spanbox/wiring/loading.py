@@ -19,7 +19,7 @@ from spanbox.models.export import ImageProcessorFiles, make_exportable
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
-from spanbox.wiring.building import build_objective
+from spanbox.wiring.building import PARTS, build_objective, fitted_to
 
 TYPES = "types"  # key of `architecture.json` that a GMNER model has, and no other
 
@@ -63,20 +63,35 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
     return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
 
 
-def open_encoder(folder: Path, config: RunConfig | None = None) -> tuple[DualEncoder, Any, RunConfig]:
+def open_encoder(
+    folder: Path, config: RunConfig | None = None, *, goes_on: bool = False
+) -> tuple[DualEncoder, Any, RunConfig]:
     """The dual encoder of a checkpoint folder without its weights, the tokenizer, and the config.
 
     Args:
-        config: settings of the towers, such as what of them is frozen; None: those of the run. Their architectures are
-            those of the checkpoint in any case.
+        config: settings of the towers, such as what of them is frozen, and the image size; None: those of the run.
+            Architectures are those of the checkpoint.
+        goes_on: the run of the checkpoint goes on with `config`, whose own architectures count where it has some.
     """
     architecture = read_architecture(folder)
-    config = config or load_config(str(_there(folder / "config.yaml")))
-    settings = config.model.model_copy(update=_towers(config, architecture, folder))
+    given, config = config, config or load_config(str(_there(folder / "config.yaml")))
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    preprocessing = _preprocessing(folder / "preprocessing.json")
+    settings = config.model.model_copy(update=_towers(config, architecture, folder))
+    if goes_on and config.train.start is None:
+        own = fitted_to(tokenizer.pad_token_id, config.model)
+        with_architecture = [part for part in PARTS if getattr(own, part).architecture is not None]
+        settings = settings.model_copy(update={str(part): getattr(own, part) for part in with_architecture})
     text = build_text_tower(settings.text, pad_token_id=tokenizer.pad_token_id)
     vision = build_vision_tower(settings.vision)
-    preprocessing = _preprocessing(folder / "preprocessing.json", vision.image_size)
+    asked = given is not None and given.model.vision.image_size is not None
+    if preprocessing.image_size != vision.image_size and not asked:
+        remedy = "" if given is None else f"; set model.vision.image_size={preprocessing.image_size}"
+        raise CheckpointError(
+            f"{folder}/preprocessing.json: image_size is {preprocessing.image_size}, but the vision tower takes "
+            f"{vision.image_size} pixels{remedy}"
+        )
+    preprocessing = preprocessing.model_copy(update={"image_size": vision.image_size})
     return DualEncoder(text, vision, preprocessing, settings), tokenizer, config
 
 
@@ -109,8 +124,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _towers(config: RunConfig, architecture: dict[str, Any], folder: Path) -> dict[str, TowerSettings]:
     """The settings of both towers with the architectures of a checkpoint in place of paths."""
-    towers = {}
-    for part in ("text", "vision"):
+    towers: dict[str, TowerSettings] = {}
+    for part in PARTS:
         given = architecture.get(part)
         if not isinstance(given, dict) or not isinstance(given.get("model_type"), str):
             raise CheckpointError(f"{folder}/architecture.json: {part} has no model_type; copy the checkpoint again")
@@ -119,16 +134,11 @@ def _towers(config: RunConfig, architecture: dict[str, Any], folder: Path) -> di
     return towers
 
 
-def _preprocessing(path: Path, image_size: int) -> Preprocessing:
+def _preprocessing(path: Path) -> Preprocessing:
     try:
-        preprocessing = Preprocessing.model_validate(_read_object(path))
+        return Preprocessing.model_validate(_read_object(path))
     except ValidationError as error:
         found = error.errors()[0]
         raise CheckpointError(
             f"{path}: {'.'.join(map(str, found['loc']))}: {found['msg']}{other_version(path.parent)}"
         ) from None
-    if preprocessing.image_size != image_size:
-        raise CheckpointError(
-            f"{path}: image_size is {preprocessing.image_size}, but the vision tower takes {image_size} pixels"
-        )
-    return preprocessing

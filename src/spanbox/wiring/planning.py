@@ -1,22 +1,17 @@
 """Memory plan of a config, for `spanbox plan`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from spanbox.config import RunConfig
-from spanbox.engine.checkpoint import find_checkpoint
 from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.memory import StepMemory, measure_step, memory_budget
 from spanbox.engine.task import encode_in, parameters
-from spanbox.models.pretrained import Part
 from spanbox.models.trainable import checkpoint_gradients
 from spanbox.tasks.pretraining import Pretraining
-from spanbox.wiring.building import build_model, build_objective, example_batches
-from spanbox.wiring.loading import open_encoder
-
-PARTS: tuple[Part, ...] = ("text", "vision")
+from spanbox.wiring.beginning import new_model
+from spanbox.wiring.building import PARTS, build_objective, example_batches
 
 
 @dataclass(frozen=True)
@@ -42,10 +37,10 @@ def plan(config: RunConfig) -> Plan:
     """Measure the memory of a training step. Loads the towers but no data; takes seconds."""
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    start = config.train.start
-    model = open_encoder(find_checkpoint(Path(start)), config)[0] if start else build_model(config.model)
+    objective = build_objective(config)
+    model, _ = new_model(config, objective)
     model.to(device).train()
-    objective = build_objective(config).to(device)
+    objective.to(device)
     task = Pretraining(model, objective)
     encode = encode_in(task, device, precision)
     example = example_batches(config, model)

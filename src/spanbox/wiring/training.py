@@ -10,15 +10,7 @@ import torch
 
 from spanbox.config import RunConfig, dump_config, load_config, without_actions
 from spanbox.data.manifest import Manifest
-from spanbox.data.tokenizer import load_tokenizer
-from spanbox.engine.checkpoint import (
-    CheckpointFiles,
-    CheckpointStore,
-    find_checkpoint,
-    last_checkpoint,
-    load_trainer_state,
-    load_weights,
-)
+from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, last_checkpoint, load_trainer_state
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import write_environment
 from spanbox.engine.run_folder import prepare_run_folder, refuse_earlier_run, settle_replaced
@@ -27,20 +19,14 @@ from spanbox.engine.trainer import Trainer
 from spanbox.engine.versions import other_version
 from spanbox.errors import CheckpointError, ConfigError
 from spanbox.files import write_text
-from spanbox.losses.objective import Objective
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.tasks.pretraining import Pretraining
 from spanbox.wiring.batches import TrainingBatches
-from spanbox.wiring.building import (
-    build_model,
-    build_objective,
-    example_batches,
-    make_tokenizer,
-    open_manifest,
-)
+from spanbox.wiring.beginning import model_of_checkpoint, new_model
+from spanbox.wiring.building import build_objective, example_batches, open_manifest
 from spanbox.wiring.evaluating import make_validation
-from spanbox.wiring.loading import open_encoder, read_architecture
+from spanbox.wiring.loading import read_architecture
 from spanbox.wiring.state_caches import make_state_caches
 
 
@@ -78,17 +64,11 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     torch.manual_seed(config.seed)
     objective = build_objective(config)
     if resume_from:
-        check_fusion(config, resume_from)
-        tokenizer = load_tokenizer(str(resume_from / "tokenizer"))
-        model = build_model(config.model, tokenizer.pad_token_id)
-        load_weights(resume_from, model, objective)
-        check_learned_values(config, resume_from)
-    elif config.train.start:
-        model, tokenizer = _start_from(find_checkpoint(Path(config.train.start)), config, objective)
-        config = config.model_copy(update={"model": model.settings})
+        model, tokenizer = model_of_checkpoint(resume_from, config, objective)
     else:
-        tokenizer = make_tokenizer(config, manifest)
-        model = build_model(config.model, tokenizer.pad_token_id)
+        model, tokenizer = new_model(config, objective, manifest)
+    if config.train.start:
+        config = config.model_copy(update={"model": model.settings})
     check_max_tokens(config, model)
     check_vocabulary(tokenizer, model)
     config_yaml = dump_config(without_actions(config))
@@ -111,13 +91,6 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     )
 
 
-def _start_from(checkpoint: Path, config: RunConfig, objective: Objective) -> tuple[DualEncoder, Any]:
-    """The model of a new run that begins with the weights of another, and its tokenizer."""
-    model, tokenizer, _ = open_encoder(checkpoint, config)
-    load_weights(checkpoint, model, objective, own_parts=("model.fusion.", "objective."))
-    return model, tokenizer
-
-
 def run_trainer(
     trainer: Trainer,
     config: RunConfig,
@@ -137,6 +110,7 @@ def run_trainer(
             trainer.restore(load_trainer_state(resume_from))
         except CheckpointError as error:
             raise CheckpointError(f"{error}{other_version(resume_from)}") from None
+        check_best_metric(trainer, load_config(str(resume_from / "config.yaml")))
     progress = progress_of_training(trainer)
     batches = make_batches(progress)
     try:
@@ -179,46 +153,13 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
     return found.resolve()
 
 
-def check_learned_values(config: RunConfig, checkpoint: Path) -> None:
-    """Refuse start values of learned numbers that differ from those of the checkpoint, where they have no effect.
-
-    Raises:
-        ConfigError: names the keys.
-    """
-    losses_before = load_config(str(checkpoint / "config.yaml")).loss
-    before = losses_before.levels()
-    changed = []
-    for name, level in config.loss.levels().items():
-        learned = {
-            "temperature": level.temperature_schedule == "learnable",
-            "bias": level.bias is not None,
-            "weight": level.weight_schedule == "uncertainty",
-        }
-        for key in (key for key, is_learned in learned.items() if is_learned and name in before):
-            old, new = getattr(before[name], key), getattr(level, key)
-            if old != new:
-                changed.append(f"loss.{name}.{key}={new} (the run began with {old})")
-    old, new = losses_before.fusion.temperature, config.loss.fusion.temperature
-    if config.model.fusion.used and old != new:
-        changed.append(f"loss.fusion.temperature={new} (the run began with {old})")
-    if changed:
+def check_best_metric(trainer: Trainer, before: RunConfig) -> None:
+    """Raises ConfigError if the best checkpoint so far was chosen by another metric than the coming ones will be."""
+    old, new = before.train.best_metric, trainer.settings.best_metric
+    if trainer.best is not None and old != new:
         raise ConfigError(
-            f"{', '.join(changed)}: learned during training, so the checkpoint's value counts and this one would be "
-            "ignored; leave it out, or start a new run"
-        )
-
-
-def check_fusion(config: RunConfig, checkpoint: Path) -> None:
-    """Refuse to resume with another kind of fusion than the checkpoint was trained with.
-
-    Raises:
-        ConfigError: names both.
-    """
-    before = load_config(str(checkpoint / "config.yaml")).model.fusion
-    if before.kind != config.model.fusion.kind:
-        raise ConfigError(
-            f"model.fusion.kind: {config.model.fusion.kind}, but {checkpoint} was trained with {before.kind} and has "
-            f"its weights; set it to {before.kind}, or start a new run"
+            f"train.best_metric={new} (the run began with {old}): the best checkpoint so far was chosen by that one, "
+            "and values of two metrics cannot be compared; leave it out, or start a new run"
         )
 
 

@@ -1,0 +1,129 @@
+"""The model that a run begins with: a new one, that of another run (`train.start`), or that of its own checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spanbox.config import RunConfig, load_config
+from spanbox.data.manifest import Manifest
+from spanbox.engine.checkpoint import copy_weights, find_checkpoint, load_weights, named_weights, read_weights
+from spanbox.engine.versions import other_version
+from spanbox.errors import CheckpointError, ConfigError
+from spanbox.losses.objective import Objective
+from spanbox.losses.settings import LossSettings
+from spanbox.models.dual_encoder import DualEncoder
+from spanbox.wiring.building import PARTS, build_model, make_tokenizer
+from spanbox.wiring.loading import TYPES, open_encoder, read_architecture
+
+PARAMETERS = {"temperature": "{}_log_scale", "bias": "biases.{}", "weight": "log_variances.{}"}
+"""Names in the objective of what a level learns, by the key of its initial value."""
+
+FUSED = ("fusion.log_scale", "fusion.parts_log_scale")
+"""Those of the temperatures of fused scores."""
+
+
+def new_model(config: RunConfig, objective: Objective, manifest: Manifest | None = None) -> tuple[DualEncoder, Any]:
+    """The model of a new run, and its tokenizer.
+
+    Args:
+        objective: gets what the run of `train.start` has learned beside its model.
+        manifest: its texts are those that a tokenizer is trained on, for a text tower with random weights; None: no
+            tokenizer is needed.
+
+    Raises:
+        SpanboxError: of the config, or of the run of `train.start`.
+    """
+    if config.train.start is not None:
+        return _model_of_another_run(find_checkpoint(Path(config.train.start)), config, objective)
+    tokenizer = None if manifest is None else make_tokenizer(config, manifest)
+    return build_model(config.model, None if tokenizer is None else tokenizer.pad_token_id), tokenizer
+
+
+def model_of_checkpoint(checkpoint: Path, config: RunConfig, objective: Objective) -> tuple[DualEncoder, Any]:
+    """The model of a run that goes on, and its tokenizer.
+
+    Raises:
+        ConfigError: `config` changes what has an effect at the beginning alone.
+        CheckpointError: the checkpoint is damaged, or of another architecture than the config asks for.
+    """
+    check_changes(config, load_config(str(checkpoint / "config.yaml")), checkpoint)
+    model, tokenizer, _ = open_encoder(checkpoint, config, goes_on=True)
+    load_weights(checkpoint, model, objective)
+    return model, tokenizer
+
+
+def check_changes(config: RunConfig, before: RunConfig, checkpoint: Path) -> None:
+    """Refuse settings of a run that goes on where they differ from those that it began with and would be ignored.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if before.model.fusion.kind != config.model.fusion.kind:
+        raise ConfigError(
+            f"model.fusion.kind: {config.model.fusion.kind}, but {checkpoint} was trained with "
+            f"{before.model.fusion.kind} and has its weights; set it to {before.model.fusion.kind}, or start a new run"
+        )
+    values: dict[str, tuple[Any, Any]] = {"train.start": (before.train.start, config.train.start)}
+    if config.train.start is None:
+        for part in PARTS:
+            values[f"model.{part}.path"] = getattr(before.model, part).path, getattr(config.model, part).path
+    levels = before.loss.levels()
+    for name, level in config.loss.levels().items():
+        known = levels[name].model_dump() if name in levels else level.learned
+        values |= {f"loss.{name}.{key}": (known[key], value) for key, value in level.learned.items()}
+    if config.model.fusion.used:
+        values["loss.fusion.temperature"] = before.loss.fusion.temperature, config.loss.fusion.temperature
+    changed = [
+        f"{key}={new} (the run began with {old})"
+        for key, (old, new) in values.items()
+        if new is not None and new != old
+    ]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: a run that goes on has the weights and learned values of its checkpoint, so this "
+            "would be ignored; leave it out, or start a new run"
+        )
+
+
+def _model_of_another_run(checkpoint: Path, config: RunConfig, objective: Objective) -> tuple[DualEncoder, Any]:
+    """The model of `train.start`, and its tokenizer.
+
+    A fusion that it does not have and updates of LoRA begin as in a new run. So do temperature, bias and weight of a
+    level, where its loss or their initial value is another than in that run.
+    """
+    if TYPES in read_architecture(checkpoint):
+        raise CheckpointError(f"train.start: {checkpoint} is a GMNER model; give the pretrained run that it began with")
+    model, tokenizer, _ = open_encoder(checkpoint, config)
+    own = named_weights(model, objective)
+    saved = _named_as_with_lora(read_weights(checkpoint), own)
+    new = {f"objective.{name}" for name in _set_by(config.loss, load_config(str(checkpoint / "config.yaml")).loss)}
+    for name in own.keys() | saved.keys():
+        differs = name not in saved or name not in own or saved[name].shape != own[name].shape
+        optional = name.startswith(("model.fusion.", "objective.")) or (".lora_" in name and name not in saved)
+        if name in new or (optional and differs):
+            own.pop(name, None)
+            saved.pop(name, None)
+    what = f"train.start: {checkpoint} holds a model of another architecture than the config asks for"
+    remedy = f"Set model.dim, projections, pools and lora as in {checkpoint}/config.yaml.{other_version(checkpoint)}"
+    copy_weights(saved, own, what, remedy)
+    return model, tokenizer
+
+
+def _set_by(loss: LossSettings, before: LossSettings) -> set[str]:
+    """Names in the objective of numbers that a new run sets by its config, since they were not learned from there."""
+    names = set(FUSED) if loss.fusion.temperature != before.fusion.temperature else set()
+    levels_before = before.levels()
+    for name, level in loss.levels().items():
+        old = levels_before.get(name)
+        learned_before = old.learned if old is not None and old.loss == level.loss else {}
+        for key, parameter in PARAMETERS.items():
+            if key not in level.learned or learned_before.get(key) != level.learned[key]:
+                names.add(parameter.format(name))
+    return names
+
+
+def _named_as_with_lora(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of layers without LoRA, under the names that they have in a model with it."""
+    renamed = {name.replace(".base_layer.", "."): name for name in own if ".base_layer." in name}
+    return {name if name in own else renamed.get(name, name): tensor for name, tensor in saved.items()}
