@@ -79,6 +79,24 @@ def check_writable_folder(folder: Path) -> None:
             file.flush()
 
 
+@contextmanager
+def removing_new_folders(folder: Path) -> Iterator[None]:
+    """Context for work that makes `folder`: when it fails, what it made of the folder and its parents is removed again.
+
+    Only empty folders are removed.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            try:
+                path.rmdir()
+            except OSError:  # never made, or not empty
+                break
+        raise
+
+
 def remove_entry(path: Path) -> None:
     """Remove a file, a link or a folder with all it holds; nothing where there is none."""
     if path.is_dir() and not path.is_symlink():

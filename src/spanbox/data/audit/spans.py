@@ -135,7 +135,7 @@ def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
         start, end, text = entity.start, entity.end, record.text
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             continue
-        if _cuts_word(text, start) or _cuts_word(text, end):
+        if cuts_word(text, start) or cuts_word(text, end):
             excerpt = text[max(0, start - 12) : end + 12]
             yield "span cuts a word", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r} in {excerpt!r}"
         if text[start].isspace() or text[end - 1].isspace():
@@ -156,7 +156,7 @@ def is_wrong(text: str, span: Span, identity: str = "") -> bool:
         return text[start:end] != identity
     if any(_is_separator(text[place]) for place in (start, end - 1)):
         return True
-    return _cuts_word(text, start) or _cuts_word(text, end)
+    return cuts_word(text, start) or cuts_word(text, end)
 
 
 @cache
@@ -164,7 +164,8 @@ def _is_separator(character: str) -> bool:
     return character.isspace() or character in _SEPARATORS
 
 
-def _cuts_word(text: str, place: int) -> bool:
+def cuts_word(text: str, place: int) -> bool:
+    """Whether a place is inside a word, in scripts that separate words by spaces."""
     return 0 < place < len(text) and _in_word(text[place - 1]) and _in_word(text[place])
 
 

@@ -3,11 +3,12 @@
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from spanbox.data.importers.driver import Images, Pairs, Source, read_json
-from spanbox.data.importers.fields import FieldReader, FieldSpec, get_field, read_spec
+from spanbox.data.importers.fields import FieldReader, FieldSpec, get_field, read_spec, split_name
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
 from spanbox.errors import DataError
 
@@ -45,7 +46,12 @@ def table(source: Source) -> Pairs:
     if not source.root.is_file():
         raise DataError(f"{source.root}: no such file; expected a CSV or TSV file with a header")
     images = Images(source, _beside(source.root, source, "images"))
-    columns = {name: column for name in ("id", "image", "text", "group", "lang") if (column := getattr(spec, name))}
+    if spec.entities or spec.objects or spec.records:
+        raise DataError(
+            f"{source.spec}: a table has no lists of entities, objects or records; give JSON, see docs/data.md"
+        )
+    names = ("id", "image", "text", "group", "lang", "split")
+    columns = {name: column for name in names if (column := getattr(spec, name))}
     delimiter = "\t" if source.root.suffix.casefold() in (".tsv", ".tab") else ","
     yield from _table(source.root, source, images, delimiter, columns)
 
@@ -81,7 +87,7 @@ def _json_records(path: Path, spec: FieldSpec) -> Iterator[tuple[int, object]]:
 
 def _table(path: Path, source: Source, images: Images, delimiter: str, columns: dict[str, str]) -> Pairs:
     csv.field_size_limit(MAX_FIELD)
-    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+    with _utf8_text(path, newline="") as file:
         reader = csv.DictReader(_bounded_lines(file), delimiter=delimiter)
         try:
             missing = [column for column in columns.values() if column not in (reader.fieldnames or ())]
@@ -92,10 +98,13 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
                 if not values["image"] or not values["text"]:
                     source.note("all", "wrong line", f"{path.name}:{reader.line_num}", "without an image or a text")
                     continue
-                image = images.path("all", values["image"].strip())
                 given = {name: (value or "").strip() for name, value in values.items()}
-                group, lang = given.get("group", ""), given.get("lang", "")
-                yield "all", Record(given.get("id") or str(number), image, given["text"], group, lang)
+                split = split_name(given.get("split"))
+                if "\n" in given["text"]:  # mostly a quotation mark without its other half, which takes lines with it
+                    lines = f"to line {reader.line_num}: {given['text'][:60]!r}"
+                    source.note(split, "text over several lines", f"{path.name}, row {number}", lines)
+                image, group, lang = images.path(split, given["image"]), given.get("group", ""), given.get("lang", "")
+                yield split, Record(given.get("id") or str(number), image, given["text"], group, lang)
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: cannot be read ({error})") from None
 
@@ -108,12 +117,25 @@ def _bounded_lines(file: TextIO) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    with _utf8_text(path) as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES):
             number += 1
             if line.strip():
                 yield number, line.rstrip("\r\n")
+
+
+@contextmanager
+def _utf8_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """A text file that is open for reading. Raises DataError where it is not UTF-8."""
+    with path.open(encoding="utf-8-sig", newline=newline) as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            place = error.object[max(0, error.start - 20) : error.start + 20]
+            raise DataError(
+                f"{path}: is not UTF-8, at {place!r}; save it as UTF-8, as by iconv -f gb18030 -t utf-8 FILE"
+            ) from None
 
 
 def _first_line(path: Path) -> str:

@@ -77,9 +77,20 @@ def coco(source: Source) -> Pairs:
     found = [path for folder in ("", "annotations") for path in sorted((source.root / folder).glob("captions_*.json"))]
     if not found:
         raise DataError(f"{source.root}: has no captions_SPLIT.json, here or in annotations/")
+    first: dict[str, Path] = {}
     for path in found:
-        split = path.name.removeprefix("captions_").removesuffix(".json")
-        yield from _split(source, path, split)
+        split = _plain(_split_of(path))
+        if first.setdefault(split, path) != path:  # 2014 and 2017 have the same images, some in other splits
+            raise DataError(
+                f"{source.root}: {first[split].name} and {path.name} are both {split}; copy those to import into a "
+                "folder of their own"
+            )
+    for path in found:
+        yield from _split(source, path, _split_of(path))
+
+
+def _split_of(path: Path) -> str:
+    return path.name.removeprefix("captions_").removesuffix(".json")
 
 
 def _split(source: Source, path: Path, split: str) -> Pairs:

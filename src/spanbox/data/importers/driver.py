@@ -27,8 +27,8 @@ from spanbox.data.manifest import (
     find_faults,
     is_inverted,
 )
-from spanbox.errors import DataError
-from spanbox.files import check_writable_file, check_writable_folder, replacing
+from spanbox.errors import DataError, OutputError
+from spanbox.files import check_writable_file, check_writable_folder, removing_new_folders, replacing
 
 LISTED = 1000  # oddities of each kind that are listed by name; all are counted
 MAX_JSON_BYTES = 4 * 1024**3
@@ -88,8 +88,13 @@ def run_import(name: str, importer: Importer, source: Source, on_progress: OnPro
 
     Raises:
         DataError: a file of the source is missing or cannot be read.
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or would replace the source.
     """
+    with removing_new_folders(source.out):
+        return _run(name, importer, source, on_progress)
+
+
+def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress | None) -> ImportSummary:
     check_writable_folder(source.out)
     check_writable_file(source.out / "import.json", ".json")
     counts: dict[str, Counter[str]] = {}
@@ -100,6 +105,8 @@ def run_import(name: str, importer: Importer, source: Source, on_progress: OnPro
             for split, record in importer(source):
                 if split not in files:
                     path = source.out / f"{split}.jsonl"
+                    if path.resolve() == source.root.resolve():
+                        raise OutputError(f"{path}: is the source, which is not changed; name another folder")
                     check_writable_file(path, ".jsonl")
                     files[split] = stack.enter_context(replacing(path)), UniqueIds()
                     counts[split] = Counter()

@@ -4,6 +4,7 @@ Objects are those of JSON; of Parquet and Arrow they may also hold the bytes of 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from spanbox.data.audit.conventions import FORMATS
+from spanbox.data.audit.spans import cuts_word
 from spanbox.data.images import image_size
 from spanbox.data.importers.driver import Images, Pairs, Source, clipped
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record
@@ -107,8 +109,7 @@ class FieldReader:
             split: where the spec names none.
         """
         if self._spec.split:
-            given = str(get_field(content, self._spec.split) or "all")
-            split = given if given.isidentifier() else "all"
+            split = split_name(get_field(content, self._spec.split))
         try:
             yield from ((split, record) for record in self._records(content, number, split))
         except (_Unusable, DataError) as error:
@@ -128,9 +129,10 @@ class FieldReader:
 
         objects = self._objects(content, box)
         group, lang = (str(get_field(content, name) or "") if name else "" for name in (spec.group, spec.lang))
+        entities = self._entities(content, texts, box)
         return [
-            Record(one, image, text, group, lang, self._entities(content, text, box), objects)
-            for one, text in zip(ids, texts, strict=True)
+            Record(one, image, text, group, lang, found, objects)
+            for one, text, found in zip(ids, texts, entities, strict=True)
         ]
 
     def _image(self, value: object, split: str) -> str:
@@ -159,9 +161,21 @@ class FieldReader:
                 raise
             return None
 
-    def _entities(self, content: object, text: str, box: Callable[[object], Box | None]) -> tuple[Entity, ...]:
+    def _entities(
+        self, content: object, texts: list[str], box: Callable[[object], Box | None]
+    ) -> list[tuple[Entity, ...]]:
+        """The entities of each text. Those that are named by their text may be in some of several texts only."""
         fields = self._spec.entities
-        return tuple(_entity(entry, fields, text, box) for entry in _list(content, fields.list)) if fields else ()
+        found: list[list[Entity]] = [[] for _ in texts]
+        for entry in _list(content, fields.list) if fields else ():
+            assert fields is not None
+            boxes = _boxes(entry, fields, box)
+            kind = str(get_field(entry, fields.type) or "") if fields.type else ""
+            places = _places(entry, fields, texts, [[(e.start, e.end) for e in own] for own in found])
+            for own, place in zip(found, places, strict=True):
+                if place is not None:
+                    own.append(Entity(*place, kind, boxes=boxes))
+        return [tuple(own) for own in found]
 
     def _objects(self, content: object, box: Callable[[object], Box | None]) -> tuple[ObjectBox, ...]:
         fields = self._spec.objects
@@ -195,22 +209,42 @@ class FieldReader:
         return box
 
 
-def _entity(entry: object, fields: EntityFields, text: str, box: Callable[[object], Box | None]) -> Entity:
+def _boxes(entry: object, fields: EntityFields, box: Callable[[object], Box | None]) -> tuple[Box, ...]:
     given = get_field(entry, fields.boxes) if fields.boxes else []
     if isinstance(given, list) and given and not isinstance(given[0], list):
         given = [given]
-    boxes = tuple(found for values in (given if isinstance(given, list) else []) if (found := box(values)))
-    kind = str(get_field(entry, fields.type) or "") if fields.type else ""
+    return tuple(found for values in (given if isinstance(given, list) else []) if (found := box(values)))
+
+
+def _places(
+    entry: object, fields: EntityFields, texts: list[str], taken: list[list[tuple[int, int]]]
+) -> list[tuple[int, int] | None]:
+    """The place of an entity in each text; None where a text does not name it."""
     if fields.text:
         name = _text(entry, fields.text)
-        start = text.find(name)
-        if start < 0 or not name:
+        places = [_find(text, name, own) for text, own in zip(texts, taken, strict=True)]
+        if not any(places):
             raise _Unusable(f"the text has no {name!r}")
-        return Entity(start, start + len(name), kind, boxes=boxes)
+        return places
     first, last = (get_field(entry, name) if name else None for name in (fields.start, fields.end))
     if not isinstance(first, int) or not isinstance(last, int):
         raise _Unusable(f"an entity without whole numbers as start and end: {first!r}, {last!r}")
-    return Entity(first, last, kind, boxes=boxes)
+    if len(texts) > 1:
+        raise _Unusable(f"an entity at [{first}, {last}) of one of {len(texts)} texts: unknown of which")
+    return [(first, last)]
+
+
+def _find(text: str, name: str, taken: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first place of a name that cuts no word and is not that of another entity; else the first place."""
+    places = [match.span() for match in re.finditer(re.escape(name), text)] if name else []
+    whole = [place for place in places if not any(cuts_word(text, edge) for edge in place)]
+    return next((place for place in (*whole, *places) if place not in taken), next(iter(places), None))
+
+
+def split_name(given: object) -> str:
+    """The name of a split, which becomes that of a file; `all` for what cannot be one."""
+    name = str(given or "all")
+    return name if name.isidentifier() else "all"
 
 
 def get_field(content: object, name: str | None) -> Any:

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spanbox.data.importers import check_id, is_file
+from spanbox.data.importers import check_id, is_file, read_file
 from spanbox.data.importers.driver import Images, Pairs, Source, clipped
 from spanbox.data.importers.voc import parse_xml
 from spanbox.data.manifest import Box, Entity, Record
 from spanbox.errors import DataError
 
 MAX_BYTES = 1024 * 1024  # of the sentences of an image
+MAX_LIST_BYTES = 64 * 1024 * 1024  # of a list of images
 PHRASE = re.compile(r"\[/EN#(\d+)/(\S+)\s+")
 NOT_VISUAL = "0"
 SPLITS = {
@@ -51,12 +52,12 @@ def _records(
 ) -> Iterator[Record]:
     boxes, scenes = _boxes(source, split, image_id, annotations / f"{image_id}.xml")
     image = images.path(split, f"{image_id}.jpg")
-    content = path.read_bytes()
-    if len(content) > MAX_BYTES:
-        raise DataError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, the most that is read of such a file")
-    for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines()):
+    content = read_file(path, MAX_BYTES).decode("utf-8-sig", errors="replace")
+    for number, line in enumerate(content.split("\n")):  # not splitlines(): U+2028 may be within a caption
         if not line.strip():
             continue
+        if "\ufffd" in line:
+            source.note(split, "caption that is not UTF-8", image_id, f"caption {number}: {line[:80]}")
         if (image_id, number + 1) in unrelated:  # counted from 1
             source.note(split, "caption without a relation to its image", image_id, f"caption {number}, left out")
             continue
@@ -159,7 +160,7 @@ def _splits(source: Source, sentences: Path) -> Iterator[tuple[str, list[str]]]:
         path = next((source.root / name for name in names if is_file(source.root / name)), None)
         if path is not None:
             found = True
-            yield split, path.read_text(encoding="utf-8", errors="replace").split()
+            yield split, _text(path).split()
     if not found:
         ids = sorted(path.stem for path in sentences.glob("*.txt") if path.stem.isdigit())
         if not ids:
@@ -173,5 +174,9 @@ def _unrelated(source: Source) -> set[tuple[str, int]]:
     path = source.root / "UNRELATED_CAPTIONS"
     if not is_file(path):
         return set()
-    lines = (line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    lines = (line.split() for line in _text(path).splitlines())
     return {(parts[0], int(parts[1])) for parts in lines if len(parts) == 2 and parts[1].isdigit()}
+
+
+def _text(path: Path) -> str:
+    return read_file(path, MAX_LIST_BYTES).decode("utf-8-sig", errors="replace")
