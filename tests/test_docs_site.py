@@ -1,5 +1,6 @@
 """The documentation as a site is built without a warning: no broken link, no parameter that is not there."""
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -29,3 +30,4 @@ def test_the_site(tmp_path: Path) -> None:
         text = page.read_text(encoding="utf-8")
         assert 'src="http' not in text, page.name  # nothing is loaded from elsewhere
         assert 'rel="stylesheet" href="http' not in text, page.name
+        assert not re.search(r"<p><code>(bash|json|python|yaml)\n", text), page.name  # a fence that is not a block

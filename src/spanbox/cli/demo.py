@@ -1,4 +1,4 @@
-"""`spanbox demo`: draw scenes, learn from them, look at what was learned."""
+"""`spanbox demo`: draw scenes, train on them, evaluate and report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from spanbox.cli.show import print_metrics
 from spanbox.terminal import make_console
 
 HELD_OUT = 500
-# The best rate for sentences alone, as benchmarks/plans/compare-demo-rates.yaml found it on the validation set.
+# The best rate for the coarse level alone, as benchmarks/plans/compare-demo-rates.yaml found it on the validation set.
 BASELINE_LR = 1e-3
 HEADLINES = {
     "retrieval.i2t.r1": "image to sentence, R@1",
@@ -25,7 +25,7 @@ HEADLINES = {
 def demo(
     folder: Annotated[Path, typer.Option("--dir", help="folder for data and runs")] = Path("runs"),
     compare: Annotated[
-        bool, typer.Option("--compare", help="also train on sentences alone, at their own best rate, and print both")
+        bool, typer.Option("--compare", help="also train the coarse level alone, at its own best rate, and print both")
     ] = False,
     lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh")] = "en",
     n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 32_000,
@@ -75,7 +75,7 @@ def _train_and_evaluate(run: Path, data: Path, overrides: list[str]) -> dict[str
 
 def _print_side_by_side(both: dict[str, float], coarse: dict[str, float]) -> None:
     table = Table(title="on held-out scenes")
-    for heading in ("", "sentences and spans", "sentences alone"):
+    for heading in ("", "coarse and fine", "coarse alone"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, meaning in HEADLINES.items():
         table.add_row(meaning, f"{both[name]:z.3f}", f"{coarse[name]:z.3f}")
