@@ -14,14 +14,14 @@ if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.structures import Incident
 
 
-def print_metrics(metrics: Mapping[str, float], title: str) -> None:
-    """Print the metrics as a table: value, interval, chance, trivial rule, number of queries."""
+def print_metrics(metrics: Mapping[str, float], title: str, details: str = "metrics.json, or the report") -> None:
+    """Print the metrics as a table: value, interval, chance, trivial rule, queries; and where the `details` are."""
     from spanbox.evaluation.evaluate import metrics_table
     from spanbox.metric_names import is_part
 
     make_console().print(metrics_table(metrics, plain(title)))
     if any(map(is_part, metrics)):
-        print("by entity type, box size and number of candidates: metrics.json, or the report")
+        print(f"by entity type, box size and number of candidates: {details}")
 
 
 def print_unknown_words(model: "Model", text: str) -> None:

@@ -43,7 +43,7 @@ def train(
     exit_unless_finished(trained, f"spanbox train {trained.run_dir / 'config.yaml'} --resume")
     print_incident_counts(trained.incidents)
     if trained.best:
-        print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}")
+        print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}", "validation.json in its folder")
     print(f"run folder: {trained.run_dir}")
 
 
