@@ -238,9 +238,8 @@ def _with_wholes(of_parts: Relation, wholes: int, parts: int, negatives: Tensor)
     """`Relation` (q, c) to `wholes` images or sentences, from that (q, c*parts) to their parts."""
 
     def of_wholes(entries: Tensor) -> Tensor:
-        return F.pad(entries.reshape(len(entries), wholes, parts), (0, 1)).amax(
-            dim=2
-        )  # padded, so that there is a part
+        padded = F.pad(entries.reshape(len(entries), wholes, parts), (0, 1))  # so that there is a part
+        return padded.amax(dim=2)
 
     positives, _, weight = of_parts
     strongest_part = None if weight is None else of_wholes(torch.where(positives, weight, 0.0))
