@@ -16,7 +16,7 @@ import miniature
 from spanbox.ablation import AblationPlan, collect, load_plan, markdown, run_plan, write_csv
 from spanbox.cli.main import app
 from spanbox.engine.stopping import StopRequest
-from spanbox.errors import ConfigError, TrainingError
+from spanbox.errors import ConfigError, DataError, TrainingError
 from spanbox.report.reading import AblationRow
 
 METRICS = ("retrieval.i2t.r1", "matching.within_image")
@@ -31,6 +31,13 @@ def plan_of(**fields: Any) -> dict[str, Any]:
 def write_plan(folder: Path, **fields: Any) -> Path:
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(plan_of(**fields)), encoding="utf-8")
+    return path
+
+
+def pairs_of(folder: Path) -> Path:
+    """A manifest without a pair."""
+    path = folder / "pairs.jsonl"
+    path.touch()
     return path
 
 
@@ -172,9 +179,61 @@ class TestRuns:
         config = (tmp_path / "runs" / "base-0" / "config.yaml").read_text(encoding="utf-8")
         assert yaml.safe_load(config)["data"]["subset"] == 9
 
+    @pytest.fixture
+    def commands(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The runs that were started, in place of the processes; each has one figure, or fails with a seed of 7."""
+        started = []
+
+        def run(name: str, commands: Any, output: Path, *, jobs: int) -> None:
+            started.append(name)
+            if name.endswith("seed 7"):
+                raise TrainingError(f"{name}: failed")
+            (output.parent / "metrics.json").write_text('{"retrieval.i2t.r1": 0.5}', encoding="utf-8")
+
+        monkeypatch.setattr("spanbox.ablation.run_commands", run)
+        return started
+
+    @pytest.mark.parametrize(
+        ("seeds", "metrics", "error", "message", "last"),
+        [
+            ([0, 1], ["retrieval.i2t.r@1"], ConfigError, r"no figure 'retrieval\.i2t\.r@1'", "base, seed 0"),
+            ([7, 1], ["retrieval.i2t.r1"], TrainingError, "base, seed 7: failed", "base, seed 7"),
+        ],
+    )
+    def test_after_a_failure_no_further_run_starts(
+        self,
+        seeds: list[int],
+        metrics: list[str],
+        error: type[Exception],
+        message: str,
+        last: str,
+        commands: list[str],
+        tmp_path: Path,
+    ) -> None:
+        data = pairs_of(tmp_path)
+        overrides = [f"data.train={data}", "data.val=null"]
+        plan = load_plan(write_plan(tmp_path, overrides=overrides, test=str(data), seeds=seeds, metrics=metrics))
+        with pytest.raises(error, match=message):
+            run_plan(plan, tmp_path / "runs")
+        assert commands == [last]
+
+    @pytest.mark.parametrize("missing", ["test", "data.train", "data.val"])
+    def test_a_manifest_that_is_missing_costs_no_run(self, missing: str, commands: list[str], tmp_path: Path) -> None:
+        data = pairs_of(tmp_path)
+        given = dict.fromkeys(("test", "data.train", "data.val"), str(data)) | {missing: "nowhere.jsonl"}
+        fields = {"overrides": ["data.val=null"], "test": given.pop("test")}
+        late = [f"{key}={value}" for key, value in given.items()]
+        plan = load_plan(write_plan(tmp_path, variants={"base": [f"data.train={data}"], "late": late}, **fields))
+        with pytest.raises(DataError, match=r"nowhere\.jsonl: no such manifest"):
+            run_plan(plan, tmp_path / "runs")
+        assert commands == []
+
     @pytest.mark.slow
     def test_a_run_that_fails_is_named_with_what_it_printed(self, tmp_path: Path) -> None:
-        plan = load_plan(write_plan(tmp_path, overrides=["data.train=nowhere.jsonl"], seeds=[0], variants={"base": []}))
+        overrides = [f"data.train={pairs_of(tmp_path)}", "data.val=null"]
+        plan = load_plan(
+            write_plan(tmp_path, overrides=overrides, test=str(pairs_of(tmp_path)), seeds=[0], variants={"base": []})
+        )
         with pytest.raises(TrainingError, match=r"base, seed 0: `spanbox train` failed, see .*output\.txt"):
             run_plan(plan, tmp_path / "runs")
-        assert "nowhere.jsonl" in (tmp_path / "runs" / "base-0" / "output.txt").read_text(encoding="utf-8")
+        assert "pairs.jsonl" in (tmp_path / "runs" / "base-0" / "output.txt").read_text(encoding="utf-8")

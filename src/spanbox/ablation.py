@@ -12,13 +12,15 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spanbox.config import list_problems, load_config
+from spanbox.data.manifest import check_manifest_file
 from spanbox.documents import DocumentError, read_json, read_yaml
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.files import explained, write_text
@@ -100,20 +102,44 @@ def load_plan(path: Path) -> AblationPlan:
 def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
     """Train and evaluate the missing runs, `plan.jobs` at a time. Returns the rows of the table.
 
+    After a run that failed, or that has not all figures of the table, no further one starts.
+
     Raises:
-        ConfigError: a run in `out` has other settings, or its figures are damaged.
+        ConfigError: a run in `out` has other settings, or its figures are damaged; a metric is not among its figures.
+        DataError: a manifest does not exist; said before the first run starts.
         OutputError: `out` cannot be written.
         TrainingError: a run failed; its output is in its folder.
     """
     missing = [(variant, seed) for seed in plan.seeds for variant in plan.variants]
     missing = [run for run in missing if not _is_done(plan, out, *run)]
-    done = 0
+    for manifest in _manifests(plan, {variant for variant, _ in missing}):
+        check_manifest_file(manifest)
+    done, failed = 0, Event()
+
+    def run(one: tuple[str, int]) -> tuple[str, str]:
+        name = f"{one[0]}, seed {one[1]}"
+        if failed.is_set():
+            return name, "not started"
+        try:
+            _run(plan, out, *one)
+            return name, _headline(plan, out, *one)
+        except BaseException:
+            failed.set()
+            raise
+
     with Progress("runs", len(missing)) as progress, ThreadPoolExecutor(plan.jobs) as pool:
-        for variant, seed in pool.map(lambda run: _run(plan, out, *run), missing):
+        for name, headline in pool.map(run, missing):
             done += 1
-            progress.update(done, f"{variant}, seed {seed}")
-            progress.note(f"{variant}, seed {seed}: {_headline(plan, out, variant, seed)}")
+            progress.update(done, name)
+            progress.note(f"{name}: {headline}")
     return collect(plan, out)
+
+
+def _manifests(plan: AblationPlan, variants: Collection[str]) -> set[Path]:
+    """Those that the runs of some variants read."""
+    configs = [load_config(plan.recipe, _overrides(plan, name, plan.seeds[0], Path("unused"))) for name in variants]
+    read = {path for config in configs for path in (config.data.train, config.data.val, plan.test)}
+    return {Path(path) for path in read if path is not None}
 
 
 def collect(plan: AblationPlan, out: Path) -> list[AblationRow]:
@@ -183,12 +209,11 @@ def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
     return True
 
 
-def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> tuple[str, int]:
+def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> None:
     commands = _commands(plan, out, variant, seed)
     write_text(_commands_file(out, variant, seed), json.dumps(commands, indent=1))
     output = _run_folder(out, variant, seed) / "output.txt"
     run_commands(f"{variant}, seed {seed}", commands, output, jobs=plan.jobs)
-    return variant, seed
 
 
 def run_commands(name: str, commands: Sequence[Sequence[str]], output: Path, *, jobs: int) -> None:

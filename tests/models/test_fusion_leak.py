@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from batches import batch_of
+from encoders import fused
 from fusion_batches import DIM, KINDS, PATCHES, TOKENS, WIDTH, make_fusion
 from spanbox.intervals import rate_interval
 from spanbox.losses.objective import LossSettings, Objective
@@ -58,14 +59,14 @@ class Careless(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = CrossLayer(WIDTH, WIDTH // 2, 2, 0.0)
+        self.layer = CrossLayer(fused("cross_attention"))
         self.text, self.image = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, features: Features) -> Tensor:
         assert features.tokens is not None
         assert features.patches is not None
-        fused = self.layer(features.tokens, None, features.patches, None).mean(dim=1)
-        text, image = self.text(fused), self.image(features.patches.mean(dim=1))
+        seen = self.layer(features.tokens, None, features.patches, None).mean(dim=1)
+        text, image = self.text(seen), self.image(features.patches.mean(dim=1))
         return F.normalize(text, dim=1) @ F.normalize(image, dim=1).T
 
 

@@ -57,18 +57,14 @@ class Fusion(nn.Module, ABC):
         super().__init__()
         self.settings = settings
         self.patch = patch
-        self.content = settings.width // 2
-        own = settings.width - self.content
-        same_angles = nn.Linear(dim, self.content)
+        width, content = settings.width, settings.content
+        same_angles = nn.Linear(dim, content)
         nn.init.orthogonal_(same_angles.weight)
-        self.content_projection = nn.Sequential(same_angles, nn.LayerNorm(self.content))
-        self.patch_projection = _projection(patch_width, own)
-        width = settings.width
+        self.content_projection = nn.Sequential(same_angles, nn.LayerNorm(content))
+        self.patch_projection = _projection(patch_width, width - content)
         self.context_projection = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
-        self.context = nn.ModuleList(
-            SelfLayer(width, settings.heads, settings.dropout) for _ in range(settings.token_layers)
-        )
-        self.token_projection = nn.Linear(width, own)
+        self.context = nn.ModuleList(SelfLayer(settings) for _ in range(settings.token_layers))
+        self.token_projection = nn.Linear(width, width - content)
 
     def states_of_tokens(self, features: Tensor, mask: Tensor) -> Tensor:
         """States (M, T, F) of texts, 0 on padding.
@@ -149,9 +145,8 @@ class PairFusion(Fusion):
 
     def __init__(self, settings: FusionSettings, patch_width: int, patch: int, dim: int) -> None:
         super().__init__(settings, patch_width, patch, dim)
-        form = settings.kind, settings.layers, settings.width, self.content, settings.heads, settings.dropout
-        self.tokens = Stack(*form)
-        self.regions = Stack(*form)
+        self.tokens = Stack(settings)
+        self.regions = Stack(settings)
         width = settings.width
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.own_projection = nn.Linear(width, width)
@@ -223,9 +218,8 @@ class ConditionedPooling(Fusion):
 
     def __init__(self, settings: FusionSettings, patch_width: int, patch: int, dim: int) -> None:
         super().__init__(settings, patch_width, patch, dim)
-        form = dim, settings.width, settings.heads, settings.dropout
-        self.over_patches = QueryPooling(*form)
-        self.over_tokens = QueryPooling(*form)
+        self.over_patches = QueryPooling(dim, settings)
+        self.over_tokens = QueryPooling(dim, settings)
 
     def scores(
         self, text: Tensor, tokens: Tensor, mask: Tensor, image: Tensor, patches: Tensor, content: Tensor | None = None

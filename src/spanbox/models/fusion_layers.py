@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spanbox.models.fusion_settings import FusionSettings
+
 
 class Seen(NamedTuple):
     """What a layer shows of itself."""
@@ -33,11 +35,12 @@ class Attention(nn.Module):
             it, so that order counts from the first step. One head sees all. Source: Shen et al., DiSAN, 2018.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, *, directed: bool = False) -> None:
+    def __init__(self, settings: FusionSettings, *, directed: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = settings.heads
         self.directed = directed
-        self.dropout = dropout
+        self.dropout = settings.dropout
+        width = settings.width
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -82,13 +85,13 @@ class ContentAttention(nn.Module):
     attends by the cosine of both contents and takes over the states of the memory as they are.
     """
 
-    def __init__(self, width: int, content: int, dropout: float) -> None:
+    def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
-        self.content = content
-        self.dropout = dropout
+        self.content = content = settings.content
+        self.dropout = settings.dropout
         self.query = nn.Linear(content, content, bias=False)
         self.key = nn.Linear(content, content, bias=False)
-        self.value = nn.Linear(width, width)
+        self.value = nn.Linear(settings.width, settings.width)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(START_SHARPNESS)))
         for linear in (self.query, self.key, self.value):
             nn.init.eye_(linear.weight)
@@ -128,12 +131,12 @@ class SelfLayer(nn.Module):
     Source: Vaswani et al., Attention Is All You Need, 2017, section 3.1, the encoder; normalised before each part.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.to_own = Attention(width, heads, dropout, directed=True)
-        self.feed_forward = _feed_forward(width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.norms = _norms(2, settings)
+        self.to_own = Attention(settings, directed=True)
+        self.feed_forward = _feed_forward(settings)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """Arguments as in `Attention.forward`."""
@@ -148,13 +151,13 @@ class CrossLayer(nn.Module):
     Source: Vaswani et al., Attention Is All You Need, 2017, section 3.1, the decoder; normalised before each part.
     """
 
-    def __init__(self, width: int, content: int, heads: int, dropout: float) -> None:
+    def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.to_own = Attention(width, heads, dropout)
-        self.to_memory = ContentAttention(width, content, dropout)
-        self.feed_forward = _feed_forward(width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.norms = _norms(3, settings)
+        self.to_own = Attention(settings)
+        self.to_memory = ContentAttention(settings)
+        self.feed_forward = _feed_forward(settings)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Tensor:
         states = self._after_own(states, own_mask)
@@ -178,13 +181,13 @@ class GatedLayer(nn.Module):
     Source: Arevalo et al., Gated Multimodal Units for Information Fusion, 2017; here of a state and what it attends to.
     """
 
-    def __init__(self, width: int, content: int, heads: int, dropout: float) -> None:
+    def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.to_memory = ContentAttention(width, content, dropout)
-        self.gate = nn.Linear(2 * width, width)
-        self.feed_forward = _feed_forward(width, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.norms = _norms(2, settings)
+        self.to_memory = ContentAttention(settings)
+        self.gate = nn.Linear(2 * settings.width, settings.width)
+        self.feed_forward = _feed_forward(settings)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Tensor:
         attended = self.dropout(self.to_memory(self.norms[0](states), memory, mask))
@@ -209,10 +212,10 @@ LAYERS = {"gated": GatedLayer, "cross_attention": CrossLayer}
 class Stack(nn.Module):
     """Layers in which states attend to a memory that stays as it is, then a normalisation."""
 
-    def __init__(self, kind: str, layers: int, width: int, content: int, heads: int, dropout: float) -> None:
+    def __init__(self, settings: FusionSettings) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(LAYERS[kind](width, content, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(LAYERS[settings.kind](settings) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(settings.width)
 
     def forward(self, states: Tensor, own_mask: Tensor | None, memory: Tensor, mask: Tensor | None) -> Tensor:
         """States (n, T, F) after the layers.
@@ -246,14 +249,15 @@ class QueryPooling(nn.Module):
     Source: text-conditioned attention pooling of Xiao et al., FLAIR, 2024, here for any query and either side.
     """
 
-    def __init__(self, dim: int, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, settings: FusionSettings) -> None:
         super().__init__()
-        self.heads = heads
+        width = settings.width
+        self.heads = settings.heads
         self.query = nn.Linear(dim, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(settings.dropout)
 
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (n, M, h, F / h) of sets (n, M, F)."""
@@ -299,5 +303,11 @@ def never_empty(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask | ~mask.any(dim=-1, keepdim=True)
 
 
-def _feed_forward(width: int, dropout: float) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+def _norms(number: int, settings: FusionSettings) -> nn.ModuleList:
+    return nn.ModuleList(nn.LayerNorm(settings.width) for _ in range(number))
+
+
+def _feed_forward(settings: FusionSettings) -> nn.Module:
+    width = settings.width
+    layers = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+    return nn.Sequential(*layers, nn.Dropout(settings.dropout))

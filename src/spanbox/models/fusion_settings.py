@@ -28,6 +28,11 @@ class FusionSettings(Settings):
     def used(self) -> bool:
         return self.kind != "none"
 
+    @property
+    def content(self) -> int:
+        """Dimension of the first half of a state, its content."""
+        return self.width // 2
+
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.width % self.heads:
