@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import reference
-from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_width
+from spanbox.models.pooling import PartPool, pool_regions, pool_spans, pooled_width
 
-KINDS: list[PoolKind] = ["mean", "max", "both"]
+KINDS: list[PartPool] = ["mean", "max", "both"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_spans_equal_the_loop_values_and_gradients(kind: PoolKind) -> None:
+def test_spans_equal_the_loop_values_and_gradients(kind: PartPool) -> None:
     tokens = torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True)
     span_tokens = torch.rand(3, 5, 6) < 0.4
     span_tokens[0, 0] = False
@@ -27,7 +27,7 @@ def test_spans_equal_the_loop_values_and_gradients(kind: PoolKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_empty_span_gives_zeros_and_no_gradient(kind: PoolKind) -> None:
+def test_empty_span_gives_zeros_and_no_gradient(kind: PartPool) -> None:
     tokens = torch.randn(1, 3, 4, requires_grad=True)
     pooled = pool_spans(tokens, torch.zeros(1, 2, 3, dtype=torch.bool), kind)
     assert (pooled == 0).all()
@@ -36,7 +36,7 @@ def test_empty_span_gives_zeros_and_no_gradient(kind: PoolKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_span_of_one_token_is_that_token(kind: PoolKind) -> None:
+def test_span_of_one_token_is_that_token(kind: PartPool) -> None:
     tokens = torch.randn(1, 3, 4)
     pooled = pool_spans(tokens, torch.tensor([[[False, True, False]]]), kind)
     torch.testing.assert_close(pooled[0, 0], tokens[0, 1].repeat(2 if kind == "both" else 1))
@@ -44,7 +44,7 @@ def test_span_of_one_token_is_that_token(kind: PoolKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("pairs", "spans"), [(2, 0), (0, 3)])
-def test_without_spans_or_pairs(kind: PoolKind, pairs: int, spans: int) -> None:
+def test_without_spans_or_pairs(kind: PartPool, pairs: int, spans: int) -> None:
     tokens = torch.randn(pairs, 5, 4, requires_grad=True)
     pooled = pool_spans(tokens, torch.zeros(pairs, spans, 5, dtype=torch.bool), kind)
     assert pooled.shape == (pairs, spans, pooled_width(4, kind))
@@ -60,7 +60,7 @@ def test_regions_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_regions(kind: PoolKind) -> None:
+def test_without_regions(kind: PartPool) -> None:
     assert pool_regions(torch.zeros(2, 0, 3, 3, 4), kind).shape == (2, 0, pooled_width(4, kind))
 
 

@@ -23,7 +23,7 @@ from spanbox.geometry import picture_cells, roi_align
 from spanbox.models.fusion import build_fusion
 from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.inputs import EMPTY, Images, Places, Texts, TowerInputs, in_places, tower_inputs
-from spanbox.models.pooling import PoolKind, pool_regions, pool_spans, pooled_alone, pooled_width
+from spanbox.models.pooling import PartPool, pool_regions, pool_spans, pooled_alone, pooled_width
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import TextTower, VisionTower
@@ -39,7 +39,7 @@ class SpanSettings(Settings):
         "sentence",
         description="sentence: the tokens of the span in its sentence; own: the text of the span encoded alone",
     )
-    pool: PoolKind = Field("mean", description="pooling of the tokens of a span")
+    pool: PartPool = Field("mean", description="pooling of the tokens of a span")
 
 
 class RegionSettings(Settings):
@@ -47,7 +47,7 @@ class RegionSettings(Settings):
         "roi_align",
         description="roi_align: pooled from the patch grid of the image; crop: cut from the image, resized and encoded",
     )
-    pool: PoolKind = Field("mean", description="pooling of the bins of a region (roi_align)")
+    pool: PartPool = Field("mean", description="pooling of the bins of a region (roi_align)")
     output_size: int = Field(2, ge=1, description="bins along each axis of a region (roi_align)")
     sampling_ratio: int = Field(2, ge=1, description="samples along each axis of a bin (roi_align)")
     margin: float = Field(
@@ -187,7 +187,7 @@ class DualEncoder(nn.Module):
             regions = pool_regions(bins, settings.pool)
         if images.keep_patches:
             assert self.fusion is not None
-            pool: PoolKind = "mean" if self.settings.regions.source == "crop" else self.settings.regions.pool
+            pool: PartPool = "mean" if self.settings.regions.source == "crop" else self.settings.regions.pool
             alone = self.projection_of("regions")(pooled_alone(grid, pool))
             patches = self.fusion.states_of_patches(grid, alone)
         return ImageRows(states.pooled, regions, patches)

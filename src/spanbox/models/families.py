@@ -15,7 +15,8 @@ from transformers import AutoModel, ChineseCLIPTextModel, SiglipTextModel
 
 from spanbox.models.encoder_config import side
 
-Pool = Literal["cls", "mean", "pooler"]
+WholePool = Literal["cls", "mean", "pooler"]
+"""How the states of a tower become one state of the whole sentence or image."""
 
 
 def _keep(model: Any) -> None:
@@ -66,7 +67,7 @@ def _mobilenet_v2_stride(config: Any) -> int:
 class TextFamily:
     """Facts about a family of text encoders."""
 
-    pools: tuple[Pool, ...]  # supported pools; "auto" is the first
+    pools: tuple[WholePool, ...]  # supported pools; "auto" is the first
     layers: str = "encoder.layer"  # attribute path of the layers, lowest first
     drop_pooler: Callable[[Any], None] = _keep  # removes the parameters of an unused pooler
     ends_with_eos: bool = False  # the pooled state is that of the end-of-sequence token
@@ -79,7 +80,7 @@ class TextFamily:
 class VisionFamily:
     """Facts about a family of image encoders."""
 
-    pools: tuple[Pool, ...]
+    pools: tuple[WholePool, ...]
     layers: str = "encoder.layers"
     drop_pooler: Callable[[Any], None] = _keep
     final_norm: str | None = None  # a layer norm that the model applies to the pooled state only

@@ -10,20 +10,21 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-PoolKind = Literal["mean", "max", "both"]
+PartPool = Literal["mean", "max", "both"]
+"""How the tokens of a span or the bins of a region become one state."""
 
 
-def pooled_width(width: int, kind: PoolKind) -> int:
+def pooled_width(width: int, kind: PartPool) -> int:
     """Width of a pooled state: `both` concatenates the mean and the maximum."""
     return 2 * width if kind == "both" else width
 
 
-def pooled_alone(states: Tensor, kind: PoolKind) -> Tensor:
+def pooled_alone(states: Tensor, kind: PartPool) -> Tensor:
     """States (..., H) of tokens or bins, each pooled by itself: (..., H), or (..., 2H) for "both"."""
     return torch.cat([states, states], dim=-1) if kind == "both" else states
 
 
-def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PoolKind) -> Tensor:
+def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PartPool) -> Tensor:
     """Pool the token states of each span.
 
     Args:
@@ -45,7 +46,7 @@ def pool_spans(tokens: Tensor, span_tokens: Tensor, kind: PoolKind) -> Tensor:
             assert_never(kind)
 
 
-def pool_regions(grid_bins: Tensor, kind: PoolKind) -> Tensor:
+def pool_regions(grid_bins: Tensor, kind: PartPool) -> Tensor:
     """Pool the bins of each region.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
 from spanbox.models.encoder_config import image_side, max_tokens, pooler_width, side
-from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES, Pool, TextFamily, VisionFamily
+from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES, WholePool, TextFamily, VisionFamily
 from spanbox.models.pretrained import (
     Part,
     architecture_of,
@@ -59,7 +59,7 @@ class Tower(nn.Module):
         settings: resolved; `build_*_tower` makes the same architecture from them, without the original folder.
     """
 
-    def __init__(self, model: Any, family: TextFamily | VisionFamily, pool: Pool, settings: TowerSettings) -> None:
+    def __init__(self, model: Any, family: TextFamily | VisionFamily, pool: WholePool, settings: TowerSettings) -> None:
         super().__init__()
         self.model = model
         resolved = {"path": None, "architecture": architecture_of(model.config), "pool": pool}
@@ -100,7 +100,7 @@ class TextTower(Tower):
         max_tokens: maximum input length, special tokens included.
     """
 
-    def __init__(self, model: Any, family: TextFamily, pool: Pool, settings: TowerSettings) -> None:
+    def __init__(self, model: Any, family: TextFamily, pool: WholePool, settings: TowerSettings) -> None:
         super().__init__(model, family, pool, settings)
         self.width: int = model.config.hidden_size
         self.pooled_width = pooler_width(model.config, self.width) if pool == "pooler" else self.width
@@ -165,7 +165,7 @@ class VisionTower(Tower):
         stride: side in pixels of one cell of the grid.
     """
 
-    def __init__(self, model: Any, family: VisionFamily, pool: Pool, settings: VisionTowerSettings) -> None:
+    def __init__(self, model: Any, family: VisionFamily, pool: WholePool, settings: VisionTowerSettings) -> None:
         stride = family.stride(model.config)
         width = _channels(model, stride) if family.convolutional else model.config.hidden_size
         image_size = image_side(model.config, stride, settings.image_size)
@@ -297,7 +297,7 @@ def _open_config(settings: TowerSettings, part: Part) -> Any:
 
 
 def _open_model(
-    settings: TowerSettings, config: Any, family: TextFamily | VisionFamily, pool: Pool, part: Part
+    settings: TowerSettings, config: Any, family: TextFamily | VisionFamily, pool: WholePool, part: Part
 ) -> nn.Module:
     def drop_unused(model: Any) -> None:
         """Remove parameters that get no gradient: data-parallel training waits for each of them."""
@@ -339,7 +339,7 @@ def _layers(model: nn.Module, path: str) -> nn.ModuleList:
     return layers
 
 
-def _resolve_pool(settings: TowerSettings, config: Any, family: TextFamily | VisionFamily, part: Part) -> Pool:
+def _resolve_pool(settings: TowerSettings, config: Any, family: TextFamily | VisionFamily, part: Part) -> WholePool:
     if settings.pool == "auto":
         return family.pools[0]
     if settings.pool in family.pools:
