@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
 from spanbox.models.encoder_config import image_side, max_tokens, pooler_width, side
-from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES, WholePool, TextFamily, VisionFamily
+from spanbox.models.families import TEXT_FAMILIES, VISION_FAMILIES, TextFamily, VisionFamily, WholePool
 from spanbox.models.pretrained import (
     Part,
     architecture_of,

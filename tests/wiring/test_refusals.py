@@ -1,0 +1,90 @@
+"""What a run refuses before its first step."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import miniature
+from spanbox.config import load_config
+from spanbox.data.manifest import Manifest
+from spanbox.data.tokenizer import train_tokenizer
+from spanbox.errors import ConfigError, DataError
+from spanbox.wiring import train
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+def test_without_data(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.train: is not set; give the path of a manifest"):
+        train(miniature.demo_config(scenes, tmp_path / "run", "data.train=null"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_missing_manifest(split: str, scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.jsonl: no such manifest"):
+        train(miniature.demo_config(scenes, tmp_path / "run", f"data.{split}={tmp_path}/nothing.jsonl"))
+
+
+def test_missing_image_folder(scenes: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(scenes, tmp_path / "scenes")
+    shutil.rmtree(copied / "images" / "val")
+    with pytest.raises(DataError, match=r"val\.jsonl: its first image is .* there is no folder .*images/val"):
+        train(miniature.demo_config(copied, tmp_path / "run"))
+
+
+def test_fewer_pairs_than_a_batch(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"a batch of 33 needs more pairs than the 32 of .*; set train\.batch_size=32 or less$",
+    ):
+        train(miniature.demo_config(scenes, tmp_path / "run", "train.batch_size=33"))
+
+
+def test_more_tokens_than_positions(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.max_tokens: 65, but the text tower has positions for 64"):
+        train(miniature.demo_config(scenes, tmp_path / "run", "data.max_tokens=65"))
+
+
+def test_a_vocabulary_beyond_the_limit(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vocab_size: 1000000000000, at most 1000000 are trained"):
+        train(miniature.demo_config(scenes, tmp_path / "run", f"model.text.architecture.vocab_size={10**12}"))
+
+
+def test_a_tokenizer_of_another_model(scenes: Path, tmp_path: Path) -> None:
+    towers = miniature.save_pretrained_towers(tmp_path, scenes / "train.jsonl")
+    larger = train_tokenizer((record.text for record in Manifest(scenes / "train.jsonl")), 200)
+    larger.save_pretrained(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=r"the tokenizer has the token 199, but the tower knows tokens below 128"):
+        train(
+            load_config(
+                "demo",
+                [
+                    *miniature.paths(scenes, tmp_path / "run"),
+                    *miniature.SCHEDULE,
+                    "model.text.architecture=null",
+                    "model.vision.architecture=null",
+                    *towers,
+                ],
+            )
+        )
+
+
+def test_unknown_metric(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean 'retrieval\.t2i\.r1'"):
+        train(miniature.demo_config(scenes, tmp_path / "run", "train.best_metric=retrieval.t2i.r@1"))
+
+
+def test_vocabulary_without_a_size(scenes: Path, tmp_path: Path) -> None:
+    config = miniature.demo_config(scenes, tmp_path / "run", "model.text.architecture={model_type: bert}")
+    with pytest.raises(ConfigError, match=r"model\.text\.architecture: needs vocab_size"):
+        train(config)
+
+
+def test_vocabulary_without_room_for_the_characters(scenes: Path, tmp_path: Path) -> None:
+    config = miniature.demo_config(scenes, tmp_path / "run", "model.text.architecture.vocab_size=20")
+    with pytest.raises(ConfigError, match=r"model\.text\.architecture\.vocab_size: 20 .* or more"):
+        train(config)

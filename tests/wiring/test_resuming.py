@@ -1,0 +1,194 @@
+"""Runs that go on, that replace an earlier one, and that were moved; what a run going on refuses to change."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import miniature
+from spanbox.config import load_config, parse_config
+from spanbox.engine.trainer import Trainer
+from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
+from spanbox.wiring import Trained, train
+
+RUN = {"config.yaml", "environment.json", "log.jsonl", "checkpoints"}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A finished run. Tests only look at it."""
+    return train(miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "demo"))
+
+
+@pytest.fixture
+def copied(run: Trained, tmp_path: Path) -> Path:
+    """The finished run's folder, to be changed."""
+    return shutil.copytree(run.run_dir, tmp_path / "copied", symlinks=True)
+
+
+def log(run_dir: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in log(run_dir)]
+
+
+class TestEarlierRun:
+    def test_is_not_overwritten_unasked(self, copied: Path, scenes: Path) -> None:
+        with pytest.raises(ConfigError, match=r"holds a run already \(.+\); resume it \(--resume\)"):
+            train(miniature.demo_config(scenes, copied))
+
+    def test_is_replaced_when_asked(self, copied: Path, scenes: Path) -> None:
+        (copied / "metrics.json").write_text("{}")
+        (copied / "notes.txt").write_text("mine")
+        trained = train(miniature.demo_config(scenes, copied, "run.overwrite=true", "train.steps=2"))
+        assert (trained.step, len(log(copied))) == (2, 2)
+        assert {path.name for path in copied.iterdir()} == {*RUN, "notes.txt"}
+        assert (copied / "checkpoints" / "best").resolve().name == "step-000002"
+
+    @pytest.mark.parametrize(
+        "mistake",
+        [
+            "data.train=nothing.jsonl",
+            "data.val=nothing.jsonl",
+            "train.batch_size=64",
+            "data.max_tokens=99",
+            "model.vision.architecture.patchsize=8",
+            "train.device=tpu",
+        ],
+    )
+    def test_is_still_there_after_a_start_that_failed(self, mistake: str, copied: Path, scenes: Path) -> None:
+        before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+        with pytest.raises((ConfigError, DataError)):
+            train(miniature.demo_config(scenes, copied, "run.overwrite=true", mistake))
+        assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+    def test_there_is_none_to_resume(self, scenes: Path, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"nothing to resume, checkpoints/ holds no complete"):
+            train(miniature.demo_config(scenes, tmp_path / "run", "train.resume=true"))
+
+
+class TestResuming:
+    def test_a_finished_run_stays_as_it_is(self, copied: Path, scenes: Path, run: Trained) -> None:
+        trained = train(miniature.demo_config(scenes, copied, "train.resume=true"))
+        assert (trained.step, trained.finished, trained.best) == (6, True, run.best)
+        assert losses(copied) == losses(run.run_dir)
+
+    def test_from_its_own_config(self, copied: Path, run: Trained) -> None:
+        text = (copied / "config.yaml").read_text(encoding="utf-8")
+        overrides = [f"run.dir={copied}", "train.resume=true", "train.steps=8"]
+        assert train(parse_config(text, "config", overrides)).step == 8
+        assert losses(copied)[:6] == losses(run.run_dir)
+
+    def test_with_another_architecture(self, copied: Path, scenes: Path) -> None:
+        config_yaml, lines = (copied / "config.yaml").read_text(), (copied / "log.jsonl").read_text()
+        with pytest.raises(CheckpointError) as raised:
+            train(miniature.demo_config(scenes, copied, "train.resume=true", "model.dim=24"))
+        message = str(raised.value)
+        assert "holds a model of another architecture than the config asks for" in message
+        assert "model.image_projection.bias is (16,) in the checkpoint and (24,) in the model" in message
+        assert (copied / "config.yaml").read_text() == config_yaml
+        assert (copied / "log.jsonl").read_text() == lines
+
+
+class TestMovedRuns:
+    """A config.yaml inside a run folder means that folder, whatever its name was."""
+
+    def resumed(self, folder: Path, *more: str) -> Trained:
+        return train(load_config(str(folder / "config.yaml"), ["train.resume=true", "train.steps=8", *more]))
+
+    def test_a_renamed_run_is_resumed_where_it_is(self, copied: Path, run: Trained) -> None:
+        trained = self.resumed(copied)
+        assert (trained.step, trained.run_dir) == (8, copied)
+        assert losses(copied)[:6] == losses(run.run_dir)
+        assert load_config(str(copied / "config.yaml")).run.dir == str(copied)
+
+    def test_run_dir_on_the_command_line_counts(self, copied: Path, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="other: nothing to resume"):
+            self.resumed(copied, f"run.dir={tmp_path / 'other'}")
+
+    @pytest.mark.parametrize("lost", [["last"], ["best", "last"]])
+    def test_a_run_that_lost_its_links_goes_on_from_the_newest_step(
+        self, lost: list[str], copied: Path, run: Trained
+    ) -> None:
+        for name in lost:
+            (copied / "checkpoints" / name).unlink()
+        assert self.resumed(copied).step == 8
+        assert losses(copied)[:6] == losses(run.run_dir)
+
+    def test_a_copy_that_followed_the_links_goes_on(self, run: Trained, tmp_path: Path) -> None:
+        copy = shutil.copytree(run.run_dir, tmp_path / "copy")
+        assert self.resumed(copy).step == 8
+        assert (copy / "checkpoints" / "last").resolve().name == "step-000008"
+        assert self.resumed(copy, "train.steps=9").step == 9
+
+    @pytest.mark.parametrize("lost", [["last"], ["best", "last"], ["config.yaml"]])
+    def test_a_damaged_run_is_not_replaced_unasked(self, lost: list[str], copied: Path, scenes: Path) -> None:
+        for name in lost:
+            (copied / (name if name == "config.yaml" else f"checkpoints/{name}")).unlink()
+        before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError, match="holds a run already"):
+            train(miniature.demo_config(scenes, copied))
+        assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+    def test_a_replacing_run_that_fails_before_its_first_checkpoint_gives_the_old_one_back(
+        self, copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+
+        def fail(*arguments: object) -> None:
+            raise TrainingError("out of memory")
+
+        monkeypatch.setattr(Trainer, "train_step", fail)
+        with pytest.raises(TrainingError, match="out of memory"):
+            train(miniature.demo_config(scenes, copied, "run.overwrite=true"))
+        assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+class TestChangedSettings:
+    """A setting that a run going on would ignore is refused."""
+
+    @pytest.mark.parametrize(
+        ("override", "old"),
+        [
+            ("loss.coarse.temperature=0.5", "0.07"),
+            ("loss.fine.temperature=0.2", "0.07"),
+            ("train.start=elsewhere", "None"),
+        ],
+    )
+    def test_what_counts_at_the_beginning_alone(self, override: str, old: str, copied: Path) -> None:
+        config = load_config(str(copied / "config.yaml"), ["train.resume=true", override])
+        with pytest.raises(ConfigError, match=rf"^{override} \(the run began with {old}\): .* this would be ignored"):
+            train(config)
+
+    def test_another_pretrained_tower(self, scenes: Path, tmp_path: Path) -> None:
+        """The weights are those of the checkpoint; its folder may be gone."""
+        towers = miniature.save_pretrained_towers(tmp_path, scenes / "train.jsonl")
+        recipe = ["model.text.architecture=null", "model.vision.architecture=null", *towers]
+        overrides = [*miniature.paths(scenes, tmp_path / "run"), *miniature.SCHEDULE, *recipe, "train.steps=2"]
+        train(load_config("demo", overrides))
+        for name in ("bert", "vit"):
+            shutil.rmtree(tmp_path / name)
+        more = ["train.resume=true", "train.steps=3"]
+        other = [*overrides, *more, "model.vision.path=other/vit"]
+        with pytest.raises(ConfigError, match=r"^model\.vision\.path=other/vit \(the run began with .*/vit\)"):
+            train(load_config("demo", other))
+        assert train(load_config("demo", [*overrides, *more])).step == 3
+
+    def test_the_metric_of_the_best_checkpoint(self, copied: Path) -> None:
+        overrides = ["train.resume=true", "train.steps=8", "train.best_metric=retrieval.i2t.median_rank"]
+        with pytest.raises(ConfigError, match=r"^train\.best_metric=retrieval\.i2t\.median_rank .* cannot be compared"):
+            train(load_config(str(copied / "config.yaml"), overrides))
+
+    def test_a_rate_can_be_set_on_resume(self, copied: Path) -> None:
+        overrides = ["train.resume=true", "train.steps=7", "train.optimiser.lr=1e-5"]
+        assert train(load_config(str(copied / "config.yaml"), overrides)).step == 7
