@@ -114,6 +114,27 @@ class TestFeatures:
         for row in features[1:]:
             np.testing.assert_allclose(row, features[0], atol=1e-6)
 
+    def test_a_file_url_may_have_escaped_characters(self, model: Model, manifest: Manifest, tmp_path: Path) -> None:
+        path = shutil.copy(manifest.image_path(manifest[0]), tmp_path / "船 50%20#1.jpg")
+        urls = [path.as_uri(), path.as_uri().replace("file://", "file://localhost")]
+        for row in model.encode_images(urls):
+            np.testing.assert_allclose(row, model.encode_images(path), atol=1e-6)
+
+    def test_generators(self, model: Model, manifest: Manifest) -> None:
+        path = manifest.image_path(manifest[0])
+        texts, boxes, spans = ["a boat", "a red kite"], [(0, 0, 9, 9), (5, 5, 20, 30)], [(2, 6), (0, 6)]
+        np.testing.assert_array_equal(model.encode_texts(iter(texts)), model.encode_texts(texts))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(model.encode_images(iter([path])), model.encode_images([path]))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(
+            model.encode_regions(path, iter(boxes)),  # type: ignore[arg-type]
+            model.encode_regions(path, boxes),
+        )
+        for form in (iter(spans), np.array(spans), torch.tensor(spans)):
+            np.testing.assert_array_equal(
+                model.encode_spans("a boat", form),  # type: ignore[arg-type]
+                model.encode_spans("a boat", spans),
+            )
+
     def test_an_orientation_is_applied_to_pictures_in_memory_too(
         self, model: Model, manifest: Manifest, tmp_path: Path
     ) -> None:
@@ -173,19 +194,83 @@ class TestRefusals:
             with pytest.raises(DataError, match=r"'kite': has no token among the first 64"):
                 model.encode_spans(text, ["kite"])
 
-    @pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 0, 5, 5), (500, 500, 600, 600)])
+    @pytest.mark.parametrize("box", [(5, 5, 5, 9), (9, 0, 5, 5), (9, 9, 5, 5), (500, 500, 600, 600)])
     def test_boxes_without_area(self, model: Model, manifest: Manifest, box: tuple[int, ...]) -> None:
         with pytest.raises(DataError, match="1 of 2 boxes have no area within the image"):
             model.encode_regions(manifest.image_path(manifest[0]), [(0, 0, 9, 9), box])  # type: ignore[list-item]
 
-    def test_a_box_that_is_none(self, model: Model, manifest: Manifest) -> None:
-        with pytest.raises(DataError, match=r"\(1, 2, 3\) is no box"):
-            model.encode_regions(manifest.image_path(manifest[0]), [(1, 2, 3)])  # type: ignore[list-item]
+    @pytest.mark.parametrize(
+        "box", [(1, 2, 3), "0123", 3, None, (0, 0, 9, np.inf), (np.nan, 0, 9, 9), (0, 0, 10**400, 9)]
+    )
+    def test_a_box_that_is_none(self, model: Model, manifest: Manifest, box: Any) -> None:
+        with pytest.raises(DataError, match="is no box"):
+            model.encode_regions(manifest.image_path(manifest[0]), [box])
 
-    @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((3, 8, 8), np.uint8), np.zeros(5, np.uint8)])
-    def test_arrays_that_are_no_image(self, model: Model, array: Any) -> None:
-        with pytest.raises(DataError, match="are no image; expected uint8"):
-            model.encode_images(array)
+    @pytest.mark.parametrize(
+        "pixels",
+        [
+            *(np.zeros((4, 4, 3)), np.zeros((3, 8, 8), np.uint8), np.zeros(5, np.uint8), np.zeros((0, 4, 3), np.uint8)),
+            *(torch.zeros(3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.bfloat16)),
+        ],
+    )
+    def test_pixels_that_are_no_image(self, model: Model, pixels: Any) -> None:
+        with pytest.raises(DataError, match="no image; expected uint8"):
+            model.encode_images(pixels)
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            ("https://example.com/boat.jpg", "only files are read; download the image"),
+            ("", "the path of an image is empty"),
+            (Image.new("RGB", (0, 4)), "an image of 0 x 4 pixels has none"),
+            (b"bytes", "is no list of images"),
+            (None, "None is no list of images"),
+        ],
+    )
+    def test_images_that_are_none(self, model: Model, image: Any, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            model.encode_images(image)
+
+    @pytest.mark.parametrize("texts", [None, 3, b"boat", [None], [3], [b"boat"], [["a", "boat"]], ["\udcff boat"]])
+    def test_texts_that_are_none(self, model: Model, texts: Any) -> None:
+        """A list in a list would be read as a pair of texts, broken UTF-8 in an argument has lone surrogates."""
+        with pytest.raises(DataError, match=r"is no text|is no list of texts|is no character"):
+            model.encode_texts(texts)
+
+    @pytest.mark.parametrize("text", [None, ["a boat"], "\ud800"])
+    def test_a_text_that_is_none(self, model: Model, manifest: Manifest, text: Any) -> None:
+        for read in (model.unknown_words, lambda text: model.ground(manifest.image_path(manifest[0]), text)):
+            with pytest.raises(DataError, match=r"is no text|is no character"):
+                read(text)
+
+    @pytest.mark.parametrize(
+        "spans", ["boat", None, 3, (2, 6), [3], [None], [(2,)], [(0, 1, "LOC")], [(0.5, 3.0)], [("0", "3")]]
+    )
+    def test_spans_that_are_none(self, model: Model, spans: Any) -> None:
+        """A text in place of a list would be read letter by letter."""
+        with pytest.raises(DataError, match=r"is no span|is no list of spans"):
+            model.encode_spans("a boat", spans)
+
+    def test_numbers_of_parts_and_of_inputs_differ(self, model: Model, manifest: Manifest) -> None:
+        path = manifest.image_path(manifest[0])
+        with pytest.raises(DataError, match="spans of 1 inputs for 2; give a list for each"):
+            model.encode_spans(["a boat", "a kite"], [["boat"]])
+        with pytest.raises(DataError, match="boxes of 0 inputs for 1; give a list for each"):
+            model.encode_regions([path], [])
+
+    @pytest.mark.parametrize("size", [0, -1, 1.5, None, "3"])
+    def test_batch_sizes(self, model: Model, manifest: Manifest, size: Any) -> None:
+        path = manifest.image_path(manifest[0])
+        calls = [
+            lambda: model.encode_texts(["a boat"], batch_size=size),
+            lambda: model.encode_texts("a boat", batch_size=size),
+            lambda: model.encode_images([path], batch_size=size),
+            lambda: model.encode_spans("a boat", ["boat"], batch_size=size),
+            lambda: model.encode_regions(path, [(0, 0, 9, 9)], batch_size=size),
+        ]
+        for call in calls:
+            with pytest.raises(spanbox.errors.ConfigError, match=r"batch_size is .*; expected a whole number above 0"):
+                call()
 
     def test_a_missing_image(self, model: Model) -> None:
         with pytest.raises(DataError, match=r"nowhere\.png"):
@@ -209,6 +294,20 @@ class TestSimilarity:
         tensor = torch.randn(2, model.dim)
         assert isinstance(model.similarity(tensor, tensor[0].numpy()), torch.Tensor)
         assert model.similarity(tensor.numpy(), tensor[0]).shape == (2, 1)
+
+    def test_arrays_as_files_and_slices_give_them(self, model: Model) -> None:
+        features = torch.randn(3, model.dim).numpy()
+        expected = model.similarity(features, features)
+        features.setflags(write=False)
+        np.testing.assert_array_equal(model.similarity(features, features.tolist()), expected)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(model.similarity(features[::-1], features), expected[::-1])
+
+    def test_features_of_another_shape(self, model: Model) -> None:
+        """Two rows side by side are not four rows."""
+        good = torch.randn(2, model.dim)
+        for bad in (torch.randn(2, 2 * model.dim), torch.randn(2, 2, model.dim), torch.randn(()), "a boat", None):
+            with pytest.raises(DataError, match=r"features of shape|are no features"):
+                model.similarity(good, bad)  # type: ignore[arg-type]
 
 
 class TestGround:
@@ -237,6 +336,16 @@ class TestGround:
             (span,) = model.ground(manifest.image_path(record), record.text, ["a"], boxes, threshold=threshold).spans
             assert span.shown is shown
             assert (span.best == span.candidates[0]) if shown else (span.best is None)
+
+    @pytest.mark.parametrize("threshold", [float("nan"), "high", [0.5]])
+    def test_a_threshold_that_is_no_number(self, model: Model, manifest: Manifest, threshold: Any) -> None:
+        with pytest.raises(spanbox.errors.ConfigError, match="expected a number, or None"):
+            model.ground(manifest.image_path(manifest[0]), "a boat", threshold=threshold)
+
+    @pytest.mark.parametrize("text", ["", "  "])
+    def test_a_text_without_words(self, model: Model, manifest: Manifest, text: str) -> None:
+        with pytest.raises(DataError, match="the text is empty"):
+            model.ground(manifest.image_path(manifest[0]), text)
 
     def test_an_image_without_boxes_shows_nothing(self, model: Model, manifest: Manifest) -> None:
         (span,) = model.ground(manifest.image_path(manifest[0]), "a boat", ["boat"], boxes=[]).spans
@@ -269,6 +378,13 @@ class TestGround:
         assert read["text"] == record.text
         assert read["spans"][0]["candidates"][0]["box"] == list(record.objects[0].box)
 
+    def test_boxes_and_threshold_of_numpy_can_be_written_as_json(self, model: Model, manifest: Manifest) -> None:
+        boxes = np.array([(0, 0, 9, 9)])
+        result = model.ground(manifest.image_path(manifest[0]), "a", ["a"], boxes, threshold=np.float32(0.5))  # type: ignore[arg-type]
+        read = json.loads(json.dumps(result.to_dict()))
+        assert read["spans"][0]["candidates"][0]["box"] == [0, 0, 9, 9]
+        assert read["threshold"] == 0.5
+
 
 class TestThreshold:
     def test_of_an_earlier_run_is_that_of_its_evaluation(self, model: Model, tmp_path: Path) -> None:
@@ -287,6 +403,10 @@ class TestThreshold:
         checkpoint = shutil.copytree(model.checkpoint, tmp_path / "checkpoint")
         (checkpoint / "validation.json").write_text(content)
         assert spanbox.load(checkpoint).threshold is None
+
+
+def test_a_device_of_pytorch(model: Model) -> None:
+    assert spanbox.load(model.checkpoint, torch.device("cpu")).device == torch.device("cpu")
 
 
 def test_import_spanbox_brings_no_torch() -> None:

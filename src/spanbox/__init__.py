@@ -4,17 +4,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from spanbox.api import Model
 
 __version__ = "0.1.0"
 
 
-def load(path: Path | str, device: str = "cpu") -> "Model":
+def load(path: Path | str, device: "str | torch.device" = "cpu") -> "Model":
     """Load the trained model of a run folder (its best checkpoint) or of a checkpoint folder.
 
     Args:
         path: the folder.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda or cuda:N, or a device of PyTorch.
 
     Raises:
         CheckpointError: there is none, or it is damaged.

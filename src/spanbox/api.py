@@ -7,8 +7,10 @@
 Names and options follow sentence-transformers where it has the same ones.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,13 +25,14 @@ from spanbox.data.manifest import Box
 from spanbox.data.tokenizer import unknown_words
 from spanbox.documents import read_object
 from spanbox.engine.checkpoint import VALIDATION
-from spanbox.errors import DataError
+from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.presence import THRESHOLD
 from spanbox.progress import Progress, hidden
 from spanbox.spans import CharSpan
 from spanbox.wiring import loading
 from spanbox.wiring.encoding import (
     ImageSource,
+    box_of,
     encode_image_sides,
     encode_images,
     encode_regions,
@@ -93,24 +96,27 @@ class Model(Loaded):
             show_progress_bar: show the progress on stderr.
             convert_to_tensor: return a tensor on the device of the model instead of a numpy array.
             normalize: return features of unit length.
+
+        Raises:
+            DataError: something is no text.
+            ConfigError: `batch_size` is no whole number above 0.
         """
-        if isinstance(texts, str):
-            return self.encode_texts([texts], convert_to_tensor=convert_to_tensor, normalize=normalize)[0]
+        several, single = _texts(texts)
         rows = self._in_batches(
             lambda batch: list(encode_texts(self, batch, unit=normalize).texts),
-            texts,
-            sorted(range(len(texts)), key=lambda index: len(texts[index])),  # batches of one length need little padding
+            several,
             batch_size,
             show_progress_bar,
+            length=len,
         )
-        return self._stacked(rows, convert_to_tensor)
+        return self._stacked(rows, convert_to_tensor, single=single)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the tokenizer does not know, such as words in another script.
 
         They have no effect on the features of the text.
         """
-        return unknown_words(self.tokenizer, text)
+        return unknown_words(self.tokenizer, _text(text))
 
     def encode_images(
         self,
@@ -130,16 +136,11 @@ class Model(Loaded):
         Raises:
             DataError: an image cannot be read.
         """
-        several, single = _listed(images)
+        several, single = _images(images)
         rows = self._in_batches(
-            lambda batch: list(encode_images(self, batch, unit=normalize)),
-            several,
-            range(len(several)),
-            batch_size,
-            show_progress_bar,
+            lambda batch: list(encode_images(self, batch, unit=normalize)), several, batch_size, show_progress_bar
         )
-        features = self._stacked(rows, convert_to_tensor)
-        return features[0] if single else features
+        return self._stacked(rows, convert_to_tensor, single=single)
 
     def encode_spans(
         self,
@@ -163,17 +164,14 @@ class Model(Loaded):
         Raises:
             DataError: a span is not in its text, or has no token among those that are read.
         """
-        texts: Sequence[str] = [text] if isinstance(text, str) else text
-        of_texts: Sequence[Any] = [spans] if isinstance(text, str) else spans
-        pairs = [(one, find_spans(one, own)) for one, own in zip(texts, of_texts, strict=True)]
+        texts, single = _texts(text)
+        pairs = [(one, find_spans(one, own)) for one, own in _paired(texts, spans, "spans", single=single)]
 
         def encode(batch: Sequence[tuple[str, list[CharSpan]]]) -> list[Tensor]:
-            return encode_texts(self, [one for one, _ in batch], [own for _, own in batch], unit=normalize).spans
+            return encode_texts(self, *_sides(batch), unit=normalize).spans
 
-        order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][0]))
-        rows = self._in_batches(encode, pairs, order, batch_size, show_progress_bar)
-        features = [_converted(one, convert_to_tensor) for one in rows]
-        return features[0] if isinstance(text, str) else features
+        rows = self._in_batches(encode, pairs, batch_size, show_progress_bar, length=lambda pair: len(pair[0]))
+        return _of_each(rows, convert_to_tensor, single=single)
 
     def encode_regions(
         self,
@@ -196,25 +194,21 @@ class Model(Loaded):
         Raises:
             DataError: an image cannot be read, or a box has no area within it.
         """
-        images, single = _listed(image)
-        of_images: Sequence[Any] = [boxes] if single else boxes
-        pairs = list(zip(images, of_images, strict=True))
+        images, single = _images(image)
+        pairs = [(one, _several(own, "boxes")) for one, own in _paired(images, boxes, "boxes", single=single)]
 
-        def encode(batch: Sequence[tuple[ImageSource, Sequence[Box]]]) -> list[Tensor]:
-            return encode_regions(self, [one for one, _ in batch], [own for _, own in batch], unit=normalize)
+        def encode(batch: Sequence[tuple[ImageSource, list[Box]]]) -> list[Tensor]:
+            return encode_regions(self, *_sides(batch), unit=normalize)
 
-        rows = self._in_batches(encode, pairs, range(len(pairs)), batch_size, show_progress_bar)
-        features = [_converted(one, convert_to_tensor) for one in rows]
-        return features[0] if single else features
+        rows = self._in_batches(encode, pairs, batch_size, show_progress_bar)
+        return _of_each(rows, convert_to_tensor, single=single)
 
     def similarity(self, first: Features, second: Features) -> Features:
         """Cosines (N, M) of features (N, dim) with features (M, dim). The result is a tensor if `first` is one.
 
-        Either may be a single feature (dim,).
+        Either may be a single feature (dim,). Raises DataError for features of another shape.
         """
-        one, other = (
-            F.normalize(torch.as_tensor(each).float().reshape(-1, self.dim), dim=-1) for each in (first, second)
-        )
+        one, other = (F.normalize(self._rows(each), dim=-1) for each in (first, second))
         return _converted(one @ other.to(one.device).T, isinstance(first, Tensor))
 
     def pair_scores(
@@ -243,8 +237,8 @@ class Model(Loaded):
             DataError: an image cannot be read.
         """
         fusion_of(self)
-        sentences = [texts] if isinstance(texts, str) else list(texts)
-        several, _ = _listed(images)
+        sentences, _ = _texts(texts)
+        several, _ = _images(images)
         if not sentences or not several:
             return _converted(torch.empty(len(sentences), len(several), device=self.device), convert_to_tensor)
         sides = [encode_text_sides(self, batch) for batch in _batches(sentences, batch_size)]
@@ -272,7 +266,7 @@ class Model(Loaded):
             image: as for `encode_images`.
             text: a sentence or a phrase.
             spans: intervals or words of the text; None: the whole text.
-            boxes: candidates, x0, y0, x1, y1 in pixels of the image as shown, as a detector gives them. None: the span
+            boxes: candidates, x0, y0, x1, y1 in pixels of the image as shown, as a detector finds them. None: the span
                 is compared with every patch, and the rectangle of patches that holds the mass of this heatmap becomes
                 its box.
             threshold: the least score of a span that the image shows; None: the model's own (`Model.threshold`).
@@ -283,60 +277,137 @@ class Model(Loaded):
 
         Raises:
             DataError: the image cannot be read, a box has no area within it, a span is not in the text or has no token.
-            ConfigError: no boxes are given, and the model has no features of patches.
+            ConfigError: no boxes are given, and the model has no features of patches; or the threshold is no number.
         """
+        if not _text(text).strip() and spans is None:
+            raise DataError("the text is empty; give a sentence or a phrase")
         found = [(0, len(text))] if spans is None else find_spans(text, spans)
-        return ground(self, image, text, found, boxes, self.threshold if threshold is None else threshold)
+        candidates = None if boxes is None else [box_of(box) for box in _several(boxes, "boxes")]
+        return ground(self, image, text, found, candidates, self.threshold if threshold is None else _number(threshold))
 
     def _in_batches(
         self,
         encode: Callable[[Sequence[Item]], list[Encoded]],
         items: Sequence[Item],
-        order: Sequence[int],
         batch_size: int,
         show_progress: bool,
+        *,
+        length: Callable[[Item], int] = lambda _: 0,
     ) -> list[Encoded]:
-        """The encoded items, in their own order; they are encoded in `order`."""
+        """The encoded items, in their own order; those of one length together, so that they need little padding."""
+        order = sorted(range(len(items)), key=lambda place: length(items[place]))
         encoded: dict[int, Encoded] = {}
         with (Progress if show_progress else hidden)("encoding", len(items)) as progress:
-            for start in range(0, len(order), batch_size):
-                places = order[start : start + batch_size]
+            for places in _batches(order, batch_size):
                 encoded |= zip(places, encode([items[place] for place in places]), strict=True)
                 progress.update(len(encoded))
         return [encoded[place] for place in range(len(items))]
 
-    def _stacked(self, rows: Sequence[Tensor], as_tensor: bool) -> Features:
+    def _stacked(self, rows: Sequence[Tensor], as_tensor: bool, *, single: bool) -> Features:
         stacked = torch.stack(list(rows)) if rows else torch.empty(0, self.dim, device=self.device)
-        return _converted(stacked, as_tensor)
+        return _converted(stacked[0] if single else stacked, as_tensor)
+
+    def _rows(self, features: Features) -> Tensor:
+        """Features as rows (N, dim)."""
+        try:
+            rows = (
+                features if isinstance(features, Tensor) else torch.from_numpy(np.require(features, "f4", ["C", "W"]))
+            )
+        except (TypeError, ValueError):
+            raise DataError(f"{type(features).__name__} are no features; expected an array or a tensor") from None
+        if rows.ndim not in (1, 2) or rows.shape[-1] != self.dim:
+            raise DataError(f"features of shape {tuple(rows.shape)}; expected (N, {self.dim}) or ({self.dim},)")
+        return rows.float().reshape(-1, self.dim)
 
 
-def load(path: Path | str, device: str = "cpu") -> Model:
+def load(path: Path | str, device: str | torch.device = "cpu") -> Model:
     """See `spanbox.load`."""
-    loaded = loading.load(path, device)
+    loaded = loading.load(path, str(device))
     return Model(**vars(loaded), threshold=_threshold(loaded.checkpoint))
 
 
 def find_spans(text: str, spans: Sequence[Span]) -> list[CharSpan]:
-    """Spans as intervals of a text. Raises DataError for words that do not occur in it."""
-    return [_find(text, span) if isinstance(span, str) else (int(span[0]), int(span[1])) for span in spans]
+    """Spans as intervals of a text. Raises DataError for words that do not occur in it, and for what is no span."""
+    return [_find(text, span) for span in _several(spans, "spans")]
 
 
-def _find(text: str, words: str) -> CharSpan:
-    start = text.find(words)
-    if start < 0 or not words:
-        raise DataError(f"{words!r} does not occur in {text!r}; give words of the text, or (start, end)")
-    return start, start + len(words)
+def _find(text: str, span: Span) -> CharSpan:
+    if not isinstance(span, str):
+        try:
+            start, end = map(index, span)
+        except (TypeError, ValueError):
+            raise DataError(f"{span!r} is no span; give (start, end) in characters, or words of the text") from None
+        return start, end
+    start = text.find(span)
+    if start < 0 or not span:
+        raise DataError(f"{span!r} does not occur in {text!r}; give words of the text, or (start, end)")
+    return start, start + len(span)
+
+
+def _several(items: Iterable[Item], kind: str) -> list[Item]:
+    """Items as a list. A text is not taken for a list of its characters."""
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise DataError(f"{items!r} is no list of {kind}")
+    return list(items)
+
+
+def _text(text: str) -> str:
+    """A text, checked. Raises DataError for what is no text, or has lone surrogates, as broken UTF-8 leaves them."""
+    if not isinstance(text, str):
+        raise DataError(f"{type(text).__name__} is no text; expected str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text has {text[error.start]!a}, which is no character; is it UTF-8?") from None
+    return text
+
+
+def _texts(texts: str | Iterable[str]) -> tuple[list[str], bool]:
+    """Texts as a list, and whether it was a single one."""
+    single = isinstance(texts, str)
+    return [_text(text) for text in ([texts] if isinstance(texts, str) else _several(texts, "texts"))], single
+
+
+def _images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageSource], bool]:
+    """Images as a list, and whether it was a single one."""
+    of_pixels = isinstance(images, np.ndarray | Tensor) and images.ndim <= 3
+    if isinstance(images, str | Path | Image.Image) or of_pixels:
+        return [images], True  # type: ignore[list-item]
+    return _several(images, "images"), False
+
+
+def _paired(items: list[Item], parts: Any, kind: str, *, single: bool) -> list[tuple[Item, Any]]:
+    """Each item with its parts."""
+    of_items = [parts] if single else _several(parts, kind)
+    if len(items) != len(of_items):
+        raise DataError(f"{kind} of {len(of_items)} inputs for {len(items)}; give a list for each")
+    return list(zip(items, of_items, strict=True))
+
+
+def _sides(pairs: Sequence[tuple[Item, Encoded]]) -> tuple[list[Item], list[Encoded]]:
+    return [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"batch_size is {size!r}; expected a whole number above 0")
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _listed(images: ImageSource | Sequence[ImageSource]) -> tuple[list[ImageSource], bool]:
-    """Images as a list, and whether it was a single one."""
-    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim <= 3):
-        return [images], True
-    return list(images), False
+def _number(threshold: float) -> float:
+    try:
+        number = float(threshold)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise ConfigError(f"threshold is {threshold!r}; expected a number, or None for the model's own")
+    return number
+
+
+def _of_each(rows: Sequence[Tensor], as_tensor: bool, *, single: bool) -> Any:
+    """Features of the parts of each input; of a single one alone."""
+    features = [_converted(one, as_tensor) for one in rows]
+    return features[0] if single else features
 
 
 def _converted(features: Tensor, as_tensor: bool) -> Features:

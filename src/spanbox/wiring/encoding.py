@@ -6,10 +6,13 @@ one batch.
     N texts or images    K spans of a text    R regions of an image    D features
 """
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from spanbox.data.manifest import Box, ObjectBox
+from spanbox.data.manifest import Box, ObjectBox, is_inverted
 from spanbox.data.prepare import prepare
 from spanbox.engine.device import autocast, choose_precision
 from spanbox.errors import DataError
@@ -31,6 +34,9 @@ from spanbox.wiring.loading import Loaded
 
 ImageSource = str | Path | Image.Image | NDArray[np.uint8] | Tensor
 """A file (or its `file://` URL), a PIL image, or pixels: an array (H, W, 3) or (H, W), a tensor (3, H, W), uint8."""
+PIXELS = "expected uint8, an array (H, W, 3) or (H, W), or a tensor (3, H, W)"
+FILE_URL = re.compile("file://(localhost)?(?=/)", re.IGNORECASE)
+OTHER_URL = re.compile("[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 class EncodedTexts(NamedTuple):
@@ -156,6 +162,16 @@ def encode_regions(
     return [features[row, : len(sample.regions)] for row, sample in enumerate(samples)]
 
 
+def readable_spans(loaded: Loaded, text: str, spans: Sequence[CharSpan]) -> list[CharSpan]:
+    """The spans of a text that `encode_texts` has features of: not those beyond its tokens, nor white space."""
+    trimmed = [trim_span(text, span) for span in spans]
+    if loaded.config.model.spans.source == "own":
+        return [span for span, (start, end) in zip(spans, trimmed, strict=True) if start < end]
+    rows, _ = _tokens(loaded, [text], [trimmed])
+    has_token = rows.span_tokens[0].any(dim=1).tolist()
+    return [span for span, is_read in zip(spans, has_token, strict=True) if is_read]
+
+
 def _images(samples: Sequence[Sample]) -> Images:
     contents = [sample.content for sample in samples if sample.content is not None]
     return Images(
@@ -174,7 +190,8 @@ def _states(loaded: Loaded, images: Images) -> ImageRows:
 def sample_of(loaded: Loaded, image: ImageSource, boxes: Sequence[Box]) -> Sample:
     """An image with boxes as its regions, in their order. Raises DataError as `encode_regions`."""
     limits = sample_limits(loaded.config, loaded.model, objects_only=True)
-    sample = prepare(open_source(image), "", (), [ObjectBox(_numbers(box)) for box in boxes], limits)
+    objects = [ObjectBox(box) for box in map(box_of, boxes) if not is_inverted(box)]
+    sample = prepare(open_source(image), "", (), objects, limits)
     if len(sample.regions) != len(boxes):
         name = image if isinstance(image, str | Path) else "the image"
         raise DataError(
@@ -187,28 +204,46 @@ def sample_of(loaded: Loaded, image: ImageSource, boxes: Sequence[Box]) -> Sampl
 def open_source(image: ImageSource) -> Path | Image.Image:
     """An image as a path or a PIL image. Raises DataError for pixels of another shape or type."""
     match image:
-        case Image.Image() | Path():
+        case Path():
             return image
         case str():
-            return Path(image.removeprefix("file://"))
+            return _path_of(image)
+        case Image.Image():
+            if 0 in image.size:
+                raise DataError(f"an image of {image.width} x {image.height} pixels has none")
+            return image
         case Tensor():
-            return open_source(image.movedim(0, -1).cpu().numpy() if image.ndim == 3 else image.cpu().numpy())
+            if image.dtype != torch.uint8 or image.ndim not in (2, 3):
+                raise DataError(f"a tensor of {image.dtype} with shape {tuple(image.shape)} is no image; {PIXELS}")
+            return open_source((image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy())
         case np.ndarray():
-            if image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-                return Image.fromarray(image)
-            raise DataError(
-                f"pixels of {image.dtype} with shape {image.shape} are no image; expected uint8, an array (H, W, 3) or "
-                "(H, W), or a tensor (3, H, W)"
-            )
+            channels = image.shape[2:] or (3,)
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels[0] not in (3, 4) or not image.size:
+                raise DataError(f"pixels of {image.dtype} with shape {image.shape} are no image; {PIXELS}")
+            return Image.fromarray(image)
         case _:
             raise DataError(f"{type(image).__name__} is no image; expected a path, a PIL image, an array or a tensor")
 
 
-def _numbers(box: Box) -> Box:
+def _path_of(name: str) -> Path:
+    """The file of a path or a `file://` URL."""
+    if found := FILE_URL.match(name):
+        return Path(url2pathname(name[found.end() :]))
+    if OTHER_URL.match(name):
+        raise DataError(f"{name}: only files are read; download the image and give its path")
+    if not name:
+        raise DataError("the path of an image is empty")
+    return Path(name)
+
+
+def box_of(box: Box) -> Box:
+    """Four finite numbers as a box. Raises DataError for anything else."""
     try:
-        x0, y0, x1, y1 = (float(edge) for edge in box)
-    except (TypeError, ValueError):
-        raise DataError(f"{box!r} is no box; expected x0, y0, x1, y1 in pixels") from None
+        x0, y0, x1, y1 = () if isinstance(box, str) else map(float, box)
+    except (TypeError, ValueError, OverflowError):
+        x0 = y0 = x1 = y1 = math.nan
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise DataError(f"{box!r} is no box; expected x0, y0, x1, y1 in pixels")
     return x0, y0, x1, y1
 
 
