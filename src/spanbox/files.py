@@ -7,7 +7,7 @@ process never leaves half a file, and an older file stays until the new one is c
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -68,6 +68,12 @@ def check_writable_file(path: Path, suffix: str = "") -> None:
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(f"no right to write {path}")
     check_writable_folder(path.parent)
+
+
+def check_no_input(path: Path, inputs: Iterable[Path | None]) -> None:
+    """Check that an output does not replace a file that the command reads. Raises OutputError."""
+    if path.resolve() in {each.resolve() for each in inputs if each is not None}:
+        raise OutputError(f"{path}: is read by this command, so it is not replaced; name another file")
 
 
 def check_writable_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """`spanbox export`, `embed`, `search` and `ground` from the command line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,13 +56,56 @@ def test_ground(folder: Path, spanbox: Command) -> None:
     assert (code, "a phrase: none" in out) == (0, True)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[[1, 2, 3]]", '[["a", 0, 1, 1]]', "[1]"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[[1, 2, 3]]", '[["a", 0, 1, 1]]', "[1]", '["0123"]', "[[0, 0, 1e999, 5]]"]
+)
 def test_boxes_that_are_none(folder: Path, spanbox: Command, content: str) -> None:
     Path("boxes.json").write_text(content)
     image = next((folder / "images" / "test").iterdir())
     code, _, err = spanbox("ground", folder / "run", image, "a", "--boxes", "boxes.json", "--device", "cpu")
     assert code == 2
     assert "boxes.json: expected JSON as [[x0, y0, x1, y1], ...]" in err
+
+
+def test_outputs_do_not_replace_inputs(folder: Path, spanbox: Command) -> None:
+    Image.new("RGB", (64, 64)).save("photo.png")
+    Path("photo.json").write_text("[[0, 0, 9, 9]]")
+    Path("found.items.jsonl").write_bytes((folder / "test.jsonl").read_bytes())
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    run = folder / "run"
+    for arguments in (
+        ("ground", run, "photo.png", "a", "--out", "photo.png"),
+        (
+            "ground",
+            run,
+            next((folder / "images" / "test").iterdir()),
+            "a",
+            "--boxes",
+            "photo.json",
+            "--out",
+            "photo.png",
+        ),
+        ("embed", run, "found.items.jsonl", "found.npy"),
+    ):
+        code, _, err = spanbox(*arguments, "--device", "cpu")
+        assert (code, "is read by this command, so it is not replaced" in err) == (2, True)
+        assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+
+
+def test_a_picture_is_a_png(folder: Path, spanbox: Command) -> None:
+    code, _, err = spanbox("ground", folder / "run", "photo.jpg", "a", "--out", "grounded.jpg")
+    assert (code, "grounded.jpg: expected a file that ends in .png" in err) == (2, True)
+
+
+def test_arguments_that_are_no_utf8(folder: Path, spanbox: Command) -> None:
+    code, _, err = spanbox(
+        "embed", folder / "run", folder / "test.jsonl", "texts.npy", "--what", "texts", "--device", "cpu"
+    )
+    image = next((folder / "images" / "test").iterdir())
+    text = os.fsdecode(b"\xff kite")
+    for arguments in (("search", "texts.npy", text), ("ground", folder / "run", image, text)):
+        code, _, err = spanbox(*arguments, "--device", "cpu")
+        assert (code, "which is no character; is it UTF-8?" in err) == (2, True)
 
 
 def test_export_into_a_folder_that_is_not_empty(folder: Path, spanbox: Command) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import miniature
 import spanbox
 from spanbox.api import Model
-from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.data.manifest import Manifest, ObjectBox, Record, write_manifest
 from spanbox.engine.distributed import Ranks
 from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.search import embedding
@@ -156,6 +157,30 @@ def test_broken_images_are_left_out_and_listed(model: Model, scenes: Path, tmp_p
     assert "no such file" in detail
 
 
+def test_a_box_outside_its_image_costs_no_other_box(model: Model, scenes: Path, tmp_path: Path) -> None:
+    manifest = Manifest(scenes / "test.jsonl")
+    own = [each.box for each in manifest[0].objects]
+    objects = tuple(ObjectBox(box) for box in (own[0], (900.0, 900.0, 950.0, 950.0), *own[1:]))
+    records = [Record(id="odd", image=manifest[0].image, text="a", objects=objects), *list(manifest)[1:3]]
+    write_manifest(scenes / "outside.jsonl", records)
+    done = write(model, scenes / "outside.jsonl", tmp_path / "out.npy", "regions")
+    index = open_index(tmp_path / "out.npy")
+    found = [(row["x0"], row["y0"], row["x1"], row["y1"]) for row in index.columns if row["id"] == "odd"]
+    assert found == own
+    np.testing.assert_allclose(
+        index.features[: len(own)], model.encode_regions(manifest.image_path(manifest[0]), own), atol=2e-6
+    )
+    ((kind, sample, detail),) = done.incidents
+    assert (kind, sample, "1 of 1 boxes have no area" in detail) == ("regions left out", "odd", True)
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    """It would be written with question marks, and its image not be found again."""
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
+    with pytest.raises(DataError, match=r"'\\udcff\.jpg' is no name in UTF-8"):
+        open_source(tmp_path, "images")
+
+
 def test_a_folder_of_images(model: Model, scenes: Path, tmp_path: Path) -> None:
     folder = scenes / "images" / "test"
     (folder / "notes.txt").write_text("no image")
@@ -180,7 +205,9 @@ class TestCsv:
         [
             (b"a,b\n1,2\n", None, "--column is None; its columns are 'a', 'b'"),
             (b"a,b\n1,2\n", "c", "--column is 'c'"),
-            (b"a,b\n1\n", "b", r"t\.csv:2: fewer fields than columns"),
+            (b"a,b\n1\n", "b", r"t\.csv:2: 1 fields in 2 columns"),
+            (b"title\na red kite, above a boat\n", None, r"t\.csv:2: 2 fields in 1 columns; quote a field"),
+            (b"a,a\n1,2\n", "a", "its columns are 'a', 'a'"),
             (b"", None, "its columns are"),
             (b"a\n\xff\n", None, "cannot be read as CSV in UTF-8"),
             (b'a\n"b', None, "cannot be read as CSV"),
@@ -223,10 +250,47 @@ class TestRefusals:
         with pytest.raises(DataError, match="no index that `spanbox embed` wrote"):
             open_index(tmp_path / f"x{suffix}")
 
+    @pytest.mark.parametrize(
+        "row",
+        [b"[]", b'{"id": "a"}', b'{"id": "a", "text": 3}', b'{"id": "a", "text": "b", "c": 1}', b"[" * 9999, b"\xff"],
+    )
+    def test_damaged_rows(self, model: Model, scenes: Path, tmp_path: Path, row: bytes) -> None:
+        write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts")
+        head, _, *rows = (tmp_path / "out.items.jsonl").read_bytes().splitlines()
+        (tmp_path / "out.items.jsonl").write_bytes(b"\n".join([head, row, *rows]))
+        with pytest.raises(DataError, match="no index that `spanbox embed` wrote"):
+            open_index(tmp_path / "out.npy")
+
+    @pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow")
+    def test_parquet_with_other_columns(self, model: Model, scenes: Path, tmp_path: Path) -> None:
+        import pyarrow
+
+        path = tmp_path / "out.parquet"
+        write(model, scenes / "test.jsonl", path, "texts")
+        table = pyarrow.parquet.read_table(path)
+        empty = pyarrow.array([None] * len(table), pyarrow.string())
+        for changed in (table.drop_columns(["text"]), table.set_column(1, "text", empty)):
+            pyarrow.parquet.write_table(changed, path)
+            with pytest.raises(DataError, match="its columns are not those of texts"):
+                open_index(path)
+
+    def test_an_index_of_another_model(self, model: Model, scenes: Path, tmp_path: Path) -> None:
+        """Of the same size: its features look alike, and mean nothing to each other."""
+        train(miniature.demo_config(scenes, tmp_path / "run", "train.steps=1", "seed=5"))
+        write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts")
+        index = open_index(tmp_path / "out.npy")
+        with pytest.raises(DataError, match="has other weights than the model that made it"):
+            encode_query(spanbox.load(tmp_path / "run"), index, "a boat")
+
+    def test_an_image_that_is_not_there_is_no_text(self, model: Model, scenes: Path, tmp_path: Path) -> None:
+        write(model, scenes / "test.jsonl", tmp_path / "out.npy", "images")
+        with pytest.raises(DataError, match=r"nowhere\.JPG: no such image"):
+            encode_query(model, open_index(tmp_path / "out.npy"), "nowhere.JPG")
+
 
 def make_index(features: torch.Tensor) -> Index:
     rows = [{"id": str(row), "text": f"<b>{row}</b>"} for row in range(len(features))]
-    return Index(Path("x.npy"), "texts", Path(), Path(), features.numpy(), rows)
+    return Index(Path("x.npy"), "texts", Path(), Path(), "", features.numpy(), rows)
 
 
 class TestNearest:
@@ -241,6 +305,10 @@ class TestNearest:
             hits = make_index(features).nearest(query, count)
             assert [hit.row for hit in hits] == expected[:count]
             assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+    def test_features_that_are_not_finite(self) -> None:
+        with pytest.raises(DataError, match="some features are not finite; embed again"):
+            make_index(torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])).nearest(np.ones(2, np.float32), 2)
 
     @pytest.mark.skipif(find_spec("faiss") is None, reason="needs faiss")
     def test_approximately(self) -> None:

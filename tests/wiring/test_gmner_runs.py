@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import miniature
 from spanbox.data.manifest import Manifest
 from spanbox.engine.trainer import Trainer
-from spanbox.errors import CheckpointError, ConfigError, DataError, SpanboxError
+from spanbox.errors import CheckpointError, ConfigError, DataError, OutputError, SpanboxError
 from spanbox.evaluation.gmner import score_file
 from spanbox.wiring import GmnerStart, Trained, config_to_resume, load, predict_gmner, train, train_gmner
 
@@ -108,6 +108,14 @@ def test_predictions_are_what_spanbox_score_reads(scenes: Path, trained: Path, t
         for entity in prediction.entities:
             assert 0 <= entity.start < entity.end <= len(record.text)
             assert entity.box is None or tuple(map(round, entity.box)) in objects
+
+
+def test_predictions_do_not_replace_the_manifest(scenes: Path, trained: Path, tmp_path: Path) -> None:
+    manifest = changed(scenes / "test.jsonl", tmp_path / "data.jsonl", lambda record: None)
+    before = manifest.read_bytes()
+    with pytest.raises(OutputError, match=r"data\.jsonl: is read by this command, so it is not replaced"):
+        predict_gmner(trained, manifest, out=manifest, device="cpu")
+    assert manifest.read_bytes() == before
 
 
 def test_a_pair_without_objects_gets_no_box(scenes: Path, trained: Path) -> None:

@@ -30,10 +30,12 @@ def embed(
     """
     import spanbox
     from spanbox.engine.distributed import Ranks
-    from spanbox.search.embedding import check_output, embed_source
+    from spanbox.files import check_no_input
+    from spanbox.search.embedding import check_output, embed_source, items_file
     from spanbox.search.sources import open_source
 
     check_output(out)
+    check_no_input(items_file(out), [source])
     with Ranks() as ranks:
         loaded = spanbox.load(model, device)
         embedded = embed_source(loaded, open_source(source, what, column), out, batch_size=batch_size, ranks=ranks)

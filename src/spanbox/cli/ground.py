@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spanbox.cli.show import print_unknown_words
-from spanbox.errors import DataError
+from spanbox.errors import DataError, OutputError
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.api import Grounding
@@ -44,11 +44,14 @@ def ground(
     """
     import spanbox
     from spanbox.data.images import load_image
-    from spanbox.files import check_writable_file, replacing, write_text
+    from spanbox.files import check_no_input, check_writable_file, replacing, write_text
     from spanbox.report.grounding_picture import grounding_picture
 
-    check_writable_file(out, ".png")
-    check_writable_file(out.with_suffix(".json"), ".json")
+    if out.suffix != ".png":
+        raise OutputError(f"{out}: expected a file that ends in .png")
+    for path in (out, out.with_suffix(".json")):
+        check_no_input(path, [image, boxes])
+        check_writable_file(path, path.suffix)
     plain, spans = read_brackets(text)
     candidates = None if boxes is None else _read_boxes(boxes)
     loaded = spanbox.load(model, device)
@@ -59,7 +62,7 @@ def ground(
         picture.save(file, "PNG")
     write_text(out.with_suffix(".json"), json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n")
     for span in result.spans:
-        box = "none" if span.best is None else " ".join(f"{edge:.0f}" for edge in span.best.box)
+        box = "none" if span.best is None else " ".join(f"{edge:z.0f}" for edge in span.best.box)
         score = f"{span.candidates[0].score:z.3f}" if span.candidates else "no box"
         print(f"{span.text}: {box} ({score})")
     print(f"written to {out} and {out.with_suffix('.json')}")
@@ -99,11 +102,12 @@ def _marked(result: "Grounding") -> "list[Any]":
 
 def _read_boxes(path: Path) -> "list[Box]":
     from spanbox.documents import DocumentError, read_json
+    from spanbox.wiring.encoding import box_of
 
     try:
         content = read_json(path)
         if not isinstance(content, list):
             raise ValueError(f"found {type(content).__name__}")
-        return [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in content]
-    except (DocumentError, OSError, TypeError, ValueError) as error:
+        return [box_of(box) for box in content]
+    except (DataError, DocumentError, OSError, ValueError) as error:
         raise DataError(f"{path}: expected JSON as [[x0, y0, x1, y1], ...] in pixels ({error})") from None

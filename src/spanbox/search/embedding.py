@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from spanbox.engine.distributed import Ranks
 from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.files import check_writable_file, explained, replacing, write_text
 from spanbox.progress import Progress
-from spanbox.search.sources import COLUMNS, Item, Source
+from spanbox.search.sources import COLUMNS, Item, Kind, Source
 from spanbox.structures import Incident
 
 PART = 1024
@@ -150,20 +150,24 @@ class _Parts:
 
 def _description(model: Model, source: Source, batch_size: int) -> dict[str, Any]:
     """All that the features depend on."""
-    with (model.checkpoint / "model.safetensors").open("rb") as file:
-        weights = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     return {
         "spanbox": __version__,
         "kind": source.kind,
         "dim": model.dim,
         "checkpoint": str(model.checkpoint.resolve()),
-        "weights": weights,
+        "weights": weights_digest(model),
         "folder": str(source.folder.resolve()),
         "items": source.digest,
         "device": model.device.type,
         "batch_size": batch_size,
         "part": PART,
     }
+
+
+def weights_digest(model: Model) -> str:
+    """A digest of the weights of a model: features of others are not comparable."""
+    with (model.checkpoint / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def _encode(
@@ -175,21 +179,29 @@ def _encode(
     incidents: list[Incident] = []
     for start in range(0, len(items), batch_size):
         batch = [item for item in items[start : start + batch_size] if item.rows]
-        try:
-            encoded = _features(model, source, batch)
-        except DataError:  # of some items: each by itself
-            kept = []
-            encoded = []
-            for item in batch:
-                try:
-                    encoded += _features(model, source, [item])
-                    kept.append(item)
-                except DataError as error:
-                    incidents.append(Incident(f"{source.kind} left out", item.id, str(error)))
-            batch = kept
-        rows += [row for item in batch for row in item.rows]
-        features += encoded
+        for item, encoded in _encode_what_can_be(model, source, batch, incidents):
+            rows += item.rows
+            features.append(encoded)
     return rows, np.concatenate(features), incidents
+
+
+def _encode_what_can_be(
+    model: Model, source: Source, items: Sequence[Item], incidents: list[Incident]
+) -> list[tuple[Item, NDArray[np.float32]]]:
+    """Items with their features. Where one fails, each is encoded by itself, and then each span or box of it."""
+    try:
+        return list(zip(items, _features(model, source, items), strict=True))
+    except DataError as error:
+        apart = [[item] for item in items] if len(items) > 1 else [[part] for part in _parts_of(items[0])]
+        if len(apart) == 1:
+            incidents.append(Incident(f"{source.kind} left out", items[0].id, str(error)))
+            return []
+        return [done for one in apart for done in _encode_what_can_be(model, source, one, incidents)]
+
+
+def _parts_of(item: Item) -> list[Item]:
+    """The item once for each of its spans or boxes."""
+    return [replace(item, parts=item.parts[at : at + 1], rows=item.rows[at : at + 1]) for at in range(len(item.rows))]
 
 
 def _features(model: Model, source: Source, items: Sequence[Item]) -> list[NDArray[np.float32]]:
@@ -237,11 +249,8 @@ def _assemble(model: Model, source: Source, parts: _Parts, out: Path, resumed: i
 
 def _write_parquet(out: Path, source: Source, dim: int, meta: dict[str, Any], parts: Parts) -> None:
     pyarrow = import_pyarrow()
-    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float32()}
     columns = COLUMNS[source.kind]
-    fields = [pyarrow.field(name, types[kind]) for name, kind in columns.items()]
-    fields.append(pyarrow.field("feature", pyarrow.list_(pyarrow.float32(), dim)))
-    schema = pyarrow.schema(fields, metadata={META: json.dumps(meta)})
+    schema = parquet_schema(source.kind, dim).with_metadata({META: json.dumps(meta)})
     with replacing(out) as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for rows, features in parts:
             values = [[row[place] for row in rows] for place in range(len(columns))]
@@ -249,6 +258,14 @@ def _write_parquet(out: Path, source: Source, dim: int, meta: dict[str, Any], pa
             arrays = [pyarrow.array(column, field.type) for column, field in zip(values, schema, strict=False)]
             arrays.append(pyarrow.FixedSizeListArray.from_arrays(flat, dim))
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+
+
+def parquet_schema(kind: Kind, dim: int) -> Any:
+    """The columns of a Parquet file of features."""
+    pyarrow = import_pyarrow()
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float32()}
+    fields = [pyarrow.field(name, types[values]) for name, values in COLUMNS[kind].items()]
+    return pyarrow.schema([*fields, pyarrow.field("feature", pyarrow.list_(pyarrow.float32(), dim))])
 
 
 def _write_npy(out: Path, source: Source, dim: int, meta: dict[str, Any], parts: Parts) -> None:

@@ -4,13 +4,13 @@ The search is exact: every feature is compared, block by block. `approximate` us
 millions of items.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from torch import Tensor
 from spanbox.arrays import DamagedArrayError, open_array
 from spanbox.errors import DataError
 from spanbox.evaluation.approximate import import_faiss
-from spanbox.search.embedding import META, import_pyarrow, items_file
-from spanbox.search.sources import Kind
+from spanbox.search.embedding import META, import_pyarrow, items_file, parquet_schema
+from spanbox.search.sources import COLUMNS, Kind
 
 BLOCK = 2**17
 """Items compared at a time."""
@@ -47,6 +47,7 @@ class Index:
     kind: Kind
     folder: Path  # that images are relative to
     checkpoint: Path
+    weights: str  # digest of those that made the features
     features: NDArray[np.float32]
     columns: Sequence[dict[str, Any]]
 
@@ -68,10 +69,12 @@ class Index:
 
         Raises:
             ConfigError: approximate without faiss.
+            DataError: some features are not finite.
         """
         if not len(self):
             return []
-        scores, rows = self._approximately(query, count) if approximate else self._exactly(query, count)
+        search = self._approximately if approximate else self._exactly
+        scores, rows = search(query, min(count, len(self)))
         return [Hit(row, score, dict(self.columns[row])) for row, score in zip(rows, scores, strict=True)]
 
     def _exactly(self, query: NDArray[np.float32], count: int) -> tuple[list[float], list[int]]:
@@ -79,6 +82,8 @@ class Index:
         asked = np.asarray(query, np.float32)
         for start in range(0, len(self), BLOCK):
             block = torch.from_numpy(np.asarray(self.features[start : start + BLOCK] @ asked))
+            if not block.isfinite().all():
+                raise DataError(f"{self.path}: some features are not finite; embed again")
             scores = torch.cat([best_scores, block])
             rows = torch.cat([best_rows, torch.arange(start, start + len(block))])
             kept = _top(scores, count)
@@ -113,12 +118,13 @@ def open_index(path: Path) -> Index:
         ConfigError: Parquet without pyarrow.
     """
     try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
         meta, features, columns = _open_parquet(path) if path.suffix == ".parquet" else _open_npy(path)
-        kind, dim = meta["kind"], meta["dim"]
-        if kind not in get_args(Kind) or features.shape != (len(columns), dim):
+        if features.shape != (len(columns), meta.dim):
             raise ValueError(f"{features.shape} features of {len(columns)} items")
-        return Index(path, kind, Path(meta["folder"]), Path(meta["checkpoint"]), features, columns)
-    except (DamagedArrayError, OSError, ValueError, KeyError, TypeError) as error:
+        return Index(path, meta.kind, Path(meta.folder), Path(meta.checkpoint), meta.weights, features, columns)
+    except (DamagedArrayError, OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
         raise DataError(f"{path}: no index that `spanbox embed` wrote ({error})") from None
 
 
@@ -129,16 +135,27 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return above[scores[above].sort(descending=True, stable=True).indices[:count]]
 
 
-def _open_parquet(path: Path) -> tuple[dict[str, Any], NDArray[np.float32], Sequence[dict[str, Any]]]:
+class _Meta(msgspec.Struct):
+    """What the file says of itself."""
+
+    kind: Kind
+    dim: int
+    folder: str
+    checkpoint: str
+    weights: str
+
+
+def _open_parquet(path: Path) -> tuple[_Meta, NDArray[np.float32], Sequence[dict[str, Any]]]:
     pyarrow = import_pyarrow()
     try:
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
         raise ValueError(error) from None
-    meta = json.loads((table.schema.metadata or {})[META.encode()])
-    feature = table["feature"].combine_chunks()
-    flat = feature.flatten().to_numpy(zero_copy_only=False)
-    return meta, flat.astype(np.float32, copy=False).reshape(len(table), -1), _Rows(table.drop_columns(["feature"]))
+    meta = msgspec.json.decode((table.schema.metadata or {})[META.encode()], type=_Meta)
+    if not table.schema.equals(parquet_schema(meta.kind, meta.dim)) or any(each.null_count for each in table.columns):
+        raise ValueError(f"its columns are not those of {meta.kind}")
+    flat = table["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return meta, flat.reshape(len(table), meta.dim), _Rows(table.drop_columns(["feature"]))
 
 
 class _Rows(Sequence[dict[str, Any]]):
@@ -154,8 +171,10 @@ class _Rows(Sequence[dict[str, Any]]):
         return self._table.slice(index, 1).to_pylist()[0]
 
 
-def _open_npy(path: Path) -> tuple[dict[str, Any], NDArray[np.float32], Sequence[dict[str, Any]]]:
+def _open_npy(path: Path) -> tuple[_Meta, NDArray[np.float32], Sequence[dict[str, Any]]]:
     features = open_array(path, [np.float32], 2)
-    with items_file(path).open(encoding="utf-8") as file:
-        meta = json.loads(next(file, ""))
-        return meta, features, [json.loads(line) for line in file]
+    with items_file(path).open("rb") as file:
+        meta = msgspec.json.decode(next(file, b""), type=_Meta)
+        row = msgspec.defstruct("Row", COLUMNS[meta.kind].items(), forbid_unknown_fields=True)
+        read = msgspec.json.Decoder(row).decode
+        return meta, features, [msgspec.structs.asdict(read(line)) for line in file]

@@ -47,7 +47,7 @@ def _entry(index: Index, hit: Hit) -> str:
     if "sentence" in values:
         sentence, start, end = values["sentence"], values["start"], values["end"]
         words = f"{escape(sentence[:start])}<mark>{words}</mark>{escape(sentence[end:])}"
-    score = f'<span class="score">{hit.score:.3f}</span>'
+    score = f'<span class="score">{hit.score:z.3f}</span>'
     return f"{picture}<div>{score} {words}</div><small>{escape(values['id'])}</small>"
 
 

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from spanbox.api import Model
 from spanbox.data.images import image_size
 from spanbox.errors import DataError
+from spanbox.search.embedding import weights_digest
 from spanbox.search.index import Index
+from spanbox.search.sources import IMAGE_SUFFIXES
 
 LONGEST_PATH = 4096
 
@@ -19,16 +21,24 @@ def encode_query(model: Model, index: Index, query: str) -> NDArray[np.float32]:
     It takes the part of what the index holds: among regions a text is one span, among spans an image is one region.
 
     Raises:
-        DataError: the query is empty, its image cannot be read, or the index belongs to a model of another size.
+        DataError: the query is empty, its image cannot be read, there is no such image, or the index belongs to another
+            model.
     """
     if index.features.shape[1] != model.dim:
         raise DataError(
             f"{index.path}: features of {index.features.shape[1]} dimensions, but {model.checkpoint} has {model.dim}; "
             "search with the model that made the index"
         )
+    if index.weights != weights_digest(model):
+        raise DataError(
+            f"{index.path}: {model.checkpoint} has other weights than the model that made it; search with that one, or "
+            "embed again"
+        )
     if not query.strip():
         raise DataError("the query is empty; give a text or the path of an image")
     image = query_image(query)
+    if image is None and Path(query).suffix.lower() in IMAGE_SUFFIXES:
+        raise DataError(f"{query}: no such image; give the path of an image, or a text")
     fine = index.kind in ("spans", "regions")
     if image is not None:
         if not fine:

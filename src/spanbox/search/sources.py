@@ -107,6 +107,9 @@ def _of_folder(folder: Path, kind: Kind) -> Source:
     if not paths:
         raise DataError(f"{folder}: no images; expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}")
     names = [path.relative_to(folder).as_posix() for path in paths]
+    for name in names:
+        if name.encode(errors="replace").decode() != name:
+            raise DataError(f"{folder}: {name!a} is no name in UTF-8, which no index can hold; rename it")
 
     def item(index: int) -> Item:
         return Item(names[index], None, paths[index], (), ((names[index], names[index]),))
@@ -134,20 +137,21 @@ def _column(path: Path, name: str | None) -> Sequence[str]:
     csv.field_size_limit(MAX_FIELD)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            heads = list(reader.fieldnames or [])
-            chosen = name if name is not None or len(heads) != 1 else heads[0]
-            if chosen not in heads:
+            reader = csv.reader(file, strict=True)
+            heads = next(reader, [])
+            chosen = heads[0] if name is None and len(heads) == 1 else name
+            if chosen is None or heads.count(chosen) != 1:
                 raise DataError(f"{path}: --column is {name!r}; its columns are {', '.join(map(repr, heads))}")
-            return [_field(row[chosen], path, reader.line_num) for row in reader]
+            place = heads.index(chosen)
+            return [_fields(row, len(heads), path, reader.line_num)[place] for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
 
 
-def _field(value: str | None, path: Path, line: int) -> str:
-    if value is None:
-        raise DataError(f"{path}:{line}: fewer fields than columns")
-    return value
+def _fields(row: list[str], columns: int, path: Path, line: int) -> list[str]:
+    if len(row) != columns:
+        raise DataError(f"{path}:{line}: {len(row)} fields in {columns} columns; quote a field that has a comma")
+    return row
 
 
 def _digest(content: bytes) -> str:

@@ -22,7 +22,6 @@ from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest
 from spanbox.engine.device import choose_precision, make_encode
-from spanbox.errors import OutputError
 from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
@@ -32,7 +31,7 @@ from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import THRESHOLD, choose_threshold
 from spanbox.evaluation.reranking import RERANKED
 from spanbox.evaluation.selection import check_selectable, selection_value
-from spanbox.files import PARTIAL, check_writable_file, check_writable_folder, explained
+from spanbox.files import PARTIAL, check_no_input, check_writable_file, check_writable_folder, explained
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
 from spanbox.structures import Incident
@@ -205,8 +204,7 @@ def _check_outputs(
 ) -> None:
     check_writable_file(metrics, ".json")
     if predictions is not None:
-        if predictions.resolve() in {path.resolve() for path in inputs if path is not None}:
-            raise OutputError(f"{predictions}: is a manifest of this run, so it is not replaced; name another file")
+        check_no_input(predictions, inputs)
         check_writable_file(predictions, ".jsonl")
     if folder is not None:
         check_writable_folder(folder)

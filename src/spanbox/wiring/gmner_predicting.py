@@ -21,7 +21,7 @@ from spanbox.data.tagged import tokenize
 from spanbox.engine.device import autocast, choose_precision
 from spanbox.errors import DataError
 from spanbox.evaluation.gmner import LEAST_IOU, PredictedEntity, Prediction, Scores, check_ids, score
-from spanbox.files import check_writable_file, replacing
+from spanbox.files import check_no_input, check_writable_file, replacing
 from spanbox.geometry import denormalise_boxes
 from spanbox.models.gmner import GmnerModel
 from spanbox.models.inputs import Texts
@@ -74,11 +74,12 @@ def predict_gmner(
     Raises:
         DataError: the manifest is wrong, or has no candidates.
         CheckpointError: `path` holds no GMNER model.
-        OutputError: `out` cannot be written; said before the model runs.
+        OutputError: `out` cannot be written, or is the manifest; said before the model runs.
     """
     loaded = load_gmner(path, device)
     grounds = loaded.model.grounds and not text_only
     if out is not None:
+        check_no_input(out, [manifest])
         check_writable_file(out, ".jsonl")
     opened = open_gmner_manifest(loaded.config, str(manifest), "DATA", grounds=grounds)
     check_ids(list(opened), opened.path)
