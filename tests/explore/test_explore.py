@@ -17,10 +17,12 @@ from PIL import Image
 import miniature
 from browser import CHROMIUM, Browser
 from command import HANGS
-from spanbox.data.manifest import Manifest, write_manifest
+from spanbox.data.images import load_image
+from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
+from spanbox.errors import DataError
 from spanbox.explore.opening import open_session
 from spanbox.explore.server import LARGEST_PICTURE, ExplorerServer
-from spanbox.explore.session import LONGEST_TEXT, _units
+from spanbox.explore.session import LONGEST_TEXT, Session, _units
 from spanbox.wiring import train
 
 
@@ -132,6 +134,52 @@ class TestAnswers:
             "只",
         ]
 
+    def test_units_keep_the_marks_of_their_letters(self) -> None:
+        for text, words in (("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]), ("กิน", ["กิ", "น"]), ("cafe\u0301s", ["cafe\u0301s"])):
+            assert [text[start:end] for start, end, _ in _units(text, None)] == words
+
+
+@pytest.fixture(scope="module")
+def odd(server: ExplorerServer, folder: Path) -> Session:
+    """Pairs with a long text, no text, a box outside the image, and no image."""
+    first = server.session.manifest[2]
+    boxes = first.entities[0].boxes
+    entity = Entity(0, 4, boxes=((900.0, 900.0, 950.0, 950.0), *boxes))
+    records = [
+        Record(id="long", image=first.image, text="kite " * 1_000, entities=(Entity(4_000, 4_004),)),
+        Record(id="empty", image=first.image, text=""),
+        Record(id="outside", image=first.image, text="kite", entities=(entity,)),
+        Record(id="gone", image="images/test/gone.jpg", text="kite"),
+    ]
+    write_manifest(folder / "odd.jsonl", records)
+    return Session(server.session.models, Manifest(folder / "odd.jsonl"))
+
+
+class TestOddPairs:
+    def test_a_pair_with_a_long_text_opens(self, odd: Session) -> None:
+        found = odd.ground("0", None)
+        assert len(found["units"]) == 1_000
+        read = [unit is not None for unit in found["models"][0]["units"]]
+        assert 10 < sum(read) < 64  # the tokens that are read
+        assert read == sorted(read, reverse=True)
+
+    def test_a_pair_without_a_text_opens(self, odd: Session) -> None:
+        found = odd.ground("1", None)
+        assert (found["text"], found["units"]) == ("", [])
+
+    def test_a_box_outside_the_image_is_left_out(self, odd: Session) -> None:
+        found = odd.ground("2", None)
+        record = odd.manifest[2]
+        width, height = load_image(odd.manifest.image_path(record)).size
+        x0, y0, x1, y1 = record.entities[0].boxes[1]
+        assert found["boxes"][0]["box"] == pytest.approx((x0 / width, y0 / height, x1 / width, y1 / height))
+        assert len(found["boxes"]) == len(record.entities[0].boxes) - 1
+        assert len(found["models"][0]["units"][0]["scores"]) == len(found["boxes"])
+
+    def test_an_image_that_is_missing(self, odd: Session) -> None:
+        with pytest.raises(DataError, match=r"gone\.jpg: broken image: no such file"):
+            odd.ground("3", None)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -189,6 +237,19 @@ class TestRefusals:
         assert status == 400
         assert "picture" in found["error"] or "image" in found["error"]
 
+    @pytest.mark.parametrize("error", [RuntimeError("no item"), EOFError(), struct.error("short"), SyntaxError("eh")])
+    def test_what_decoders_raise(
+        self, server: ExplorerServer, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A damaged AVIF raises a RuntimeError as soon as it is opened."""
+
+        def fail(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("PIL.Image.open", fail)
+        status, found = ask(server, "POST", "/api/search-picture", b"x")
+        assert (status, "no picture that can be read" in found["error"]) == (400, True)
+
     def test_a_picture_that_unpacks_to_gigabytes(self, server: ExplorerServer) -> None:
         def chunk(kind: bytes, content: bytes) -> bytes:
             return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -208,6 +269,17 @@ class TestRefusals:
             status, found = ask(server, "POST", path, {**body, "text": "x" * length})
             assert status == (400 if length < 60_000 else 413)
             assert "more than" in found["error"]
+        assert is_alive(server)
+
+    def test_an_error_of_its_own_is_answered(
+        self, server: ExplorerServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fail(content: bytes) -> None:
+            raise KeyError("oops")
+
+        monkeypatch.setattr(server.session, "search_picture", fail)
+        assert ask(server, "POST", "/api/search-picture", b"x") == (500, {"error": "spanbox failed (KeyError)"})
+        assert "spanbox explore: KeyError: 'oops'" in capsys.readouterr().err
         assert is_alive(server)
 
     @pytest.mark.parametrize("text", ["x" * LONGEST_TEXT, "\ud800", "\0", "字" * 500, "<script>"])

@@ -15,11 +15,17 @@ import spanbox
 import tiny
 from spanbox.api import Model
 from spanbox.config import load_config
+from spanbox.data.images import image_size
 from spanbox.data.manifest import Manifest, write_manifest
+from spanbox.engine.distributed import Ranks
 from spanbox.errors import ConfigError
 from spanbox.evaluation.bank_files import open_bank
+from spanbox.explore.opening import open_session
 from spanbox.export import export_model
 from spanbox.geometry import denormalise_boxes
+from spanbox.search.embedding import embed_source
+from spanbox.search.index import open_index
+from spanbox.search.sources import open_source
 from spanbox.wiring import EvaluationOptions, GmnerStart, evaluate_to_folder, predict_gmner, train_gmner
 from spanbox.wiring.embedding import embed, evaluation_dataset
 from spanbox.wiring.encoding import encode_image_sides, encode_text_sides
@@ -212,6 +218,42 @@ def test_squash_is_the_default_and_another_model(scenes: Path, run: Path, tmp_pa
     assert load_config(str(squashed / "config.yaml")).data.aspect == "squash"
     weights = [one / "checkpoints" / "step-000006" / "model.safetensors" for one in (run, squashed)]
     assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+def test_embed_and_explore(run: Path, model: Model, scenes: Path, tmp_path: Path) -> None:
+    """Files of features and the explorer have the features and the boxes of images that are not square."""
+    manifest = Manifest(scenes / "test.jsonl")
+    images = [manifest.image_path(record) for record in manifest]
+    boxes = [list(dict.fromkeys(each.box for each in record.objects)) for record in manifest]
+    expected = model.encode_regions(images, boxes)
+    records = [replace(record, entities=()) for record in manifest]
+    write_manifest(scenes / "objects.jsonl", records)
+    source = open_source(scenes / "objects.jsonl", "regions")
+    embed_source(model, source, tmp_path / "regions.npy", batch_size=5, ranks=Ranks())
+    index = open_index(tmp_path / "regions.npy")
+    np.testing.assert_allclose(index.features, np.concatenate(expected), atol=2e-6)
+
+    # A JPEG may be decoded at half its size: by all of them, or scores differ.
+    session = open_session([run], scenes / "test.jsonl", "cpu")
+    scores = model.similarity(model.encode_texts("a boat"), model.encode_images(images))[0]
+    hits = session.search_text("a boat")["models"][0]["hits"]
+    assert [hit["score"] for hit in hits] == pytest.approx(sorted(scores.tolist(), reverse=True)[: len(hits)], abs=1e-5)
+    for place in range(len(SHAPES)):
+        record, (width, height) = manifest[place], image_size(images[place])
+        found = session.ground(str(place), None)
+        own = list(dict.fromkeys([box for each in record.entities for box in each.boxes] + boxes[place]))
+        assert np.array([each["box"] for each in found["boxes"]]) == pytest.approx(
+            np.array(own) / [width, height, width, height]
+        )
+        unit = next(index for index, each in enumerate(found["units"]) if each["entity"])
+        span = found["units"][unit]["start"], found["units"][unit]["end"]
+        answer = found["models"][0]["units"][unit]
+        cosines = model.similarity(model.encode_spans(record.text, [span]), model.encode_regions(images[place], own))
+        assert answer["scores"] == pytest.approx(cosines[0].tolist(), abs=1e-5)
+        columns, rows = (int(np.ceil(3 * side / max(width, height))) for side in (width, height))
+        assert np.array(answer["heat"]).shape == (rows, columns)
+        ((box, _),) = model.ground(images[place], record.text, [span]).spans[0].candidates
+        assert answer["box"] == pytest.approx((np.array(box) / [width, height, width, height]).tolist())
 
 
 class TestExport:

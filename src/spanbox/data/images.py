@@ -4,6 +4,7 @@ Handles the EXIF orientation of photographs, transparency, 16-bit and float scan
 that cannot be decoded whole raises `DataError`; the caller decides whether to stop, to skip and count, or to report it.
 """
 
+import io
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -177,6 +178,18 @@ def load_image(source: Path | Image.Image) -> Image.Image:
     """Decode a whole file, or an image in memory. Raises DataError; see `open_picture`."""
     with open_picture(source) as picture:
         return Image.fromarray(picture.decode(1).values)
+
+
+def load_bytes(content: bytes, most_pixels: int) -> Image.Image:
+    """Decode a file in memory of at most so many pixels, which are counted before any is decoded. Raises DataError."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > most_pixels:
+                size = f"{image.width} x {image.height} pixels"
+                raise DataError(f"the picture has {size}, more than {most_pixels:,}")
+            return load_image(image)
+    except (*_TOO_LARGE, *_DAMAGED) as error:
+        raise DataError(f"no picture that can be read ({type(error).__name__})") from None
 
 
 def load_reduced(source: Path | Image.Image, at_least: int) -> tuple[Image.Image, tuple[int, int]]:

@@ -47,6 +47,7 @@ class ExplorerServer(ThreadingHTTPServer):
     """Serves one session. `url` is its address; port 0 takes a free one."""
 
     daemon_threads = True
+    request_queue_size = 128  # connections that wait to be accepted
 
     def __init__(self, session: Session, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -60,8 +61,12 @@ class ExplorerServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error of the server."""
         error = sys.exception()
-        if not isinstance(error, ConnectionError | TimeoutError):
-            print(f"spanbox explore: {type(error).__name__}: {error}", file=sys.stderr)
+        if error is not None and not isinstance(error, ConnectionError | TimeoutError):
+            report(error)
+
+
+def report(error: BaseException) -> None:
+    print(f"spanbox explore: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -88,6 +93,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(HTTPStatus.NOT_FOUND, "there is no such picture")
         except SpanboxError as error:
             self._send_error(HTTPStatus.BAD_REQUEST, str(error))
+        except (ConnectionError, TimeoutError):
+            raise  # nobody to answer
+        except Exception as error:
+            report(error)
+            self._send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"spanbox failed ({type(error).__name__})")
 
     def _check_origin(self) -> None:
         """Refuse requests of other sites, and of names that lead to this machine."""

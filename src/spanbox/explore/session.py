@@ -6,25 +6,28 @@ All values are plain, for JSON. Boxes are fractions of the image.
 import io
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from spanbox.api import Model
-from spanbox.data.images import load_image, load_reduced
+from spanbox.data.images import image_size, load_bytes, load_reduced
 from spanbox.data.manifest import Box, Manifest, Record
+from spanbox.data.words import cuts_word, find_words
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.reranking import RERANKED
+from spanbox.geometry import area_of, clip_box, in_fractions
 from spanbox.models.heatmaps import to_unit_range
 from spanbox.spans import CharSpan
-from spanbox.wiring.encoding import encode_image_sides, encode_text_sides
+from spanbox.wiring.encoding import encode_image_sides, encode_text_sides, readable_spans
 from spanbox.wiring.fusing import fused_scores, image_side, text_side
 
 FusedScores = Callable[[torch.Tensor], torch.Tensor]
@@ -40,8 +43,6 @@ MOST_UPLOADS = 8
 PICTURE_SIDE = 960
 """Longer side of a served picture, in pixels."""
 MOST_BOXES = 40
-WORDS = re.compile(r"[^\W_\u2e80-\u9fff\uac00-\ud7af]+(?:['’-][^\W_\u2e80-\u9fff]+)*|[\u3400-\u9fff]")
-"""A word of a script with spaces, or one Chinese character."""
 
 
 class UnknownError(Exception):
@@ -64,7 +65,7 @@ class Searched:
 class Session:
     """Models on one manifest.
 
-    Models are used by one request at a time.
+    Models are used by one request at a time, and one picture is decoded at a time: a large one takes much memory.
 
     Args:
         models: one or two.
@@ -76,7 +77,7 @@ class Session:
         self.manifest = manifest
         self._uploads: OrderedDict[str, Image.Image] = OrderedDict()
         self._numbered = 0
-        self._lock = Lock()
+        self._lock, self._decoding = Lock(), Lock()
 
     def info(self) -> dict[str, Any]:
         """Names and sizes for the head of the page."""
@@ -102,7 +103,9 @@ class Session:
         Raises:
             DataError: it is no image, damaged, or larger than the limit of pixels.
         """
-        picture = _decode(content)
+        with self._decoding:
+            picture = load_bytes(content, MOST_PIXELS)
+        picture.thumbnail((2 * PICTURE_SIDE, 2 * PICTURE_SIDE), Image.Resampling.LANCZOS)
         with self._lock:
             self._numbered += 1
             name = f"u{self._numbered}"
@@ -119,10 +122,10 @@ class Session:
 
     def picture(self, name: str) -> bytes:
         """A pair's image (by its place) or an upload (by its name) as JPEG. Raises UnknownError or DataError."""
-        if name in self._uploads:
-            image = self._uploads[name].copy()
-        else:
-            image = load_reduced(self.manifest.image_path(self._record(name)), PICTURE_SIDE)[0].copy()
+        image = self._uploads.get(name)
+        if image is None:
+            image, _ = load_reduced(self.manifest.image_path(self._record(name)), PICTURE_SIDE)
+        image = image.copy()
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         image.save(file, "JPEG", quality=88)
@@ -137,25 +140,25 @@ class Session:
 
         Raises:
             UnknownError: no such picture.
-            DataError: the text is empty or too long, or the image cannot be read.
+            DataError: a text that is not the pair's own is empty or too long, or the image cannot be read.
         """
         uploaded = self._uploads.get(name)
         record = None if uploaded is not None else self._record(name)
-        own = text is None or (record is not None and text == record.text)
-        words = record.text if text is None and record is not None else text or ""
-        _check_text(words)
+        own = record is not None and text in (None, record.text)
+        words = record.text if record is not None and own else text or ""
+        if not own:
+            _check_text(words)
         units = _units(words, record if own else None)
-        boxes = _boxes(record) if record is not None else []
-        source = uploaded if uploaded is not None or record is None else self.manifest.image_path(record)
-        assert source is not None
         with self._lock:
-            image = source if isinstance(source, Image.Image) else load_image(source)
-            models = [_grounded(each, image, words, units, [box for box, _ in boxes]) for each in self.models]
-        edges = np.array([image.width, image.height, image.width, image.height])
+            # From its file, as for the features of the pairs: it may be decoded at a part of its size.
+            image = uploaded or self.manifest.image_path(self._record(name))
+            size = image_size(image) if isinstance(image, Path) else image.size
+            boxes = _boxes(record, size) if record is not None else []
+            models = [_grounded(each, image, size, words, units, [box for box, _ in boxes]) for each in self.models]
         return {
             "text": words,
             "units": [{"start": start, "end": end, "entity": kind} for start, end, kind in units],
-            "boxes": [{"box": (np.array(box) / edges).tolist(), "label": label} for box, label in boxes],
+            "boxes": [{"box": in_fractions(box, *size), "label": label} for box, label in boxes],
             "models": models,
         }
 
@@ -201,56 +204,54 @@ def _check_text(text: str) -> None:
         raise DataError(f"the text has {len(text):,} characters, more than {LONGEST_TEXT:,}")
 
 
-def _decode(content: bytes) -> Image.Image:
-    """An upright RGB image; sides are checked before pixels are decoded."""
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise DataError(f"the picture has {opened.width} x {opened.height} pixels, more than {MOST_PIXELS:,}")
-            image = load_image(opened)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"no picture that can be read ({type(error).__name__})") from None
-    image.thumbnail((2 * PICTURE_SIDE, 2 * PICTURE_SIDE), Image.Resampling.LANCZOS)
-    return image
-
-
 def _units(text: str, record: Record | None) -> list[tuple[int, int, bool]]:
     """Intervals of the text that light up: the entities of the record, and the words between them."""
     entities: list[CharSpan] = []
     for entity in sorted(record.entities, key=lambda each: (each.start, -each.end)) if record else ():
         if not entities or entity.start >= entities[-1][1]:
             entities.append((entity.start, entity.end))
-    words = [match.span() for match in WORDS.finditer(text)]
-    between = [word for word in words if not any(word[0] < end and start < word[1] for start, end in entities)]
+    between = [word for word in _words(text) if not any(word[0] < end and start < word[1] for start, end in entities)]
     return sorted([(*span, True) for span in entities] + [(*span, False) for span in between])
 
 
-def _boxes(record: Record) -> list[tuple[Box, str]]:
-    """The boxes of a record, those of its entities first, with their words or labels."""
+def _words(text: str) -> Iterator[CharSpan]:
+    """Words, and the single letters, with their marks, of scripts without spaces between words."""
+    for start, end, is_unspaced in find_words(text):
+        cuts = (place for place in range(start + 1, end) if is_unspaced and not cuts_word(text, place))
+        yield from pairwise((start, *cuts, end))
+
+
+def _boxes(record: Record, size: tuple[int, int]) -> list[tuple[Box, str]]:
+    """The boxes of a record that lie in its image, those of its entities first, with their words or labels."""
     boxes: dict[Box, str] = {}
     for entity in record.entities:
         for box in entity.boxes:
             boxes.setdefault(box, record.span_text(entity))
     for each in sorted(record.objects, key=lambda each: -each.score):
         boxes.setdefault(each.box, each.label)
-    return list(boxes.items())[:MOST_BOXES]
+    inside = [(box, label) for box, label in boxes.items() if area_of(clip_box(in_fractions(box, *size))) > 0]
+    return inside[:MOST_BOXES]
 
 
 def _grounded(
-    searched: Searched, image: Image.Image, text: str, units: list[tuple[int, int, bool]], boxes: list[Box]
+    searched: Searched,
+    image: Image.Image | Path,
+    size: tuple[int, int],
+    text: str,
+    units: list[tuple[int, int, bool]],
+    boxes: list[Box],
 ) -> dict[str, Any]:
     """Scores and heatmaps of the units by one model. A unit beyond the tokens that the model reads has none."""
     model = searched.model
-    spans = _readable(model, text, [(start, end) for start, end, _ in units])
+    spans = readable_spans(model, text, [(start, end) for start, end, _ in units])
     found: dict[CharSpan, dict[str, Any]] = {}
     try:
-        for grounded in model.ground(image, text, list(spans)).spans:
+        for grounded in model.ground(image, text, spans).spans:
             assert grounded.heatmap is not None
             heat = to_unit_range(torch.from_numpy(grounded.heatmap)[None])[0]
-            box = np.array(grounded.candidates[0].box) / np.array([image.width, image.height] * 2)
             found[grounded.start, grounded.end] = {
                 "heat": (255 * heat).round().int().tolist(),
-                "box": box.tolist(),
+                "box": in_fractions(grounded.candidates[0].box, *size),
                 "score": grounded.candidates[0].score,
                 "shown": grounded.shown,
                 "scores": [],
@@ -259,27 +260,10 @@ def _grounded(
         found = {span: {"heat": None, "box": None, "score": None, "shown": None, "scores": []} for span in spans}
     if boxes and spans:
         regions = model.encode_regions(image, boxes)
-        scores = model.similarity(model.encode_spans(text, list(spans)), regions)
+        scores = model.similarity(model.encode_spans(text, spans), regions)
         for span, row in zip(spans, scores.tolist(), strict=True):
             best = max(row)
             shown = None if model.threshold is None else best >= model.threshold
             found[span] |= {"scores": row, "score": best, "shown": shown}
     sentence = model.similarity(model.encode_texts(text), model.encode_images(image)).item()
     return {"name": searched.name, "sentence": sentence, "units": [found.get((start, end)) for start, end, _ in units]}
-
-
-def _readable(model: Model, text: str, spans: list[CharSpan]) -> list[CharSpan]:
-    """The spans that have a token among those that the model reads."""
-    try:
-        model.encode_spans(text, spans)
-    except DataError:
-        return [span for span in spans if _has_token(model, text, span)]
-    return spans
-
-
-def _has_token(model: Model, text: str, span: CharSpan) -> bool:
-    try:
-        model.encode_spans(text, [span])
-    except DataError:
-        return False
-    return True

@@ -14,7 +14,7 @@ function make(tag, properties = {}, ...children) {
   return made;
 }
 
-const score = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
+const score = (value) => (value === null || value === undefined ? "–" : value.toFixed(2).replace(/^-(?=[0.]+$)/, ""));
 
 function setLanguage(language) {
   state.language = language;
