@@ -15,6 +15,7 @@ import spanbox
 from spanbox.data.manifest import Manifest
 from spanbox.errors import ConfigError
 from spanbox.explore.opening import open_session
+from spanbox.export import export_model
 from spanbox.report.page import make_report
 from spanbox.wiring import EvaluationOptions, evaluate_to_folder, fusing, load, plan, train
 from spanbox.wiring.embedding import embed, evaluation_dataset
@@ -115,6 +116,11 @@ def test_a_model_is_opened_with_its_fusion(run: Path) -> None:
     assert loaded.model.fusion is not None
     assert loaded.model.fusion.settings.kind == kind_of(run)
     assert spanbox.load(run).encode_texts(["a kite", "一只风筝"]).shape == (2, 16)
+
+
+def test_an_export_states_that_it_lacks_the_fusion(run: Path, tmp_path: Path) -> None:
+    (note,) = [note for note in export_model(spanbox.load(run), "transformers", tmp_path / "out") if "fusion" in note]
+    assert note in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_checkpoint_without_fusion_is_not_resumed_with_one(scenes: Path, tmp_path: Path) -> None:

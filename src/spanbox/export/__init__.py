@@ -31,6 +31,9 @@ WRITERS: dict[Target, Callable[[Model, Path], list[str]]] = {
 }
 
 
+FUSION_NOTE = "Without the fusion: fused scores of pairs take `spanbox.load` and its `pair_scores`."
+
+
 def export_model(model: Model, target: Target, out: Path, licence: str | None = None) -> list[str]:
     """Write a model as a new folder, whole or not at all.
 
@@ -56,7 +59,7 @@ def export_model(model: Model, target: Target, out: Path, licence: str | None = 
         rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
-            notes = WRITERS[target](model, aside)
+            notes = [*WRITERS[target](model, aside), *([FUSION_NOTE] if model.model.fusion is not None else [])]
             write_text(aside / "README.md", model_card(model, target, aside, notes, licence))
             aside.replace(out)
         except BaseException:
