@@ -80,10 +80,10 @@ def clean(
     new = out / f"{path.stem}.jsonl"
     if new.resolve() == path.resolve():
         raise OutputError(f"{new}: is the manifest itself, which is not changed; name another folder")
-    check_writable_folder(out)
     if recipe is not None:
         load_config(recipe, overrides)  # before anything is written
     manifest = Manifest(path)
+    check_writable_folder(out)
     if run is not None:
         scored = [_score(run, manifest.path, range(len(manifest)), device, seed)]
     else:

@@ -259,3 +259,33 @@ def test_relevance_reaches_the_new_manifests(data: Command, few: Path, tmp_path:
         assert data(*arguments).code == 0
         found = next(record for record in Manifest(tmp_path / "new" / "m.jsonl") if record.id == "0-0")
         assert (found.relevance, found.entities[0].relevance, found.meta) == (0.25, (0.5,), {"页": [1, None]})
+
+
+@pytest.mark.parametrize("manifest", ["none.jsonl", "wrong.jsonl"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("split", "{}", "new/er"),
+        ("sample", "{}", "new/er/s.jsonl"),
+        ("merge", "{}", "--out", "new/er/m.jsonl"),
+        ("fix", "{}", "new/er/f.jsonl"),
+        ("clean", "{}", "new/er", "--recipe", "demo"),
+        ("import", "json", "{}", "new/er"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_nothing_is_left_of_a_command_that_fails(
+    data: Command, tmp_path: Path, command: tuple[str, ...], manifest: str
+) -> None:
+    (tmp_path / "wrong.jsonl").write_text("no record\n")
+    code, _, err = data(*(part.format(tmp_path / manifest) for part in command))
+    assert (code, err.startswith("spanbox: ")) == (2, True)
+    assert not Path("new").exists()
+
+
+def test_the_report_of_a_check_does_not_replace_a_manifest(data: Command, few: Path, tmp_path: Path) -> None:
+    manifest = few.rename(tmp_path / "all.json")
+    before = manifest.read_bytes()
+    code, _, err = data("check", manifest, "--json", manifest)
+    assert (code, "is one of the manifests" in err) == (2, True)
+    assert manifest.read_bytes() == before

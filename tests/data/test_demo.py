@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from spanbox.data import demo
-from spanbox.data.demo import DemoSettings, Relations, Split, choose_concepts, draw_scene, write_demo
+from spanbox.data import demo, demo_artwork
+from spanbox.data.demo import DemoSettings, Split, choose_concepts, draw_scene, write_demo
 from spanbox.data.demo_sentences import Language
 from spanbox.data.images import load_image
 from spanbox.data.manifest import Box, Entity, Manifest, Record
-from spanbox.data.neighbours import load_neighbours
 from spanbox.errors import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -132,8 +131,8 @@ def test_boxes_fit_what_is_drawn_to_the_pixel(monkeypatch: pytest.MonkeyPatch, s
     """Compared with the same scene drawn from transparent artwork, which is its background alone."""
     settings = DemoSettings(concepts=100, size=size)
     drawn = scenes(settings, count=30)
-    artwork = demo._artwork
-    monkeypatch.setattr(demo, "_artwork", lambda name: Image.new("RGBA", artwork(name).size))
+    artwork = demo.artwork
+    monkeypatch.setattr(demo, "artwork", lambda name: Image.new("RGBA", artwork(name).size))
     for (image, record), (background, same) in zip(drawn, scenes(settings, count=30), strict=True):
         assert record == same
         painted = (pixels(image) != pixels(background)).any(axis=-1)
@@ -147,14 +146,14 @@ def test_boxes_fit_what_is_drawn_to_the_pixel(monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_an_absent_thing_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    artwork, images = demo._drawing, {concept.id: concept.image for concept in choose_concepts(SMALL)}
+    artwork, images = demo_artwork._drawing, {concept.id: concept.image for concept in choose_concepts(SMALL)}
     taken: list[str] = []
 
     def watched(name: str) -> Image.Image:
         taken.append(name)
         return artwork(name)
 
-    monkeypatch.setattr(demo, "_drawing", watched)
+    monkeypatch.setattr(demo_artwork, "_drawing", watched)
     for index in range(COUNT):
         taken.clear()
         record = draw_scene("train", index, SMALL)[1]
@@ -301,30 +300,6 @@ def test_every_concept_is_named_in_every_split() -> None:
         assert set().union(*map(named_set, records(split=split, count=200))) == everything
 
 
-def test_concepts_are_different_and_of_many_kinds() -> None:
-    concepts = choose_concepts(DemoSettings(concepts=60))
-    assert len(concepts) == 60
-    for language in BOTH:
-        assert len({concept.names[language] for concept in concepts}) == 60
-    kinds = Counter(concept.subgroup for concept in concepts)
-    assert set(kinds) == {concept.subgroup for concept in demo._all_concepts()}
-    assert max(kinds.values()) == 2, "one of each kind before a second of any, two before a third"
-    assert choose_concepts(DemoSettings(concepts=60, seed=1)) != concepts
-
-
-@pytest.mark.parametrize("count", [0, 9, 10_000])
-def test_a_number_of_concepts_that_cannot_be_is_refused(tmp_path: Path, count: int) -> None:
-    with pytest.raises(DataError, match=rf"the demo needs 10 to \d+ concepts, not {count}"):
-        write_demo(tmp_path / "out", {"train": 1}, DemoSettings(concepts=count))
-    assert not (tmp_path / "out").exists()
-
-
-def test_limits_of_the_number_of_concepts_are_accepted() -> None:
-    most = len(demo._all_concepts())
-    assert len(choose_concepts(DemoSettings(concepts=10))) == 10
-    assert len(choose_concepts(DemoSettings(concepts=most))) == most
-
-
 def test_the_manifest_is_accepted_and_its_images_load(tmp_path: Path) -> None:
     counts: dict[Split, int] = {"train": 5, "val": 2, "test": 1}
     paths = write_demo(tmp_path, counts, SMALL)
@@ -360,105 +335,3 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     drawn: list[int] = []
     write_demo(tmp_path, {"train": 3, "val": 2}, SMALL, on_drawn=drawn.append)
     assert drawn == [1, 2, 3, 4, 5]
-
-
-class TestRelations:
-    SETTINGS = replace(SMALL, relations="several")
-    each = pytest.mark.parametrize("relations", ["one", "several"])
-
-    @each
-    @pytest.mark.parametrize("split", SPLITS)
-    def test_a_pair_differs_in_which_object_is_where(self, split: Split, relations: Relations) -> None:
-        """In both languages: the same words, with two names and two boxes exchanged."""
-        languages = set()
-        for (_, one), (_, other) in pairwise_of(scenes(replace(SMALL, relations=relations), split, 30)):
-            languages.add(one.lang)
-            assert (one.lang, len(one.entities)) == (other.lang, len(other.entities))
-            assert one.text != other.text
-            identities = [[entity.identity for entity in record.entities] for record in (one, other)]
-            assert set(identities[0]) == set(identities[1])
-            changed = [i for i, (a, b) in enumerate(zip(*identities, strict=True)) if a != b]
-            assert {identities[0][i] for i in changed} == {identities[1][i] for i in changed}
-            assert len({identities[0][i] for i in changed}) == 2
-            for name in identities[0]:
-                mine, theirs = (box_of(record, name) for record in (one, other))
-                if mine and name not in {identities[0][i] for i in changed}:
-                    assert mine == theirs
-        assert languages == {"en", "zh"}
-
-    @each
-    def test_the_words_between_the_names_are_the_same(self, relations: Relations) -> None:
-        for (_, one), (_, other) in pairwise_of(scenes(replace(SMALL, relations=relations), "test", 30)):
-            assert without_names(one) == without_names(other)
-
-    @pytest.mark.parametrize("language", BOTH)
-    def test_one_relation_is_that_of_two_boxes_in_a_row_or_a_column(self, language: Language) -> None:
-        settings, found = replace(SMALL, relations="one", languages=(language,)), set()
-        for _, record in scenes(settings, "train", 40):
-            (relation,) = [name for word, name in RELATION[language].items() if word in "".join(without_names(record))]
-            found.add(relation)
-            third_is_first = record.text.startswith(("A picture of", "图中"))
-            (box,), (other,) = (entity.boxes for entity in record.entities[third_is_first:][:2])
-            dx, dy = (box[axis] - other[axis] for axis in (0, 1))
-            along, across = (dx, dy) if relation in ("left", "right") else (dy, dx)
-            assert (along > 0) == (relation in ("right", "below"))
-            assert abs(across) < settings.size / 4
-        assert len(found) == 4
-
-    def test_the_partner_of_each_training_scene_is_its_neighbour(self, tmp_path: Path) -> None:
-        manifests = write_demo(tmp_path, {"train": 5, "val": 2}, self.SETTINGS)
-        found = load_neighbours(tmp_path / demo.PARTNERS, manifests["train"], 5)
-        assert found.tolist() == [[1], [0], [3], [2], [-1]]
-
-    def test_without_relations_there_are_no_partners(self, tmp_path: Path) -> None:
-        write_demo(tmp_path, {"train": 2}, SMALL)
-        assert not (tmp_path / demo.PARTNERS).exists()
-
-    def test_siblings_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="relation scenes have no siblings"):
-            write_demo(tmp_path, {"train": 2}, replace(self.SETTINGS, siblings=1))
-
-
-def pairwise_of(drawn: list[tuple[Image.Image, Record]]) -> list[tuple[tuple[Image.Image, Record], ...]]:
-    return list(zip(drawn[::2], drawn[1::2], strict=True))
-
-
-def box_of(record: Record, identity: str) -> tuple[Box, ...]:
-    return next(entity.boxes for entity in record.entities if entity.identity == identity)
-
-
-def without_names(record: Record) -> list[str]:
-    edges = [0, *(edge for entity in record.entities for edge in (entity.start, entity.end)), len(record.text)]
-    return [record.text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def test_a_font_draws_the_same_objects_in_another_style(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in for the font: each emoji is a disc of its own colour."""
-
-    def disc(text: str, font: str) -> Image.Image:
-        canvas = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
-        colour = (0, 0, 0, 255) if text == demo.NO_CHARACTER else (ord(text[0]) % 200 + 50, 0, 255, 255)
-        ImageDraw.Draw(canvas).ellipse((5, 9, 25, 29), fill=colour)
-        return canvas
-
-    monkeypatch.setattr(demo, "_written", disc)
-    plain, other = (draw_scene("test", 3, DemoSettings(art=art)) for art in (None, "some.ttf"))
-    assert [entity.identity for entity in plain[1].entities] == [entity.identity for entity in other[1].entities]
-    assert not np.array_equal(np.asarray(plain[0]), np.asarray(other[0]))
-    for entity in other[1].entities:
-        for x0, y0, x1, y1 in entity.boxes:
-            centre = other[0].getpixel((int((x0 + x1) / 2), int((y0 + y1) / 2)))
-            assert centre[1:] == (0, 255)
-
-
-def test_what_is_no_font_of_emoji_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.ttf").write_bytes(b"no font")
-    with pytest.raises(DataError, match=r"a\.ttf: is no font with emoji of 109 pixels"):
-        draw_scene("test", 0, DemoSettings(art=str(tmp_path / "a.ttf")))
-
-
-def test_a_font_without_an_emoji_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    box = Image.new("RGBA", (9, 9), (0, 0, 0, 255))
-    monkeypatch.setattr(demo, "_written", lambda text, font: box)
-    with pytest.raises(DataError, match="has no picture of"):
-        draw_scene("test", 0, DemoSettings(art="other.ttf"))

@@ -17,9 +17,10 @@ from spanbox.data.importers.driver import Source, run_import
 from spanbox.data.importers.formats import FORMATS, Format
 from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
+from spanbox.data.manifest import check_manifest_file
 from spanbox.data.repair import fix_manifest
-from spanbox.errors import DataError
-from spanbox.files import check_writable_file, write_text
+from spanbox.errors import DataError, OutputError
+from spanbox.files import check_writable_file, removing_new_folders, write_text
 from spanbox.progress import progress_of
 from spanbox.terminal import make_console
 
@@ -172,7 +173,11 @@ def check(
         int, typer.Option("--max-tokens", min=4, help="With --tokenizer: the limit, as data.max_tokens in training.")
     ] = 64,
 ) -> None:
+    for manifest in manifests:
+        check_manifest_file(manifest)
     for path, suffix in ((json_path, ".json"), (html_path, ".html")):
+        if path is not None and path.resolve() in {manifest.resolve() for manifest in manifests}:
+            raise OutputError(f"{path}: is one of the manifests, which are not changed; name another file")
         if path is not None:
             check_writable_file(path, suffix)
     tokens = None
@@ -200,9 +205,11 @@ def fix(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The manifest; it is not changed.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The repaired manifest.")],
 ) -> None:
-    check_writable_file(out, ".jsonl")
-    with progress_of("repairing") as on_progress:
-        repaired = fix_manifest(manifest, out, on_progress)
+    check_manifest_file(manifest)
+    with removing_new_folders(out.parent):
+        check_writable_file(out, ".jsonl")
+        with progress_of("repairing") as on_progress:
+            repaired = fix_manifest(manifest, out, on_progress)
     for name, count in repaired.items():
         if count:
             print(f"{count:,} {name}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from spanbox.errors import ConfigError
-from spanbox.files import check_writable_file, check_writable_folder, write_text
+from spanbox.files import check_writable_file, check_writable_folder, removing_new_folders, write_text
 
 DEFAULT_SHARES = "train=0.8,val=0.1,test=0.1"
 
@@ -23,8 +23,10 @@ def split_command(
     """
     from spanbox.data.partition import split
 
-    check_writable_folder(out)
-    for name, count in split(manifest, out, _shares(shares), seed=seed).items():
+    with removing_new_folders(out):
+        check_writable_folder(out)
+        counts = split(manifest, out, _shares(shares), seed=seed)
+    for name, count in counts.items():
         print(f"{out / name}.jsonl: {count:,} pairs")
 
 
@@ -38,8 +40,9 @@ def merge_command(
     """
     from spanbox.data.partition import merge
 
-    check_writable_file(out, ".jsonl")
-    print(f"{out}: {merge(manifests, out):,} pairs")
+    with removing_new_folders(out.parent):
+        check_writable_file(out, ".jsonl")
+        print(f"{out}: {merge(manifests, out):,} pairs")
 
 
 def sample_command(
@@ -56,8 +59,9 @@ def sample_command(
     """
     from spanbox.data.partition import sample
 
-    check_writable_file(out, ".jsonl")
-    print(f"{out}: {sample(manifest, out, n, seed=seed):,} pairs")
+    with removing_new_folders(out.parent):
+        check_writable_file(out, ".jsonl")
+        print(f"{out}: {sample(manifest, out, n, seed=seed):,} pairs")
 
 
 def card_command(
@@ -77,11 +81,12 @@ def card_command(
     from spanbox.data.card import dataset_card
     from spanbox.progress import progress_of
 
-    check_writable_file(out, ".md")
     licences = dict(_named(text, "--licence SOURCE=TEXT") for text in licence or [])
-    with progress_of("checking") as on_progress:
-        report = audit(manifests, decode=not fast, on_progress=on_progress)
-    write_text(out, dataset_card(title, report, licences))
+    with removing_new_folders(out.parent):
+        check_writable_file(out, ".md")
+        with progress_of("checking") as on_progress:
+            report = audit(manifests, decode=not fast, on_progress=on_progress)
+        write_text(out, dataset_card(title, report, licences))
     print(f"written to {out}")
 
 

@@ -11,24 +11,21 @@ scene do not identify it. Relation scenes come in pairs in which two objects cha
 sentence ("the kite is left of the lamp", "the lamp is left of the kite"): only the relation tells them apart.
 """
 
-import io
 import itertools
-import json
 import random
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from spanbox.data.demo_artwork import Concept, all_concepts, artwork
 from spanbox.data.demo_sentences import ABSENCES, FOURTHS, ONE_RELATION, RELATIONS, SENTENCES, Language
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
 from spanbox.data.neighbours import save_neighbours
@@ -46,20 +43,6 @@ DISTRACTOR_SHARE = 0.07  # share of scenes that show a fourth object without nam
 ABSENT_SHARE = 0.3  # share of sentences that name an absent object
 
 PARTNERS = "train.partners.npy"
-EMOJI_SIZE = 109  # pixels: the only size of bitmap emoji in Noto's font
-NO_CHARACTER = "\U0010ffff"
-
-
-@dataclass(frozen=True)
-class Concept:
-    """An object of the scenes, with its names."""
-
-    id: str
-    subgroup: str
-    names: dict[Language, str]
-    image: str  # member of the artwork archive
-    emoji: str = ""
-    font: str | None = None  # the emoji is drawn from it, instead of the image
 
 
 @dataclass(frozen=True)
@@ -106,7 +89,9 @@ def write_demo(
     """
     if settings.relations and settings.siblings:
         raise DataError("relation scenes have no siblings: leave one of the two options out")
-    choose_concepts(settings)
+    concepts = choose_concepts(settings)
+    for concept in concepts if settings.art else ():  # a font may lack some: before anything is written
+        artwork(concept)
     manifests = {}
     drawn = itertools.count(1)
 
@@ -136,7 +121,7 @@ def _write_partners(path: Path, manifest: Path, count: int) -> None:
 @cache
 def choose_concepts(settings: DemoSettings) -> tuple[Concept, ...]:
     """The concepts of a demo, drawn alternately from all subgroups, so that few of them look alike."""
-    everything = _all_concepts()
+    everything = all_concepts()
     if not 10 <= settings.concepts <= len(everything):
         raise DataError(f"the demo needs 10 to {len(everything)} concepts, not {settings.concepts}")
     shuffled = random.Random(settings.seed).sample(everything, len(everything))
@@ -236,7 +221,7 @@ def _with_two_exchanged(scene: _Scene, settings: DemoSettings) -> _Scene:
 def _in_place_of(box: Box, concept: Concept, size: int) -> Box:
     """A box for another concept in the same quarter, with the same longer side and nearly the same centre."""
     x0, y0, x1, y1 = box
-    art, half = _artwork(concept), size // 2
+    art, half = artwork(concept), size // 2
     scale = max(x1 - x0, y1 - y0) / max(art.size)
     corner = []
     for side, low, high in ((art.width, x0, x1), (art.height, y0, y1)):
@@ -275,7 +260,7 @@ def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
     corners = rng.sample([(0, 0), (half, 0), (0, half), (half, half)], len(concepts))
     boxes: list[Box] = []
     for concept, (left, top) in zip(concepts, corners, strict=True):
-        art = _artwork(concept)
+        art = artwork(concept)
         scale = rng.uniform(*OBJECT_SIZE) * size / max(art.size)
         width, height = round(art.width * scale), round(art.height * scale)
         x, y = left + rng.randint(0, half - width), top + rng.randint(0, half - height)
@@ -286,7 +271,7 @@ def _place(rng: random.Random, concepts: list[Concept], size: int) -> list[Box]:
 def _paint(scene: _Scene) -> Image.Image:
     image = scene.background.copy()
     for concept, (x0, y0, x1, y1) in zip([*scene.named, *scene.distractors], scene.boxes, strict=True):
-        art = _artwork(concept).resize((int(x1 - x0), int(y1 - y0)), Image.Resampling.BILINEAR)
+        art = artwork(concept).resize((int(x1 - x0), int(y1 - y0)), Image.Resampling.BILINEAR)
         image.paste(art, (int(x0), int(y0)), art)
     return image
 
@@ -361,58 +346,3 @@ def _describe(scene: _Scene) -> tuple[str, list[Entity]]:
             )
             text += name
     return text, entities
-
-
-def _archive() -> zipfile.ZipFile:
-    return zipfile.ZipFile(io.BytesIO((files("spanbox.data") / "artwork" / "fluent-emoji.zip").read_bytes()))
-
-
-@cache
-def _all_concepts() -> tuple[Concept, ...]:
-    return tuple(_read_concepts())
-
-
-def _read_concepts() -> Iterator[Concept]:
-    with _archive() as archive:
-        for line in archive.read("concepts.jsonl").splitlines():
-            row = json.loads(line)
-            names: dict[Language, str] = {"en": row["name_en"], "zh": row["name_zh"]}
-            yield Concept(row["id"], row["subgroup"], names, row["image"], row["emoji"])
-
-
-@cache
-def _artworks() -> dict[str, bytes]:
-    with _archive() as archive:
-        return {name: archive.read(name) for name in archive.namelist() if name.endswith(".webp")}
-
-
-def _artwork(concept: Concept) -> Image.Image:
-    return _drawing(concept.image) if concept.font is None else _glyph(concept.emoji, concept.font)
-
-
-@cache
-def _drawing(name: str) -> Image.Image:
-    return Image.open(io.BytesIO(_artworks()[name])).convert("RGBA")
-
-
-@cache
-def _glyph(emoji: str, font: str) -> Image.Image:
-    """An emoji of a font, without the empty space around it. Raises DataError."""
-    drawn, missing = (_written(text, font) for text in (emoji, NO_CHARACTER))
-    edges = drawn.getbbox()
-    if edges is None or drawn.tobytes() == missing.tobytes():
-        raise DataError(f"{font}: has no picture of {emoji}; give a font with all colour emoji, or fewer concepts")
-    return drawn.crop(edges)
-
-
-def _written(text: str, font: str) -> Image.Image:
-    try:
-        opened = ImageFont.truetype(font, EMOJI_SIZE)
-    except OSError as error:
-        raise DataError(
-            f"{font}: is no font with emoji of {EMOJI_SIZE} pixels ({error}); give one such as NotoColorEmoji.ttf of "
-            "Debian's fonts-noto-color-emoji"
-        ) from None
-    canvas = Image.new("RGBA", (2 * EMOJI_SIZE, 2 * EMOJI_SIZE), (0, 0, 0, 0))
-    ImageDraw.Draw(canvas).text((EMOJI_SIZE // 4, EMOJI_SIZE // 4), text, font=opened, embedded_color=True)
-    return canvas
