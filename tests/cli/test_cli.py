@@ -327,7 +327,7 @@ class TestMistakes:
         manifest = faulty / "test.jsonl"
         before = manifest.read_bytes()
         outcome = spanbox("evaluate", trained, "--data", manifest, "--out", "out", "--predictions", manifest)
-        self.refused(outcome, "is a manifest of this run, so it is not replaced")
+        self.refused(outcome, "is read by this command, so it is not replaced")
         assert manifest.read_bytes() == before
 
     def test_a_page_in_place_of_a_manifest(self, spanbox: Command, faulty: Path) -> None:
