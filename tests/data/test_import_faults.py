@@ -1,6 +1,8 @@
 """Sources that would be imported wrongly in silence: each is refused, or counted, and nothing is left of a refusal."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,19 @@ def test_nothing_is_left_of_a_failed_import(folder: Path, content: str) -> None:
         run("json", folder / "s.json", out, spec=folder / "plain.yaml")
     assert out.parent.is_dir()
     assert not out.exists()
+
+
+def test_a_record_of_a_tar_keeps_its_entities_beside_fields_of_others(folder: Path) -> None:
+    content = {"text": "a cat", "url": "u", "entities": [{"start": 2, "end": 5}], "meta": {"kept": 1}}
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for name, data in (
+            ("1.png", (folder / "images" / "0.png").read_bytes()),
+            ("1.json", json.dumps(content).encode()),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    run("webdataset", folder / "a.tar")
+    (record,) = read(folder / "a.tar")
+    assert [record.span_text(entity) for entity in record.entities] == ["cat"]
+    assert record.meta == {"url": "u", "kept": 1}

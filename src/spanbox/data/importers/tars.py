@@ -90,8 +90,12 @@ def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Re
     content = msgspec.json.decode(_content(file, sample["json"]))
     if not isinstance(content, dict):
         raise _Unusable("its .json is no object")
-    if "text" in content and not content.keys() - set(Record.__struct_fields__):
+    further = {name: value for name, value in content.items() if name not in Record.__struct_fields__}
+    if "text" in content and (not further or "entities" in content or "objects" in content):
         given = {"id": record_id} | content | {"image": image}
+        if further:
+            given = {name: value for name, value in given.items() if name not in further}
+            given["meta"] = further | (content["meta"] if isinstance(content.get("meta"), dict) else {})
         return msgspec.convert(given, Record)
     text = text if text is not None else content.get("caption", content.get("text"))
     if not isinstance(text, str):
