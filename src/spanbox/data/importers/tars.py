@@ -92,7 +92,7 @@ def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Re
         raise _Unusable("its .json is no object")
     further = {name: value for name, value in content.items() if name not in Record.__struct_fields__}
     if "text" in content and (not further or "entities" in content or "objects" in content):
-        given: dict[str, object] = {"id": record_id} | content | {"image": image}
+        given: dict[str, object] = {"id": record_id, **content, "image": image}
         if further:
             given = {name: value for name, value in given.items() if name not in further}
             given["meta"] = further | (content["meta"] if isinstance(content.get("meta"), dict) else {})
