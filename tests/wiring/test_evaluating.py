@@ -332,7 +332,7 @@ class TestPredictions:
         assert not any(name.startswith(("gmner", "mner", "eeg.")) for name in metrics)
         assert 0 < chance < 0.2
         assert metrics["eeg_gold_spans.f1"] < 2 * chance
-        assert "no results of GMNER, MNER or EEG" in scores.notes[0]
+        assert "Do not compare this with published results" in scores.notes[0]
 
 
 class TestFeatures:
