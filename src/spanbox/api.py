@@ -7,10 +7,8 @@
 Names and options follow sentence-transformers where it has the same ones.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from spanbox.data.manifest import Box
@@ -41,12 +38,20 @@ from spanbox.wiring.encoding import (
 )
 from spanbox.wiring.fusing import fused_scores, fusion_of
 from spanbox.wiring.grounding import GroundedSpan, Grounding, ScoredBox, ground
+from spanbox.wiring.inputs import (
+    Span,
+    checked_text,
+    checked_threshold,
+    find_spans,
+    listed_images,
+    listed_texts,
+    paired,
+    several,
+)
 from spanbox.wiring.loading import Loaded
 
 __all__ = ["GroundedSpan", "Grounding", "ImageSource", "Model", "ScoredBox", "Span", "load"]
 
-Span = CharSpan | str
-"""A half-open interval of code points of a text, or words of the text: their first occurrence."""
 Features = NDArray[np.float32] | Tensor
 """Features as a numpy array, or as a tensor on the device of the model (`convert_to_tensor`)."""
 Item = TypeVar("Item")
@@ -101,7 +106,7 @@ class Model(Loaded):
             DataError: something is no text.
             ConfigError: `batch_size` is no whole number above 0.
         """
-        several, single = _texts(texts)
+        several, single = listed_texts(texts)
         rows = self._in_batches(
             lambda batch: list(encode_texts(self, batch, unit=normalize).texts),
             several,
@@ -116,7 +121,7 @@ class Model(Loaded):
 
         They have no effect on the features of the text.
         """
-        return unknown_words(self.tokenizer, _text(text))
+        return unknown_words(self.tokenizer, checked_text(text))
 
     def encode_images(
         self,
@@ -136,7 +141,7 @@ class Model(Loaded):
         Raises:
             DataError: an image cannot be read.
         """
-        several, single = _images(images)
+        several, single = listed_images(images)
         rows = self._in_batches(
             lambda batch: list(encode_images(self, batch, unit=normalize)), several, batch_size, show_progress_bar
         )
@@ -164,8 +169,8 @@ class Model(Loaded):
         Raises:
             DataError: a span is not in its text, or has no token among those that are read.
         """
-        texts, single = _texts(text)
-        pairs = [(one, find_spans(one, own)) for one, own in _paired(texts, spans, "spans", single=single)]
+        texts, single = listed_texts(text)
+        pairs = [(one, find_spans(one, own)) for one, own in paired(texts, spans, "spans", single=single)]
 
         def encode(batch: Sequence[tuple[str, list[CharSpan]]]) -> list[Tensor]:
             return encode_texts(self, *_sides(batch), unit=normalize).spans
@@ -194,8 +199,8 @@ class Model(Loaded):
         Raises:
             DataError: an image cannot be read, or a box has no area within it.
         """
-        images, single = _images(image)
-        pairs = [(one, _several(own, "boxes")) for one, own in _paired(images, boxes, "boxes", single=single)]
+        images, single = listed_images(image)
+        pairs = [(one, several(own, "boxes")) for one, own in paired(images, boxes, "boxes", single=single)]
 
         def encode(batch: Sequence[tuple[ImageSource, list[Box]]]) -> list[Tensor]:
             return encode_regions(self, *_sides(batch), unit=normalize)
@@ -237,8 +242,8 @@ class Model(Loaded):
             DataError: an image cannot be read.
         """
         fusion_of(self)
-        sentences, _ = _texts(texts)
-        several, _ = _images(images)
+        sentences, _ = listed_texts(texts)
+        several, _ = listed_images(images)
         if not sentences or not several:
             return _converted(torch.empty(len(sentences), len(several), device=self.device), convert_to_tensor)
         sides = [encode_text_sides(self, batch) for batch in _batches(sentences, batch_size)]
@@ -279,11 +284,13 @@ class Model(Loaded):
             DataError: the image cannot be read, a box has no area within it, a span is not in the text or has no token.
             ConfigError: no boxes are given, and the model has no features of patches; or the threshold is no number.
         """
-        if not _text(text).strip() and spans is None:
+        if not checked_text(text).strip() and spans is None:
             raise DataError("the text is empty; give a sentence or a phrase")
         found = [(0, len(text))] if spans is None else find_spans(text, spans)
-        candidates = None if boxes is None else [box_of(box) for box in _several(boxes, "boxes")]
-        return ground(self, image, text, found, candidates, self.threshold if threshold is None else _number(threshold))
+        candidates = None if boxes is None else [box_of(box) for box in several(boxes, "boxes")]
+        return ground(
+            self, image, text, found, candidates, self.threshold if threshold is None else checked_threshold(threshold)
+        )
 
     def _in_batches(
         self,
@@ -326,64 +333,6 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> Model:
     return Model(**vars(loaded), threshold=_threshold(loaded.checkpoint))
 
 
-def find_spans(text: str, spans: Sequence[Span]) -> list[CharSpan]:
-    """Spans as intervals of a text. Raises DataError for words that do not occur in it, and for what is no span."""
-    return [_find(text, span) for span in _several(spans, "spans")]
-
-
-def _find(text: str, span: Span) -> CharSpan:
-    if not isinstance(span, str):
-        try:
-            start, end = map(index, span)
-        except (TypeError, ValueError):
-            raise DataError(f"{span!r} is no span; give (start, end) in characters, or words of the text") from None
-        return start, end
-    start = text.find(span)
-    if start < 0 or not span:
-        raise DataError(f"{span!r} does not occur in {text!r}; give words of the text, or (start, end)")
-    return start, start + len(span)
-
-
-def _several(items: Iterable[Item], kind: str) -> list[Item]:
-    """Items as a list. A text is not taken for a list of its characters."""
-    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-        raise DataError(f"{items!r} is no list of {kind}")
-    return list(items)
-
-
-def _text(text: str) -> str:
-    """A text, checked. Raises DataError for what is no text, or has lone surrogates, as broken UTF-8 leaves them."""
-    if not isinstance(text, str):
-        raise DataError(f"{type(text).__name__} is no text; expected str")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"the text has {text[error.start]!a}, which is no character; is it UTF-8?") from None
-    return text
-
-
-def _texts(texts: str | Iterable[str]) -> tuple[list[str], bool]:
-    """Texts as a list, and whether it was a single one."""
-    single = isinstance(texts, str)
-    return [_text(text) for text in ([texts] if isinstance(texts, str) else _several(texts, "texts"))], single
-
-
-def _images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[ImageSource], bool]:
-    """Images as a list, and whether it was a single one."""
-    of_pixels = isinstance(images, np.ndarray | Tensor) and images.ndim <= 3
-    if isinstance(images, str | Path | Image.Image) or of_pixels:
-        return [images], True  # type: ignore[list-item]
-    return _several(images, "images"), False
-
-
-def _paired(items: list[Item], parts: Any, kind: str, *, single: bool) -> list[tuple[Item, Any]]:
-    """Each item with its parts."""
-    of_items = [parts] if single else _several(parts, kind)
-    if len(items) != len(of_items):
-        raise DataError(f"{kind} of {len(of_items)} inputs for {len(items)}; give a list for each")
-    return list(zip(items, of_items, strict=True))
-
-
 def _sides(pairs: Sequence[tuple[Item, Encoded]]) -> tuple[list[Item], list[Encoded]]:
     return [one for one, _ in pairs], [other for _, other in pairs]
 
@@ -392,16 +341,6 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     if not isinstance(size, int) or size < 1:
         raise ConfigError(f"batch_size is {size!r}; expected a whole number above 0")
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _number(threshold: float) -> float:
-    try:
-        number = float(threshold)
-    except (TypeError, ValueError):
-        number = math.nan
-    if math.isnan(number):
-        raise ConfigError(f"threshold is {threshold!r}; expected a number, or None for the model's own")
-    return number
 
 
 def _of_each(rows: Sequence[Tensor], as_tensor: bool, *, single: bool) -> Any:
