@@ -115,7 +115,7 @@ def test_groups_stay_together(tmp_path: Path) -> None:
 def test_refusals(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="give either --recipe"):
         clean(scenes / "train.jsonl", tmp_path)
-    with pytest.raises(OutputError, match="is the manifest itself"):
+    with pytest.raises(OutputError, match="is read by this command"):
         clean(scenes / "train.jsonl", scenes, recipe="demo")
     with pytest.raises(ConfigError, match=r"train\.stepz: unknown key"):
         clean(scenes / "train.jsonl", tmp_path / "new", recipe="demo", overrides=["train.stepz=1"])

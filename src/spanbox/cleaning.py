@@ -21,9 +21,9 @@ from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_pa
 from spanbox.data.manifest import Manifest, relocated, write_manifest
 from spanbox.documents import DocumentError, read_json
 from spanbox.engine.checkpoint import last_checkpoint
-from spanbox.errors import ConfigError, DataError, OutputError
+from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
-from spanbox.files import check_writable_folder, replacing, write_text
+from spanbox.files import check_no_input, check_writable_folder, replacing, write_text
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
 from spanbox.wiring.embedding import embed, evaluation_dataset
@@ -78,8 +78,7 @@ def clean(
             "give either --recipe, to train a model for each fold, or --run, a model that has not seen the data"
         )
     new = out / f"{path.stem}.jsonl"
-    if new.resolve() == path.resolve():
-        raise OutputError(f"{new}: is the manifest itself, which is not changed; name another folder")
+    check_no_input(new, [path])
     if recipe is not None:
         load_config(recipe, overrides)  # before anything is written
     manifest = Manifest(path)

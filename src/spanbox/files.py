@@ -73,7 +73,7 @@ def check_writable_file(path: Path, suffix: str = "") -> None:
 def check_no_input(path: Path, inputs: Iterable[Path | None]) -> None:
     """Check that an output does not replace a file that the command reads. Raises OutputError."""
     if path.resolve() in {each.resolve() for each in inputs if each is not None}:
-        raise OutputError(f"{path}: is read by this command, so it is not replaced; name another file")
+        raise OutputError(f"{path}: is read by this command, so it is not replaced; name another place")
 
 
 def check_writable_folder(folder: Path) -> None:

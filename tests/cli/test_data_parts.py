@@ -175,7 +175,7 @@ class TestFix:
     def test_the_original_is_not_replaced(self, data: Command, few: Path) -> None:
         code, _, err = data("fix", few, few)
         assert code == 2
-        assert "is the manifest itself" in err
+        assert "is read by this command" in err
 
 
 class TestClean:
@@ -287,5 +287,5 @@ def test_the_report_of_a_check_does_not_replace_a_manifest(data: Command, few: P
     manifest = few.rename(tmp_path / "all.json")
     before = manifest.read_bytes()
     code, _, err = data("check", manifest, "--json", manifest)
-    assert (code, "is one of the manifests" in err) == (2, True)
+    assert (code, "is read by this command" in err) == (2, True)
     assert manifest.read_bytes() == before

@@ -14,7 +14,7 @@ from spanbox.data.auto_annotate import AutoAnnotation, Options
 from spanbox.data.manifest import Manifest, ObjectBox, Record
 from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
 from spanbox.data.spacy_tagger import SpacyTagger
-from spanbox.errors import ConfigError, DataError
+from spanbox.errors import ConfigError, DataError, OutputError
 
 WHOLE = (0.0, 0.0, 40.0, 20.0)
 
@@ -263,7 +263,7 @@ def test_the_wrong_number_of_results(tmp_path: Path) -> None:
 
 def test_the_manifest_itself_is_not_replaced(tmp_path: Path) -> None:
     manifest = save_manifest(tmp_path, [Record("1", "1.png", "a cat")])
-    with pytest.raises(DataError, match="is the manifest itself"):
+    with pytest.raises(OutputError, match="is read by this command"):
         AutoAnnotation(manifest.path, manifest.path, tagger=Model(words))
 
 

@@ -262,6 +262,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_the_manifest_itself_is_not_replaced(tmp_path: Path) -> None:
     path = manifest(tmp_path, pair())
     before = path.read_bytes()
-    with pytest.raises(DataError, match="is the manifest itself"):
+    with pytest.raises(OutputError, match="is read by this command"):
         BackTranslation(path, tmp_path / "." / "in.jsonl", [Fake(turned)])
     assert path.read_bytes() == before

@@ -121,7 +121,7 @@ def test_a_split_without_pairs_is_refused_and_nothing_is_written(tmp_path: Path)
 def test_nothing_is_written_where_one_of_the_splits_would_replace_the_manifest(tmp_path: Path) -> None:
     path = write(tmp_path, 100, name="val.jsonl")
     (tmp_path / "train.jsonl").write_text("of another split\n")
-    with pytest.raises(OutputError, match="is one of the manifests"):
+    with pytest.raises(OutputError, match="is read by this command"):
         split(path, tmp_path, SHARES)
     assert (tmp_path / "train.jsonl").read_text() == "of another split\n"
 
@@ -135,7 +135,7 @@ def test_refusals(tmp_path: Path) -> None:
         lambda: merge([path], path),
         lambda: split(path, tmp_path, {"all": 1}),
     ):
-        with pytest.raises(OutputError, match="is one of the manifests"):
+        with pytest.raises(OutputError, match="is read by this command"):
             attempt()
 
 

@@ -165,7 +165,7 @@ def test_of_two_spellings_none_is_certain(tmp_path: Path) -> None:
 
 def test_it_refuses_to_replace_the_manifest_and_stops_at_a_line_that_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(OutputError, match="is the manifest itself"):
+    with pytest.raises(OutputError, match="is read by this command"):
         fix_manifest(tmp_path / "m.jsonl", tmp_path / "." / "m.jsonl")
     with pytest.raises(DataError, match=r"m\.jsonl, line 1"):
         fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")

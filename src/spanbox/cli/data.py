@@ -19,8 +19,8 @@ from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
 from spanbox.data.manifest import check_manifest_file
 from spanbox.data.repair import fix_manifest
-from spanbox.errors import DataError, OutputError
-from spanbox.files import check_writable_file, removing_new_folders, write_text
+from spanbox.errors import DataError
+from spanbox.files import check_no_input, check_writable_file, removing_new_folders, write_text
 from spanbox.progress import progress_of
 from spanbox.terminal import make_console
 
@@ -176,9 +176,8 @@ def check(
     for manifest in manifests:
         check_manifest_file(manifest)
     for path, suffix in ((json_path, ".json"), (html_path, ".html")):
-        if path is not None and path.resolve() in {manifest.resolve() for manifest in manifests}:
-            raise OutputError(f"{path}: is one of the manifests, which are not changed; name another file")
         if path is not None:
+            check_no_input(path, manifests)
             check_writable_file(path, suffix)
     tokens = None
     if tokenizer is not None:

@@ -35,7 +35,7 @@ from spanbox.data.paraphrases import find_span_faults
 from spanbox.data.result_cache import ResultCache
 from spanbox.data.source import state_of
 from spanbox.errors import DataError, SpanboxError
-from spanbox.files import check_writable_file
+from spanbox.files import check_no_input, check_writable_file
 from spanbox.geometry import box_iou, clip_box
 
 BATCHES_AT_ONCE = 4
@@ -144,8 +144,7 @@ class AutoAnnotation:
         self.counts: Counter[str] = Counter()
         check_manifest_file(manifest)
         check_writable_file(out, ".jsonl")
-        if out.resolve() == manifest.resolve():
-            raise DataError(f"{out}: is the manifest itself, which is not changed; name another file")
+        check_no_input(out, [manifest])
         self.pairs = sum(1 for _ in self._records())
         self.cache = ResultCache(out.with_name(f"{out.name}.annotations"))
 

@@ -28,7 +28,7 @@ from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
 from spanbox.data.result_cache import ResultCache
 from spanbox.data.words import is_language
 from spanbox.errors import DataError, SpanboxError
-from spanbox.files import check_writable_file
+from spanbox.files import check_no_input, check_writable_file
 
 BATCHES_AT_ONCE = 16  # whose texts are sorted by length, so that batches need little padding
 LONGEST_GROWTH, GROWTH_ALLOWED = 3, 40  # a translation of more than 3 times the characters and 40 has run away
@@ -97,8 +97,7 @@ class BackTranslation:
         self.translated = 0
         check_manifest_file(manifest)
         check_writable_file(out, ".jsonl")
-        if out.resolve() == manifest.resolve():
-            raise DataError(f"{out}: is the manifest itself, which is not changed; name another file")
+        check_no_input(out, [manifest])
         self.pairs = sum(1 for _ in self._records())
         self.cache = ResultCache(out.with_name(f"{out.name}.translations"))
 

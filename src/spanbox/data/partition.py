@@ -13,7 +13,8 @@ import msgspec
 
 from spanbox.data.importers import UniqueIds
 from spanbox.data.manifest import Manifest, Record, relocated, write_manifest
-from spanbox.errors import DataError, OutputError
+from spanbox.errors import DataError
+from spanbox.files import check_no_input
 from spanbox.structures import stable_id
 
 OnProgress = Callable[[int, int], None]
@@ -32,7 +33,7 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
         OutputError: a file cannot be written, or is the manifest itself.
     """
     for name in shares:  # before any is written
-        _refuse_inputs(out / f"{name}.jsonl", [path])
+        check_no_input(out / f"{name}.jsonl", [path])
     manifest = Manifest(path)
     groups: dict[int, list[int]] = defaultdict(list)
     strata: dict[int, set[str]] = defaultdict(set)
@@ -71,7 +72,7 @@ def sample(path: Path, out: Path, count: int, *, seed: int = 0) -> int:
 
     Raises: as `split`.
     """
-    _refuse_inputs(out, [path])
+    check_no_input(out, [path])
     manifest = Manifest(path)
     members: dict[int, list[int]] = {}  # places of the groups of the smallest keys
     largest: list[int] = []  # a heap of their keys, negative
@@ -98,7 +99,7 @@ def merge(paths: Sequence[Path], out: Path) -> int:
 
     Raises: as `split`.
     """
-    _refuse_inputs(out, paths)
+    check_no_input(out, paths)
     folder, names = out.parent.resolve(), _names(paths)
 
     def records() -> Iterator[Record]:
@@ -128,8 +129,3 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 def _write(manifest: Manifest, places: Sequence[int], out: Path) -> int:
     old, new = manifest.path.parent.resolve(), out.parent.resolve()
     return write_manifest(out, (relocated(manifest[place], old, new) for place in places))
-
-
-def _refuse_inputs(out: Path, inputs: Sequence[Path]) -> None:
-    if out.resolve() in {path.resolve() for path in inputs}:
-        raise OutputError(f"{out}: is one of the manifests that are read; name another file")

@@ -29,7 +29,8 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.source import exists
-from spanbox.errors import DataError, OutputError
+from spanbox.errors import DataError
+from spanbox.files import check_no_input
 
 CERTAIN = 20  # boxes or spans that have to contradict the documented convention
 
@@ -50,8 +51,7 @@ def fix_manifest(path: Path, out: Path, on_progress: OnProgress | None = None) -
         DataError: the manifest cannot be read, or a line of it is not a record; no repair of that is certain.
         OutputError: `out` cannot be written, or is the manifest itself.
     """
-    if out.resolve() == path.resolve():
-        raise OutputError(f"{out}: is the manifest itself, which is not changed; name another file")
+    check_no_input(out, [path])
     return _Repair(path, out, on_progress).run()
 
 

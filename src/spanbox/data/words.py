@@ -18,6 +18,8 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
+# Scripts in which a name is whole words: Korean and Arabic attach particles to it.
+_WITHOUT_PARTICLES = ("LATIN ", "GREEK ", "CYRILLIC ", "ARMENIAN ", "GEORGIAN ", "DIGIT ", "COMBINING ")
 _SAID_AS_A_CONSONANT = re.compile(r"eu|ew|one\b|once\b|uni([^nmd]|mo)|u[bcfhjkqrst][aeiou]|ouija")
 _SILENT_H = re.compile(r"hour|honest|hono|heir")
 _LETTERS_WITH_A_VOWEL = "AEFHILMNORSX"  # of which the English names begin with one
@@ -65,6 +67,17 @@ def cuts_word(text: str, place: int) -> bool:
         return True
     is_within = (text[place - 1].isalnum() or _is_mark(text[place - 1])) and text[place].isalnum()
     return is_within and not (_UNSPACED.match(text, place - 1) or _UNSPACED.match(text, place))
+
+
+def surely_cuts_word(text: str, place: int) -> bool:
+    """Whether `place` is inside a word of a script that attaches no particles, so that no name begins or ends there."""
+    return 0 < place < len(text) and _is_of_whole_word(text[place - 1]) and _is_of_whole_word(text[place])
+
+
+@cache
+def _is_of_whole_word(character: str) -> bool:
+    is_part = character.isalnum() or unicodedata.category(character) == "Mn"
+    return is_part and unicodedata.name(character, "").startswith(_WITHOUT_PARTICLES)
 
 
 def starts_sentence(text: str, place: int) -> bool:

@@ -8,12 +8,11 @@ punctuation, or miss their identity.
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from unicodedata import category, name
+from unicodedata import category
 
 from spanbox.data.manifest import Record
+from spanbox.data.words import surely_cuts_word
 
-# Scripts that separate words by spaces. Chinese, Japanese and Thai have no spaces; Korean and Arabic attach particles.
-_SPACED = ("LATIN ", "GREEK ", "CYRILLIC ", "ARMENIAN ", "GEORGIAN ", "DIGIT ", "COMBINING ")
 _SEPARATORS = ",;:!?，。、；：！？…"  # with which no name begins or ends; a full stop or bracket may belong to it
 _INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp")
 _LEAST_WRONG = 0.5  # share of wrong spans as they are, from which few spans are enough
@@ -135,7 +134,7 @@ def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
         start, end, text = entity.start, entity.end, record.text
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             continue
-        if cuts_word(text, start) or cuts_word(text, end):
+        if surely_cuts_word(text, start) or surely_cuts_word(text, end):
             excerpt = text[max(0, start - 12) : end + 12]
             yield "span cuts a word", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r} in {excerpt!r}"
         if text[start].isspace() or text[end - 1].isspace():
@@ -156,19 +155,9 @@ def is_wrong(text: str, span: Span, identity: str = "") -> bool:
         return text[start:end] != identity
     if any(_is_separator(text[place]) for place in (start, end - 1)):
         return True
-    return cuts_word(text, start) or cuts_word(text, end)
+    return surely_cuts_word(text, start) or surely_cuts_word(text, end)
 
 
 @cache
 def _is_separator(character: str) -> bool:
     return character.isspace() or character in _SEPARATORS
-
-
-def cuts_word(text: str, place: int) -> bool:
-    """Whether a place is inside a word, in scripts that separate words by spaces."""
-    return 0 < place < len(text) and _in_word(text[place - 1]) and _in_word(text[place])
-
-
-@cache
-def _in_word(character: str) -> bool:
-    return (character.isalnum() or category(character) == "Mn") and name(character, "").startswith(_SPACED)

@@ -27,8 +27,8 @@ from spanbox.data.manifest import (
     find_faults,
     is_inverted,
 )
-from spanbox.errors import DataError, OutputError
-from spanbox.files import check_writable_file, check_writable_folder, removing_new_folders, replacing
+from spanbox.errors import DataError
+from spanbox.files import check_no_input, check_writable_file, check_writable_folder, removing_new_folders, replacing
 
 LISTED = 1000  # oddities of each kind that are listed by name; all are counted
 MAX_JSON_BYTES = 4 * 1024**3
@@ -105,8 +105,7 @@ def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress 
             for split, record in importer(source):
                 if split not in files:
                     path = source.out / f"{split}.jsonl"
-                    if path.resolve() == source.root.resolve():
-                        raise OutputError(f"{path}: is the source, which is not changed; name another folder")
+                    check_no_input(path, [source.root])
                     check_writable_file(path, ".jsonl")
                     files[split] = stack.enter_context(replacing(path)), UniqueIds()
                     counts[split] = Counter()

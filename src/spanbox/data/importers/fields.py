@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from spanbox.data.audit.conventions import FORMATS
-from spanbox.data.audit.spans import cuts_word
 from spanbox.data.images import image_size
 from spanbox.data.importers.driver import Images, Pairs, Source, clipped
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record
+from spanbox.data.words import surely_cuts_word
 from spanbox.documents import DocumentError, read_yaml
 from spanbox.errors import DataError
 from spanbox.settings import Settings
@@ -237,7 +237,7 @@ def _places(
 def _find(text: str, name: str, taken: list[tuple[int, int]]) -> tuple[int, int] | None:
     """The first place of a name that cuts no word and is not that of another entity; else the first place."""
     places = [match.span() for match in re.finditer(re.escape(name), text)] if name else []
-    whole = [place for place in places if not any(cuts_word(text, edge) for edge in place)]
+    whole = [place for place in places if not any(surely_cuts_word(text, edge) for edge in place)]
     return next((place for place in (*whole, *places) if place not in taken), next(iter(places), None))
 
 
