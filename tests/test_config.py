@@ -160,11 +160,15 @@ class TestUnknownKeys:
             ("loss.coarse.temprature", "loss.coarse.temperature"),
             ("model.vision.archtecture", "model.vision.architecture"),
             ("model.regions.output", "model.regions.output_size"),
+            ("lr", "train.optimiser.lr"),
         ],
     )
     def test_nearest_known_key(self, key: str, nearest: str) -> None:
         said = problem(f"{key}=1")
         assert said == f"demo: the config is wrong:\n  {key}: unknown key; the nearest known one is {nearest}"
+
+    def test_no_known_key_is_like_it(self) -> None:
+        assert problem("xyzzy=1") == "demo: the config is wrong:\n  xyzzy: unknown key; see `spanbox config schema`"
 
     def test_several_problems_are_listed_at_once(self) -> None:
         said = problem("sead=1", "train.steps=0", "data.max_tokens=many")

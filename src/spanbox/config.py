@@ -218,10 +218,13 @@ def _explain(details: ErrorDetails) -> str:
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str:
-    """The hint of a message about an unknown key."""
-    if len(key) > LONGEST_KEY:
-        return "; see `spanbox config schema`"
-    return f"; the nearest known one is {difflib.get_close_matches(key, known, 1, 0.0)[0]}"
+    """The hint of a message about an unknown key: a known one with the same last part, or spelled alike."""
+    if len(key) <= LONGEST_KEY:
+        same_end = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+        close = difflib.get_close_matches(key, same_end, 1, 0.0) or difflib.get_close_matches(key, known, 1)
+        if close:
+            return f"; the nearest known one is {close[0]}"
+    return "; see `spanbox config schema`"
 
 
 def known_keys() -> list[str]:
