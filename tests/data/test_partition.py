@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -124,6 +125,17 @@ def test_nothing_is_written_where_one_of_the_splits_would_replace_the_manifest(t
     with pytest.raises(OutputError, match="is read by this command"):
         split(path, tmp_path, SHARES)
     assert (tmp_path / "train.jsonl").read_text() == "of another split\n"
+
+
+def test_boxes_without_an_area_are_copied_as_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, pairs=20)
+    inverted = Entity(0, 3, boxes=((20.0, 5.0, 4.0, 25.0),))
+    write_manifest(path, [msgspec.structs.replace(record, entities=(inverted,)) for record in Manifest(path)])
+    split(path, tmp_path / "out", {"train": 1.0, "val": 1.0})
+    sample(path, tmp_path / "some.jsonl", 4)
+    merge([path], tmp_path / "merged.jsonl")
+    for name in ("out/train", "out/val", "some", "merged"):
+        assert {record.entities for record in Manifest(tmp_path / f"{name}.jsonl", "keep")} == {(inverted,)}
 
 
 def test_refusals(tmp_path: Path) -> None:

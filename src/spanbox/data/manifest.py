@@ -251,21 +251,24 @@ class Manifest(Sequence[Record]):
 
     Args:
         path: the `.jsonl` file.
-        inverted_boxes: `error` refuses a manifest with a box without an area, `drop` leaves such boxes out.
+        inverted_boxes: `error` refuses a manifest with a box without an area, `drop` leaves such boxes out, `keep`
+            gives records as they are, for commands that copy them.
         subset: use only this many lines, spread evenly; None: all.
 
     Raises:
         DataError: the file does not exist, cannot be read, is empty or has an invalid line, or `subset` is too large.
     """
 
-    def __init__(self, path: Path | str, inverted_boxes: InvertedBoxes = "error", *, subset: int | None = None) -> None:
+    def __init__(
+        self, path: Path | str, inverted_boxes: InvertedBoxes | Literal["keep"] = "error", *, subset: int | None = None
+    ) -> None:
         self.path = Path(path)
-        self._drop_inverted = inverted_boxes == "drop"
+        self._inverted_boxes = inverted_boxes
         self._open()
         if subset is not None and subset > self._index.count:
             raise DataError(f"{self.path}: has {self._index.count} pairs, not {subset}; set a smaller subset")
         self._size = subset or self._index.count
-        if self.inverted_count and not self._drop_inverted:
+        if self.inverted_count and inverted_boxes == "error":
             raise next(_inverted_errors(self.path))
 
     def _open(self) -> None:
@@ -287,7 +290,8 @@ class Manifest(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         line = range(self._size)[index] * self._index.count // self._size
         record = parse_record(self._read_line(line), self.path, number=line + 1)
-        return without_inverted_boxes(record) if self._drop_inverted and self.inverted_count else record
+        drops = self._inverted_boxes == "drop" and self.inverted_count
+        return without_inverted_boxes(record) if drops else record
 
     def _read_line(self, line: int) -> bytes:
         bounds = self._index.bounds(line)

@@ -34,7 +34,7 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
     """
     for name in shares:  # before any is written
         check_no_input(out / f"{name}.jsonl", [path])
-    manifest = Manifest(path)
+    manifest = Manifest(path, "keep")
     groups: dict[int, list[int]] = defaultdict(list)
     strata: dict[int, set[str]] = defaultdict(set)
     for place in range(len(manifest)):
@@ -73,7 +73,7 @@ def sample(path: Path, out: Path, count: int, *, seed: int = 0) -> int:
     Raises: as `split`.
     """
     check_no_input(out, [path])
-    manifest = Manifest(path)
+    manifest = Manifest(path, "keep")
     members: dict[int, list[int]] = {}  # places of the groups of the smallest keys
     largest: list[int] = []  # a heap of their keys, negative
     drawn = 0
@@ -106,7 +106,7 @@ def merge(paths: Sequence[Path], out: Path) -> int:
         ids = UniqueIds()
         for path in paths:
             old, name = path.parent.resolve(), names[path.resolve()]
-            for record in Manifest(path):
+            for record in Manifest(path, "keep"):
                 moved = relocated(record, old, folder)
                 if not record.group:
                     moved = msgspec.structs.replace(moved, group="")  # the path of the image, which is the same for all
