@@ -172,6 +172,14 @@ def test_scores_of_any_texts_and_images_are_those_of_an_evaluation(run: Path, sc
     assert model.pair_scores(texts, []).shape == (len(texts), 0)
 
 
+@pytest.mark.parametrize("off", ["weight", "parts_weight"])
+def test_scores_that_were_not_trained_are_not_reported(off: str, scenes: Path, tmp_path: Path) -> None:
+    run = train(config(scenes, tmp_path / "run", "gated", f"loss.fusion.{off}=0")).run_dir
+    metrics = evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, EvaluationOptions(occlusion=0), "cpu")[0].metrics
+    assert ("retrieval.i2t.reranked.r1" in metrics) == (off != "weight")
+    assert ("matching.in_context" in metrics) == (off != "parts_weight")
+
+
 def test_a_model_without_fusion_has_no_fused_scores(scenes: Path, tmp_path: Path) -> None:
     model = spanbox.load(train(miniature.demo_config(scenes, tmp_path / "run")).run_dir)
     with pytest.raises(ConfigError, match=r"no fused scores: it was trained with model.fusion.kind=none"):

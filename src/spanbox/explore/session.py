@@ -57,10 +57,6 @@ class Searched:
     model: Model
     bank: FeatureBank
 
-    @property
-    def has_fusion(self) -> bool:
-        return self.model.model.fusion is not None
-
 
 class Session:
     """Models on one manifest.
@@ -170,9 +166,9 @@ class Session:
     def _nearest(self, searched: Searched, query: Any, features: torch.Tensor, fused: FusedScores) -> dict[str, Any]:
         """The first pairs by the towers; with fusion, its order of those that the towers propose."""
         scores = features @ torch.as_tensor(query)
-        best = scores.topk(min(RERANKED if searched.has_fusion else HITS, len(scores)))
+        best = scores.topk(min(RERANKED if searched.model.reranks else HITS, len(scores)))
         values, rows = best.values, best.indices
-        if searched.has_fusion:
+        if searched.model.reranks:
             values, order = fused(rows).cpu().sort(descending=True, stable=True)
             rows = rows[order]
         hits = []

@@ -113,7 +113,8 @@ def embed_parts(
     batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
     encode = make_encode(model, device, choose_precision(config.train.precision, device))
     shown = _shown(batches, progress("encoding", len(dataset)))
-    return extract_parts(encode, shown, context=context_of(model), keep_states=keep_states)
+    has_context = config.loss.fine.used and config.loss.fusion.parts_weight > 0
+    return extract_parts(encode, shown, context=context_of(model) if has_context else None, keep_states=keep_states)
 
 
 def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:

@@ -133,7 +133,8 @@ def evaluate_to_folder(
         check_objects(opened)
     validation = _validation(loaded, options.threshold_from)
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
-    stored = _features(loaded, dataset, folder, keep_states=options.rerank > 0)
+    reranked = options.rerank if loaded.reranks else 0
+    stored = _features(loaded, dataset, folder, keep_states=reranked > 0)
     pairs = Pairs(stored.bank, dataset)
     threshold = _threshold(loaded, stored.bank, validation, folder)
     device_of_model = next(loaded.model.parameters()).device
@@ -145,7 +146,7 @@ def evaluate_to_folder(
         device=device_of_model,
         progress=Progress,
         fused_scores=pair_scores(loaded.model, stored.bank),
-        reranked=options.rerank,
+        reranked=reranked,
     )
     occluded, facts = _occlude(loaded, pairs, options.occlusion)
     outcomes = {**evaluation.outcomes, **occluded}

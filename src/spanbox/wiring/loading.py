@@ -34,6 +34,11 @@ class Loaded:
     config: RunConfig
     checkpoint: Path
 
+    @property
+    def reranks(self) -> bool:
+        """Whether its fusion learned to score pairs of a sentence and an image (`loss.fusion.weight` above 0)."""
+        return self.model.fusion is not None and self.config.loss.fusion.weight > 0
+
     def save_towers(self, folder: Path | str) -> None:
         """Save both encoders as transformers folders, `text/` and `vision/`, with tokenizer and image processor.
 
