@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
+
 from spanbox.errors import OutputError
 
 PUBLIC_FILE = 0o666  # the mode of a new file, before the umask
@@ -113,11 +115,11 @@ def remove_entry(path: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Context that turns an OSError into an OutputError which names `path`, the reason and the remedy."""
+    """Context that turns a failure to write into an OutputError which names `path`, the reason and the remedy."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
             f"{path}: cannot be written ({reason}); free space, check the rights, or name another place"
         ) from None

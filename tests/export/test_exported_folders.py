@@ -5,7 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,11 +15,12 @@ import yaml
 import miniature
 import spanbox
 from command import HANGS
+from full_disk import full_disk
 from spanbox.api import Model
 from spanbox.data.images import load_image
 from spanbox.data.render import to_square
 from spanbox.errors import ConfigError, OutputError
-from spanbox.export import export_model
+from spanbox.export import Target, export_model
 from spanbox.wiring import train
 
 TEXTS = ["A red boat", "a butterfly above the two blue kites，蝴蝶"]
@@ -227,6 +228,12 @@ class TestFolder:
         monkeypatch.setattr("spanbox.export.model_card", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             export_model(plain, "sentence-transformers", tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("target", get_args(Target))
+    def test_a_full_disk(self, target: Target, plain: Model, tmp_path: Path) -> None:
+        with full_disk(20_000), pytest.raises(OutputError, match=r"out.*: cannot be written .*; free space"):
+            export_model(plain, target, tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
 
     def test_onnx_without_its_packages(self, plain: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

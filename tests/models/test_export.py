@@ -10,7 +10,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import tiny
 from encoders import VOCABULARY, tokenizer
-from spanbox.errors import CheckpointError
+from full_disk import full_disk
+from spanbox.errors import OutputError
 from spanbox.models.export import ImageProcessorFiles, make_exportable
 from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
@@ -93,9 +94,16 @@ def test_another_image_size_is_that_of_the_folder(architecture: Any, tmp_path: P
     assert encoder.config.image_size == tiny.IMAGE_SIZE  # the encoder itself stays as it was
 
 
+def test_a_full_disk(tmp_path: Path) -> None:
+    encoder = build_text_tower(TowerSettings(architecture=tiny.bert(vocab_size=VOCABULARY))).model
+    make_exportable(encoder, tokenizer())
+    with full_disk(5000), pytest.raises(OutputError, match=r"encoder: cannot be written .*; free space"):
+        encoder.save_pretrained(tmp_path / "encoder")
+
+
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     encoder = build_text_tower(TowerSettings(architecture=tiny.bert(vocab_size=VOCABULARY))).model
     make_exportable(encoder, tokenizer())
-    with pytest.raises(CheckpointError, match="is a file; give a folder"):
+    with pytest.raises(OutputError, match="is a file; give a folder"):
         encoder.save_pretrained(tmp_path / "taken")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from spanbox.documents import refuse_special
 from spanbox.engine.versions import format_and_version, other_version
 from spanbox.errors import CheckpointError, OutputError
-from spanbox.files import PARTIAL, explained, remove_entry, write_text
+from spanbox.files import PARTIAL, remove_entry, write_text
 from spanbox.models.preprocessing import Preprocessing
 
 STEP_FOLDER = "step-{:06d}"
@@ -211,14 +211,14 @@ def _flush_to_disk(folder: Path) -> None:
 def _explained_saving(target: Path) -> Iterator[None]:
     """Context that turns the errors of three libraries on a full disk into one OutputError."""
     try:
-        with explained(target):
-            yield
-    except (SafetensorError, RuntimeError) as error:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
         if "DataLoader worker" in str(error):  # PyTorch raises the death of a worker anywhere
             raise
+        reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"{target}: the checkpoint cannot be written ({error}); earlier checkpoints are intact. Free space, then "
-            "resume"
+            f"{target}: the checkpoint cannot be written ({reason}); earlier checkpoints are intact. Free space or "
+            "check the rights, then resume"
         ) from None
 
 

@@ -20,7 +20,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from spanbox.errors import CheckpointError
+from spanbox.errors import OutputError
+from spanbox.files import explained
 from spanbox.models.encoder_config import side
 from spanbox.models.families import VISION_FAMILIES
 from spanbox.models.preprocessing import FILE_NAMES, Preprocessing
@@ -63,14 +64,12 @@ class _Exporting:
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         folder = os.fspath(save_directory)
         if Path(folder).is_file():
-            raise CheckpointError(f"{folder}: is a file; give a folder to save the encoder to")
+            raise OutputError(f"{folder}: is a file; give a folder to save the encoder to")
         own_size = self.companion.preprocessing.image_size if isinstance(self.companion, ImageProcessorFiles) else None
         exported: Any = exportable(self, own_size)
-        try:
+        with explained(Path(folder)):
             super(_Exporting, exported).save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
             self.companion.save_pretrained(folder)
-        except OSError as error:
-            raise CheckpointError(f"{folder}: the encoder cannot be saved there ({error.strerror or error})") from None
 
 
 def make_exportable(encoder: Any, companion: Companion) -> None:

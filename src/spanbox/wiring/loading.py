@@ -45,7 +45,7 @@ class Loaded:
         LoRA updates are merged into the weights. `model.text.model.save_pretrained(folder)` saves one encoder so.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            OutputError: the folder cannot be written.
         """
         self.model.text.model.save_pretrained(Path(folder) / "text")
         self.model.vision.model.save_pretrained(Path(folder) / "vision")
