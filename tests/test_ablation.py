@@ -1,13 +1,12 @@
 """Plans of ablations: checked before the first run, run once, continued, and summarised as by hand."""
 
 import csv
+import io
 import json
-import subprocess
-import sys
 import threading
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -17,6 +16,7 @@ from spanbox.ablation import AblationPlan, collect, load_plan, markdown, run_pla
 from spanbox.cli.main import app
 from spanbox.engine.stopping import StopRequest
 from spanbox.errors import ConfigError, DataError, TrainingError
+from spanbox.processes import Jobs
 from spanbox.report.reading import AblationRow
 
 METRICS = ("retrieval.i2t.r1", "matching.within_image")
@@ -129,16 +129,14 @@ class TestPlans:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of a run are called one after another, where they would start processes."""
-    one_at_a_time, run = threading.Lock(), subprocess.run
+    one_at_a_time = threading.Lock()
 
-    def call(command: list[str], *arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        if command[:3] != [sys.executable, "-m", "spanbox"]:  # such as `uname`, of the standard library
-            return run(command, *arguments, **options)
-        with one_at_a_time, redirect_stdout(options["stdout"]), pytest.raises(SystemExit) as ended:
-            app(command[3:])
-        return subprocess.CompletedProcess(command, int(str(ended.value.code)))
+    def call(jobs: Jobs, command: list[str], file: IO[bytes]) -> int:
+        with one_at_a_time, redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
+            app(command)
+        return int(str(ended.value.code))
 
-    monkeypatch.setattr(subprocess, "run", call)
+    monkeypatch.setattr(Jobs, "_call", call)
     monkeypatch.setattr(StopRequest, "listening", nullcontext)  # signals are for main threads
 
 
@@ -184,13 +182,13 @@ class TestRuns:
         """The runs that were started, in place of the processes; each has one figure, or fails with a seed of 7."""
         started = []
 
-        def run(name: str, commands: Any, output: Path, *, jobs: int) -> None:
+        def run(jobs: Jobs, name: str, commands: Any, output: Path) -> None:
             started.append(name)
             if name.endswith("seed 7"):
                 raise TrainingError(f"{name}: failed")
             (output.parent / "metrics.json").write_text('{"retrieval.i2t.r1": 0.5}', encoding="utf-8")
 
-        monkeypatch.setattr("spanbox.ablation.run_commands", run)
+        monkeypatch.setattr(Jobs, "run", run)
         return started
 
     @pytest.mark.parametrize(

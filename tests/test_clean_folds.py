@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 import miniature
-from spanbox import cleaning
 from spanbox.cleaning import clean, fold_members
 from spanbox.data.cleaning import Policies
 from spanbox.data.manifest import Manifest, Record, write_manifest
 from spanbox.engine.stopping import StopRequest
 from spanbox.errors import ConfigError, DataError, OutputError, TrainingError
+from spanbox.processes import Jobs
 from spanbox.wiring.training import train
 
 OVERRIDES = [*miniature.TOWERS, *miniature.SCHEDULE]
@@ -31,13 +31,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     seen: list[list[str]] = []
 
-    def run(name: str, commands: Sequence[Sequence[str]], output: Path, *, jobs: int) -> None:
+    def run(jobs: Jobs, name: str, commands: Sequence[Sequence[str]], output: Path) -> None:
         for command in commands:
             seen.append(list(command))
             overrides = [word for word in command[2:] if word != "--resume"]
             train(load_config(command[1], [*overrides, *(["train.resume=true"] if "--resume" in command else [])]))
 
-    monkeypatch.setattr(cleaning, "run_commands", run)
+    monkeypatch.setattr(Jobs, "run", run)
     monkeypatch.setattr(StopRequest, "listening", lambda self: nullcontext())  # signals need the main thread
     return seen
 
@@ -126,11 +126,11 @@ def test_a_fold_that_fails_ends_the_cleaning(scenes: Path, tmp_path: Path, monke
     """The other folds do not begin, and nothing but the folds is written."""
     started: list[str] = []
 
-    def fail(name: str, *_: object, **__: object) -> None:
+    def fail(jobs: Jobs, name: str, *_: object) -> None:
         started.append(name)
         raise TrainingError("no")
 
-    monkeypatch.setattr(cleaning, "run_commands", fail)
+    monkeypatch.setattr(Jobs, "run", fail)
     with pytest.raises(TrainingError, match="no"):
         clean(scenes / "train.jsonl", tmp_path, recipe="demo", overrides=OVERRIDES, folds=4)
     assert "fold 0" in started

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import miniature
 from command import HANGS
@@ -55,17 +56,17 @@ def busy_machine() -> Iterator[None]:
 
 
 @pytest.fixture
-def start(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts training in a process group of its own; what is left of it at the end is killed."""
+def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a command in a process group of its own; what is left of its run at the end is killed."""
     started = []
 
-    def popen(*overrides: str, command: list[str] = SPANBOX, largest_file: int | None = None) -> subprocess.Popen[str]:
+    def popen(command: list[str], largest_file: int | None = None) -> subprocess.Popen[str]:
         def limit() -> None:
             if largest_file is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
         process = subprocess.Popen(
-            [*command, *miniature.demo_overrides(scenes, tmp_path / "run", *overrides)],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -81,6 +82,18 @@ def start(scenes: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
         os.kill(number, signal.SIGKILL)
     for process in started:
         process.communicate()
+
+
+@pytest.fixture
+def start(
+    launch: Callable[..., subprocess.Popen[str]], scenes: Path, tmp_path: Path
+) -> Callable[..., subprocess.Popen[str]]:
+    """Starts training."""
+
+    def train(*overrides: str, command: list[str] = SPANBOX, largest_file: int | None = None) -> subprocess.Popen[str]:
+        return launch([*command, *miniature.demo_overrides(scenes, tmp_path / "run", *overrides)], largest_file)
+
+    return train
 
 
 def processes_of(run: Path) -> list[int]:
@@ -184,6 +197,38 @@ def test_a_signal_to_the_whole_group_saves_and_ends(
     assert saved is not None
     assert int(saved.resolve().name.removeprefix("step-")) == last
     assert_nothing_is_left(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_comparison_ends_with_its_runs(
+    number: int, scenes: Path, tmp_path: Path, launch: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """A signal to the process that started them, and to no other; they save a checkpoint."""
+    out = tmp_path / "run"
+    runs = [out / f"{name}-0" for name in ("a", "b")]
+    overrides = miniature.demo_overrides(scenes, tmp_path, "data.val=null", "train.log_every=1")
+    plan = {
+        "recipe": "demo",
+        "overrides": [each for each in overrides if not each.startswith(("run.dir", "train.steps"))],
+        "variants": {"a": [], "b": ["loss.fine.weight=0"]},
+        "seeds": [0],
+        "steps": 100_000,
+        "jobs": 2,
+        "test": str(scenes / "test.jsonl"),
+        "metrics": ["retrieval.i2t.r1"],
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    process = launch([*SPANBOX[:3], "ablate", str(tmp_path / "plan.yaml"), "--out", str(out)])
+    for run in runs:
+        wait_for_steps(run, process, 3)
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=HANGS)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[number]
+    assert "Traceback" not in printed
+    for run in runs:
+        assert_nothing_is_left(run)
+        assert last_checkpoint(run / "checkpoints") is not None
+        assert "a checkpoint is saved" in (run / "output.txt").read_text()
 
 
 def test_a_silent_rank_is_named(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:

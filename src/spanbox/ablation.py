@@ -8,22 +8,19 @@ the run (`commands.json`), so that the runs of another plan are recognised.
 import csv
 import io
 import json
-import os
 import statistics
-import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from threading import Event
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spanbox.config import list_problems, load_config
 from spanbox.data.manifest import check_manifest_file
 from spanbox.documents import DocumentError, read_json, read_yaml
-from spanbox.errors import ConfigError, TrainingError
-from spanbox.files import explained, write_text
+from spanbox.errors import ConfigError
+from spanbox.files import write_text
+from spanbox.processes import Jobs
 from spanbox.progress import Progress
 from spanbox.report.reading import AblationRow
 from spanbox.settings import PathText, Settings
@@ -102,7 +99,8 @@ def load_plan(path: Path) -> AblationPlan:
 def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
     """Train and evaluate the missing runs, `plan.jobs` at a time. Returns the rows of the table.
 
-    After a run that failed, or that has not all figures of the table, no further one starts.
+    After a run that failed, or that has not all figures of the table, no further one starts. Ctrl-C and SIGTERM stop
+    those that run.
 
     Raises:
         ConfigError: a run in `out` has other settings, or its figures are damaged; a metric is not among its figures.
@@ -114,22 +112,16 @@ def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
     missing = [run for run in missing if not _is_done(plan, out, *run)]
     for manifest in _manifests(plan, {variant for variant, _ in missing}):
         check_manifest_file(manifest)
-    done, failed = 0, Event()
 
     def run(one: tuple[str, int]) -> tuple[str, str]:
         name = f"{one[0]}, seed {one[1]}"
-        if failed.is_set():
-            return name, "not started"
-        try:
-            _run(plan, out, *one)
-            return name, _headline(plan, out, *one)
-        except BaseException:
-            failed.set()
-            raise
+        commands, folder = _commands(plan, out, *one), _run_folder(out, *one)
+        write_text(_commands_file(out, *one), json.dumps(commands, indent=1))
+        jobs.run(name, commands, folder / "output.txt")
+        return name, _headline(plan, out, *one)
 
-    with Progress("runs", len(missing)) as progress, ThreadPoolExecutor(plan.jobs) as pool:
-        for name, headline in pool.map(run, missing):
-            done += 1
+    with Progress("runs", len(missing)) as progress, Jobs(plan.jobs) as jobs:
+        for done, (name, headline) in enumerate(jobs.map(run, missing), start=1):
             progress.update(done, name)
             progress.note(f"{name}: {headline}")
     return collect(plan, out)
@@ -207,35 +199,6 @@ def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
             "another folder for the plan (--out)"
         )
     return True
-
-
-def _run(plan: AblationPlan, out: Path, variant: str, seed: int) -> None:
-    commands = _commands(plan, out, variant, seed)
-    write_text(_commands_file(out, variant, seed), json.dumps(commands, indent=1))
-    output = _run_folder(out, variant, seed) / "output.txt"
-    run_commands(f"{variant}, seed {seed}", commands, output, jobs=plan.jobs)
-
-
-def run_commands(name: str, commands: Sequence[Sequence[str]], output: Path, *, jobs: int) -> None:
-    """Run commands of spanbox one after the other, each a process of its own.
-
-    Args:
-        name: of the run, for the message of an error.
-        commands: their arguments.
-        output: file for what they print.
-        jobs: such runs at the same time, which share the cores.
-
-    Raises:
-        TrainingError: one failed.
-    """
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    with explained(output), output.open("w", encoding="utf-8") as file:
-        for command in commands:
-            done = subprocess.run(
-                [sys.executable, "-m", "spanbox", *command], stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
-            if done.returncode:
-                raise TrainingError(f"{name}: `spanbox {command[0]}` failed, see {output}")
 
 
 def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[list[str]]:

@@ -8,14 +8,11 @@ verdicts and a page for review are written; the original is not changed. An inte
 import json
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 
-from spanbox.ablation import run_commands
 from spanbox.config import load_config
 from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
 from spanbox.data.manifest import Manifest, relocated, write_manifest
@@ -24,6 +21,7 @@ from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
 from spanbox.files import check_no_input, check_writable_folder, replacing, write_text
+from spanbox.processes import Jobs
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
 from spanbox.wiring.embedding import embed, evaluation_dataset
@@ -130,24 +128,12 @@ def _train_folds(
         commands.append(["train", recipe, *settings, f"run.dir={json.dumps(str(folder / f'run-{number}'))}"])
     runs = [folder / f"run-{number}" for number in range(len(members))]
 
-    failed = Event()
-
     def train_one(number: int) -> None:
-        if failed.is_set():
-            return
-        try:
-            _train_fold(number, runs[number], folder / f"commands-{number}.json", commands[number], jobs)
-        except BaseException:
-            failed.set()  # here, so that this thread does not begin another fold before the main thread wakes
-            raise
+        _train_fold(number, runs[number], folder / f"commands-{number}.json", commands[number], running)
 
-    with Progress("folds", len(runs)) as progress, ThreadPoolExecutor(jobs) as pool:
-        try:
-            for done, _ in enumerate(pool.map(train_one, range(len(runs))), start=1):
-                progress.update(done)
-        except BaseException:
-            failed.set()  # the folds that have not begun stay so
-            raise
+    with Progress("folds", len(runs)) as progress, Jobs(jobs) as running:
+        for done, _ in enumerate(running.map(train_one, range(len(runs))), start=1):
+            progress.update(done)
     return [(run, folder / f"held-out-{number}.jsonl") for number, run in enumerate(runs)]
 
 
@@ -157,7 +143,7 @@ def _write_part(manifest: Manifest, places: Sequence[int], path: Path) -> None:
     write_manifest(path, (relocated(manifest[place], old, new) for place in places))
 
 
-def _train_fold(number: int, run: Path, record: Path, command: Sequence[str], jobs: int) -> None:
+def _train_fold(number: int, run: Path, record: Path, command: Sequence[str], jobs: Jobs) -> None:
     """Train the model of a fold, go on with one that was interrupted, or leave one that is done."""
     try:
         before = read_json(record)
@@ -171,7 +157,7 @@ def _train_fold(number: int, run: Path, record: Path, command: Sequence[str], jo
     command_now = ["train", str(run / "config.yaml"), "--resume"] if resumes else [*command, "run.overwrite=true"]
     write_text(record, json.dumps({"command": list(command), "done": False}))
     output = run.parent / f"output-{number}.txt"
-    run_commands(f"fold {number}", [command_now], output, jobs=jobs)
+    jobs.run(f"fold {number}", [command_now], output)
     write_text(record, json.dumps({"command": list(command), "done": True}))
 
 

@@ -106,7 +106,7 @@ class TestHelp:
 
     def test_as_a_module_and_as_a_script(self) -> None:
         script = Path(sys.executable).with_name("spanbox")
-        for command in ([str(script)], [sys.executable, "-m", "spanbox.cli.main"]):
+        for command in ([str(script)], [sys.executable, "-m", "spanbox"]):
             done = subprocess.run([*command, "config", "--help"], capture_output=True, text=True, check=True)
             assert "schema" in done.stdout
 

@@ -188,15 +188,45 @@ class TestHomeFolder:
         assert "~nobody-there/x" in spanbox("config", "show", "demo", "run.dir=~nobody-there/x").out
 
 
-def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
-    script = (
-        "import os, signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs of a shell
-        "from spanbox.cli import main, losses\n"
-        "command = next(c for c in main.app.registered_commands if c.callback is losses.losses)\n"
-        "command.callback = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
-        "sys.argv = ['spanbox', 'losses']\n"
-        "main.main()\n"
-    )
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [("SIGINT", 130, "spanbox: interrupted\n"), ("SIGTERM", 143, "spanbox: terminated\n")],
+)
+def test_a_signal_ends_the_command_and_leaves_no_partial_file(
+    number: str, code: int, message: str, tmp_path: Path
+) -> None:
+    script = f"""
+import os, pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs of a shell
+from spanbox.cli import main, losses
+from spanbox.files import replacing
+
+def write():
+    with replacing(pathlib.Path("new.txt")):
+        os.kill(os.getpid(), signal.{number})
+
+next(c for c in main.app.registered_commands if c.callback is losses.losses).callback = write
+sys.argv = ["spanbox", "losses"]
+main.main()
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (code, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_modules_are_imported() -> None:
+    script = """
+import sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "spanbox.cli.main":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+from spanbox.__main__ import main
+main()
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANGS)
     assert (done.returncode, done.stderr) == (130, "spanbox: interrupted\n")

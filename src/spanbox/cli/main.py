@@ -3,7 +3,11 @@
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 # Nothing is downloaded at run time. The hub client reads this when it is imported.
@@ -38,6 +42,7 @@ from spanbox.cli import (
     train,
 )
 from spanbox.errors import SpanboxError
+from spanbox.processes import end_with_starter
 
 HELP = """Train an image encoder and a text encoder that match sentences with images and phrases with boxes.
 
@@ -71,7 +76,7 @@ REMEDIES = {
     errno.ENOENT: "check the path",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes
+USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143  # exit codes
 
 app = typer.Typer(
     help=HELP,
@@ -122,9 +127,11 @@ def _options(
 
 def main() -> None:
     """Run the command. An error that the user can fix is printed without a traceback, exit code 2."""
+    end_with_starter()
     _make_output_lenient()
     try:
-        code = _run()
+        with _tidying_up_on_sigterm():
+            code = _run()
         _flush(sys.stdout)
     except SpanboxError as error:
         code = _fail(str(error))
@@ -132,6 +139,8 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         code = _fail("interrupted", INTERRUPTED)
+    except _Terminated:
+        code = _fail("terminated", TERMINATED)
     except OSError as error:
         code = _fail(_describe(error))
     except UnicodeEncodeError as error:  # of a file name, in a locale such as C without UTF-8 mode
@@ -144,9 +153,32 @@ def main() -> None:
     sys.exit(code)
 
 
+class _Terminated(SystemExit):
+    """Raised where a SIGTERM arrives."""
+
+
+@contextmanager
+def _tidying_up_on_sigterm() -> Iterator[None]:
+    """Context that a SIGTERM leaves as Ctrl-C does, so that no partial file and no process stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _Terminated(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run() -> int:
     try:
         app(args=[_expand_home(argument) for argument in sys.argv[1:]], prog_name="spanbox")
+    except _Terminated:
+        raise
     except SystemExit as end:
         # Typer turns Ctrl-C into an exit without a message.
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
@@ -199,7 +231,3 @@ def _discard_unwritten() -> None:
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
-
-
-if __name__ == "__main__":
-    main()

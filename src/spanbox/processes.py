@@ -1,0 +1,113 @@
+"""Commands of spanbox in processes of their own, which end with the process that started them.
+
+After an error no further one starts. When the process that started them is stopped by Ctrl-C or SIGTERM, so are they,
+and a training saves a checkpoint first. When it is killed, their standard input closes, and they stop as well.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import IO, Self, TypeVar
+
+from spanbox.errors import TrainingError
+from spanbox.files import explained
+
+IS_JOB = "SPANBOX_IS_JOB"  # environment variable of a job, which its own processes do not get
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def end_with_starter() -> None:
+    """If this process is a job, stop it as by SIGTERM when the process that started it is gone."""
+
+    def wait() -> None:
+        os.read(0, 1)  # ends when the other side of the pipe is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.environ.pop(IS_JOB, ""):
+        Thread(target=wait, daemon=True).start()
+
+
+class Jobs:
+    """Commands of spanbox in processes of their own, several at a time.
+
+    Leaving the block waits for those that run. If the block ends by Ctrl-C or SIGTERM, they are stopped first.
+
+    Args:
+        at_once: jobs at the same time, which share the cores.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._pool = ThreadPoolExecutor(at_once)
+        self._threads = max(1, (os.cpu_count() or 1) // at_once)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._ended, self._stopped = Event(), Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if kind is not None and not issubclass(kind, Exception):
+            self._stopped.set()
+            for process in list(self._running):
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+    def map(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Results of a function for each item, in their order. After one that fails no further one begins."""
+        return self._pool.map(partial(self._unless_ended, job), items)
+
+    def run(self, name: str, commands: Sequence[Sequence[str]], output: Path) -> None:
+        """Run commands one after the other.
+
+        Args:
+            name: of the job, for the message of an error.
+            commands: their arguments.
+            output: file for what they print.
+
+        Raises:
+            TrainingError: one failed.
+            OutputError: the file cannot be written.
+        """
+        with explained(output), output.open("wb") as file:
+            for command in commands:
+                if self._call(command, file):
+                    raise TrainingError(f"{name}: `spanbox {command[0]}` failed, see {output}")
+
+    def _unless_ended(self, job: Callable[[Item], Result], item: Item) -> Result:
+        if self._ended.is_set():
+            raise CancelledError
+        try:
+            return job(item)
+        except BaseException:
+            self._ended.set()  # here, so that this thread begins no other before the main thread wakes
+            raise
+
+    def _call(self, command: Sequence[str], file: IO[bytes]) -> int:
+        environment = os.environ | {"OMP_NUM_THREADS": str(self._threads), IS_JOB: "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spanbox", *command],
+            stdin=subprocess.PIPE,  # see `end_with_starter`
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            process_group=0,  # Ctrl-C is for the process that started it, which stops it
+        )
+        with process:
+            self._running.add(process)
+            if self._stopped.is_set():  # after the others were
+                process.terminate()
+            process.wait()
+            self._running.discard(process)
+        return process.returncode
