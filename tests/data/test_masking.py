@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-import reference
+import geometry_reference
 from spanbox.data.masking import (
     STRATEGIES,
     MaskSettings,
@@ -83,7 +83,7 @@ raster_boxes = st.lists(st.tuples(edges, edges, edges, edges), max_size=4)
 @given(boxes=raster_boxes, grid=st.sampled_from([1, 2, 3, 4, 6, 8]), seed=st.integers(0, 1000))
 def test_coverage_equals_the_count_of_pixels(boxes: list[tuple[int, int, int, int]], grid: int, seed: int) -> None:
     hidden = torch.rand(3, grid, grid, generator=torch.Generator().manual_seed(seed)) < 0.5
-    expected = torch.tensor(reference.box_coverage(boxes, hidden, side=24), dtype=torch.float64)
+    expected = torch.tensor(geometry_reference.box_coverage(boxes, hidden, side=24), dtype=torch.float64)
     normalised = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4) / 24
     torch.testing.assert_close(box_coverage(normalised, hidden), expected.reshape(3, -1), rtol=1e-9, atol=1e-12)
 

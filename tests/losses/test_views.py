@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import reference
+import loss_reference
+import relation_reference
 from batches import make_batch, random_batch
 from spanbox.losses.blocks import tiled_statistics
 from spanbox.losses.kernel import row_statistics
@@ -121,12 +122,14 @@ def test_views_of_spans_by_table() -> None:
 def test_relations_equal_the_plain_loops(seed: int) -> None:
     batch = random_batch(seed, views=3)
     for settings in (CANDIDATE, MARGIN, ViewLossSettings(positives=False)):
-        expected = reference.sentence_view_masks(batch, settings.positives, settings.form == "candidate")
+        expected = relation_reference.sentence_view_masks(batch, settings.positives, settings.form == "candidate")
         positives, of_rows, _ = view_relation(batch, settings)
         assert [positives.tolist(), of_rows.tolist()] == [*expected[:2]]
         positives, of_columns, _ = view_relation(batch, settings, of_columns=True)
         assert [positives.tolist(), of_columns.tolist()] == [expected[0], expected[2]]
-    for mask, expected_mask in zip(span_view_relation(batch)[:2], reference.span_view_masks(batch), strict=True):
+    for mask, expected_mask in zip(
+        span_view_relation(batch)[:2], relation_reference.span_view_masks(batch), strict=True
+    ):
         assert mask.tolist() == expected_mask
 
 
@@ -248,8 +251,8 @@ def test_rankings_equal_the_plain_loops_with_their_gradients(seed: int, gate: bo
         return torch.sigmoid(weights @ torch.cat([view, text]) + objective.gate.bias)
 
     expected = sum(
-        reference.ranking_loss(comparisons, 0.7, openness if gate else None)
-        for comparisons in reference.view_comparisons(features, batch)
+        loss_reference.ranking_loss(comparisons, 0.7, openness if gate else None)
+        for comparisons in relation_reference.view_comparisons(features, batch)
     )
     torch.testing.assert_close(term, expected, rtol=1e-10, atol=1e-12)
     leaves = [*features.tensors(), *(objective.gate.parameters() if objective.gate else [])]
@@ -347,12 +350,12 @@ def by_loops(loss: str, objective: Objective, features: Features, batch: Batch) 
     text, spans = features.text, features.spans.flatten(0, 1)
     images = torch.cat([features.image[:, None], features.views], dim=1).flatten(0, 1)
     objects = torch.cat([features.regions, features.views], dim=1).flatten(0, 1)
-    positives, of_rows, of_columns = reference.sentence_view_masks(batch, keeping=True, hiding=True)
-    span_positives, span_candidates = reference.span_view_masks(batch)
-    row_loss = {"info_nce": reference.plain_info_nce, "sigmoid": reference.sigmoid}[loss]
+    positives, of_rows, of_columns = relation_reference.sentence_view_masks(batch, keeping=True, hiding=True)
+    span_positives, span_candidates = relation_reference.span_view_masks(batch)
+    row_loss = {"info_nce": loss_reference.plain_info_nce, "sigmoid": loss_reference.sigmoid}[loss]
 
     def direction(cosines: Tensor, positives: Tensor, candidates: Tensor, learned: list[Tensor]) -> Tensor:
-        losses, counted = reference.row_losses(
+        losses, counted = loss_reference.row_losses(
             lambda right, wrong, relative: row_loss(right, wrong, relative, *learned), cosines, positives, candidates
         )
         return losses.sum() / max(int(counted.sum()), 1)

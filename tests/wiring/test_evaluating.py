@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import miniature
-from reference import iou
+from geometry_reference import iou
 from spanbox.data.manifest import Manifest, ObjectBox, Record, write_manifest
 from spanbox.errors import CheckpointError, DataError, OutputError
 from spanbox.evaluation.gmner import Prediction, score_file
