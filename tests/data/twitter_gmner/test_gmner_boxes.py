@@ -32,7 +32,6 @@ def test_unusable_boxes_and_proposals_are_left_out_and_listed(source: Path, tmp_
 
 BOMB = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation><object><name>&c;</name></object></annotation>'
 
-
 FETCH = (
     '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation><object><name>&b;</name></object></annotation>'
 )
