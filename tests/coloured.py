@@ -10,6 +10,7 @@ from spanbox.structures import Sample
 
 RED, GREEN, BLUE = (250, 5, 5), (5, 250, 5), (5, 5, 250)
 COLOURS = {"cat": RED, "dog": GREEN, "bird": BLUE}
+TEXT = "a cat, a dog and a bird"
 
 
 def of_colour(pixels: Tensor, colour: Sequence[int]) -> Tensor:

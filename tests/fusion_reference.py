@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, layer_norm
 
-import reference
+import geometry_reference
+import metric_reference
+import relation_reference
 from spanbox.models.fusion import LONGEST_WAVE, ConditionedPooling, Fusion, PairFusion
 from spanbox.models.fusion_layers import Attention, ContentAttention, CrossLayer, QueryPooling, SelfLayer
 from spanbox.structures import Batch, Features
@@ -118,7 +120,7 @@ def pair_score(fusion: Any, features: Features, batch: Batch, sentence: int, ima
     seen = stack(fusion.tokens, tokens, patches)
     said = [fusion.own_projection(token) for token in tokens]
     of_tokens = mean([cosine_similarity(fusion.head(a), b, dim=0) for a, b in zip(seen, said, strict=True)])
-    return (reference.dot(features.text[sentence], features.image[image]) + of_tokens) / 2
+    return (metric_reference.dot(features.text[sentence], features.image[image]) + of_tokens) / 2
 
 
 def beside(own: Tensor, seen: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ def in_context(fusion: PairFusion, features: Features, batch: Batch, pair: int) 
         spans.append(beside(features.spans[pair, place], fusion.span_projection(mean(own))) if there else None)
     side = math.isqrt(len(features.patches[pair]))
     grid = features.patches[pair].reshape(1, side, side, -1)
-    boxes = reference.roi_align(grid, batch.regions[pair : pair + 1], 2, 2)[0].mean(dim=(1, 2))
+    boxes = geometry_reference.roi_align(grid, batch.regions[pair : pair + 1], 2, 2)[0].mean(dim=(1, 2))
     real = batch.region_valid[pair].tolist()
     states = [box for box, valid in zip(boxes, real, strict=True) if valid]
     projected = iter([fusion.region_projection(one) for one in stack(fusion.regions, states, tokens)] if states else [])
@@ -168,14 +170,14 @@ def chosen(similarity: list[float], positives: list[bool], candidates: list[bool
 
 def pair_loss(fusion: Any, features: Features, batch: Batch, scale: Tensor, most: int) -> Tensor:
     """The loss of the hardest pairs, mean of both directions."""
-    positives, candidates = (torch.tensor(mask) for mask in reference.sentence_image_masks(batch))
+    positives, candidates = (torch.tensor(mask) for mask in relation_reference.sentence_image_masks(batch))
     means = []
     for flipped in (False, True):
         rows: list[Tensor | None] = []
         for query in range(len(batch)):
             own, others = (features.image, features.text) if flipped else (features.text, features.image)
             right, allowed = ((mask.T if flipped else mask)[query].tolist() for mask in (positives, candidates))
-            columns = chosen([reference.dot(own[query], other) for other in others], right, allowed, most)
+            columns = chosen([metric_reference.dot(own[query], other) for other in others], right, allowed, most)
             pairs = [(column, query) if flipped else (query, column) for column in columns]
             scores = [pair_score(fusion, features, batch, *pair) for pair in pairs]
             rows.append(contrast(scores, [right[column] for column in columns], scale))
@@ -185,7 +187,9 @@ def pair_loss(fusion: Any, features: Features, batch: Batch, scale: Tensor, most
 
 def context_loss(fusion: PairFusion, features: Features, batch: Batch, scale: Tensor) -> Tensor:
     pairs, spans, regions = batch.links.shape
-    masks = [torch.tensor(mask).reshape(pairs, spans, pairs, regions) for mask in reference.span_region_masks(batch)]
+    masks = [
+        torch.tensor(mask).reshape(pairs, spans, pairs, regions) for mask in relation_reference.span_region_masks(batch)
+    ]
     forward: list[Tensor | None] = []
     backward: list[Tensor | None] = []
     for pair in range(pairs):
@@ -207,7 +211,7 @@ def context_loss(fusion: PairFusion, features: Features, batch: Batch, scale: Te
 def part_masks(batch: Batch) -> dict[str, tuple[list[list[bool]], list[list[bool]]]]:
     """Positives and candidates of every span against every image, and of every region against every sentence."""
     pairs, spans, regions = batch.links.shape
-    right = torch.tensor(reference.span_region_masks(batch)[0]).reshape(pairs, spans, pairs, regions).tolist()
+    right = torch.tensor(relation_reference.span_region_masks(batch)[0]).reshape(pairs, spans, pairs, regions).tolist()
     identity, group = batch.span_identity.tolist(), batch.group.tolist()
     links, valid = batch.links.tolist(), batch.region_valid.tolist()
     span_rows: Any = ([], [])
@@ -250,7 +254,7 @@ def pooling_losses(fusion: ConditionedPooling, features: Features, batch: Batch,
     """The losses of sentences and images, and of spans and regions."""
     pairs = range(len(batch))
     scores = [[pair_score(fusion, features, batch, i, j) for j in pairs] for i in pairs]
-    of_pairs = matrix_loss(scores, *reference.sentence_image_masks(batch), scales[0])
+    of_pairs = matrix_loss(scores, *relation_reference.sentence_image_masks(batch), scales[0])
     masks = part_masks(batch)
     of_spans = [
         [cosine_similarity(span, pooled(fusion.over_patches, span, list(features.patches[j])), dim=0) for j in pairs]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import reference
+import geometry_reference
 from spanbox.geometry import (
     Box,
     box_area,
@@ -87,7 +87,7 @@ def test_iou_within_each_of_several_images() -> None:
 
 @given(first=boxes, second=boxes)
 def test_iou_equals_the_loop(first: torch.Tensor, second: torch.Tensor) -> None:
-    expected = torch.tensor(reference.box_iou(first.double(), second.double()), dtype=torch.float64)
+    expected = torch.tensor(geometry_reference.box_iou(first.double(), second.double()), dtype=torch.float64)
     torch.testing.assert_close(
         box_iou(first.double(), second.double()), expected.reshape(len(first), len(second)), rtol=1e-9, atol=1e-12
     )
@@ -124,7 +124,7 @@ EDGE_BOXES = [
 def test_roi_align_equals_the_loop(size: tuple[int, int], output_size: int, sampling_ratio: int) -> None:
     features = torch.randn(2, *size, 3, dtype=torch.float64)
     boxes = torch.stack([torch.tensor(EDGE_BOXES), torch.rand(len(EDGE_BOXES), 4) * 1.4 - 0.2])
-    expected = reference.roi_align(features, boxes, output_size, sampling_ratio)
+    expected = geometry_reference.roi_align(features, boxes, output_size, sampling_ratio)
     torch.testing.assert_close(roi_align(features, boxes, output_size, sampling_ratio), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -133,7 +133,7 @@ def test_roi_align_has_the_gradient_of_the_loop() -> None:
     boxes = torch.tensor([EDGE_BOXES])
     weights = torch.randn(1, len(EDGE_BOXES), 2, 2, 2, dtype=torch.float64)
     (fast,) = torch.autograd.grad((roi_align(features, boxes, 2) * weights).sum(), features)
-    (slow,) = torch.autograd.grad((reference.roi_align(features, boxes, 2, 2) * weights).sum(), features)
+    (slow,) = torch.autograd.grad((geometry_reference.roi_align(features, boxes, 2, 2) * weights).sum(), features)
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-12)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-import reference
+import text_reference
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans, span_token_mask, trim_span
 
 LENGTH = 96  # every encoding is padded to this many tokens
@@ -164,7 +164,7 @@ def test_equals_the_loop_on_real_offsets(tokenizer: Tokenizer) -> None:
     for text in CORPUS:
         spans = [(start, end) for start in range(0, len(text), 3) for end in range(start, len(text) + 1, 2)]
         offsets = tokenizer.encode(text).offsets
-        assert mask_of(spans, offsets) == reference.span_token_mask(spans, offsets)
+        assert mask_of(spans, offsets) == text_reference.span_token_mask(spans, offsets)
 
 
 def test_span_beyond_the_truncation_has_no_tokens(tokenizer: Tokenizer) -> None:
@@ -179,7 +179,7 @@ intervals = st.tuples(st.integers(0, 12), st.integers(0, 12))
 @given(spans=st.lists(intervals, max_size=4), offsets=st.lists(intervals, max_size=6))
 def test_equals_the_loop(spans: list[CharSpan], offsets: list[CharSpan]) -> None:
     """Empty and inverted intervals included: they overlap nothing."""
-    assert mask_of(spans, offsets) == reference.span_token_mask(spans, offsets)
+    assert mask_of(spans, offsets) == text_reference.span_token_mask(spans, offsets)
 
 
 @pytest.mark.parametrize(("spans", "tokens"), [(0, 3), (2, 0), (0, 0)])
@@ -265,7 +265,7 @@ class TestEditMap:
         edit = EditMap(text, pieces)
         assert edit.text == "".join(text[start:end] if new is None else new for start, end, new in pieces)
         for span in data.draw(spans_of(text)):
-            assert edit.map_span(span) == reference.mapped_span(text, pieces, span)
+            assert edit.map_span(span) == text_reference.mapped_span(text, pieces, span)
 
     @given(data=st.data(), text=texts)
     def test_a_span_through_any_chain_of_edits_reads_the_same_or_its_replacement(

@@ -1,44 +1,29 @@
 """Augmented images stay true: boxes, crops of regions and masks of views follow the pixels, whatever is drawn."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
-from coloured import COLOURS, RED, edges_of, hidden_by_views, of_colour
+from coloured import COLOURS, RED, TEXT, edges_of, hidden_by_views, of_colour
 from pairs import Box, entity, save_manifest
 from spanbox.data.annotate import annotate, moved
 from spanbox.data.augment import AugmentSettings
-from spanbox.data.augment_image import (
-    PRESETS,
-    ImageAugmentSettings,
-    ImagePlan,
-    _Look,
-    draw_plan,
-    has_direction,
-    whole_pixels,
-)
+from spanbox.data.augment_image import PRESETS, ImageAugmentSettings, ImagePlan, draw_plan, has_direction
 from spanbox.data.dataset import PairDataset
 from spanbox.data.draws import Draws
-from spanbox.data.images import Pixels
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest, ObjectBox, Record
 from spanbox.data.masking import MaskSettings
 from spanbox.data.prepare import prepare
-from spanbox.data.render import FILL, render
 from spanbox.errors import DataError
-from spanbox.geometry import Affine, area_of, box_area, clip_box, in_fractions
+from spanbox.geometry import Affine, box_area, in_fractions
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Incident, Sample
 
-TEXT = "a cat, a dog and a bird"
 SIDE = 64
 BOXES: dict[str, Box] = {"cat": (20, 30, 90, 100), "dog": (120, 20, 180, 60), "bird": (100, 110, 190, 145)}
 FRACTIONS_OF_BOXES = [in_fractions(box, 200, 160) for box in BOXES.values()]
@@ -139,88 +124,6 @@ def test_a_view_hides_the_rectangle_of_the_augmented_image(scene_manifest: Manif
     limits = SampleLimits(SIDE, augment=augment, views=mask, view_grid=16)
     dataset = PairDataset(scene_manifest, limits, 0, replace_broken=False)
     assert hidden_by_views(dataset, 8) > 5
-
-
-# ---------------------------------------------------------------- properties
-
-SETTINGS = st.builds(
-    ImageAugmentSettings,
-    crop=st.sampled_from([0.0, 1.0]),
-    crop_scale=st.sampled_from([(0.01, 0.1), (0.2, 1.0), (1.0, 1.0)]),
-    crop_ratio=st.sampled_from([(1.0, 1.0), (0.2, 5.0)]),
-    keep_box=st.booleans(),
-    flip=st.sampled_from([0.0, 1.0]),
-    rotation=st.sampled_from([0.0, 45.0]),
-    operations=st.integers(0, 3),
-    magnitude=st.sampled_from([1.0, 10.0]),
-    erase=st.sampled_from([0.0, 1.0]),
-)
-SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
-FRACTIONS = st.floats(0, 1, width=32)
-
-
-@st.composite
-def boxes_in_fractions(draw: st.DrawFn) -> Box:
-    x, y = (sorted((draw(FRACTIONS) * 0.99, draw(FRACTIONS) * 0.99)) for _ in "xy")
-    return x[0], y[0], max(x[1], x[0] + 0.01), max(y[1], y[0] + 0.01)
-
-
-@settings(max_examples=150, deadline=None)
-@given(SETTINGS, SIZES, boxes_in_fractions(), st.integers(0, 1000), st.tuples(FRACTIONS, FRACTIONS))
-def test_any_plan_is_a_map_that_boxes_can_follow(
-    changes: ImageAugmentSettings, size: tuple[int, int], box: Box, seed: int, inside: tuple[float, float]
-) -> None:
-    plan = draw_plan(changes, size, 32, [box], may_flip=True, generator=np.random.default_rng(seed))
-    x, y = box[0] + inside[0] * (box[2] - box[0]), box[1] + inside[1] * (box[3] - box[1])
-    placed, (moved_x, moved_y, _, _) = plan.to_square.box(box), plan.to_square.box((x, y, x, y))
-    rounding = 1e-6 * max(1.0, *map(abs, placed))
-    assert placed[0] - rounding <= moved_x <= placed[2] + rounding
-    assert placed[1] - rounding <= moved_y <= placed[3] + rounding
-    clipped = clip_box(placed)
-    assert 0 <= clipped[0] <= clipped[2] <= 1
-    assert 0 <= clipped[1] <= clipped[3] <= 1
-    if plan.to_square.is_upright:
-        assert area_of(placed) == pytest.approx(abs(plan.to_square.area) * area_of(box), rel=1e-6)
-    assert plan.reduction in (1, 2, 4, 8)
-
-
-@settings(max_examples=100, deadline=None)
-@given(SIZES, st.tuples(FRACTIONS, FRACTIONS, FRACTIONS, FRACTIONS), st.integers(1, 400))
-def test_windows_grow_to_whole_pixels_of_the_decoded_image(
-    size: tuple[int, int], edges: tuple[float, float, float, float], side: int
-) -> None:
-    (x0, x1), (y0, y1) = sorted((edges[0], edges[1])), sorted((edges[2], edges[3]))
-    window = (x0, y0, x1, y1)
-    grown, reduction = whole_pixels(window, size, side)
-    assert 0 <= grown[0] < grown[2] <= 1
-    assert 0 <= grown[1] < grown[3] <= 1
-    for axis, pixels in enumerate(size):
-        low, high = grown[axis] * pixels, grown[axis + 2] * pixels
-        assert low / reduction == pytest.approx(round(low / reduction), abs=1e-6)
-        assert high == pytest.approx(pixels, abs=1e-6) or high / reduction == pytest.approx(round(high / reduction))
-        at_most = (pixels - 1) // reduction * reduction / pixels  # the last whole pixel
-        assert grown[axis] <= min(window[axis], at_most) + 1e-9 or reduction == 1
-        assert grown[axis + 2] >= window[axis + 2] - 1e-9
-    if reduction > 1:
-        assert min((x1 - x0) * size[0], (y1 - y0) * size[1]) >= reduction * side
-
-
-@settings(max_examples=60, deadline=None)
-@given(SETTINGS, st.tuples(st.integers(1, 90), st.integers(1, 90)), boxes_in_fractions(), st.integers(0, 1000))
-def test_any_image_and_box_give_a_whole_sample(
-    changes: ImageAugmentSettings, size: tuple[int, int], box: Box, seed: int
-) -> None:
-    in_pixels = (box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1])
-    limits = SampleLimits(16, crop_size=8, augment=AugmentSettings(image=changes))
-    cat = entity(TEXT, "cat", in_pixels)
-    sample = prepare(Image.new("RGB", size, RED), TEXT, [cat], (), limits, draws=Draws(seed, 0, 0))
-    assert sample.pixels.shape == (3, 16, 16)
-    assert sample.crops is not None
-    assert len(sample.crops) == len(sample.regions) == sample.links.shape[1] <= 1
-    assert ((sample.regions >= 0) & (sample.regions <= 1)).all()
-    assert (box_area(sample.regions) > 0).all()
-    assert sample.links.any() == (sample.shown == (SHOWN,))
-    assert bool(sample.links.any()) != any(incident.kind == "box out of view" for incident in sample.incidents)
 
 
 # ---------------------------------------------------------------- what is drawn
@@ -389,126 +292,3 @@ def test_an_image_of_400_million_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("L", (20_000, 20_000)).save(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="broken image: too large"):
         prepare(tmp_path / "a.jpg", "", (), (), limits_of(crop=1.0), draws=Draws(0, 0, 0))
-
-
-# ---------------------------------------------------------------- colours and resampling
-
-
-def noise(*shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-
-
-def as_drawn(plan: ImagePlan, values: np.ndarray[Any, np.dtype[np.uint8]], side: int = 16) -> Tensor:
-    return render(Pixels(values, (values.shape[1], values.shape[0])), plan, side)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_colours_are_changed_as_one_after_the_other(seed: int) -> None:
-    """Against a slow loop over pixels, without rounding in between."""
-    generator = np.random.default_rng(seed)
-    values = noise(16, 16, 3)
-    look = _Look()
-    factors = generator.uniform(0.5, 1.5, size=3)
-    look.brighten(factors[0])
-    look.contrast(factors[1])
-    look.saturate(factors[2])
-    result = as_drawn(ImagePlan(colour=look.matrix()), values)
-    for y in range(16):
-        for x in range(16):
-            pixel = values[y, x].astype(float) * factors[0]
-            pixel = (pixel - 127.5) * factors[1] + 127.5
-            grey = pixel @ np.array([0.299, 0.587, 0.114])
-            pixel = grey + (pixel - grey) * factors[2]
-            expected = np.floor(pixel.clip(0, 255) + 0.5).clip(0, 255)
-            assert np.abs(result[:, y, x].numpy() - expected).max() <= 1
-
-
-def test_a_full_turn_of_the_hue_changes_nothing_and_a_third_swaps_channels() -> None:
-    full, third = _Look(), _Look()
-    full.turn_hue(1.0)
-    third.turn_hue(1 / 3)
-    values = noise(16, 16, 3)
-    plain = torch.from_numpy(values).permute(2, 0, 1)
-    assert torch.equal(as_drawn(ImagePlan(colour=full.matrix()), values), plain)
-    turned = as_drawn(ImagePlan(colour=third.matrix()), values)
-    assert torch.equal(turned, plain[[1, 2, 0]]) or torch.equal(turned, plain[[2, 0, 1]])
-
-
-def test_tables_are_composed() -> None:
-    look = _Look()
-    look.solarize(128)
-    look.posterize(2)
-    values = noise(16, 16, 3)
-    result = as_drawn(ImagePlan(table=look.table()), values)
-    expected = np.where(values < 128, values, 255 - values) // 64 * 64
-    assert np.array_equal(result.permute(1, 2, 0).numpy(), expected)
-
-
-def test_grey_images_have_equal_channels() -> None:
-    look = _Look()
-    look.saturate(0.0)
-    result = as_drawn(ImagePlan(colour=look.matrix()), noise(16, 16, 3))
-    assert (result.int().amax(dim=0) - result.int().amin(dim=0)).max() == 0
-
-
-@pytest.mark.parametrize("degrees", [10.0, -35.0])
-def test_a_rotation_reads_the_pixels_that_its_map_names(degrees: float) -> None:
-    """Bilinear, against a slow loop; between pixel centres only, since the border is Pillow's own."""
-    values = noise(20, 30, 3)
-    plan = ImagePlan(Affine.rotation(degrees))
-    result = as_drawn(plan, values, side=24).numpy()
-    back = plan.to_square.inverse()
-    compared = 0
-    for row in range(24):
-        for column in range(24):
-            x, y = (column + 0.5) / 24, (row + 0.5) / 24
-            u, v = (back.a * x + back.b * y + back.c) * 30 - 0.5, (back.d * x + back.e * y + back.f) * 20 - 0.5
-            left, top = math.floor(u), math.floor(v)
-            if not (0 <= left < 29 and 0 <= top < 19):
-                continue
-            right_share, low_share = u - left, v - top
-            four = values[top : top + 2, left : left + 2].astype(float)
-            upper = four[0, 0] * (1 - right_share) + four[0, 1] * right_share
-            lower = four[1, 0] * (1 - right_share) + four[1, 1] * right_share
-            assert np.abs(result[:, row, column] - (upper * (1 - low_share) + lower * low_share)).max() <= 1.01
-            compared += 1
-    assert compared > 300
-
-
-def test_what_lies_beyond_the_image_is_grey() -> None:
-    shifted = as_drawn(ImagePlan(Affine(c=0.5)), np.zeros((32, 32, 3), dtype=np.uint8))
-    assert (shifted[:, :, :8] == FILL).all()
-    assert (shifted[:, :, 8:] == 0).all()
-
-
-# ---------------------------------------------------------------- settings
-
-
-def test_a_preset_gives_values_that_others_override() -> None:
-    standard = ImageAugmentSettings.model_validate({"preset": "standard"})
-    assert standard.flip == PRESETS["standard"]["flip"]
-    own = ImageAugmentSettings.model_validate({"preset": "standard", "flip": 0.0})
-    assert (own.flip, own.crop_scale) == (0.0, standard.crop_scale)
-    assert ImageAugmentSettings.model_validate(standard.model_dump()) == standard
-    assert not ImageAugmentSettings().active
-    assert standard.active
-
-
-def test_presets_are_ordered_by_strength() -> None:
-    light, standard, strong = (ImageAugmentSettings(preset=name) for name in ("light", "standard", "strong"))
-    assert light.crop_scale[0] > standard.crop_scale[0] > strong.crop_scale[0]
-    assert light.contrast < standard.contrast < strong.contrast
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"preset": "medium"}, "'none', 'light', 'standard' or 'strong'"),
-        ({"crop_scale": (0.9, 0.2)}, "the lowest first"),
-        ({"crop_scale": (0.0, 1.0)}, "above 0"),
-        ({"erase_scale": (0.1, 1.5)}, "erase_scale is a share of the image and at most 1"),
-    ],
-)
-def test_wrong_settings_say_what_is_right(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        ImageAugmentSettings.model_validate(wrong)

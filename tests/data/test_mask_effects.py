@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import reference
+import mask_reference
 from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import MaskSettings, MixSettings, PixelFill, Proposals, draw_views
 from spanbox.geometry import box_area
@@ -83,7 +83,7 @@ def test_equals_the_plain_loop(seed: int, views: int, spans: int, regions: int) 
     coverage = torch.randint(0, 5, (views, regions), generator=generator).double() / 4
     corners = torch.randint(0, 5, (regions, 4), generator=generator).double() / 4
     links = torch.rand(spans, regions, generator=generator) < 0.5
-    expected = reference.view_meaning(coverage, box_area(corners).tolist(), links, 0.75, 0.25)
+    expected = mask_reference.view_meaning(coverage, box_area(corners).tolist(), links, 0.75, 0.25)
     found = view_meaning(coverage, corners, links, MaskSettings(min_coverage=0.75, keep_coverage=0.25))
     assert (found.spans.tolist(), found.sentence.tolist()) == expected
 
@@ -126,7 +126,7 @@ def test_filled_pixels_equal_the_plain_loop(fill: PixelFill, grid: int) -> None:
     filling = filled(pixels, torch.ones(1, 1, 1, dtype=torch.bool), fill)[0]
     views = filled(pixels, hidden, fill)
     assert views.dtype == torch.uint8
-    assert torch.equal(views, reference.fill_pixels(pixels, hidden, filling))
+    assert torch.equal(views, mask_reference.fill_pixels(pixels, hidden, filling))
 
 
 def everything_hidden(pixels: Tensor, fill: PixelFill) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import reference
+import text_reference
 from spanbox.data.words import cuts_word, find_words, indefinite_article, starts_sentence
 
 
@@ -54,7 +54,7 @@ def test_scripts_without_spaces_are_runs() -> None:
 
 @given(st.text(st.sampled_from("aé1e\u0301猫คำ'-’ \u200d\u200c_.👍🏽\ufe0f\U000e0100\u0915\u093f") | st.characters()))
 def test_equals_the_loop_over_characters(text: str) -> None:
-    assert [(start, end) for start, end, _ in find_words(text)] == reference.words(text)
+    assert [(start, end) for start, end, _ in find_words(text)] == text_reference.words(text)
 
 
 @given(st.text())

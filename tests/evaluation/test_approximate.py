@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import reference
+import metric_reference
 from banks import make_bank, random_bank
 from spanbox.errors import ConfigError
 from spanbox.evaluation.approximate import FLAT_BELOW, import_faiss, nearest_wrong_approximately
@@ -51,7 +51,7 @@ def assert_as_exact(
     )
     assert torch.equal(found.scores, exact.scores)
     assert torch.equal(found.pairs < 0, exact.pairs < 0)
-    wrong_pairs = reference.wrong_pairs(bank, kind, margin)
+    wrong_pairs = metric_reference.wrong_pairs(bank, kind, margin)
     for pairs, scores, wrong in zip(found.pairs.tolist(), found.scores.tolist(), wrong_pairs, strict=True):
         there = [pair for pair in pairs if pair >= 0]
         assert len(set(there)) == len(there)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import reference
+import metric_reference
 from banks import make_bank, random_bank
 from spanbox.evaluation import embedding
 from spanbox.evaluation.embedding import Kind, alignment_outcomes, embedding_figures, modality_gap, uniformity
@@ -26,7 +26,7 @@ def on_the_sphere(rows: int, features: int = 64, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(20))
 def test_all_equal_the_plain_loop(seed: int) -> None:
     bank = random_bank(seed)
-    assert embedding_metrics(bank) == pytest.approx(reference.embedding_metrics(bank))
+    assert embedding_metrics(bank) == pytest.approx(metric_reference.embedding_metrics(bank))
 
 
 def test_worked_out_by_hand() -> None:

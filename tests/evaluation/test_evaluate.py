@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import reference
+import metric_reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.evaluate import evaluate, metrics_table
 from spanbox.intervals import bootstrap_mean, rate_interval
@@ -49,8 +49,8 @@ def test_every_metric_has_its_name() -> None:
 def test_all_metrics_equal_the_plain_loops(seed: int) -> None:
     bank = random_bank(seed)
     types = ["PER", "LOC", None] * len(bank.spans)
-    expected = reference.retrieval_metrics(bank) | reference.matching_metrics(bank, types, 0.5)
-    expected |= reference.embedding_metrics(bank)
+    expected = metric_reference.retrieval_metrics(bank) | metric_reference.matching_metrics(bank, types, 0.5)
+    expected |= metric_reference.embedding_metrics(bank)
     found = evaluate(bank, types[: len(bank.spans)], threshold=0.5, intervals=False)
     assert found.metrics == pytest.approx(expected)
 

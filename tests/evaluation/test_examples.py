@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from banks import make_bank, random_bank
-from reference import dot
+from metric_reference import dot
 from spanbox.evaluation.examples import (
     BATCH_PAIRS,
     BATCH_SPANS,

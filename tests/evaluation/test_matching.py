@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-import reference
+import metric_reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.extract import FeatureBank
@@ -31,7 +31,7 @@ def test_matching_equals_the_plain_loop(seed: int) -> None:
     bank = random_bank(seed)
     types = ["PER", "LOC", None] * len(bank.spans)
     found = matching_metrics(bank, types[: len(bank.spans)])
-    assert found == pytest.approx(reference.matching_metrics(bank, types))
+    assert found == pytest.approx(metric_reference.matching_metrics(bank, types))
 
 
 @pytest.mark.parametrize("block_elements", [1, 50, 400])

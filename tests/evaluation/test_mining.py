@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-import reference
+import metric_reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.mining import KINDS, Kind, interleave, make_search, mine_neighbours, nearest_wrong
@@ -24,7 +24,7 @@ def assert_as_in_the_loop(
     )
     assert mined.neighbours.shape == (len(bank), count)
     found_scores = []
-    for row, wrong in zip(mined.neighbours.tolist(), reference.wrong_pairs(bank, kind, margin), strict=True):
+    for row, wrong in zip(mined.neighbours.tolist(), metric_reference.wrong_pairs(bank, kind, margin), strict=True):
         found = row[: row.index(-1)] if -1 in row else row
         assert set(row[len(found) :]) <= {-1}, "what there is stands first"
         assert len(set(found)) == len(found)
@@ -63,10 +63,10 @@ def test_the_mean_positive_is_that_of_the_queries_and_their_best(kind: Kind) -> 
     linked = bank.links.tolist()
     best: dict[int, float] = {}
     for pair in range(len(bank)) if kind in ("sentences", "images") else []:
-        best[pair] = reference.dot(bank.text[pair], bank.image[pair])
+        best[pair] = metric_reference.dot(bank.text[pair], bank.image[pair])
     for span, region in linked if kind in ("spans", "regions") else []:
         asks = span if kind == "spans" else region
-        best[asks] = max(best.get(asks, -math.inf), reference.dot(bank.spans[span], bank.regions[region]))
+        best[asks] = max(best.get(asks, -math.inf), metric_reference.dot(bank.spans[span], bank.regions[region]))
     assert search.positive.tolist() == [best[asks] for asks in sorted(best)]
 
 

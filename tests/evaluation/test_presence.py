@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
+import metric_reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.own_image import score_own_image
@@ -27,7 +27,7 @@ def presence_metrics(bank: FeatureBank, threshold: float | None = None) -> dict[
 @pytest.mark.parametrize("seed", range(20))
 def test_presence_equals_the_plain_loop(seed: int) -> None:
     bank = random_bank(seed)
-    expected = reference.matching_metrics(bank, threshold=0.5)
+    expected = metric_reference.matching_metrics(bank, threshold=0.5)
     expected = {name: value for name, value in expected.items() if name.startswith("matching.presence.")}
     assert presence_metrics(bank, threshold=0.5) == pytest.approx(expected)
 
@@ -74,9 +74,9 @@ def test_placements_equal_the_plain_loop(positive: list[float], negative: list[f
     is_positive = np.arange(len(positive) + len(negative)) < len(positive)
     shares = placements(np.array(positive + negative), is_positive)
     for kind in (is_positive, ~is_positive):
-        assert shares[kind].mean() == pytest.approx(reference.auc(positive, negative))
+        assert shares[kind].mean() == pytest.approx(metric_reference.auc(positive, negative))
     for score, share in zip(positive, shares, strict=False):
-        assert share == pytest.approx(reference.auc([score], negative))
+        assert share == pytest.approx(metric_reference.auc([score], negative))
 
 
 def scored(scores: list[float], has_box: list[bool]) -> FeatureBank:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import reference
+import metric_reference
 from spanbox.evaluation.ranking import (
     Index,
     Places,
@@ -97,7 +97,7 @@ def test_ranks_equal_the_plain_loop(data: st.DataObject) -> None:
     values = st.sampled_from([-1.0, 0.0, 0.5, 1.0, math.inf, -math.inf, math.nan])
     scores = data.draw(st.lists(values, min_size=count, max_size=count))
     positives = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
-    expected = reference.rank_of_best_positive(scores, positives)
+    expected = metric_reference.rank_of_best_positive(scores, positives)
     assert ranks(torch.tensor([scores]), torch.tensor([positives])).tolist() == [expected]
 
 
@@ -119,8 +119,8 @@ def test_average_precision_equals_the_plain_loop(data: st.DataObject) -> None:
     scores = data.draw(st.lists(values, min_size=count, max_size=count))
     positives = data.draw(st.lists(st.booleans(), min_size=count, max_size=count).filter(any))
     found = ranking(torch.tensor([scores]), torch.tensor([positives]))
-    assert found.average_precision.item() == pytest.approx(reference.average_precision(scores, positives))
-    assert found.best.tolist() == [reference.rank_of_best_positive(scores, positives)]
+    assert found.average_precision.item() == pytest.approx(metric_reference.average_precision(scores, positives))
+    assert found.best.tolist() == [metric_reference.rank_of_best_positive(scores, positives)]
     assert (found.right.tolist(), found.candidates.tolist()) == ([sum(positives)], [count])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import reference
+import metric_reference
 from banks import make_bank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.extract import FeatureBank
@@ -39,7 +39,7 @@ def expected_ranks(bank: FeatureBank, fused: Tensor, most: int, *, to_text: bool
     for query in images if to_text else range(len(group)):
         candidates = list(range(len(group))) if to_text else images
         own, others = (bank.image, bank.text) if to_text else (bank.text, bank.image)
-        towers = [reference.dot(own[query], others[candidate]) for candidate in candidates]
+        towers = [metric_reference.dot(own[query], others[candidate]) for candidate in candidates]
         proposed = sorted(range(len(candidates)), key=lambda i: -towers[i])[:most]
         scores = [
             10 + float(fused[candidates[i], query] if to_text else fused[query, candidates[i]])
@@ -48,7 +48,7 @@ def expected_ranks(bank: FeatureBank, fused: Tensor, most: int, *, to_text: bool
             for i in range(len(candidates))
         ]
         right = [group[c] == group[query] for c in candidates]
-        ranks.append(reference.rank_of_best_positive(scores, right))
+        ranks.append(metric_reference.rank_of_best_positive(scores, right))
     return ranks
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-import reference
+import metric_reference
 from banks import make_bank, random_bank
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import figures_of
@@ -21,7 +21,7 @@ def retrieval_metrics(bank: FeatureBank, block_elements: int = BLOCK_ELEMENTS) -
 @pytest.mark.parametrize("seed", range(10))
 def test_retrieval_equals_the_plain_loop(seed: int) -> None:
     bank = random_bank(seed)
-    assert retrieval_metrics(bank) == pytest.approx(reference.retrieval_metrics(bank))
+    assert retrieval_metrics(bank) == pytest.approx(metric_reference.retrieval_metrics(bank))
 
 
 @pytest.mark.parametrize("block_elements", [1, 13, 100])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import reference
+import loss_reference
 from batches import make_batch, random_batch
 from spanbox.losses.blocks import tiled_statistics
 from spanbox.losses.formulas import info_nce_of
@@ -54,8 +54,8 @@ def by_loops(queries: Tensor, keys: Tensor, scale: Tensor, relation: BlockRelati
     logits = scale * (queries.flatten(0, 1) @ keys.flatten(0, 1).T)
     positives, candidates, _ = relation(WHOLE, WHOLE)
     return (
-        reference.row_statistics(logits, positives, candidates),
-        reference.row_statistics(logits.T, positives.T, candidates.T),
+        loss_reference.row_statistics(logits, positives, candidates),
+        loss_reference.row_statistics(logits.T, positives.T, candidates.T),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import reference
+import loss_reference
 from batches import assert_all_gradients_are_finite, make_batch, random_batch
 from spanbox.losses.blocks import row_losses, whole_rows
 from spanbox.losses.formulas import LOSSES, LossName, arc_face, hardness_weighted, info_nce, with_margin
@@ -30,12 +30,12 @@ OPTIONS: dict[str, dict[str, float | Tensor]] = {
     "hardness_weighted": {"beta": 0.7},
 }
 LOOPS: dict[str, Callable[..., Tensor | None]] = {
-    "info_nce": reference.plain_info_nce,
-    "sup_con": reference.sup_con,
-    "decoupled": reference.decoupled,
-    "sigmoid": reference.sigmoid,
-    "arc_face": reference.arc_face,
-    "hardness_weighted": reference.hardness_weighted,
+    "info_nce": loss_reference.plain_info_nce,
+    "sup_con": loss_reference.sup_con,
+    "decoupled": loss_reference.decoupled,
+    "sigmoid": loss_reference.sigmoid,
+    "arc_face": loss_reference.arc_face,
+    "hardness_weighted": loss_reference.hardness_weighted,
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -46,7 +46,7 @@ def apply(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE)
 
 
 def by_loops(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> Rows:
-    return reference.row_losses(partial(LOOPS[name], scale=scale, **OPTIONS[name]), cosines, *relation)
+    return loss_reference.row_losses(partial(LOOPS[name], scale=scale, **OPTIONS[name]), cosines, *relation)
 
 
 def letters(*rows: str) -> Relation:

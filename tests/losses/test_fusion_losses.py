@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import fusion_reference
-import reference
+import relation_reference
 from batches import random_batch, with_relevance
 from fusion_batches import KINDS, PAIR_KINDS, fusion_batch, fusion_features, make_fusion
 from spanbox.losses import fusion as fusion_losses
@@ -121,8 +121,8 @@ class TestRelations:
         """And none where every link has the relevance 0, as of links that `loss.noise` leaves out."""
         batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2), seed)
         pairs, spans, regions = batch.links.shape
-        right = torch.tensor(reference.span_region_masks(batch)[0]).reshape(pairs, spans, pairs, regions)
-        weight = torch.tensor(reference.span_region_weights(batch)).reshape(right.shape).where(right, 0.0)
+        right = torch.tensor(relation_reference.span_region_masks(batch)[0]).reshape(pairs, spans, pairs, regions)
+        weight = torch.tensor(relation_reference.span_region_weights(batch)).reshape(right.shape).where(right, 0.0)
         expected = weight.amax(dim=3).flatten(0, 1), weight.amax(dim=1).permute(1, 2, 0).flatten(0, 1)
         masks = fusion_reference.part_masks(batch)
         for name, relation, strength in zip(
@@ -150,7 +150,7 @@ class TestChoice:
     @pytest.mark.parametrize("candidates", [1, 5, 100])
     def test_all_positives_and_so_many_negatives_and_no_false_one(self, choice: str, candidates: int) -> None:
         batch, _, chosen = self.chosen(choice, candidates)
-        positives, allowed = (torch.tensor(mask) for mask in reference.sentence_image_masks(batch))
+        positives, allowed = (torch.tensor(mask) for mask in relation_reference.sentence_image_masks(batch))
         matrix = torch.zeros(24, 24, dtype=torch.bool)
         matrix[chosen.row, chosen.column] = True
         assert (matrix & ~allowed).sum() == 0
@@ -161,7 +161,7 @@ class TestChoice:
 
     def test_half_of_a_mix_is_hardest(self) -> None:
         batch, features, chosen = self.chosen("mix", 6)
-        positives, allowed = (torch.tensor(mask) for mask in reference.sentence_image_masks(batch))
+        positives, allowed = (torch.tensor(mask) for mask in relation_reference.sentence_image_masks(batch))
         similarity = (features.text @ features.image.T).masked_fill(~(allowed & ~positives), -2)
         for row in range(24):
             columns = set(chosen.column[chosen.row == row].tolist())

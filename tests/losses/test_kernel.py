@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import reference
+import loss_reference
 from spanbox.losses.formulas import info_nce
 from spanbox.losses.kernel import mean_over_counted, row_statistics
 from spanbox.losses.relations import Relation
@@ -46,7 +46,7 @@ def test_equals_the_plain_loop(seed: int, queries: int, candidates: int) -> None
     logits, relation = random_case(seed, queries, candidates)
     logits.requires_grad_()
     loss, counted = info_nce(logits, relation)
-    expected, expected_counted = reference.info_nce(logits, *relation[:2])
+    expected, expected_counted = loss_reference.info_nce(logits, *relation[:2])
     torch.testing.assert_close(loss, expected, rtol=1e-11, atol=1e-11)
     assert torch.equal(counted, expected_counted)
     weights = torch.randn(queries, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_statistics_equal_the_plain_loop(seed: int, queries: int, candidates: in
     logits, relation = random_case(seed, queries, candidates)
     logits.requires_grad_()
     statistics = row_statistics(logits, relation)
-    expected = reference.row_statistics(logits, *relation[:2])
+    expected = loss_reference.row_statistics(logits, *relation[:2])
     torch.testing.assert_close(tuple(statistics[:4]), expected, rtol=1e-11, atol=1e-11)
     weights = torch.randn(3, queries, dtype=torch.float64)
 

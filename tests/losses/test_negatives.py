@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import reference
+import loss_reference
 from batches import assert_all_gradients_are_finite, make_batch, random_batch
 from spanbox.losses.negatives import NegativeSettings, highest, likely_positives, selected
 from spanbox.losses.objective import LossSettings, Objective
@@ -117,7 +117,7 @@ def test_chosen_as_by_the_plain_loop(seed: int, settings: dict[str, Any]) -> Non
     assert torch.equal(positives, allowed[0])
     limits = settings.get("per_anchor"), settings.get("false_negative_margin")
     rows = zip(cosines, allowed[0].tolist(), allowed[1].tolist(), strict=True)
-    expected = [reference.selected_negatives(row, row, *masks, *limits) for row, *masks in rows]
+    expected = [loss_reference.selected_negatives(row, row, *masks, *limits) for row, *masks in rows]
     assert (chosen & ~positives).tolist() == expected
 
 
@@ -164,8 +164,8 @@ def by_loops(objective: Objective, features: Features, batch: Batch, settings: d
     def direction(cosines: Tensor, relation: Relation, scale: Tensor) -> Tensor:
         positives = relation.positives
         rows = zip(cosines.tolist(), positives.tolist(), relation.candidates.tolist(), strict=True)
-        chosen = torch.tensor([reference.selected_negatives(row, row, *masks, *limits) for row, *masks in rows])
-        losses, counted = reference.info_nce(scale * cosines, positives, chosen)
+        chosen = torch.tensor([loss_reference.selected_negatives(row, row, *masks, *limits) for row, *masks in rows])
+        losses, counted = loss_reference.info_nce(scale * cosines, positives, chosen)
         return losses.sum() / max(int(counted.sum()), 1)
 
     coarse = features.text @ features.image.T, sentence_image_relation(batch)

@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-import reference
+import loss_reference
+import relation_reference
 from batches import batch_of, make_batch, random_batch, with_relevance
 from spanbox.losses.blocks import tiled_statistics
 from spanbox.losses.kernel import Statistics
@@ -89,10 +90,10 @@ def test_mean_is_over_counted_rows_and_not_over_pairs() -> None:
     """Three spans with a box in the first pair, one in the second: four rows of equal weight."""
     batch = make_batch([[1, 2, 3], [4, 5]], [3, 1], [(0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 0, 0)])
     features = features_of(batch)
-    positives, candidates = (torch.tensor(mask) for mask in reference.span_region_masks(batch))
+    positives, candidates = (torch.tensor(mask) for mask in relation_reference.span_region_masks(batch))
     logits = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T
-    rows, _ = reference.info_nce(logits, positives, candidates)
-    columns, _ = reference.info_nce(logits.T, positives.T, candidates.T)
+    rows, _ = loss_reference.info_nce(logits, positives, candidates)
+    columns, _ = loss_reference.info_nce(logits.T, positives.T, candidates.T)
     expected = (rows.sum() / 4 + columns.sum() / 4) / 2
     assert term(objective_of(), features, batch, "fine") == pytest.approx(expected.item())
 
@@ -115,15 +116,15 @@ def test_equals_the_plain_loops_with_their_gradients(
         for case in ((logits, positives, candidates), (logits.T, positives.T, candidates.T)):
             if 0 in case[0].shape:
                 continue
-            rows, counted = reference.info_nce(*case)
+            rows, counted = loss_reference.info_nce(*case)
             means.append(rows.sum() / max(int(counted.sum()), 1))
         return sum(means, start=logits.sum() * 0) / 2
 
     scales = objective.coarse_log_scale.exp(), objective.fine_log_scale.exp()
-    masks = [torch.tensor(mask) for mask in reference.sentence_image_masks(batch)]
+    masks = [torch.tensor(mask) for mask in relation_reference.sentence_image_masks(batch)]
     coarse = both_directions(scales[0] * (features.text @ features.image.T), *masks)
     spans, regions = features.spans.flatten(0, 1), features.regions.flatten(0, 1)
-    masks = [torch.tensor(m).reshape(len(spans), len(regions)) for m in reference.span_region_masks(batch)]
+    masks = [torch.tensor(m).reshape(len(spans), len(regions)) for m in relation_reference.span_region_masks(batch)]
     fine = both_directions(scales[1] * (spans @ regions.T), *masks)
     expected = 0.7 * coarse + 1.3 * fine
     torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-12)
@@ -325,16 +326,17 @@ def test_weights_of_positives_equal_the_plain_loops_with_their_gradients(
     options = {"sigmoid": {"bias": -1.5}, "arc_face": {"margin": 0.5}, "hardness_weighted": {"beta": 0.7}}.get(loss, {})
     level = {"loss": loss, "temperature": 0.5, **options}
     objective = Objective(LossSettings.model_validate({"coarse": level, "fine": level})).double()
-    row_loss = {**vars(reference), "info_nce": reference.plain_info_nce}[loss]
+    row_loss = {**vars(loss_reference), "info_nce": loss_reference.plain_info_nce}[loss]
     learned = {"sigmoid": {"bias": objective.biases["fine"]}} if loss == "sigmoid" else {}
     given = {"scale": objective.fine_log_scale.exp(), **options, **learned.get(loss, {})}
     relation = [
-        torch.tensor(one) for one in (*reference.span_region_masks(batch), reference.span_region_weights(batch))
+        torch.tensor(one)
+        for one in (*relation_reference.span_region_masks(batch), relation_reference.span_region_weights(batch))
     ]
     cosines = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T
     expected = torch.zeros((), dtype=torch.float64)
     for side in ((cosines, *relation), (one.T for one in (cosines, *relation))):
-        losses, weights = reference.row_losses(lambda *lists: row_loss(*lists, **given), *side)
+        losses, weights = loss_reference.row_losses(lambda *lists: row_loss(*lists, **given), *side)
         expected = expected + (losses * weights).sum() / (weights.sum() if weights.any() else 1) / 2
     term = objective(features, batch).terms["fine"]
     torch.testing.assert_close(term, expected, rtol=1e-6, atol=1e-12)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import reference
+import relation_reference
 from batches import make_batch, random_batch, with_relevance
 from spanbox.losses.relations import (
     sentence_image_relation,
@@ -40,7 +40,9 @@ def test_sentences_and_images_belong_together_by_group() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_sentences_and_images_equal_the_plain_loop(seed: int) -> None:
     batch = random_batch(seed, pairs=6)
-    for mask, expected in zip(sentence_image_relation(batch)[:2], reference.sentence_image_masks(batch), strict=True):
+    for mask, expected in zip(
+        sentence_image_relation(batch)[:2], relation_reference.sentence_image_masks(batch), strict=True
+    ):
         assert mask.tolist() == expected
 
 
@@ -182,7 +184,7 @@ def test_an_anchor_all_of_whose_negatives_overlap_its_box_has_none_left() -> Non
 def test_equals_the_plain_loops(seed: int) -> None:
     batch = random_batch(seed)
     positives, candidates, _ = span_region_relation(batch)
-    expected_positives, expected_candidates = reference.span_region_masks(batch)
+    expected_positives, expected_candidates = relation_reference.span_region_masks(batch)
     assert positives.tolist() == expected_positives
     assert candidates.tolist() == expected_candidates
 
@@ -266,8 +268,10 @@ def without_zeros(
 @pytest.mark.parametrize("seed", range(30))
 def test_weights_equal_the_plain_loops(seed: int) -> None:
     batch = with_relevance(random_batch(seed, pairs=5, spans=3, regions=2), seed)
-    coarse = without_zeros(*reference.sentence_image_masks(batch), reference.sentence_image_weights(batch))
-    fine = without_zeros(*reference.span_region_masks(batch), reference.span_region_weights(batch))
+    coarse = without_zeros(
+        *relation_reference.sentence_image_masks(batch), relation_reference.sentence_image_weights(batch)
+    )
+    fine = without_zeros(*relation_reference.span_region_masks(batch), relation_reference.span_region_weights(batch))
     for relation, expected in ((sentence_image_relation(batch), coarse), (span_region_relation(batch), fine)):
         assert torch.equal(relation.positives, expected[0])
         assert torch.equal(relation.candidates, expected[1])

@@ -1,50 +1,18 @@
 """Features of sentences, images, spans and regions: their shapes, and that padding and company change nothing."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import tiny
+from dual_encoders import REGIONS, SPANS, encode, encoder, every_source, repeats, samples
 from encoders import collate, make_model, make_sample, with_views
 from spanbox.errors import ConfigError
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.models import inputs as inputs_module
-from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings
-from spanbox.models.inputs import tower_inputs
+from spanbox.models.dual_encoder import DualEncoder, SpanSettings
 from spanbox.models.preprocessing import Preprocessing
-from spanbox.structures import Batch, Features, Sample
-
-SPANS = {
-    "sentence": SpanSettings(source="sentence"),
-    "sentence-both": SpanSettings(source="sentence", pool="both"),
-    "own": SpanSettings(source="own"),
-    "own-max": SpanSettings(source="own", pool="max"),
-}
-REGIONS = {
-    "roi_align": RegionSettings(source="roi_align"),
-    "roi_align-both": RegionSettings(source="roi_align", pool="both", output_size=3),
-    "crop": RegionSettings(source="crop"),
-}
-every_source = pytest.mark.parametrize(
-    ("spans", "regions"),
-    [("sentence", "roi_align"), ("sentence-both", "roi_align-both"), ("own", "crop"), ("own-max", "roi_align")],
-)
-
-
-def encoder(spans: str = "sentence", regions: str = "roi_align") -> DualEncoder:
-    return make_model(spans=SPANS[spans], regions=REGIONS[regions]).eval()
-
-
-@torch.no_grad()
-def encode(model: DualEncoder, batch: Batch) -> Features:
-    features: Features = model(batch)
-    return features
 
 
 def without_gradient(module: torch.nn.Module) -> list[str]:
@@ -52,17 +20,6 @@ def without_gradient(module: torch.nn.Module) -> list[str]:
     missing = [name for name, parameter in module.named_parameters() if parameter.grad is None]
     zero = [name for name, p in module.named_parameters() if p.grad is not None and not p.grad.any()]
     return [*missing, *(name for name in zero if not name.endswith("key.bias"))]
-
-
-def samples() -> list[Sample]:
-    """Different numbers of spans and regions, none among them, and sentences of different lengths."""
-    return [
-        make_sample(0, 2, 3),
-        make_sample(1, 0, 1),
-        make_sample(2, 5, 5),
-        make_sample(3, 1, 0),
-        make_sample(4, 0, 0),
-    ]
 
 
 class TestFeatures:
@@ -215,102 +172,6 @@ class TestGradients:
         assert objective.fine_log_scale.grad is None
 
 
-def repeats() -> Batch:
-    """Sentences 0 and 2 are one text, and names of spans recur within a sentence and between sentences."""
-    first, second, third = make_sample(0, 3, 2), make_sample(1, 4, 2), make_sample(2, 2, 2)
-    again = replace(first, id="again", pixels=second.pixels, span_texts=(first.span_texts[0],) * 3)
-    return collate(first, second, again, third)
-
-
-def every_row(*tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stands in for `_distinct`: every row is encoded."""
-    numbers = torch.arange(len(tables[0]))
-    return numbers, numbers
-
-
-def rows_read(model: DualEncoder) -> list[int]:
-    """The number of rows of each call of the text tower from now on."""
-    counts: list[int] = []
-    model.text.register_forward_pre_hook(lambda _, arguments: counts.append(len(arguments[0])))
-    return counts
-
-
-class TestEqualTextsAreReadOnce:
-    @every_source
-    def test_same_features_and_gradients(self, spans: str, regions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        model, batch = encoder(spans, regions).double(), repeats()
-        results = []
-        for distinct in (inputs_module._distinct, every_row):
-            monkeypatch.setattr(inputs_module, "_distinct", distinct)
-            model.zero_grad()
-            features = model(batch)
-            sum(torch.sin(3 * tensor).sum() for tensor in features.tensors()).backward()
-            grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-            results.append((dict(features.named_tensors()), grads))
-        torch.testing.assert_close(*results, rtol=0, atol=1e-10)
-
-    def test_rows(self) -> None:
-        model, batch = encoder("own"), repeats()
-        counts = rows_read(model)
-        encode(model, batch)
-        names = batch.own_token_ids[batch.span_valid].tolist()  # type: ignore[index]
-        assert counts == [3, len(set(map(tuple, names)))]
-        assert counts[1] < len(names)
-
-    def test_what_is_in_the_padding_does_not_count(self) -> None:
-        model, batch = encoder(), repeats()
-        counts = rows_read(model)
-        noise = torch.randint(5, 99, batch.token_ids.shape)
-        scribbled = replace(batch, token_ids=torch.where(batch.token_mask, batch.token_ids, noise))
-        torch.testing.assert_close(encode(model, scribbled).text, encode(model, batch).text)
-        assert counts == [3, 3]
-
-    def test_a_longer_text_is_another_one(self) -> None:
-        """Rows with the same ids, of which one has an end in the padding of the other."""
-        batch = collate(*[make_sample(0)] * 3)
-        mask = batch.token_mask.clone()
-        mask[1, -1] = False
-        places = tower_inputs(replace(batch, token_mask=mask), spans_alone=False, crops=False, patch=8).places
-        assert places.text.tolist() == [0, 1, 0]
-
-    def test_other_spans_make_another_row(self) -> None:
-        batch = collate(*[make_sample(0)] * 3)
-        span_tokens = batch.span_tokens.clone()
-        span_tokens[1] = span_tokens[1].flip(0)
-        batch = replace(batch, span_tokens=span_tokens)
-        assert tower_inputs(batch, spans_alone=False, crops=False, patch=8).places.text.tolist() == [0, 1, 0]
-        assert tower_inputs(batch, spans_alone=True, crops=False, patch=8).places.text.tolist() == [0, 0, 0]
-
-    @given(st.lists(st.sampled_from([(9, 1), (3, 3), (1, 2), (2, 9)]), max_size=9))
-    def test_rows_and_their_copies(self, texts: list[tuple[int, int]]) -> None:
-        table = torch.tensor(texts, dtype=torch.int64).reshape(len(texts), 2)
-        rows, copies = inputs_module._distinct(table)
-        assert rows.tolist() == [number for number, text in enumerate(texts) if text not in texts[:number]]
-        assert torch.equal(table[rows][copies], table)
-
-    def test_nothing_repeats(self) -> None:
-        """The same rows in the same order: to the last bit what it was, dropout included."""
-        model, batch = make_model(dropout=0.3), collate(*samples())
-        read = []
-        model.text.register_forward_pre_hook(lambda _, arguments: read.append(arguments))
-        torch.manual_seed(1)
-        text = model(batch).text
-        assert torch.equal(read[0][0], batch.token_ids)
-        torch.manual_seed(1)
-        pooled = model.text(batch.token_ids, batch.token_mask).pooled
-        assert torch.equal(text, torch.nn.functional.normalize(model.text_projection(pooled), dim=-1))
-
-    def test_with_dropout_equal_texts_share_what_is_dropped(self) -> None:
-        text = make_model(dropout=0.3)(repeats()).text
-        assert torch.equal(text[0], text[2])
-
-    @every_source
-    def test_no_rows(self, spans: str, regions: str) -> None:
-        features = encode(encoder(spans, regions), repeats()[:0])
-        assert features.text.shape == (0, 8)
-        assert len(features.spans) == len(features.regions) == 0
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch uses it itself
 def test_compiled_towers() -> None:
@@ -414,41 +275,3 @@ class TestPixels:
 
     def test_they_are_no_part_of_the_weights(self) -> None:
         assert not {"mean", "std"} & encoder().state_dict().keys()
-
-
-class TestPreprocessing:
-    def write(self, folder: Path, values: Any, name: str = "preprocessor_config.json") -> Path:
-        (folder / name).write_text(values if isinstance(values, str) else json.dumps(values))
-        return folder
-
-    def test_read_from_the_models_folder(self, tmp_path: Path) -> None:
-        self.write(tmp_path, {"image_mean": [0.48, 0.45, 0.4], "image_std": [0.26, 0.25, 0.27], "do_resize": True})
-        read = Preprocessing.from_model_folder(tmp_path, 224)
-        assert read == Preprocessing(image_size=224, mean=(0.48, 0.45, 0.4), std=(0.26, 0.25, 0.27))
-
-    def test_nested_in_a_processors_file(self, tmp_path: Path) -> None:
-        values = {"image_processor": {"image_mean": [0.1, 0.1, 0.1], "image_std": [0.2, 0.2, 0.2]}}
-        read = Preprocessing.from_model_folder(self.write(tmp_path, values, "processor_config.json"), 32)
-        assert (read.mean, read.std) == ((0.1, 0.1, 0.1), (0.2, 0.2, 0.2))
-
-    def test_one_half_where_nothing_is_said(self, tmp_path: Path) -> None:
-        half = Preprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        assert Preprocessing.from_model_folder(None, 32) == half
-        assert Preprocessing.from_model_folder(tmp_path, 32) == half
-        assert Preprocessing.from_model_folder(self.write(tmp_path, {"do_resize": True}), 32) == half
-
-    @pytest.mark.parametrize(
-        "values",
-        [
-            "{",
-            "[1, 2]",
-            "3",
-            {"image_processor": [1]},
-            {"image_mean": [0.5, 0.5]},
-            {"image_std": "half"},
-            {"image_std": [0.5, 0.0, 0.5]},
-        ],
-    )
-    def test_damaged(self, values: Any, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"preprocessor_config\.json: image_mean and image_std cannot be read"):
-            Preprocessing.from_model_folder(self.write(tmp_path, values), 32)

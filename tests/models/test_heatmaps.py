@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import reference
 import tiny
+import tower_reference
 from encoders import collate, fused, make_model, make_sample
 from spanbox.models.dual_encoder import DualEncoder, ModelSettings, RegionSettings
 from spanbox.models.families import VISION_FAMILIES
@@ -90,7 +90,7 @@ class TestRollout:
         attentions = [torch.rand(2, 3, 5, 5, dtype=torch.float64).softmax(dim=-1) for _ in range(4)]
         rollout = attention_rollout(attentions)
         for row in range(2):
-            expected = reference.attention_rollout([attention[row].tolist() for attention in attentions])
+            expected = tower_reference.attention_rollout([attention[row].tolist() for attention in attentions])
             torch.testing.assert_close(rollout[row], torch.tensor(expected, dtype=torch.float64))
         torch.testing.assert_close(rollout.sum(dim=-1), torch.ones(2, 5, dtype=torch.float64))
 
@@ -101,7 +101,7 @@ class TestRollout:
         encoder.set_attn_implementation("eager")
         with torch.no_grad():
             attentions = encoder(model.normalised(pixels[None]), output_attentions=True).attentions
-        rollout = torch.tensor(reference.attention_rollout([attention[0].tolist() for attention in attentions]))
+        rollout = torch.tensor(tower_reference.attention_rollout([attention[0].tolist() for attention in attentions]))
         for span in range(SPANS):
             similar = maps["similarity"][span].flatten().tolist()
             mean = sum(similar) / len(similar)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-import reference
+import geometry_reference
 import tiny
 from encoders import collate, fused, make_model, make_sample, padded, with_views
 from spanbox.geometry import nearest_picture_cells, picture_cells
@@ -144,7 +144,7 @@ class TestViT:
             grid, pooled = content_alone(model.vision, pixels)
             image = normalize(model.image_projection(pooled), dim=0)
             of_picture = batch.regions * SIDE / torch.tensor([*size, *size])
-            bins = reference.roi_align(grid[None], of_picture, 2, 2)[0].mean(dim=(1, 2))
+            bins = geometry_reference.roi_align(grid[None], of_picture, 2, 2)[0].mean(dim=(1, 2))
             regions = model.project_regions(bins.to(pooled.dtype))
         torch.testing.assert_close(features.image[0], image)
         torch.testing.assert_close(features.regions[0], regions, rtol=1e-4, atol=1e-5)

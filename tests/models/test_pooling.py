@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import reference
+import tower_reference
 from spanbox.models.pooling import PartPool, pool_regions, pool_spans, pooled_width
 
 KINDS: list[PartPool] = ["mean", "max", "both"]
@@ -15,7 +15,7 @@ def test_spans_equal_the_loop_values_and_gradients(kind: PartPool) -> None:
     span_tokens = torch.rand(3, 5, 6) < 0.4
     span_tokens[0, 0] = False
     span_tokens[1, 1] = True
-    fast, slow = pool_spans(tokens, span_tokens, kind), reference.pool_spans(tokens, span_tokens, kind)
+    fast, slow = pool_spans(tokens, span_tokens, kind), tower_reference.pool_spans(tokens, span_tokens, kind)
     torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
     weights = torch.randn_like(slow)
     torch.testing.assert_close(

@@ -1,0 +1,47 @@
+"""The importer of WebDataset: its records, and tars that name what lies outside of them."""
+
+from pathlib import Path
+
+from import_sources import image, records, run, write_tar
+from spanbox.data.manifest import Manifest, Record, encode_record
+from spanbox.data.source import stored
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    picture = image(tmp_path / "a.png")
+    described = encode_record(Record("r", "x.png", "a cat", lang="en"))
+    members: dict[str, bytes | str] = {
+        "s/1.png": picture, "s/1.txt": "一只猫".encode(),
+        "s/2.png": picture, "s/2.json": described,
+        "s/3.png": picture, "s/3.json": b'{"caption": "a dog", "url": "u"}',
+        "s/4.png": picture, "s/5.txt": b"no image", "s/6.png": picture, "s/6.json": b"{",
+    }  # fmt: skip
+    root = tmp_path / "src"
+    write_tar(root / "0.tar", members)
+    summary = run("webdataset", root)
+    assert [(r.id, r.text, r.meta) for r in records(root)] == [
+        ("s-1", "一只猫", {}), ("r", "a cat", {}), ("s-3", "a dog", {"url": "u"}),
+    ]  # fmt: skip
+    manifest = Manifest(tmp_path / "out" / "all.jsonl")
+    assert [stored(manifest.image_path(record)).read() for record in manifest] == [picture] * 3
+    assert summary.splits["all"].oddity_counts == {"unusable record": 2, "sample without an image": 1}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "all.jsonl", "all.jsonl.index.npy", "import.json",
+    ]  # fmt: skip
+
+
+def test_a_hostile_tar_names_nothing_outside_of_it(tmp_path: Path) -> None:
+    picture = image(tmp_path / "a.png")
+    members: dict[str, bytes | str] = {
+        "../../evil.png": picture, "../../evil.txt": b"a", "/tmp/evil2.png": picture, "/tmp/evil2.txt": b"b",
+        "link.png": "/etc/passwd", "link.txt": b"c", "x/../../..png": picture, "x/../../..txt": b"d",
+        "good.png": picture, "good.txt": b"e",
+    }  # fmt: skip
+    write_tar(tmp_path / "in" / "src" / "0.tar", members)
+    before = {path for path in tmp_path.rglob("*") if "out" not in path.parts}
+    summary = run("webdataset", tmp_path / "in" / "src")
+    after = {path for path in tmp_path.rglob("*") if "out" not in path.parts}
+    assert after - before == {tmp_path / "in" / "src" / "0.tar.index.npy"}
+    assert not Path("/tmp/evil2.png").exists()
+    assert [record.image for record in Manifest(tmp_path / "in" / "out" / "all.jsonl")] == ["../src/0.tar/good.png"]
+    assert summary.splits["all"].oddity_counts == {"member that is not read": 7, "sample without an image": 1}

@@ -1,0 +1,105 @@
+"""Features that an evaluation uses again or makes anew, and its audit of the data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluations import LIGHT, read, replace
+from spanbox.data.manifest import Manifest, write_manifest
+from spanbox.errors import DataError
+from spanbox.wiring import Evaluated, evaluate_to_folder
+from spanbox.wiring.embedding import features_folder
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+class TestFeatures:
+    def test_are_used_again(self, copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first, _ = evaluate_to_folder(copied, scenes / "test.jsonl", options=LIGHT, device="cpu")
+        before = [times(folder) for folder in sorted((copied / "evaluation").glob("features-*"))]
+        assert len(before) == 2  # of the test and of the validation data
+        monkeypatch.setattr("spanbox.wiring.embedding.extract_parts", self.not_again)
+        again, _ = evaluate_to_folder(copied, scenes / "test.jsonl", options=LIGHT, device="cpu")
+        assert [times(folder) for folder in sorted((copied / "evaluation").glob("features-*"))] == before
+        assert again.metrics == first.metrics
+
+    @staticmethod
+    def not_again(*arguments: Any) -> Any:
+        raise AssertionError("features are there")
+
+    def test_come_with_what_was_met_in_the_data(self, copied: Path, copied_scenes: Path) -> None:
+        broken = Manifest(copied_scenes / "test.jsonl")[0]
+        (copied_scenes / broken.image).write_bytes(b"")
+        runs = [evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu") for _ in range(2)]
+        for evaluated, _ in runs:
+            assert [(incident.kind, incident.sample) for incident in evaluated.incidents] == [
+                ("broken image", broken.id)
+            ]
+
+    @pytest.mark.parametrize("change", ["manifest", "image", "checkpoint", "settings", "damage", "half"])
+    def test_are_made_anew(self, change: str, copied: Path, copied_scenes: Path) -> None:
+        manifest = copied_scenes / "test.jsonl"
+        checkpoint = (copied / "checkpoints" / "best").resolve()
+
+        def evaluate() -> Evaluated:
+            return evaluate_to_folder(copied, manifest, options=LIGHT, device="cpu")[0]
+
+        evaluate()
+        folder = features_folder(copied / "evaluation", manifest)
+        before = times(folder)
+        changes: dict[str, Callable[[], object]] = {
+            "manifest": lambda: write_manifest(manifest, Manifest(manifest)[:11]),
+            "image": lambda: (copied_scenes / Manifest(manifest)[3].image).touch(),
+            "checkpoint": lambda: (checkpoint / "model.safetensors").touch(),
+            "settings": lambda: replace(checkpoint / "config.yaml", "proposals: 2", "proposals: 1"),
+            "damage": lambda: (folder / "regions.npy").write_bytes((folder / "regions.npy").read_bytes()[:-4]),
+            "half": lambda: (folder / "bank.json").unlink(),
+        }
+        changes[change]()
+        metrics = evaluate().metrics
+        after = times(folder)
+        assert after.keys() == before.keys()
+        assert all(after[name] != before[name] for name in after)
+        assert metrics["retrieval.t2i.r1.count"] == (11 if change == "manifest" else 12)
+
+    def test_are_no_use_without_the_images(self, copied: Path, copied_scenes: Path) -> None:
+        evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")
+        for record in Manifest(copied_scenes / "test.jsonl"):
+            (copied_scenes / record.image).unlink()
+        with pytest.raises(DataError, match="none of its images can be read"):
+            evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")
+
+
+class TestAudit:
+    def test_counts_each_part_and_what_is_wrong_in_all(self, evaluated: Path) -> None:
+        audit = read(evaluated / "evaluation" / "audit.json")
+        assert audit.keys() == {"train", "val", "test", "all"}
+        assert [audit[part]["pairs"] for part in ("train", "val", "test")] == [32, 12, 12]
+        assert audit["all"]["pairs"] == 56
+        assert audit["test"]["entities"] == audit["test"]["entities_with_box"] + audit["test"]["entities_without_box"]
+
+    def test_findings(self, copied: Path, copied_scenes: Path) -> None:
+        """The training scenes are looked for where the config has them, the test scenes where they are."""
+        manifest = copied_scenes / "test.jsonl"
+        (copied_scenes / Manifest(manifest)[0].image).unlink()
+        evaluate_to_folder(copied, manifest, options=LIGHT, device="cpu")
+        audit = read(copied / "evaluation" / "audit.json")
+        assert audit["all"]["missing image"] == 1
+
+    def test_manifests_that_are_gone(self, copied: Path, copied_scenes: Path, scenes: Path) -> None:
+        for name in ("train", "val"):
+            replace(
+                (copied / "checkpoints" / "best" / "config.yaml").resolve(), str(scenes / f"{name}.jsonl"), "no.jsonl"
+            )
+        evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")
+        assert read(copied / "evaluation" / "audit.json").keys() == {"test", "all"}
+
+    def test_the_validation_data_themselves(self, run: Path, scenes: Path, tmp_path: Path) -> None:
+        evaluate_to_folder(run, scenes / "val.jsonl", tmp_path, LIGHT, "cpu")
+        audit = read(tmp_path / "evaluation" / "audit.json")
+        assert audit.keys() == {"train", "test", "all"}
+        assert "id used twice" not in audit["all"]
