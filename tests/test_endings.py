@@ -157,6 +157,15 @@ def test_workers_end_with_a_killed_run(tmp_path: Path, start: Callable[..., subp
     assert_nothing_is_left(tmp_path / "run")
 
 
+def test_processes_that_draw_scenes_end_with_a_killed_one(
+    tmp_path: Path, launch: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = launch([*SPANBOX[:3], "data", "demo", str(tmp_path / "run"), "--n", "100000"])
+    wait_until(lambda: len(processes_of(tmp_path / "run")) > 1)
+    process.kill()
+    assert_nothing_is_left(tmp_path / "run")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_in_a_checkpoint_ends_the_run_with_the_last_one_whole(
     workers: int, scenes: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]

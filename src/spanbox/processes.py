@@ -1,7 +1,8 @@
-"""Commands of spanbox in processes of their own, which end with the process that started them.
+"""Processes that end with the one that started them.
 
-After an error no further one starts. When the process that started them is stopped by Ctrl-C or SIGTERM, so are they,
-and a training saves a checkpoint first. When it is killed, their standard input closes, and they stop as well.
+`Jobs` runs commands of spanbox in processes of their own. After an error no further one starts. When the process that
+started them is stopped by Ctrl-C or SIGTERM, so are they, and a training saves a checkpoint first. When it is killed,
+their standard input closes, and they stop as well.
 """
 
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from ctypes import CDLL
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -19,10 +21,19 @@ from typing import IO, Self, TypeVar
 from spanbox.errors import TrainingError
 from spanbox.files import explained
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl(2): the signal that a process gets when its parent dies
 IS_JOB = "SPANBOX_IS_JOB"  # environment variable of a job, which its own processes do not get
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def end_with_parent(parent: int) -> None:
+    """Let Linux kill this worker process when its parent dies."""
+    if sys.platform == "linux":
+        CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
 
 
 def end_with_starter() -> None:

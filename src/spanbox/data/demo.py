@@ -12,6 +12,7 @@ sentence ("the kite is left of the lamp", "the lamp is left of the kite"): only 
 """
 
 import itertools
+import os
 import random
 import re
 from collections import Counter
@@ -30,6 +31,7 @@ from spanbox.data.demo_sentences import ABSENCES, FOURTHS, ONE_RELATION, RELATIO
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
 from spanbox.data.neighbours import save_neighbours
 from spanbox.errors import DataError
+from spanbox.processes import end_with_parent
 from spanbox.structures import stable_id
 
 Split = Literal["train", "val", "test"]
@@ -100,7 +102,7 @@ def write_demo(
             yield record
             on_drawn(next(drawn))
 
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent, initargs=(os.getpid(),)) as pool:
         for split, count in counts.items():
             (out / "images" / split).mkdir(parents=True, exist_ok=True)
             draw = partial(_draw_to_disk, out, split, settings)

@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from ctypes import CDLL
 from functools import partial
 from multiprocessing.queues import Queue
 from threading import current_thread, main_thread
@@ -26,6 +25,7 @@ from spanbox.data.masking import MaskSettings
 from spanbox.data.neighbours import MiningSettings
 from spanbox.data.sampler import Key, StepSampler
 from spanbox.errors import DataError, SpanboxError
+from spanbox.processes import end_with_parent
 from spanbox.settings import PathText, Settings
 from spanbox.structures import Batch, Incident, Sample
 
@@ -221,10 +221,7 @@ def _set_up_worker(parent: int, worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-    if sys.platform == "linux":
-        CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
+    end_with_parent(parent)
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
     sys.excepthook = _report_unless_disconnected
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -240,6 +237,3 @@ def _report_unless_disconnected(kind: type[BaseException], error: BaseException,
     """Print an error of the thread that hands over tensors, but not a connection that its parent's death closed."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
-
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl(2): the signal that a process gets when its parent dies
