@@ -121,8 +121,15 @@ class TestConfig:
     def test_schema_lists_every_key(self, spanbox: Command) -> None:
         code, out, _ = spanbox("config", "schema")
         assert code == 0
-        words = {line.split()[1] for line in out.splitlines() if len(line.split()) > 1}
-        assert words >= {key for key, _, _ in describe_keys()}
+        listed = [line.partition("=") for line in out.splitlines() if not line.startswith(" ")]
+        assert [(key, default) for key, _, default in listed] == [row[:2] for row in describe_keys()]
+
+    def test_schema_on_a_narrow_terminal(self, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        wide = spanbox("config", "schema", "data.augment.image").out
+        monkeypatch.setenv("COLUMNS", "40")
+        narrow = spanbox("config", "schema", "data.augment.image").out
+        assert narrow.split() == wide.split()
+        assert all(len(line) <= 40 for line in narrow.splitlines() if line.startswith(" "))
 
     def test_schema_as_json(self, spanbox: Command) -> None:
         code, out, _ = spanbox("config", "schema", "--json")

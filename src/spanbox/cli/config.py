@@ -4,7 +4,8 @@ import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from spanbox.terminal import make_console
 
@@ -32,7 +33,7 @@ def schema(
     key: Annotated[str | None, typer.Argument(help="a key or a section, for example train.optimiser")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="the whole schema as JSON Schema, for editors")] = False,
 ) -> None:
-    """List the keys of the config with their defaults and meanings: all of them, or one key or section.
+    """List the keys of the config as `key=default`, with their meanings: all of them, or one key or section.
 
     spanbox config schema train.optimiser
     """
@@ -41,7 +42,7 @@ def schema(
     if as_json:
         print(json.dumps(RunConfig.model_json_schema(), indent=1))
         return
-    table = Table("key", "default", "meaning", show_lines=False)
+    console = make_console()
     for name, default, meaning in keys_of(key):
-        table.add_row(name, default, meaning)
-    make_console().print(table)
+        console.print(Text.assemble((name, "bold"), f"={default}"), soft_wrap=True)
+        console.print(Padding(Text(meaning), (0, 0, 0, 4), expand=False))
