@@ -17,6 +17,7 @@ import torch
 
 from hardware import describe
 from spanbox.engine.memory import measure_step
+from spanbox.engine.task import Forward
 from spanbox.engine.trainer import Trainer
 from spanbox.models.trainable import freeze_layers
 from workload import SIZES, make_batch, make_model, make_trainer
@@ -59,7 +60,9 @@ def main() -> None:
                         torch.cuda.synchronize()
                     if number:
                         seconds[skip].append(clock() - start)
-            towers = measure_step(trainer.task, trainer.task.encode, partial(make_batch, image_size=image_size)).towers
+            towers = measure_step(
+                Forward(trainer.task, trainer.device), partial(make_batch, image_size=image_size)
+            ).towers
         kept = sum(tower.kept for tower in towers.values()) * arguments.pairs / 2**20
         once, again = (statistics.median(seconds[skip]) for skip in (True, False))
         ratio = statistics.median(one / other for one, other in zip(seconds[True], seconds[False], strict=True))

@@ -21,6 +21,7 @@ from spanbox.engine.memory import (
     measure_step,
     memory_budget,
 )
+from spanbox.engine.task import Forward
 from spanbox.errors import ConfigError
 from spanbox.losses import fusion as losses_of_fusion
 from spanbox.losses.objective import LossSettings, Objective
@@ -79,7 +80,7 @@ def example(pairs: int) -> Batch:
 
 def step_memory(model: DualEncoder, example: Callable[[int], Batch] = example, **loss: Any) -> StepMemory:
     task = Pretraining(model, Objective(LossSettings.model_validate(loss)))
-    return measure_step(task, task.encode, example)
+    return measure_step(Forward(task, torch.device("cpu")), example)
 
 
 def measured() -> StepMemory:
@@ -116,7 +117,7 @@ class TestMeasuredStep:
         monkeypatch.setattr(losses_of_fusion, "STRIP_LOGITS", 2**14)
         model, objective = make_model(fusion=fused(kind)), Objective(LossSettings(), fusion=kind)
         task = Pretraining(model, objective)
-        memory = measure_step(task, task.encode, example)
+        memory = measure_step(Forward(task, torch.device("cpu")), example)
         batch = example(pairs)
         for parameter in (*model.parameters(), *objective.parameters()):
             parameter.grad = torch.zeros_like(parameter)
@@ -182,9 +183,9 @@ class TestMeasuredStep:
             return replace(batch, token_ids=torch.randint(5, 250_000, batch.token_ids.shape))
 
         task = Pretraining(model, Objective(LossSettings()))
-        tower = measure_step(task, task.encode, different_texts).towers["text"]
+        tower = measure_step(Forward(task, torch.device("cpu")), different_texts).towers["text"]
         texts = [task.inputs(different_texts(pairs)).rows["text"][0] for pairs in (2, 3072, 4608)]
-        small, *large = (max(_chunk_moments(task, task.encode, "text", rows)) for rows in texts)
+        small, *large = (max(_chunk_moments(Forward(task, torch.device("cpu")), "text", rows)) for rows in texts)
         assert small == pytest.approx(4 * 32 * 250_000, rel=0.05)  # little but the table
         assert tower.chunk.peak(2) == small
         assert tower.chunk.row == pytest.approx((large[1] - large[0]) / 1536, rel=0.02)
@@ -216,8 +217,8 @@ class TestChunkMemory:
     def test_chunks_that_run_different_operations(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Then the peaks of larger chunks are compared."""
         moments = {2: [50, 3], 4: [50], 8: [80, 4], 16: [3, 160, 1]}
-        monkeypatch.setattr(memory_module, "_chunk_moments", lambda task, encode, name, rows: moments[len(rows)])
-        lines = ChunkMemory(memory_module._lines(None, None, "text", range(16)))  # type: ignore[arg-type]
+        monkeypatch.setattr(memory_module, "_chunk_moments", lambda forward, name, rows: moments[len(rows)])
+        lines = ChunkMemory(memory_module._lines(None, "text", range(16)))  # type: ignore[arg-type]
         assert (lines.peak(100), lines.row) == (1000, 10)
 
 

@@ -10,7 +10,7 @@ from spanbox.engine.distributed import Ranks
 from spanbox.engine.large_batch import even_chunk
 from spanbox.engine.memory import ADVICE, GIB, choose_chunk_sizes, measure_step, memory_budget
 from spanbox.engine.settings import TrainSettings
-from spanbox.engine.task import Encode, Task
+from spanbox.engine.task import Forward
 from spanbox.errors import ConfigError, TrainingError
 
 
@@ -21,27 +21,25 @@ class ChunkSizes(dict[str, int]):
     def of(
         cls,
         settings: TrainSettings,
-        task: Task,
-        encode: Encode,
+        forward: Forward,
         example: Callable[[int], Any],
         ranks: Ranks,
-        device: torch.device,
     ) -> "ChunkSizes":
         """Those of the settings, or the largest that fit into memory on every rank.
 
         Args:
-            encode: encodes a chunk as in training.
+            forward: of the task, as in training.
             example: a batch of that many pairs, as large as pairs get.
         """
         if isinstance(settings.chunk_size, int):
-            return cls(dict.fromkeys(task.towers, settings.chunk_size))
+            return cls(dict.fromkeys(forward.task.towers, settings.chunk_size))
         if isinstance(settings.chunk_size, dict):
             return cls(settings.chunk_size)
         if ranks.world_size > 1 and settings.parallel == "fsdp":
             raise ConfigError("train.chunk_size: auto cannot measure a model that is cut up (fsdp); give a number")
-        memory = measure_step(task, encode, example)
+        memory = measure_step(forward, example)
         own_pairs = settings.batch_size // ranks.world_size
-        budget = memory_budget(settings.memory_gb, device, memory.weights)
+        budget = memory_budget(settings.memory_gb, forward.device, memory.weights)
         own = choose_chunk_sizes(memory, own_pairs, budget)
         sizes = cls({name: round(-ranks.largest(-size)[0]) for name, size in own.items()})
         rows = {name: round(tower.rows * own_pairs) for name, tower in memory.towers.items()}

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.random_state import RandomState
-from spanbox.engine.task import BlockedLoss, Encode, Task, parameters, weights
+from spanbox.engine.task import BlockedLoss, Forward, Task, parameters, weights
 from spanbox.errors import ConfigError
 from spanbox.losses.blocks import MOST_LOGITS
 from spanbox.losses.kernel import WHOLE_SHARE
@@ -205,28 +205,28 @@ class StepMemory:
         return None
 
 
-def measure_step(task: Task, encode: Encode, example: Callable[[int], Any]) -> StepMemory:
+def measure_step(forward: Forward, example: Callable[[int], Any]) -> StepMemory:
     """Measure the memory of a training step. Leaves no gradient and restores the random state.
 
     Args:
-        task: its model on its device, in training mode, without gradients.
-        encode: encodes a chunk as in training.
+        forward: of a task whose model is in training mode, without gradients.
         example: a batch of the given number of pairs of maximal size, on any device.
     """
+    task = forward.task
     inputs = task.inputs(example(PROBE_PAIRS))
     towers = {}
     states = {}
     with RandomState.capture().replayed():
         for name, groups in inputs.rows.items():
             trained = task.trains(name)
-            chunk = ChunkMemory(frozenset(chain.from_iterable(_lines(task, encode, name, rows) for rows in groups)))
+            chunk = ChunkMemory(frozenset(chain.from_iterable(_lines(forward, name, rows) for rows in groups)))
             with torch.no_grad(), FrozenLayers.of(task.towers[name]).kept() as kept:
-                states[name] = [encode(name, rows[:]) for rows in groups]
+                states[name] = [forward.encode(name, rows[:]) for rows in groups]
             of_kept = _bytes(leaf for leaf in tree_leaves([one.output for one in kept]) if isinstance(leaf, Tensor))
             kept_of_pair = of_kept // PROBE_PAIRS if trained else 0
             towers[name] = TowerMemory(chunk, sum(map(len, groups)) / PROBE_PAIRS, trained, kept_of_pair)
         with torch.no_grad():
-            features = task.features(states, inputs.rest)
+            features = forward.features(states, inputs.rest)
         losses = _losses_peak(task, features, inputs.targets.to(features.tensors()[0].device))
     of_states = sum(_bytes(one.tensors()) for groups in states.values() for one in groups)
     if features.tensors()[0].device.type == "cpu":  # where crops and views are copies of their own
@@ -242,23 +242,24 @@ def measure_step(task: Task, encode: Encode, example: Callable[[int], Any]) -> S
     )
 
 
-def _lines(task: Task, encode: Encode, name: str, rows: Any) -> frozenset[tuple[float, float]]:
+def _lines(forward: Forward, name: str, rows: Any) -> frozenset[tuple[float, float]]:
     """The lines of chunks of one group of rows."""
-    small, large = (_chunk_moments(task, encode, name, rows[:count]) for count in PROBES)
+    small, large = (_chunk_moments(forward, name, rows[:count]) for count in PROBES)
     if len(small) == len(large):
         return ChunkMemory.fit(PROBES, small, large).lines
-    peaks = [[max(_chunk_moments(task, encode, name, rows[:count]))] for count in LARGER_PROBES]
+    peaks = [[max(_chunk_moments(forward, name, rows[:count]))] for count in LARGER_PROBES]
     return ChunkMemory.fit(LARGER_PROBES, *peaks).lines
 
 
-def _chunk_moments(task: Task, encode: Encode, name: str, chunk: Any) -> list[int]:
+def _chunk_moments(forward: Forward, name: str, chunk: Any) -> list[int]:
     """Bytes at each moment of one forward and backward pass, with temporary gradients only."""
+    task = forward.task
     for parameter in task.towers[name].parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     try:
         with PeakMemory() as memory, torch.set_grad_enabled(task.trains(name)):
-            states = [state for state in encode(name, chunk).tensors() if state.requires_grad]
+            states = [state for state in forward.encode(name, chunk).tensors() if state.requires_grad]
             if states:
                 torch.autograd.backward(states, [torch.zeros_like(state) for state in states])
         return list(memory.moments)

@@ -102,18 +102,23 @@ class Task(Protocol):
         """Compile the towers."""
 
 
-Encode = Callable[[str, Any], TensorBundle]
-"""States of a chunk of a tower's rows, by the tower's name."""
+@dataclass(frozen=True)
+class Forward:
+    """The forward passes of a task in the precision of the run."""
 
+    task: Task
+    device: torch.device
+    precision: torch.dtype = torch.float32
 
-def encode_in(task: Task, device: torch.device, precision: torch.dtype) -> Encode:
-    """`task.encode` in the precision of the run."""
+    def encode(self, tower: str, rows: Any) -> TensorBundle:
+        """States of a chunk of a tower's rows."""
+        with autocast(self.device, self.precision):
+            return self.task.encode(tower, rows)
 
-    def encode(tower: str, rows: Any) -> TensorBundle:
-        with autocast(device, precision):
-            return task.encode(tower, rows)
-
-    return encode
+    def features(self, states: Mapping[str, States], rest: Any) -> TensorBundle:
+        """Features of the pairs of this rank, from the states of all their rows."""
+        with autocast(self.device, self.precision):
+            return self.task.features(states, rest)
 
 
 def parameters(task: Task) -> list[nn.Parameter]:

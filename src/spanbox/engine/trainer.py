@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spanbox.engine.checkpoint import CheckpointStore, named_weights
 from spanbox.engine.chunks import ChunkSizes
-from spanbox.engine.device import autocast, choose_device, choose_precision
+from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.distributed import Ranks, whole
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
@@ -31,7 +31,7 @@ from spanbox.engine.run_folder import settle_replaced
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.state_cache import StateCache
 from spanbox.engine.stopping import StopRequest
-from spanbox.engine.task import StepInputs, Task, encode_in, heads, parameters
+from spanbox.engine.task import Forward, StepInputs, Task, heads, parameters
 from spanbox.engine.trackers import check_installed
 from spanbox.engine.tracking import IncidentTally, RunLog
 from spanbox.engine.trainer_state import check_trainer_state
@@ -100,8 +100,8 @@ class Trainer:
         if not sharded:
             task.model.to(self.device)  # fsdp moves each layer when it is cut up
         task.objective.to(self.device)
-        self._encode = encode_in(task, self.device, self.dtype)
-        self.chunk_sizes = ChunkSizes.of(settings, task, self._encode, example, self.ranks, self.device)
+        self._forward = Forward(task, self.device, self.dtype)
+        self.chunk_sizes = ChunkSizes.of(settings, self._forward, example, self.ranks)
         if settings.compile:  # after measuring, whose dispatch mode would make dynamo skip the towers for good
             task.compile()
         self.ranks.share_weights(task.model, task.towers.values(), settings.parallel)
@@ -184,7 +184,7 @@ class Trainer:
     def _tower_step(self, name: str, inputs: StepInputs, chunk_size: int) -> TowerStep:
         tower = self.task.towers[name]
         in_step = {"largest": self.ranks.largest} if self.ranks.is_sharded else {}
-        encode = partial(self._encode, name)
+        encode = partial(self._forward.encode, name)
         if name in self.state_caches:
             encode = partial(self.state_caches[name].encode, encode)
         return TowerStep(
@@ -199,8 +199,7 @@ class Trainer:
 
     def _score(self, states: dict[str, States], inputs: StepInputs) -> Losses:
         """This rank's share of the losses of the pairs of all ranks."""
-        with autocast(self.device, self.dtype):
-            features = self.task.features(states, inputs.rest)
+        features = self._forward.features(states, inputs.rest)
         targets = self.ranks.gather(inputs.targets.to(self.device, non_blocking=True))
         return self.task.losses(self.ranks.gather_features(features), targets, self.ranks.share(len(features)))
 

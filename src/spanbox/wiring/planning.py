@@ -7,7 +7,7 @@ import torch
 from spanbox.config import RunConfig
 from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.memory import StepMemory, measure_step, memory_budget
-from spanbox.engine.task import encode_in, parameters
+from spanbox.engine.task import Forward, parameters
 from spanbox.models.trainable import checkpoint_gradients
 from spanbox.tasks.pretraining import Pretraining
 from spanbox.wiring.beginning import new_model
@@ -42,14 +42,14 @@ def plan(config: RunConfig) -> Plan:
     model.to(device).train()
     objective.to(device)
     task = Pretraining(model, objective)
-    encode = encode_in(task, device, precision)
+    forward = Forward(task, device, precision)
     example = example_batches(config, model)
-    plain = measure_step(task, encode, example)
+    plain = measure_step(forward, example)
     for part in PARTS:
         tower = getattr(model, part)
         if tower.model.supports_gradient_checkpointing:
             checkpoint_gradients(tower.model, part)
-    checkpointed = measure_step(task, encode, example)
+    checkpointed = measure_step(forward, example)
     everything = (*model.parameters(), *objective.parameters())
     return Plan(
         parameters=sum(parameter.numel() for parameter in everything),
