@@ -98,9 +98,13 @@ def run_without_spanbox(code: str, folder: Path, arrays: dict[str, Any]) -> dict
 
 
 @pytest.mark.slow
-def test_transformers(variant: str, model: Model, pictures: list[Path], tmp_path: Path) -> None:
+def test_transformers(
+    variant: str, model: Model, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
+    capfd.readouterr()
     notes = export_model(model, "transformers", out, licence="mit")
+    assert capfd.readouterr() == ("", "")  # no table of transformers about a pooler that is replaced
     pair = variant == "LoRA, larger images"
     assert (out / "dual_encoder").is_dir() is pair
     assert pair is not any("No dual_encoder/" in note for note in notes)

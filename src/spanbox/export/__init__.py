@@ -13,8 +13,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Literal
 
-from transformers.utils.logging import disable_progress_bar
-
 from spanbox.api import Model
 from spanbox.errors import OutputError
 from spanbox.export.card import model_card
@@ -22,6 +20,7 @@ from spanbox.export.onnx_files import write_onnx
 from spanbox.export.sentence_transformers_folder import write_sentence_transformers
 from spanbox.export.transformers_folders import write_transformers
 from spanbox.files import PARTIAL, check_writable_folder, explained, write_text
+from spanbox.models.pretrained import quiet
 
 Target = Literal["transformers", "onnx", "sentence-transformers"]
 WRITERS: dict[Target, Callable[[Model, Path], list[str]]] = {
@@ -54,8 +53,7 @@ def export_model(model: Model, target: Target, out: Path, licence: str | None = 
         raise OutputError(f"{out}: exists already and is not empty; name another folder, or remove it")
     check_writable_folder(out.parent)
     aside = out.parent / f".{out.name}{PARTIAL}"
-    disable_progress_bar()  # of transformers, for files of a second
-    with explained(out):
+    with explained(out), quiet():
         rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
