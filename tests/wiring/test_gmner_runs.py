@@ -66,6 +66,19 @@ def test_the_heads_start_on_the_pretrained_encoder(scenes: Path, pretrained: Pat
         assert torch.equal(before[name], after[name.replace("model.", "model.encoder.", 1)]), name
 
 
+def test_low_rank_updates_of_the_pretrained_encoder(scenes: Path, pretrained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "ner"
+    train_small(GmnerStart(pretrained), scenes, run, "data.val=null", "model.text.lora={rank: 2}")
+    before, after = weights(pretrained), weights(run)
+    plain = {name.replace(".base_layer.", "."): tensor for name, tensor in after.items()}
+    layers = [name for name in before if name.startswith("model.text.model.encoder.")]
+    assert layers
+    for name in layers:
+        assert torch.equal(before[name], plain[name.replace("model.", "model.encoder.", 1)]), name
+    assert any(tensor.any() for name, tensor in after.items() if ".lora_B." in name)
+    assert len(predict_gmner(run, scenes / "test.jsonl", device="cpu").predictions) == 12
+
+
 def test_the_log_and_the_best_checkpoint(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]

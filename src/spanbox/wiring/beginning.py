@@ -35,7 +35,7 @@ def new_model(config: RunConfig, objective: Objective, manifest: Manifest | None
         SpanboxError: of the config, or of the run of `train.start`.
     """
     if config.train.start is not None:
-        return _model_of_another_run(find_checkpoint(Path(config.train.start)), config, objective)
+        return model_of_another_run(find_checkpoint(Path(config.train.start)), config, objective, "train.start")
     tokenizer = None if manifest is None else make_tokenizer(config, manifest)
     return build_model(config.model, None if tokenizer is None else tokenizer.pad_token_id), tokenizer
 
@@ -86,14 +86,23 @@ def check_changes(config: RunConfig, before: RunConfig, checkpoint: Path) -> Non
         )
 
 
-def _model_of_another_run(checkpoint: Path, config: RunConfig, objective: Objective) -> tuple[DualEncoder, Any]:
-    """The model of `train.start`, and its tokenizer.
+def model_of_another_run(
+    checkpoint: Path, config: RunConfig, objective: Objective, given_by: str
+) -> tuple[DualEncoder, Any]:
+    """The model of another run with the settings of this one, and its tokenizer.
 
     A fusion that it does not have and updates of LoRA begin as in a new run. So do temperature, bias and weight of a
     level, where its loss or their initial value is another than in that run.
+
+    Args:
+        objective: gets what that run has learned beside its model.
+        given_by: the setting or option that names the run, for messages.
+
+    Raises:
+        CheckpointError: it is damaged, a GMNER model, or of another architecture than the config asks for.
     """
     if TYPES in read_architecture(checkpoint):
-        raise CheckpointError(f"train.start: {checkpoint} is a GMNER model; give the pretrained run that it began with")
+        raise CheckpointError(f"{given_by}: {checkpoint} is a GMNER model; give the pretrained run that it began with")
     model, tokenizer, _ = open_encoder(checkpoint, config)
     own = named_weights(model, objective)
     saved = _named_as_with_lora(read_weights(checkpoint), own)
@@ -104,7 +113,7 @@ def _model_of_another_run(checkpoint: Path, config: RunConfig, objective: Object
         if name in new or (optional and differs):
             own.pop(name, None)
             saved.pop(name, None)
-    what = f"train.start: {checkpoint} holds a model of another architecture than the config asks for"
+    what = f"{given_by}: {checkpoint} holds a model of another architecture than the config asks for"
     remedy = f"Set model.dim, projections, pools and lora as in {checkpoint}/config.yaml.{other_version(checkpoint)}"
     copy_weights(saved, own, what, remedy)
     return model, tokenizer

@@ -20,22 +20,22 @@ from spanbox.engine.checkpoint import (
     CheckpointStore,
     find_checkpoint,
     last_checkpoint,
-    load_weights,
 )
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, Validate
-from spanbox.errors import CheckpointError, ConfigError
+from spanbox.errors import ConfigError
 from spanbox.evaluation.gmner import check_ids
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.gmner import GmnerModel
 from spanbox.progress import Progress
 from spanbox.structures import PADDING_ID, Batch
 from spanbox.tasks.gmner import Gmner
+from spanbox.wiring.beginning import model_of_another_run
 from spanbox.wiring.building import build_model, build_objective, example_batches, make_collator, make_tokenizer
 from spanbox.wiring.gmner_models import LoadedGmner, open_gmner
 from spanbox.wiring.gmner_predicting import candidate_limits, open_gmner_manifest, predict
-from spanbox.wiring.loading import TYPES, open_encoder, read_architecture
+from spanbox.wiring.loading import TYPES, read_architecture
 from spanbox.wiring.training import (
     Trained,
     check_batch_size,
@@ -167,12 +167,8 @@ def _new_model(config: RunConfig, pretrained: Path | None, manifest: Manifest) -
     settings, types = config.gmner, entity_types(manifest)
     temperature = settings.temperature
     if pretrained is not None:
-        checkpoint = find_checkpoint(pretrained)
-        if TYPES in read_architecture(checkpoint):
-            raise CheckpointError(f"{checkpoint}: is a GMNER model; give the pretrained run that it started from")
-        encoder, tokenizer, _ = open_encoder(checkpoint, config)
         objective = build_objective(config)
-        load_weights(checkpoint, encoder, objective)
+        encoder, tokenizer = model_of_another_run(find_checkpoint(pretrained), config, objective, "--from")
         temperature = objective.temperatures().get("fine", temperature)
     else:
         tokenizer = make_tokenizer(config, manifest)
