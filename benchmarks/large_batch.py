@@ -2,10 +2,11 @@
 
     python benchmarks/large_batch.py                  small towers, for a CPU
     python benchmarks/large_batch.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
+    python benchmarks/large_batch.py --freeze image --chunk 16 --timed 64
 
 Each peak is measured in a separate process: on a GPU the memory that PyTorch allocated, on a CPU the bytes of all live
 tensors, weights and batch included (resident memory is larger, since the allocator keeps freed memory). Times are taken
-in one process, in turn.
+in one process, in turn; on a CPU they are processor time.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import torch
 from hardware import describe
 from spanbox.engine.memory import PeakMemory
 from spanbox.engine.trainer import Trainer
-from workload import SIZES, make_batch, make_model, make_trainer
+from workload import SIZES, frozen, make_batch, make_model, make_trainer
 
 MIB = 2**20
 MODES: dict[str, dict[str, Any]] = {
@@ -35,10 +36,12 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def trainer_for(mode: str, size: str, pairs: int, chunk: int, device: str, folder: Path) -> Trainer:
+def trainer_for(
+    mode: str, size: str, pairs: int, chunk: int, device: str, folder: Path, freeze: str | None = None
+) -> Trainer:
     options = MODES[mode]
     return make_trainer(
-        make_model(size, checkpointing=options["checkpointing"]),
+        frozen(make_model(size, checkpointing=options["checkpointing"]), freeze),
         folder,
         device=device,
         batch_size=pairs,
@@ -57,23 +60,26 @@ def measure_peak(mode: str, size: str, pairs: int, chunk: int, device: str) -> f
     return (counted.peak if counted else torch.cuda.max_memory_allocated()) / MIB
 
 
-def measure_seconds(size: str, pairs: int, chunk: int, device: str, rounds: int) -> dict[str, float]:
-    """Median seconds of a step in each mode, the modes in turn, after one round to warm up."""
+def measure_seconds(
+    size: str, pairs: int, chunk: int, device: str, rounds: int, freeze: str | None
+) -> dict[str, list[float]]:
+    """Seconds of a step in each mode, the modes in turn, after one round to warm up."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
     batch = make_batch(pairs, make_model(size).vision.image_size)
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {mode: trainer_for(mode, size, pairs, chunk, device, Path(folder)) for mode in MODES}
+        trainers = {mode: trainer_for(mode, size, pairs, chunk, device, Path(folder), freeze) for mode in MODES}
         for number in range(rounds + 1):
             for mode, trainer in trainers.items():
                 if pairs > 64 and mode == "direct" and device == "cuda":
                     continue  # may not fit beside the others; its peak is in the other table
-                start = time.perf_counter()
+                start = clock()
                 trainer.train_step(batch, [])
                 if trainer.device.type == "cuda":
                     torch.cuda.synchronize()
                 if number:
-                    seconds[mode].append(time.perf_counter() - start)
-    return {mode: statistics.median(values) for mode, values in seconds.items() if values}
+                    seconds[mode].append(clock() - start)
+    return {mode: values for mode, values in seconds.items() if values}
 
 
 def in_own_process(*arguments: str) -> float | None:
@@ -89,10 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--chunk", type=int, default=64)
-    parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 256, 512])
+    parser.add_argument("--batches", type=int, nargs="*", default=[16, 64, 256, 512])
     parser.add_argument("--timed", type=int, nargs="*", default=[256])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--freeze", choices=["text", "image"], help="a tower that is frozen in the timed steps")
     parser.add_argument("--peak", nargs=2, metavar=("MODE", "PAIRS"), help="measure one peak and print it")
     arguments = parser.parse_args()
     size, chunk, device = arguments.size, arguments.chunk, arguments.device
@@ -111,9 +118,10 @@ def main() -> None:
         print(f"\nSeconds a step, median of {arguments.rounds}\n")
     print("| pairs | mode | seconds | against naive |\n|---:|---|---:|---:|")
     for pairs in arguments.timed:
-        seconds = measure_seconds(size, pairs, chunk, device, arguments.rounds)
-        for mode, value in seconds.items():
-            print(f"| {pairs} | {mode} | {value:.2f} | {value / seconds['naive accumulation']:.2f}x |", flush=True)
+        seconds = measure_seconds(size, pairs, chunk, device, arguments.rounds, arguments.freeze)
+        for mode, values in seconds.items():
+            ratio = statistics.median(a / b for a, b in zip(values, seconds["naive accumulation"], strict=True))
+            print(f"| {pairs} | {mode} | {statistics.median(values):.2f} | {ratio:.2f}x |", flush=True)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from spanbox.engine.settings import TrainSettings
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.structures import Batch
 from throughput import without_spans
-from workload import make_batch, make_model, make_trainer
+from workload import frozen, make_batch, make_model, make_trainer
 
 MIB = 2**20
 LENGTHS = {"equal lengths": (32, 32), "lengths as in captions": (8, 32)}  # tokens
@@ -105,12 +105,6 @@ class Peer:
             self.optimiser.step()
 
         return run
-
-
-def frozen(model: DualEncoder, tower: str | None) -> DualEncoder:
-    if tower:
-        (model.text if tower == "text" else model.vision).requires_grad_(False)
-    return model
 
 
 def bare_loop(peer: Peer, chunk: int) -> Step:

@@ -1,6 +1,6 @@
 """Pairs per second of the training step, against the same two towers in a bare loop, and the cost of regions.
 
-    python benchmarks/throughput.py                  small towers, for a CPU
+    python benchmarks/throughput.py                  small towers, for a CPU (--size demo: those of the demo)
     python benchmarks/throughput.py --size base      BERT-base and ViT-B/16 at 224 px, for a GPU
 
 All variants run in turn, round after round, in one process, on the same made-up batch; the median of each is taken, and

@@ -27,6 +27,16 @@ SIZES = {
             "image_size": 112,
         },
     },
+    "demo": {
+        "text": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
+        "vision": {
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "image_size": 80,
+        },
+    },
     "base": {"text": {}, "vision": {}},
 }
 SPANS = REGIONS = 8
@@ -81,6 +91,12 @@ def make_model(
     )
     vision = build_vision_tower(settings.vision)
     return DualEncoder(build_text_tower(settings.text), vision, Preprocessing(image_size=vision.image_size), settings)
+
+
+def frozen(model: DualEncoder, tower: str | None) -> DualEncoder:
+    if tower:
+        (model.text if tower == "text" else model.vision).requires_grad_(False)
+    return model
 
 
 def make_trainer(model: DualEncoder, folder: Path, loss: dict[str, Any] | None = None, **settings: Any) -> Trainer:
