@@ -108,7 +108,8 @@ def main() -> None:
         print(json.dumps(measure_peak(mode, size, int(pairs), chunk, device)))
         return
     print(f"{describe()}; {size} towers, chunks of {chunk} pairs\n")
-    print("Peak memory in MiB\n\n| pairs | " + " | ".join(MODES) + " |\n|---:|" + "---:|" * len(MODES))
+    if arguments.batches:
+        print("Peak memory in MiB\n\n| pairs | " + " | ".join(MODES) + " |\n|---:|" + "---:|" * len(MODES))
     for pairs in arguments.batches:
         options = ["--size", size, "--chunk", str(chunk), "--device", device]
         peaks = [in_own_process(mode, str(pairs), *options) for mode in MODES]
@@ -116,7 +117,7 @@ def main() -> None:
         print(f"| {pairs} | " + " | ".join(shown) + " |", flush=True)
     if arguments.timed:
         print(f"\nSeconds a step, median of {arguments.rounds}\n")
-    print("| pairs | mode | seconds | against naive |\n|---:|---|---:|---:|")
+        print("| pairs | mode | seconds | against naive |\n|---:|---|---:|---:|")
     for pairs in arguments.timed:
         seconds = measure_seconds(size, pairs, chunk, device, arguments.rounds, arguments.freeze)
         for mode, values in seconds.items():

@@ -47,7 +47,7 @@ def test_the_source_is_not_replaced_by_a_manifest(folder: Path) -> None:
     source = folder / "train.jsonl"
     source.write_text('{"image": "0.png", "text": "a cat", "split": "train"}\n')
     before = source.read_bytes()
-    with pytest.raises(OutputError, match="is the source"):
+    with pytest.raises(OutputError, match="is read by this command"):
         run("json", source, folder / ".", spec=folder / "plain.yaml")
     assert source.read_bytes() == before
 
