@@ -94,6 +94,7 @@ def make_model(
 
 
 def frozen(model: DualEncoder, tower: str | None) -> DualEncoder:
+    """The model with one tower frozen, if one is named."""
     if tower:
         (model.text if tower == "text" else model.vision).requires_grad_(False)
     return model
