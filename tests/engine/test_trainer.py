@@ -1,20 +1,37 @@
 """The training run: it learns, keeps to its time, logs what it does, and ends on what is not finite."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spanbox.engine import trackers as trackers_module
 from spanbox.engine import trainer as trainer_module
 from spanbox.engine.checkpoint import load_trainer_state
+from spanbox.engine.device import casting_once
 from spanbox.errors import ConfigError, TrainingError
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.structures import Incident
-from trainers import STEPS, batches, fit, load, log, make_trainer, resumed, same, weights
+from trainers import SIZE, STEPS, batches, fit, load, log, make_trainer, resumed, same, weights
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a weight is cast to bfloat16."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.count = weight, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_cast = func is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16
+        self.count += is_cast and args[0].data_ptr() == self.weight.data_ptr()
+        return result
 
 
 class TestLearning:
@@ -56,6 +73,23 @@ class TestLearning:
         trainer = make_trainer(tmp_path, precision="bfloat16", steps=1)
         assert fit(trainer)
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+    def test_chunks_share_the_weights_that_are_cast_to_bfloat16(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With as many casts as one chunk takes in two passes, and the gradients of casts for each chunk."""
+        counts, gradients = {}, {}
+        for name, context in {"shared": casting_once, "each": lambda device: nullcontext()}.items():
+            monkeypatch.setattr(trainer_module, "casting_once", context)
+            trainer = make_trainer(tmp_path / name, precision="bfloat16", chunk_size=1, dropout=0.1)
+            trainer.model.train()
+            weight = next(one for one in trainer.model.text.layers[0].parameters() if one.ndim == 2)
+            with Casts(weight) as casts:
+                trainer.train_step(*load(0)[:2])
+            counts[name] = casts.count
+            gradients[name] = [parameter.grad for parameter in trainer.model.parameters()]
+        assert counts == {"shared": 2, "each": 2 * SIZE}
+        torch.testing.assert_close(gradients["shared"], gradients["each"], rtol=0, atol=0)
 
 
 class TestMinutes:

@@ -49,6 +49,14 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+def casting_once(device: torch.device) -> torch.autocast:
+    """Context of several uses of `autocast` that share the cast weights: all without gradients, or all with them.
+
+    PyTorch casts each weight once in the outermost context, and keeps the result with its part of the graph.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
 def make_encode(model: nn.Module, device: torch.device, precision: torch.dtype) -> Callable[[Batch], Features]:
     """A function that encodes a batch with `model`, which is on `device`, in the precision of the run."""
 

@@ -57,6 +57,7 @@ class TowerStep:
         frozen: its lowest layers, if they are to be computed once.
         synchronising: context of a backward pass; called with True for the last one, in which processes that share the
             tower's weights add up its gradients.
+        casting_once: context of a pass through all chunks, in which weights are cast to the precision of the run once.
         largest: the largest of each value over the processes that have to encode in step; of these values, if no other
             process has to.
     """
@@ -67,6 +68,7 @@ class TowerStep:
     trained: bool = True
     frozen: FrozenLayers = field(default_factory=FrozenLayers)
     synchronising: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext()
+    casting_once: Callable[[], AbstractContextManager[None]] = nullcontext
     largest: Callable[..., list[float]] = lambda *values: list(values)
 
 
@@ -103,7 +105,7 @@ class _Passes:
         self._in_one_pass = tower.trained and most_rows <= size
         self._random: list[RandomState] = []
         self._kept: list[list[Kept]] = []
-        with torch.set_grad_enabled(self._in_one_pass):
+        with tower.casting_once(), torch.set_grad_enabled(self._in_one_pass):
             encoded = [self._first_pass(chunk) for chunk in self._chunks]
         self._encoded = encoded if self._in_one_pass else []
         self._unused = [states.map(torch.zeros_like) for states in encoded[len(chunks) :]]
@@ -121,6 +123,10 @@ class _Passes:
             with self._tower.synchronising(True):
                 _backward(self._encoded, gradients)
             return
+        with self._tower.casting_once():
+            self._second_pass(gradients)
+
+    def _second_pass(self, gradients: Sequence[TensorBundle]) -> None:
         last = len(self._chunks) - 1
         for number, (chunk, random, gradient) in enumerate(zip(self._chunks, self._random, gradients, strict=True)):
             kept = self._kept[number]

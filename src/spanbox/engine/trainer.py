@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spanbox.engine.checkpoint import CheckpointStore, named_weights
 from spanbox.engine.chunks import ChunkSizes
-from spanbox.engine.device import choose_device, choose_precision
+from spanbox.engine.device import casting_once, choose_device, choose_precision
 from spanbox.engine.distributed import Ranks, whole
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
@@ -183,7 +183,10 @@ class Trainer:
 
     def _tower_step(self, name: str, inputs: StepInputs, chunk_size: int) -> TowerStep:
         tower = self.task.towers[name]
-        in_step = {"largest": self.ranks.largest} if self.ranks.is_sharded else {}
+        if self.ranks.is_sharded:
+            shared: dict[str, Any] = {"largest": self.ranks.largest}
+        else:  # the cast weights of a tower that is cut up would be whole
+            shared = {"casting_once": partial(casting_once, self.device)}
         encode = partial(self._forward.encode, name)
         if name in self.state_caches:
             encode = partial(self.state_caches[name].encode, encode)
@@ -194,7 +197,7 @@ class Trainer:
             self.task.trains(name),
             FrozenLayers.of(tower) if self.skips_frozen_layers else FrozenLayers(),
             self.ranks.synchronising(tower),
-            **in_step,
+            **shared,
         )
 
     def _score(self, states: dict[str, States], inputs: StepInputs) -> Losses:
