@@ -30,14 +30,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/planted"))
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="folds trained at the same time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--swapped", type=float, default=0.1, help="share of the images")
     parser.add_argument("--moved", type=float, default=0.2, help="share of the entities with a box")
     parser.add_argument("--stripped", type=float, default=0.1, help="share of the entities with a box")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     noisy, truth = plant(given.manifest, given.out, (given.swapped, given.moved, given.stripped), given.seed)
     clean(
-        noisy, given.out / "cleaned", recipe=given.recipe, overrides=given.overrides, folds=given.folds, seed=given.seed
+        noisy,
+        given.out / "cleaned",
+        recipe=given.recipe,
+        overrides=given.overrides,
+        folds=given.folds,
+        jobs=given.jobs,
+        seed=given.seed,
     )
     for line in table(noisy, given.out / "cleaned" / "verdicts.jsonl", truth):
         print(line)
