@@ -1,5 +1,6 @@
 """What a run refuses before its first step."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,36 @@ def test_a_tokenizer_of_another_model(scenes: Path, tmp_path: Path) -> None:
 def test_unknown_metric(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Did you mean 'retrieval\.t2i\.r1'"):
         train(miniature.demo_config(scenes, tmp_path / "run", "train.best_metric=retrieval.t2i.r@1"))
+
+
+class TestMetricThatIsNotMeasured:
+    """It is refused before the first step, not at the first validation."""
+
+    def refuse(self, scenes: Path, tmp_path: Path, metric: str, match: str, *overrides: str) -> None:
+        settings = [f"data.val={scenes / 'val.jsonl'}", f"train.best_metric={metric}", *overrides]
+        with pytest.raises(ConfigError, match=match):
+            train(miniature.demo_config(scenes, tmp_path / "run", *settings))
+        assert not (tmp_path / "run").exists()
+
+    def test_in_context_without_fusion(self, scenes: Path, tmp_path: Path) -> None:
+        self.refuse(scenes, tmp_path, "matching.in_context", r"train\.best_metric: .* needs model\.fusion\.kind")
+
+    @pytest.mark.parametrize("override", ["model.fusion.kind=conditioned_pooling", "loss.fusion.parts_weight=0"])
+    def test_in_context_with_a_fusion_that_does_not_train_it(self, override: str, scenes: Path, tmp_path: Path) -> None:
+        fusion = [] if override.startswith("model.fusion.kind") else ["model.fusion.kind=gated"]
+        self.refuse(scenes, tmp_path, "matching.in_context", "in_context", *fusion, override)
+
+    def test_a_type_that_no_entity_has(self, scenes: Path, tmp_path: Path) -> None:
+        name = "matching.within_image.type.车"
+        self.refuse(scenes, tmp_path, name, r"no entity with a box has the type '车' in data\.val\. Types there: \w+")
+
+    def test_boxes_where_there_are_none(self, scenes: Path, tmp_path: Path) -> None:
+        lines = [json.loads(line) for line in (scenes / "val.jsonl").read_text().splitlines()]
+        bare = [{key: line[key] for key in ("id", "text", "image")} for line in lines]
+        path = scenes / "bare.jsonl"
+        path.write_text("\n".join(map(json.dumps, bare)))
+        match = r"^train\.best_metric: metric 'matching\.within_image' needs entities with boxes"
+        self.refuse(scenes, tmp_path, "matching.within_image", match, f"data.val={path}")
 
 
 def test_vocabulary_without_a_size(scenes: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Selection of the best checkpoint by a metric or a weighted sum of metrics (`train.best_metric`).
 
-An unknown name is refused before training. A metric that this data cannot give (matching without boxes, a type that no
-entity has) is an error at the first validation.
+An unknown name is refused before training, as is a metric that the validation data or the model cannot give: matching
+without boxes, a type that no entity with a box has, matching in context without fusion.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,7 +45,7 @@ def check_selectable(best_metric: BestMetric, key: str) -> None:
     Raises:
         ConfigError: no metric, an unknown metric (with the nearest known one), or weights that are all 0.
     """
-    weights = {best_metric: 1.0} if isinstance(best_metric, str) else best_metric
+    weights = _weights(best_metric)
     if not any(weights.values()):
         raise ConfigError(f"{key}: all weights are 0; write NAME, or {{NAME: weight, NAME: weight}}")
     for name in weights:
@@ -54,6 +54,39 @@ def check_selectable(best_metric: BestMetric, key: str) -> None:
             raise ConfigError(
                 f"{key}: {name!r} cannot choose a checkpoint. Did you mean {nearest!r}? {_known(SELECTABLE)}"
             )
+
+
+def check_measurable(best_metric: BestMetric, key: str, shown_types: Iterable[str | None], *, in_context: bool) -> None:
+    """Check before training that the validation data and the model give `best_metric`.
+
+    Args:
+        best_metric: one that `check_selectable` lets pass.
+        key: its config key.
+        shown_types: the type of each entity with a box. Read as far as needed.
+        in_context: whether the model matches entities and boxes in context.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    names = _weights(best_metric)
+    if IN_CONTEXT in names and not in_context:
+        raise ConfigError(
+            f"{key}: {IN_CONTEXT!r} needs model.fusion.kind=gated or cross_attention, and loss.fine.weight and "
+            f"loss.fusion.parts_weight above 0; set them, or choose {WITHIN!r}"
+        )
+    wanted = {name.removeprefix(BY_TYPE) for name in names if name.startswith(BY_TYPE)}
+    need_boxes = [name for name in names if name.startswith(_NEED_BOXES)]
+    found: set[str | None] = set()
+    for shown_type in shown_types if need_boxes else ():
+        found.add(shown_type)
+        if wanted <= found:
+            return
+    if need_boxes and not found:
+        others = [name for name in SELECTABLE if not name.startswith(_NEED_BOXES)]
+        raise ConfigError(f"{key}: {_no_boxes(need_boxes[0], others)}")
+    for missing in sorted(wanted - found):
+        types = ", ".join(sorted(filter(None, found))) or "none"
+        raise ConfigError(f"{key}: no entity with a box has the type {missing!r} in data.val. Types there: {types}")
 
 
 def selection_value(metrics: Mapping[str, float], best_metric: BestMetric) -> float:
@@ -78,13 +111,21 @@ def metric_value(metrics: Mapping[str, float], name: str) -> float:
         return metrics[name]
     known = sorted(metric for metric in metrics if metric.rpartition(".")[2] not in ANNOTATIONS)
     if name.startswith(_NEED_BOXES) and not any(key.startswith(_NEED_BOXES) for key in known):
-        raise ConfigError(
-            f"metric {name!r} needs entities with boxes, and the evaluation data has none. "
-            f"Add boxes, or choose one of: {', '.join(known)}"
-        )
+        raise ConfigError(_no_boxes(name, known))
     nearest = get_close_matches(name, known, n=1)
     suggestion = f"Did you mean {nearest[0]!r}? " if nearest else ""
     raise ConfigError(f"unknown metric {name!r}. {suggestion}{_known(known)}")
+
+
+def _weights(best_metric: BestMetric) -> dict[str, float]:
+    return {best_metric: 1.0} if isinstance(best_metric, str) else best_metric
+
+
+def _no_boxes(name: str, others: Iterable[str]) -> str:
+    return (
+        f"metric {name!r} needs entities with boxes, and the evaluation data has none. "
+        f"Add boxes, or choose one of: {', '.join(others)}"
+    )
 
 
 def _sign(name: str) -> int | None:

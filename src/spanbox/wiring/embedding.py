@@ -21,7 +21,7 @@ from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Batch, Incident, stable_id
 from spanbox.wiring.building import make_collator, sample_limits
-from spanbox.wiring.fusing import announce_size, context_of
+from spanbox.wiring.fusing import announce_size, context_of, matches_in_context
 from spanbox.wiring.loading import Loaded
 
 EVALUATION_BATCH = 128
@@ -113,8 +113,8 @@ def embed_parts(
     batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
     encode = make_encode(model, device, choose_precision(config.train.precision, device))
     shown = _shown(batches, progress("encoding", len(dataset)))
-    has_context = config.loss.fine.used and config.loss.fusion.parts_weight > 0
-    return extract_parts(encode, shown, context=context_of(model) if has_context else None, keep_states=keep_states)
+    context = context_of(model) if matches_in_context(config) else None
+    return extract_parts(encode, shown, context=context, keep_states=keep_states)
 
 
 def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:

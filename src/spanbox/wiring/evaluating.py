@@ -30,7 +30,7 @@ from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import THRESHOLD, choose_threshold
 from spanbox.evaluation.reranking import RERANKED
-from spanbox.evaluation.selection import check_selectable, selection_value
+from spanbox.evaluation.selection import check_measurable, check_selectable, selection_value
 from spanbox.files import PARTIAL, check_no_input, check_writable_file, check_writable_folder, explained
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
@@ -45,7 +45,7 @@ from spanbox.wiring.artefacts import (
 )
 from spanbox.wiring.building import make_collator, open_manifest
 from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset, features_folder
-from spanbox.wiring.fusing import pair_scores
+from spanbox.wiring.fusing import matches_in_context, pair_scores
 from spanbox.wiring.loading import Loaded, load
 from spanbox.wiring.predicting import check_objects, write_predictions
 
@@ -172,6 +172,9 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
         return None
     check_selectable(config.train.best_metric, "train.best_metric")
     manifest = open_manifest(config, config.data.val, "data.val")
+    shown_types = (entity.type for record in manifest for entity in record.entities if entity.boxes)
+    in_context = matches_in_context(config)
+    check_measurable(config.train.best_metric, "train.best_metric", shown_types, in_context=in_context)
 
     def validate(tokenizer: Any, model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
         dataset = evaluation_dataset(config, model, manifest)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
 from spanbox.errors import ConfigError
 from spanbox.evaluation.extract import Context, FeatureBank
@@ -84,6 +85,12 @@ def image_side(bank: FeatureBank, places: Tensor) -> ImageSide:
 
 def _scores(fusion: Fusion, texts: TextSide, images: ImageSide) -> Tensor:
     return fusion.scores(texts.features, texts.tokens, texts.mask, images.features, images.patches, images.content)
+
+
+def matches_in_context(config: RunConfig) -> bool:
+    """Whether a loss trains spans and regions that have seen their own pair."""
+    kinds = ("gated", "cross_attention")
+    return config.model.fusion.kind in kinds and config.loss.fine.used and config.loss.fusion.parts_weight > 0
 
 
 def context_of(model: DualEncoder) -> Context | None:
