@@ -1,10 +1,11 @@
 """GMNER on the demo with few training scenes, from towers with random weights and from pretrained ones.
 
-    python benchmarks/gmner.py DATA NAME=RUN ... [--scenes 200 1000] [--seeds 3] [--minutes 0.4] [--lr 2.5e-3]
+    python benchmarks/gmner.py DATA NAME=RUN ... --split val --seeds 1 --lr 5e-4 1e-3 2.5e-3     the grid
+    python benchmarks/gmner.py DATA NAME=RUN ... --lr 2.5e-3 NAME=1e-3                           the table
 
 DATA is a folder of `spanbox data demo`; each RUN is a pretrained run or checkpoint, and "random" stands beside them
-with the towers of the recipe `demo`. All rows take the same CPU time of training and the same rate. The test set is
-scored once, at the end; nothing is chosen by it.
+with the towers of the recipe `demo`. All rows take the same CPU time of training. Rates are chosen on the validation
+set; the test set is scored once, at the end.
 """
 
 import argparse
@@ -19,19 +20,19 @@ AT_THE_END = 10**9  # steps
 
 
 def measure(
-    start: GmnerStart, data: Path, run: Path, scenes: int, seed: int, arguments: argparse.Namespace
+    start: GmnerStart, run: Path, scenes: int, seed: int, rate: str, arguments: argparse.Namespace
 ) -> dict[str, float]:
     """Steps and figures of one run."""
     overrides = {
-        "data.train": f"{data}/train.jsonl",
-        "data.val": f"{data}/test.jsonl",
+        "data.train": f"{arguments.data}/train.jsonl",
+        "data.val": f"{arguments.data}/{arguments.split}.jsonl",
         "data.subset": scenes,
         "run.dir": run,
         "run.overwrite": "true",
         "seed": seed,
         "train.minutes": arguments.minutes,
         "train.clock": "processor",
-        "train.optimiser.lr": arguments.lr,
+        "train.optimiser.lr": rate,
         "train.optimiser.tower_lr": "null",
         "train.validate_every": AT_THE_END,
         "train.save_every": AT_THE_END,
@@ -54,7 +55,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=0.4)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--lr", nargs="+", default=["2.5e-3"], metavar="RATE|NAME=RATE", help="of all rows, or of one")
+    parser.add_argument("--split", default="test", choices=["val", "test"], help="scenes that are scored")
     parser.add_argument("--out", type=Path, default=Path("runs/gmner-table"))
     arguments = parser.parse_args()
     starts = {"random": GmnerStart(recipe="demo")}
@@ -62,19 +64,23 @@ def main() -> None:
         name, _, run = given.partition("=")
         starts[name] = GmnerStart(Path(run))
     print(describe())
-    print("| towers | scenes | seeds | steps | GMNER F1 | MNER F1 | EEG F1 |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(f"{arguments.split}.jsonl\n")
+    print("| towers | scenes | rate | seeds | steps | GMNER F1 | MNER F1 | EEG F1 |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for scenes in arguments.scenes:
         for name, start in starts.items():
-            runs = [
-                measure(start, arguments.data, arguments.out / f"{name}-{scenes}-{seed}", scenes, seed, arguments)
-                for seed in range(arguments.seeds)
-            ]
-            figures = " | ".join(show([run[figure] for run in runs]) for figure in FIGURES)
-            print(
-                f"| {name} | {scenes} | {len(runs)} | {mean(run['steps'] for run in runs):.0f} | {figures} |",
-                flush=True,
-            )
+            for rate in rates_of(name, arguments.lr):
+                folders = [arguments.out / f"{name}-{scenes}-{rate}-{seed}" for seed in range(arguments.seeds)]
+                runs = [measure(start, run, scenes, seed, rate, arguments) for seed, run in enumerate(folders)]
+                figures = " | ".join(show([run[figure] for run in runs]) for figure in FIGURES)
+                steps = f"{mean(run['steps'] for run in runs):.0f}"
+                print(f"| {name} | {scenes} | {rate} | {len(runs)} | {steps} | {figures} |", flush=True)
+
+
+def rates_of(name: str, given: list[str]) -> list[str]:
+    """The rates of a row: those with its name, else those without a name."""
+    named = [rate.removeprefix(f"{name}=") for rate in given if rate.startswith(f"{name}=")]
+    return named or [rate for rate in given if "=" not in rate]
 
 
 if __name__ == "__main__":

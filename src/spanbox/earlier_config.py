@@ -17,9 +17,12 @@ class Renamed(NamedTuple):
     values: dict[bool, str]
 
 
-RENAMED = tuple(
-    Renamed(f"loss.{level}.learnable", f"loss.{level}.temperature_schedule", {True: "learnable", False: "fixed"})
-    for level in ("coarse", "fine")
+RENAMED = (
+    *(
+        Renamed(f"loss.{level}.learnable", f"loss.{level}.temperature_schedule", {True: "learnable", False: "fixed"})
+        for level in ("coarse", "fine")
+    ),
+    Renamed("data.augment.image.keep_box", "data.augment.image.keep_boxes", {True: "one", False: "none"}),
 )
 
 

@@ -57,7 +57,7 @@ def shown_boxes(sample: Sample) -> dict[str, Tensor]:
 CHAINS: dict[str, dict[str, Any]] = {
     "crop": {"crop": 1.0, "crop_scale": (0.3, 0.9)},
     "flip": {"flip": 1.0},
-    "crop and flip": {"crop": 1.0, "flip": 1.0, "keep_box": False},
+    "crop and flip": {"crop": 1.0, "flip": 1.0, "keep_boxes": "none"},
     "rotation": {"rotation": 25.0},
     "operations": {"operations": 3, "magnitude": 6.0},
     "everything": {"crop": 1.0, "flip": 0.5, "rotation": 15.0, "operations": 1, "blur": 0.0},
@@ -129,15 +129,28 @@ def test_a_view_hides_the_rectangle_of_the_augmented_image(scene_manifest: Manif
 # ---------------------------------------------------------------- what is drawn
 
 
-def test_a_crop_keeps_a_linked_box_whole() -> None:
-    """Half of the crops are smaller than the boxes, so they grow."""
-    for keep in (True, False):
-        limits = limits_of(crop=1.0, crop_scale=(0.05, 0.2), keep_box=keep)
-        inside = 0
+def test_a_crop_keeps_linked_boxes_whole() -> None:
+    """Half of the crops are smaller than one box, and all of them than the three, so they grow."""
+    whole = {"none": [], "one": [], "all": []}
+    for keep, counts in whole.items():
+        limits = limits_of(crop=1.0, crop_scale=(0.05, 0.2), keep_boxes=keep)
         for step in range(40):
             placed = [_plan_of(step, limits).to_square.box(box) for box in FRACTIONS_OF_BOXES]
-            inside += any(min(box) > -1e-9 and max(box) < 1 + 1e-9 for box in placed)
-        assert inside == 40 if keep else inside < 30
+            counts.append(sum(min(box) > -1e-9 and max(box) < 1 + 1e-9 for box in placed))
+    assert sum(count == 0 for count in whole["none"]) > 10
+    assert min(whole["one"]) == 1
+    assert set(whole["all"]) == {len(FRACTIONS_OF_BOXES)}
+
+
+def test_crops_that_keep_all_boxes_differ() -> None:
+    limits = limits_of(crop=1.0, crop_scale=(0.05, 0.2), keep_boxes="all")
+    assert len({_plan_of(step, limits).to_square for step in range(40)}) > 10
+
+
+def test_a_crop_keeps_all_of_no_boxes() -> None:
+    image = ImageAugmentSettings(crop=1.0, crop_scale=(0.1, 0.1), keep_boxes="all")
+    plan = draw_plan(image, (200, 160), SIDE, [], may_flip=True, generator=np.random.default_rng(0))
+    assert plan.to_square.a > 2
 
 
 def _plan_of(step: int, limits: SampleLimits) -> ImagePlan:
@@ -165,7 +178,7 @@ def test_links_of_boxes_out_of_view_are_dropped_and_counted() -> None:
 
 
 def test_a_chain_that_cuts_every_box_away_leaves_spans_without_a_box() -> None:
-    limits = limits_of(crop=1.0, crop_scale=(0.001, 0.002), keep_box=False)
+    limits = limits_of(crop=1.0, crop_scale=(0.001, 0.002), keep_boxes="none")
     samples = [drawn(step, limits) for step in range(20)]
     bare = [sample for sample in samples if not sample.links.any()]
     assert bare

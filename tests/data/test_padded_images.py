@@ -135,7 +135,7 @@ def test_the_same_draws_as_with_squash() -> None:
 CHAINS: dict[str, dict[str, Any]] = {
     "plain": {},
     "crop": {"crop": 1.0, "crop_scale": (0.3, 0.9)},
-    "crop and flip": {"crop": 1.0, "flip": 1.0, "keep_box": False},
+    "crop and flip": {"crop": 1.0, "flip": 1.0, "keep_boxes": "none"},
     "rotation": {"rotation": 15.0},
 }
 

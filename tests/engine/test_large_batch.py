@@ -156,7 +156,7 @@ def test_masked_views_and_mined_negatives_cross_the_boundary_like_any_feature(lo
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_augmented_copies_and_their_loss(chunk: int, dropout: float) -> None:
     """Eight pictures in three copies each, changed by everything there is; copies lose boxes and spans differently."""
-    augment = AugmentSettings.model_validate({"copies": 3, "image": {"preset": "strong", "keep_box": False}})
+    augment = AugmentSettings.model_validate({"copies": 3, "image": {"preset": "strong", "keep_boxes": "none"}})
     limits = SampleLimits(tiny.IMAGE_SIZE, augment=augment)
     samples = []
     for number in range(8):

@@ -165,6 +165,10 @@ class TestKeys:
     def test_a_renamed_key_is_read(self, then: str, now: str) -> None:
         assert load_config("demo", [f"loss.coarse.learnable={then}"]).loss.coarse.temperature_schedule == now
 
+    @pytest.mark.parametrize(("then", "now"), [("true", "one"), ("false", "none")])
+    def test_the_boxes_that_a_crop_keeps(self, then: str, now: str) -> None:
+        assert load_config("demo", [f"data.augment.image.keep_box={then}"]).data.augment.image.keep_boxes == now
+
     @pytest.mark.parametrize("value", ["2", "maybe", "[1]", "null"])
     def test_a_value_that_never_was(self, value: str) -> None:
         with pytest.raises(ConfigError, match=r"loss\.coarse\.learnable: unknown key"):

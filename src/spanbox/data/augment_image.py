@@ -71,7 +71,9 @@ class ImageAugmentSettings(Settings):
     crop_ratio: Range = Field(
         (0.75, 1.3333), description="width / height of a crop, as [lowest, highest] multiple of the image's"
     )
-    keep_box: bool = Field(True, description="a crop keeps at least one linked box whole")
+    keep_boxes: Literal["none", "one", "all"] = Field(
+        "one", description="linked boxes that a crop keeps whole; with all, no crop cuts away what the text names"
+    )
     min_visible: float = Field(
         0.3, gt=0, le=1, description="a box with a smaller visible share is left out, with its links; these are counted"
     )
@@ -249,7 +251,7 @@ def _to_grid(low: float, high: float, size: int, reduction: int) -> Range:
 
 
 def _draw_window(settings: ImageAugmentSettings, linked: Sequence[Box], generator: np.random.Generator) -> Box:
-    """A random window of the image, in fractions; around a whole linked box if one is to be kept."""
+    """A random window of the image, in fractions; around the linked boxes that are to be kept whole."""
     low, high = np.log(settings.crop_ratio)
     for _ in range(CROP_TRIES):
         area, stretch = generator.uniform(*settings.crop_scale), math.exp(generator.uniform(low, high) / 2)
@@ -258,14 +260,29 @@ def _draw_window(settings: ImageAugmentSettings, linked: Sequence[Box], generato
             break
     else:
         width = height = math.sqrt(settings.crop_scale[1])
-    if settings.keep_box and len(linked):
-        kept = linked[int(generator.integers(len(linked)))]
-        width, height = max(width, kept[2] - kept[0]), max(height, kept[3] - kept[1])
+    if settings.keep_boxes != "none" and len(linked):
+        kept = _around(linked) if settings.keep_boxes == "all" else linked[int(generator.integers(len(linked)))]
+        width, height = _grown(width, height, kept, generator)
     else:
         kept = (1.0, 1.0, 0.0, 0.0)  # any place will do
     x0 = _between(max(0.0, kept[2] - width), min(kept[0], 1 - width), generator)
     y0 = _between(max(0.0, kept[3] - height), min(kept[1], 1 - height), generator)
     return x0, y0, min(x0 + width, 1.0), min(y0 + height, 1.0)
+
+
+def _grown(width: float, height: float, kept: Box, generator: np.random.Generator) -> tuple[float, float]:
+    """A size that a box fits into: the given one, or a larger one of its shape, as far as the image goes."""
+    least = max((kept[2] - kept[0]) / width, (kept[3] - kept[1]) / height)
+    if least <= 1:
+        return width, height
+    growth = generator.uniform(least, max(least, 1 / max(width, height)))
+    return min(growth * width, 1.0), min(growth * height, 1.0)
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    """The smallest box around all."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
 
 
 def _between(low: float, high: float, generator: np.random.Generator) -> float:
