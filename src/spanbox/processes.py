@@ -47,6 +47,17 @@ def end_with_starter() -> None:
         Thread(target=wait, daemon=True).start()
 
 
+def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of_each(at_once: int) -> int:
+    """Threads of each of several jobs at a time: its share of the cores, and at most OMP_NUM_THREADS if that is set."""
+    share, given = max(1, available_cores() // at_once), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(given)) if given.isdecimal() and int(given) else share
+
+
 class Jobs:
     """Commands of spanbox in processes of their own, several at a time.
 
@@ -58,7 +69,7 @@ class Jobs:
 
     def __init__(self, at_once: int) -> None:
         self._pool = ThreadPoolExecutor(at_once)
-        self._threads = max(1, (os.cpu_count() or 1) // at_once)
+        self._threads = threads_of_each(at_once)
         self._running: set[subprocess.Popen[bytes]] = set()
         self._ended, self._stopped = Event(), Event()
 

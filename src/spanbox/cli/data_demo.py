@@ -1,12 +1,12 @@
 """`spanbox data demo`: draw the scenes of the demo."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
 from spanbox.errors import ConfigError
+from spanbox.processes import available_cores
 from spanbox.progress import Progress
 
 if TYPE_CHECKING:  # importing PyTorch takes seconds
@@ -69,7 +69,7 @@ def draw_demo(out: Path, n: int, held_out: int, settings: "DemoSettings") -> Non
 
     counts: dict[Split, int] = {"train": n, "val": held_out, "test": held_out}
     with Progress("drawing scenes", sum(counts.values())) as progress:
-        manifests = write_demo(out, counts, settings, workers=os.cpu_count() or 1, on_drawn=progress.update)
+        manifests = write_demo(out, counts, settings, workers=available_cores(), on_drawn=progress.update)
     for split, manifest in manifests.items():
         print(f"{manifest}: {counts[split]:,} scenes")
 

@@ -25,7 +25,7 @@ from spanbox.data.masking import MaskSettings
 from spanbox.data.neighbours import MiningSettings
 from spanbox.data.sampler import Key, StepSampler
 from spanbox.errors import DataError, SpanboxError
-from spanbox.processes import end_with_parent
+from spanbox.processes import available_cores, end_with_parent
 from spanbox.settings import PathText, Settings
 from spanbox.structures import Batch, Incident, Sample
 
@@ -81,7 +81,7 @@ class DataSettings(Settings):
 
     def worker_count(self, device: torch.device) -> int:
         if self.workers == "auto":
-            return 0 if device.type == "cpu" else min(8, (os.cpu_count() or 1) - 1)
+            return 0 if device.type == "cpu" else min(8, available_cores() - 1)
         return self.workers
 
 

@@ -44,6 +44,7 @@ from spanbox.data.manifest import (
 )
 from spanbox.data.source import exists
 from spanbox.errors import DataError
+from spanbox.processes import available_cores
 
 __all__ = ["EXAMPLES", "NOTES", "PROBLEMS", "AuditReport", "Counts", "Finding", "audit", "token_check"]
 
@@ -141,7 +142,7 @@ class _Audit:
     def run(self, on_progress: OnProgress | None) -> AuditReport:
         total = sum(1 for path in self.manifests for _ in manifest_lines(path))
         done = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             for index in range(len(self.manifests)):
                 for count in self._read_manifest(index, pool):
                     done += count
