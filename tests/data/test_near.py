@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from spanbox.data.audit import audit
 from spanbox.data.audit import near as near_module
-from spanbox.data.audit.near import RADIUS, Fingerprints, _BandIndex, fingerprint
+from spanbox.data.audit.near import BAND_BITS, BANDS, MOST_OF_A_KEY, RADIUS, Fingerprints, _BandIndex, fingerprint
 from spanbox.data.manifest import Record, write_manifest
 
 
@@ -79,6 +79,16 @@ def test_the_index_finds_all_hashes_within_the_radius() -> None:
     found = dict(zip(zip(query.tolist(), place.tolist(), strict=True), distance.tolist(), strict=True))
     assert found == expected
     assert len(expected) > 60
+
+
+def test_of_many_hashes_that_share_a_band_a_query_meets_a_fixed_number() -> None:
+    """As of the frames of a film: otherwise memory and time would grow with the square of their number."""
+    hashes = np.full(8000, 0x1234_5678_9ABC_DEF0, dtype=np.uint64)
+    hashes ^= np.uint64(1) << np.random.default_rng(0).integers(0, 63, len(hashes)).astype(np.uint64)
+    query, place, distance = _BandIndex(hashes).within_radius(hashes[:20])
+    assert np.bincount(query, minlength=20).max() <= BANDS * (BAND_BITS + 1) * MOST_OF_A_KEY < 20 * len(hashes)
+    for row in range(20):  # the nearest ones are met
+        assert distance[(query == row) & (place != row)].min() == 0
 
 
 @pytest.mark.parametrize(
