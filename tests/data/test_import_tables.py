@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from import_sources import image, records, run, spans, write_json
+from spanbox.data.importers import ImportSummary, driver
 from spanbox.data.importers import captions as caption_files
-from spanbox.data.importers import driver
 from spanbox.data.importers.driver import Source, run_import
 from spanbox.data.importers.formats import FORMATS
-from spanbox.data.manifest import Manifest
+from spanbox.data.manifest import Manifest, Record
 from spanbox.errors import DataError
 
 
@@ -122,3 +122,26 @@ def test_what_a_manifest_cannot_hold_is_counted(tmp_path: Path, value: str) -> N
     summary = run("json", tmp_path / "d.json", spec=spec)
     assert summary.splits["all"].oddity_counts == {"missing image": 1, "unusable record": 1}
     assert [record.text for record in Manifest(tmp_path / "out" / "all.jsonl")] == ["b"]
+
+
+def import_json(tmp_path: Path, entries: list[object], spec: str) -> tuple[list[Record], ImportSummary]:
+    """Records of a JSON source whose images `a.png` are 40 x 30, and the summary."""
+    root = tmp_path / "src"
+    image(root / "a.png")
+    write_json(root / "data.json", entries)
+    (tmp_path / "spec.yaml").write_text(spec)
+    source = Source(root / "data.json", tmp_path / "out", spec=tmp_path / "spec.yaml")
+    summary = run_import("json", FORMATS["json"].importer, source)
+    return [
+        record for split in summary.splits.values() for record in Manifest(tmp_path / "out" / split.manifest)
+    ], summary
+
+
+OFFSETS = "{image: image, text: text, entities: {list: found, start: s, end: e, boxes: boxes}}"
+
+
+@pytest.mark.parametrize("text", ["  a 猫 sits", ["  a 猫 sits"]], ids=["text", "list of one text"])
+def test_offsets_are_those_of_the_text_as_it_is(tmp_path: Path, text: object) -> None:
+    entry = {"image": "a.png", "text": text, "found": [{"s": 4, "e": 5}]}
+    (record,), _ = import_json(tmp_path, [entry], OFFSETS)
+    assert spans(record) == {"猫": ()}

@@ -270,7 +270,7 @@ def _texts(content: object, name: str) -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         kinds = sorted({type(text).__name__ for text in texts}) or ["an empty list"]
         raise _Unusable(f"{name}: expected text, found {', '.join(kinds)}")
-    return [text.strip() for text in texts] if isinstance(found, list) else texts
+    return [text.strip() for text in texts] if len(texts) > 1 else texts  # offsets are those of a text as it is
 
 
 def _list(content: object, name: str) -> Iterator[Any]:
