@@ -1,6 +1,7 @@
 """Importers of captions, of tables and of JSON by the names of its fields, and sources that are too large."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,22 @@ def test_offsets_are_those_of_the_text_as_it_is(tmp_path: Path, text: object) ->
     entry = {"image": "a.png", "text": text, "found": [{"s": 4, "e": 5}]}
     (record,), _ = import_json(tmp_path, [entry], OFFSETS)
     assert spans(record) == {"猫": ()}
+
+
+def test_a_group_a_type_or_a_label_may_be_the_number_0(tmp_path: Path) -> None:
+    spec = """{image: image, text: text, group: group, lang: lang, objects: {list: found, box: box, label: kind},
+      entities: {list: found, start: s, end: e, type: kind}}"""
+    found = [{"s": 0, "e": 1, "kind": 0, "box": [0, 0, 9, 9]}]
+    entries = [{"image": "a.png", "text": "猫", "group": group, "found": found} for group in (0, None, math.nan)]
+    imported, _ = import_json(tmp_path, entries, spec)
+    assert [record.group for record in imported] == ["0", "", ""]
+    assert (imported[0].entities[0].type, imported[0].objects[0].label, imported[0].lang) == ("0", "0", "")
+
+
+@pytest.mark.parametrize("boxes", [{"x": 1, "y": 2}, "[1, 2, 3, 4]", [True, 2, 3, 4], ["1", "2", "3", "4"]], ids=repr)
+def test_what_is_no_box_is_not_taken_for_an_entity_without_one(tmp_path: Path, boxes: object) -> None:
+    good = {"image": "a.png", "text": "猫", "found": [{"s": 0, "e": 1, "boxes": None}]}
+    bad = [good | {"found": [{"s": 0, "e": 1, "boxes": boxes}]}, good | {"found": [{"s": False, "e": True}]}]
+    imported, summary = import_json(tmp_path, [good, *bad], OFFSETS)
+    assert [record.id for record in imported] == ["1"]
+    assert summary.splits["all"].oddity_counts == {"unusable record": 2}

@@ -128,7 +128,7 @@ class FieldReader:
             return self._box(values, size, split, record_id)
 
         objects = self._objects(content, box)
-        group, lang = (str(get_field(content, name) or "") if name else "" for name in (spec.group, spec.lang))
+        group, lang = (_name(content, name) for name in (spec.group, spec.lang))
         entities = self._entities(content, texts, box)
         return [
             Record(one, image, text, group, lang, found, objects)
@@ -166,16 +166,16 @@ class FieldReader:
     ) -> list[tuple[Entity, ...]]:
         """The entities of each text. Those that are named by their text may be in some of several texts only."""
         fields = self._spec.entities
-        found: list[list[Entity]] = [[] for _ in texts]
+        entities: list[list[Entity]] = [[] for _ in texts]
         for entry in _list(content, fields.list) if fields else ():
             assert fields is not None
-            boxes = _boxes(entry, fields, box)
-            kind = str(get_field(entry, fields.type) or "") if fields.type else ""
-            places = _places(entry, fields, texts, [[(e.start, e.end) for e in own] for own in found])
-            for own, place in zip(found, places, strict=True):
+            boxes = tuple(found for values in _boxes(entry, fields.boxes) if (found := box(values)))
+            kind = _name(entry, fields.type)
+            places = _places(entry, fields, texts, [[(e.start, e.end) for e in own] for own in entities])
+            for own, place in zip(entities, places, strict=True):
                 if place is not None:
                     own.append(Entity(*place, kind, boxes=boxes))
-        return [tuple(own) for own in found]
+        return [tuple(own) for own in entities]
 
     def _objects(self, content: object, box: Callable[[object], Box | None]) -> tuple[ObjectBox, ...]:
         fields = self._spec.objects
@@ -187,8 +187,7 @@ class FieldReader:
             if score is not None and not _is_number(score):
                 raise _Unusable(f"{score!r} is no score")
             if place is not None:
-                label = str(get_field(entry, fields.label) or "") if fields.label else ""
-                found.append(ObjectBox(place, 1.0 if score is None else float(score), label))
+                found.append(ObjectBox(place, 1.0 if score is None else float(score), _name(entry, fields.label)))
         return tuple(found)
 
     def _box(self, values: object, size: tuple[int, int] | None, split: str, record_id: str) -> Box | None:
@@ -209,11 +208,12 @@ class FieldReader:
         return box
 
 
-def _boxes(entry: object, fields: EntityFields, box: Callable[[object], Box | None]) -> tuple[Box, ...]:
-    given = get_field(entry, fields.boxes) if fields.boxes else []
-    if isinstance(given, list) and given and not isinstance(given[0], list):
-        given = [given]
-    return tuple(found for values in (given if isinstance(given, list) else []) if (found := box(values)))
+def _boxes(entry: object, name: str | None) -> list[object]:
+    """The boxes of an entity, given as one box or as a list of boxes."""
+    given = get_field(entry, name) if name else None
+    if given is not None and not isinstance(given, list):
+        raise _Unusable(f"{name}: {given!r:.100} is no box and no list of boxes")
+    return [given] if given and not isinstance(given[0], list) else given or []
 
 
 def _places(
@@ -227,7 +227,7 @@ def _places(
             raise _Unusable(f"the text has no {name!r}")
         return places
     first, last = (get_field(entry, name) if name else None for name in (fields.start, fields.end))
-    if not isinstance(first, int) or not isinstance(last, int):
+    if type(first) is not int or type(last) is not int:
         raise _Unusable(f"an entity without whole numbers as start and end: {first!r}, {last!r}")
     if len(texts) > 1:
         raise _Unusable(f"an entity at [{first}, {last}) of one of {len(texts)} texts: unknown of which")
@@ -255,6 +255,12 @@ def get_field(content: object, name: str | None) -> Any:
         else:
             content = content.get(part) if isinstance(content, dict) else None
     return content
+
+
+def _name(content: object, name: str | None) -> str:
+    """The value of a field as text, such as the number of a class, which may be 0; empty where there is none."""
+    found = get_field(content, name) if name else None
+    return "" if found is None or found != found else str(found)  # NaN: none, as tables of pandas have it
 
 
 def _text(content: object, name: str) -> str:
@@ -287,6 +293,6 @@ def _list(content: object, name: str) -> Iterator[Any]:
 
 def _is_number(value: object) -> bool:
     try:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond all floats
         return False
