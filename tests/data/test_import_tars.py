@@ -30,6 +30,16 @@ def test_webdataset(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_tars_that_name_a_split_are_of_it(tmp_path: Path) -> None:
+    members: dict[str, bytes | str] = {"1.png": image(tmp_path / "a.png"), "1.txt": "一只猫".encode()}
+    for name in ("cc3m-train-0000", "cc3m-train-0001", "cc3m-validation-0000", "0001"):
+        write_tar(tmp_path / "src" / f"{name}.tar", members)
+    summary = run("webdataset", tmp_path / "src")
+    assert {name: split.counts["pairs"] for name, split in summary.splits.items()} == {
+        "all": 1, "train": 2, "validation": 1,
+    }  # fmt: skip
+
+
 def test_a_hostile_tar_names_nothing_outside_of_it(tmp_path: Path) -> None:
     picture = image(tmp_path / "a.png")
     members: dict[str, bytes | str] = {

@@ -22,6 +22,9 @@ from spanbox.settings import Settings
 
 _WHOLE = {"pixels": None, "fractions": 1.0, "percent": 100.0, "thousandths": 1000.0}
 _ROUNDING = 1.0  # pixels by which a box may leave its image without being reported
+_SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]+)?)?$")  # `datasets` once added a fingerprint
+_KNOWN_SPLIT = re.compile(r"(?:.*?[-_])?((?i:train|val|valid|validation|dev|test|eval)(?:[-_\dA-Z][\w-]*)?)")
+_LAST_PART = re.compile(r"(?:.*[-_])?([^\W\d]\w*)")
 
 
 class EntityFields(Settings):
@@ -243,8 +246,26 @@ def _find(text: str, name: str, taken: list[tuple[int, int]]) -> tuple[int, int]
 
 def split_name(given: object) -> str:
     """The name of a split, which becomes that of a file; `all` for what cannot be one."""
-    name = str(given or "all")
-    return name if name.isidentifier() else "all"
+    name = "all" if given is None else str(given)
+    return name if re.fullmatch(r"\w[\w-]*", name) else "all"
+
+
+def known_split(name: str) -> str | None:
+    """The split that the name of a folder or file, without its ending, ends with: `val_unseen` of `coco-val_unseen`."""
+    found = _KNOWN_SPLIT.fullmatch(_SHARD.sub("", name))
+    return found[1] if found else None
+
+
+def split_of_file(stem: str, folder: str = "") -> str:
+    """The split of a file: a known one of its name or of its folder's, else the last part of the latter.
+
+    Args:
+        stem: the name without its ending; numbers of shards are passed over.
+        folder: the name of the folder, where it may be that of a split.
+    """
+    known = known_split(stem) or known_split(folder)
+    named = _LAST_PART.fullmatch(folder or _SHARD.sub("", stem))
+    return known or (named[1] if named else "all")
 
 
 def get_field(content: object, name: str | None) -> Any:

@@ -12,6 +12,7 @@ import msgspec
 
 from spanbox.data.importers import is_file, relative_folder
 from spanbox.data.importers.driver import Pairs, Source
+from spanbox.data.importers.fields import known_split
 from spanbox.data.line_index import OpenFile
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
 from spanbox.data.tar_index import REASONS, Member, TarIndex, members
@@ -25,7 +26,10 @@ Sample = dict[str, Member]  # by ending
 
 
 def webdataset(source: Source) -> Pairs:
-    """One `.tar` or a folder of them: `.jpg` (or another image) beside `.json` (a record, or a caption) or `.txt`."""
+    """One `.tar` or a folder of them: `.jpg` (or another image) beside `.json` (a record, or a caption) or `.txt`.
+
+    Tars such as `train-0001.tar` are of the split that they name.
+    """
     paths = [source.root] if source.root.is_file() else sorted(source.root.glob("*.tar"))
     if not paths:
         raise DataError(f"{source.root}: no .tar files")
@@ -35,19 +39,20 @@ def webdataset(source: Source) -> Pairs:
         index = TarIndex(path)  # refuses a tar that was cut off, before anything is made of it
         file = OpenFile(path)
         folder = f"{relative_folder(path.parent, source.out)}/{path.name}"
-        for stem, sample in _samples(source, path, index):
-            found = _record(source, f"{path.name}:{stem[:200]}", file, folder, stem, sample)
+        split = known_split(path.stem) or "all"
+        for stem, sample in _samples(source, split, path, index):
+            found = _record(source, split, f"{path.name}:{stem[:200]}", file, folder, stem, sample)
             if found is not None:
-                yield "all", found
+                yield split, found
 
 
-def _samples(source: Source, path: Path, index: TarIndex) -> Iterator[tuple[str, Sample]]:
+def _samples(source: Source, split: str, path: Path, index: TarIndex) -> Iterator[tuple[str, Sample]]:
     """The samples of a tar, in its order; members that are not read are left out."""
     stem, sample = "", Sample()
     for member in members(path):
         offset, _ = index.find(member.name) or (member.offset, 0)
         if offset in REASONS:
-            source.note("all", "member that is not read", f"{path.name}:{member.name[:200]}", REASONS[offset])
+            source.note(split, "member that is not read", f"{path.name}:{member.name[:200]}", REASONS[offset])
         folder, _, name = member.name.rpartition("/")
         own_stem, _, ending = name.partition(".")
         key = f"{folder}/{own_stem}"
@@ -65,10 +70,12 @@ class _Unusable(ValueError):
     pass
 
 
-def _record(source: Source, where: str, file: OpenFile, folder: str, stem: str, sample: Sample) -> Record | None:
+def _record(
+    source: Source, split: str, where: str, file: OpenFile, folder: str, stem: str, sample: Sample
+) -> Record | None:
     ending = next((ending for ending in IMAGES if ending in sample), None)
     if ending is None:
-        source.note("all", "sample without an image", where, f"it has {', '.join(sample)[:200]}")
+        source.note(split, "sample without an image", where, f"it has {', '.join(sample)[:200]}")
         return None
     record_id = _SAFE.sub("-", stem.strip("/")) or "sample"
     try:
@@ -76,7 +83,7 @@ def _record(source: Source, where: str, file: OpenFile, folder: str, stem: str, 
         image.encode()
         return _described(file, sample, record_id, image)
     except (msgspec.MsgspecError, UnicodeError, _Unusable, RecursionError) as error:
-        source.note("all", "unusable record", where, str(error))
+        source.note(split, "unusable record", where, str(error))
         return None
 
 
