@@ -165,3 +165,12 @@ def test_what_is_no_box_is_not_taken_for_an_entity_without_one(tmp_path: Path, b
     imported, summary = import_json(tmp_path, [good, *bad], OFFSETS)
     assert [record.id for record in imported] == ["1"]
     assert summary.splits["all"].oddity_counts == {"unusable record": 2}
+
+
+def test_an_entity_that_lost_its_boxes_may_be_shown(tmp_path: Path) -> None:
+    outside = [[90, 90, 95, 95]]
+    found = [{"s": 0, "e": 1, "boxes": boxes} for boxes in ([], outside, [*outside, [0, 0, 9, 9]])]
+    entries = [{"image": "a.png", "text": "猫", "found": [entry]} for entry in found]
+    imported, summary = import_json(tmp_path, entries, OFFSETS)
+    assert [record.entities[0].ambiguous for record in imported] == [False, True, False]
+    assert summary.splits["all"].oddity_counts == {"unusable box": 2}

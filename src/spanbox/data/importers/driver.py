@@ -1,6 +1,7 @@
 """The one loop of all importers: records of a source, in their order, to a manifest per split.
 
-An importer is a function from a `Source` to (split, record) pairs. The driver checks and writes the records, makes ids
+An importer is a function from a `Source` to (split, record) pairs. An entity that lost its boxes, since none can be
+used, is `ambiguous`: the image may show it. The driver checks and writes the records, makes ids
 unique, clips boxes, counts and lists what was left out, and shows progress. A second import gives the same files.
 """
 
@@ -239,9 +240,10 @@ class Images:
 
 
 def whole_text(text: str, box: Box | None, kind: str = "") -> tuple[Entity, ...]:
-    """The entity that is the whole text; none where the text is empty."""
+    """The entity that is the whole text, with its box, if that can be used; none where the text is empty."""
     start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-    return (Entity(start, end, kind, boxes=(box,) if box else ()),) if end > start else ()
+    boxes = (box,) if box else ()
+    return (Entity(start, end, kind, boxes=boxes, ambiguous=not boxes),) if end > start else ()
 
 
 def proposal(box: Box, label: str) -> ObjectBox:

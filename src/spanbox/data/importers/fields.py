@@ -172,12 +172,13 @@ class FieldReader:
         entities: list[list[Entity]] = [[] for _ in texts]
         for entry in _list(content, fields.list) if fields else ():
             assert fields is not None
-            boxes = tuple(found for values in _boxes(entry, fields.boxes) if (found := box(values)))
+            given = _boxes(entry, fields.boxes)
+            boxes = tuple(found for values in given if (found := box(values)))
             kind = _name(entry, fields.type)
             places = _places(entry, fields, texts, [[(e.start, e.end) for e in own] for own in entities])
             for own, place in zip(entities, places, strict=True):
                 if place is not None:
-                    own.append(Entity(*place, kind, boxes=boxes))
+                    own.append(Entity(*place, kind, boxes=boxes, ambiguous=bool(given) and not boxes))
         return [tuple(own) for own in entities]
 
     def _objects(self, content: object, box: Callable[[object], Box | None]) -> tuple[ObjectBox, ...]:
