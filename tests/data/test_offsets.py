@@ -112,6 +112,16 @@ def test_chinese_without_names_is_never_told_wrongly_for_long(kind: str | None, 
     assert sum(answer not in (kind, None) for answer in found) <= 0.01 * sets
 
 
+def test_identities_that_are_a_part_of_their_word_are_no_other_convention() -> None:
+    """`dogs` is the entity `dog`: not a span one too long."""
+    statistics = SpanStatistics()
+    for line in range(60):
+        word = ("dogs", "cats", "cars")[line % 3]
+        text = f"two {word} here"
+        statistics.add(Record("1", "a.jpg", text, entities=(Entity(4, 8, identity=word[:-1]),)), line)
+    assert statistics.reading() is None
+
+
 def test_every_reading_undoes_its_convention() -> None:
     text = "两 🐈 and a 👩‍🚀 in 公园"
     for kind, change in CONVENTIONS.items():

@@ -149,13 +149,11 @@ def is_wrong(text: str, span: Span, identity: str = "") -> bool:
     Where the text holds the identity of the entity letter by letter, the interval is wrong if it is another part.
     """
     start, end = span
-    if not 0 <= start < end <= len(text):
-        return True
+    if not 0 <= start < end <= len(text) or surely_cuts_word(text, start) or surely_cuts_word(text, end):
+        return True  # `dog`, the identity, within `dogs` too
     if identity and identity in text:
         return text[start:end] != identity
-    if any(_is_separator(text[place]) for place in (start, end - 1)):
-        return True
-    return surely_cuts_word(text, start) or surely_cuts_word(text, end)
+    return any(_is_separator(text[place]) for place in (start, end - 1))
 
 
 @cache
