@@ -69,6 +69,11 @@ class BoxStatistics:
         elif (place := int(self._generator.integers(self._count))) < MOST_BOXES:
             self._rows[8 * place : 8 * place + 8] = array("d", row)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the size of any image is known."""
+        return self._images > 0
+
     def reading(self) -> Reading:
         """The convention of the boxes."""
         table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, 8)
