@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from spanbox.data.audit.spans import READINGS, SpanStatistics
+from spanbox.data.audit.spans import READINGS, SpanStatistics, without
 from spanbox.data.manifest import Entity, Record
 
 HOW_MANY = pytest.mark.parametrize("sets", [12, pytest.param(100, marks=pytest.mark.slow)])
@@ -120,6 +120,19 @@ def test_identities_that_are_a_part_of_their_word_are_no_other_convention() -> N
         text = f"two {word} here"
         statistics.add(Record("1", "a.jpg", text, entities=(Entity(4, 8, identity=word[:-1]),)), line)
     assert statistics.reading() is None
+
+
+def test_a_text_is_counted_once_for_all_its_spans() -> None:
+    """Otherwise a page of text takes time by the square of its length."""
+    looked_at = []
+
+    def left_out(character: str) -> bool:
+        looked_at.append(character)
+        return character == "🐈"
+
+    places = [without("猫🐈 sits", offset, left_out, end=False) for offset in range(6)]
+    assert places == [0, 2, 3, 4, 5, 6]
+    assert "".join(looked_at) == "猫🐈 sits"
 
 
 def test_every_reading_undoes_its_convention() -> None:

@@ -7,7 +7,7 @@ punctuation, or miss their identity.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from unicodedata import category
 
 from spanbox.data.manifest import Record
@@ -15,6 +15,7 @@ from spanbox.data.words import surely_cuts_word
 
 _SEPARATORS = ",;:!?，。、；：！？…"  # with which no name begins or ends; a full stop or bracket may belong to it
 _INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp")
+_TEXTS = 8  # remembered, so that a text is not counted again for each of its spans
 _LEAST_WRONG = 0.5  # share of wrong spans as they are, from which few spans are enough
 _MANY_WRONG = 8  # wrong spans that are enough at any share
 _MOST_RIGHT = 0.05  # share of wrong spans, of those wrong as they are, that may stay wrong in another reading
@@ -24,7 +25,7 @@ Span = tuple[int, int]
 
 def from_units(text: str, offset: int, encoding: str, unit: int) -> int | None:
     """The place in `text` of an offset that counts units of an encoding; None inside a character or beyond the end."""
-    encoded = text.encode(encoding)
+    encoded = _encoded(text, encoding)
     if not 0 <= unit * offset <= len(encoded):
         return None
     try:
@@ -35,10 +36,21 @@ def from_units(text: str, offset: int, encoding: str, unit: int) -> int | None:
 
 def without(text: str, offset: int, left_out: Callable[[str], bool], *, end: bool) -> int | None:
     """The place in `text` of an offset that does not count some characters: before the counted one, or behind it."""
-    counted = [place for place, character in enumerate(text) if not left_out(character)]
+    counted = _counted(text, left_out)
     if end:
         return counted[offset - 1] + 1 if 0 < offset <= len(counted) else None
     return counted[offset] if 0 <= offset < len(counted) else None
+
+
+@lru_cache(_TEXTS)
+def _encoded(text: str, encoding: str) -> bytes:
+    return text.encode(encoding)
+
+
+@lru_cache(_TEXTS)
+def _counted(text: str, left_out: Callable[[str], bool]) -> list[int]:
+    """The places of the characters that are counted."""
+    return [place for place, character in enumerate(text) if not left_out(character)]
 
 
 def _shifted(start: int, end: int) -> Callable[[str, Span], Span | None]:
