@@ -4,6 +4,7 @@ Images stay in their tars: the manifest names them as `shards/0001.tar/000017.jp
 one at a time, so that tars larger than the memory can be imported.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,12 +90,12 @@ def _record(
 
 def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Record:
     ending = next((ending for ending in TEXTS if ending in sample), None)
-    text = _content(file, sample[ending]).decode().strip() if ending else None
+    text = _content(file, sample[ending]).decode("utf-8-sig").strip() if ending else None
     if "json" not in sample:
         if text is None:
             raise _Unusable("has neither .json nor .txt")
         return Record(record_id, image, text)
-    content = msgspec.json.decode(_content(file, sample["json"]))
+    content = msgspec.json.decode(_content(file, sample["json"]).removeprefix(codecs.BOM_UTF8))
     if not isinstance(content, dict):
         raise _Unusable("its .json is no object")
     further = {name: value for name, value in content.items() if name not in Record.__struct_fields__}
@@ -107,9 +108,9 @@ def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Re
     text = text if text is not None else content.get("caption", content.get("text"))
     if not isinstance(text, str):
         raise _Unusable("its .json has no caption")
-    return Record(
-        record_id, image, text.strip(), meta={str(key): value for key, value in content.items() if key != "caption"}
-    )
+    named = {name: content[name] for name in ("group", "lang") if isinstance(content.get(name), str)}
+    meta = {key: value for key, value in content.items() if key not in ("caption", *named)}
+    return Record(record_id, image, text.strip(), **named, meta=meta)
 
 
 def _content(file: OpenFile, member: Member) -> bytes:
