@@ -92,9 +92,9 @@ class BoxStatistics:
 
 def kind_of(reading: Reading) -> str:
     """The kind of finding of a reading that is not the documented one."""
-    if not reading.format:
+    if not reading.format and reading.unit != FRACTIONS:
         return "boxes of unknown convention"
-    if reading.format != CORNERS:
+    if reading.format not in ("", CORNERS):
         return f"boxes look like {reading.format}"
     if reading.unit == STORED:
         return "boxes of the image before turning"
