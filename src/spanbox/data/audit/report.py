@@ -79,7 +79,15 @@ NOTES = {
     "same text in two manifests": "usual for short captions; such texts are easier to find",
     "id also in another manifest": "harmless for training; reports name pairs by their ids",
 }
-KEEP_INVERTED = "do not drop them: the boxes of this set look like x y width height"
+OTHER_FORMATS = frozenset(
+    (
+        "boxes look like x y width height",
+        "boxes look like centre x, centre y, width, height",
+        "boxes look like x1 y1 x0 y0",
+        "boxes look like corners in any order",
+        "boxes of unknown convention",
+    )
+)  # of which some boxes are inverted as they are
 
 
 class Example(NamedTuple):
