@@ -64,9 +64,21 @@ def test_texts_in_another_encoding_are_refused(folder: Path, name: str, encoding
     source = folder / f"source.{ending}"
     source.write_text(content, encoding=encoding)
     spec = folder / "plain.yaml" if name == "json" else None
-    with pytest.raises(DataError, match=r"is not UTF-8, at .* save it as UTF-8"):
+    with pytest.raises(DataError, match=r"is not UTF-8, at .* save it as UTF-8") as refused:
         run(name, source, spec=spec)
+    advice = str(refused.value).partition("iconv")[2]
+    assert ("-f utf-16" in advice) == (encoding == "utf-16")
+    assert ("gb18030" in advice) == (encoding != "utf-16")
     assert not (folder / "out").exists()
+
+
+def test_lines_of_json_under_another_ending_are_told_to_be_renamed(folder: Path) -> None:
+    lines = '{"image": "0.png", "text": "猫"}\n' * 2
+    (folder / "s.json").write_text(lines)
+    with pytest.raises(DataError, match=r"if each line is an object, rename it to \.jsonl"):
+        run("json", folder / "s.json", spec=folder / "plain.yaml")
+    (folder / "s.jsonl").write_text(lines)
+    assert run("json", folder / "s.jsonl", spec=folder / "plain.yaml").splits["all"].counts["pairs"] == 2
 
 
 def test_a_table_has_splits_and_refuses_lists(folder: Path) -> None:
