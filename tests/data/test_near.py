@@ -126,6 +126,19 @@ def test_many_copies_of_one_picture_stay_cheap(monkeypatch: pytest.MonkeyPatch) 
     assert sum(compared) <= 2 * 300 * near_module.NEAREST
 
 
+def test_a_copy_in_its_own_manifest_hides_none_in_another(tmp_path: Path) -> None:
+    """As of frames of a film that lie in two splits: the nearest one is mostly of the same split."""
+    scene = picture(0)
+    for number, side in enumerate((160, 100, 99, 98, 97)):
+        scene.resize((side, side * 3 // 4)).save(tmp_path / f"{number}.png")
+    train, *test = (Record(str(number), f"{number}.png", str(number)) for number in range(5))
+    write_manifest(tmp_path / "train.jsonl", [train])
+    write_manifest(tmp_path / "test.jsonl", test)
+    report = audit([tmp_path / "train.jsonl", tmp_path / "test.jsonl"])
+    assert report.findings["near-duplicate image in two manifests"].count == 4
+    assert report.findings["near-duplicate images"].count == 3
+
+
 def test_the_audit_names_them_across_and_within_manifests(tmp_path: Path) -> None:
     for seed in range(3):
         picture(seed).save(tmp_path / f"{seed}.png")

@@ -13,9 +13,9 @@ Source of the hash: Zauner, Implementation and Benchmarking of Perceptual Image 
 
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ MOST_OF_A_KEY = 512  # hashes with one value of a band that a query is compared 
 QUERIES_AT_ONCE = 256
 _OF_A_BAND = np.uint64((1 << BAND_BITS) - 1 << 64 - BAND_BITS)  # the bits of a band, see `_turned`
 
+Relation = Callable[[int, NDArray[np.int64]], NDArray[Any]]
 Hashes = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 
@@ -97,23 +98,28 @@ class Fingerprints:
         with explained(Path(tempfile.gettempdir())):
             self._file.write(found.thumbnail.tobytes() + found.colour.tobytes())
 
-    def near_duplicates(self) -> Iterator[Near]:
-        """For each image the most similar earlier one that it nearly equals, if there is one."""
+    def near_duplicates(self, relation: Relation = lambda image, others: np.zeros(len(others))) -> Iterator[Near]:
+        """For each image the most similar earlier one that it nearly equals, if there is one.
+
+        Args:
+            relation: of an image to others, as numbers; the most similar one of each relation is given.
+        """
         if len(self) < 2:
             return
         self._file.flush()
         stored = np.memmap(self._file, dtype=np.uint8, mode="r").reshape(len(self), -1)
         hashes = np.stack(self._hashes)
-        found: dict[int, Near] = {}
+        found: dict[tuple[int, int], Near] = {}
         for mirrored in (False, True):
             for image, others in _candidates(hashes, mirrored=mirrored):
                 similarity = _similarity(stored[image], stored[others], mirrored=mirrored)
+                related = relation(image, others)
                 for place in np.flatnonzero(similarity >= SAME).tolist():
                     earlier, later = sorted((image, int(others[place])))
-                    value = float(similarity[place])
-                    if later not in found or value > found[later].similarity:
-                        found[later] = Near(later, earlier, value, mirrored)
-        yield from (found[later] for later in sorted(found))
+                    key, value = (later, int(related[place])), float(similarity[place])
+                    if key not in found or value > found[key].similarity:
+                        found[key] = Near(later, earlier, value, mirrored)
+        yield from (found[key] for key in sorted(found))
 
 
 def _candidates(hashes: Hashes, *, mirrored: bool) -> Iterator[tuple[int, NDArray[np.int64]]]:
