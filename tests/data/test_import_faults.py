@@ -72,6 +72,13 @@ def test_texts_in_another_encoding_are_refused(folder: Path, name: str, encoding
     assert not (folder / "out").exists()
 
 
+def test_the_list_of_what_was_left_out_does_not_replace_the_source(folder: Path) -> None:
+    source = write_json(folder / "import.json", [{"image": "0.png", "text": "猫"}])
+    with pytest.raises(OutputError, match=r"import\.json: is read by this command"):
+        run_import("json", FORMATS["json"].importer, Source(source, folder, spec=folder / "plain.yaml"))
+    assert json.loads(source.read_text()) == [{"image": "0.png", "text": "猫"}]
+
+
 def test_lines_of_json_under_another_ending_are_told_to_be_renamed(folder: Path) -> None:
     lines = '{"image": "0.png", "text": "猫"}\n' * 2
     (folder / "s.json").write_text(lines)

@@ -98,6 +98,7 @@ def run_import(name: str, importer: Importer, source: Source, on_progress: OnPro
 def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress | None) -> ImportSummary:
     check_writable_folder(source.out)
     check_writable_file(source.out / "import.json", ".json")
+    check_no_input(source.out / "import.json", [source.root])
     counts: dict[str, Counter[str]] = {}
     done = 0
     with ExitStack() as stack:
