@@ -79,6 +79,13 @@ def test_the_list_of_what_was_left_out_does_not_replace_the_source(folder: Path)
     assert json.loads(source.read_text()) == [{"image": "0.png", "text": "猫"}]
 
 
+def test_a_field_with_a_value_for_each_record_is_no_split(folder: Path) -> None:
+    entries = [{"image": "0.png", "text": "猫", "split": f"s{number}"} for number in range(101)]
+    with pytest.raises(DataError, match=r"more than 100 splits \(s0, s1, s2, \.\.\.\); name another field as `split`"):
+        run("json", write_json(folder / "s.json", entries), spec=folder / "plain.yaml")
+    assert not (folder / "out").exists()
+
+
 def test_lines_of_json_under_another_ending_are_told_to_be_renamed(folder: Path) -> None:
     lines = '{"image": "0.png", "text": "猫"}\n' * 2
     (folder / "s.json").write_text(lines)

@@ -32,6 +32,7 @@ from spanbox.errors import DataError
 from spanbox.files import check_no_input, check_writable_file, check_writable_folder, removing_new_folders, replacing
 
 LISTED = 1000  # oddities of each kind that are listed by name; all are counted
+MOST_SPLITS = 100  # each is an open file
 MAX_JSON_BYTES = 4 * 1024**3
 
 # Beginnings of files of images, as patterns, with the endings of their names.
@@ -106,6 +107,12 @@ def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress 
         try:
             for split, record in importer(source):
                 if split not in files:
+                    if len(files) == MOST_SPLITS:
+                        named = ", ".join([*files][:3])
+                        raise DataError(
+                            f"{source.root}: has more than {MOST_SPLITS} splits ({named}, ...); name another field as "
+                            "`split` in the --spec, or none"
+                        )
                     path = source.out / f"{split}.jsonl"
                     check_no_input(path, [source.root])
                     check_writable_file(path, ".jsonl")
