@@ -33,7 +33,7 @@ ENGLISH = [
     "rains",
 ]
 CHINESE = ["一只", "红色的", "猫", "坐在", "公园", "里", "，", "旁边", "有", "长椅", "。", "小狗", "跑过", "石桥", "！"]
-EMOJI = ["🐈", "🚗", "👩‍🚀", "🎻", "🏳️‍🌈"]
+EMOJI = ["🐈", "🚗", "👩‍🚀", "🎻", "🏳️‍🌈", "❤️", "✨"]
 Change = Callable[[str, int, int], tuple[int, int]]
 
 
@@ -58,6 +58,9 @@ CONVENTIONS: dict[str | None, Change] = {
     "spans look like byte offsets": units("utf-8", 1),
     "spans look like offsets without white space": leaving_out(str.isspace),
     "spans look like offsets without emoji": leaving_out(lambda c: c > "\uffff" or c in "\u200d\ufe0f"),
+    "spans look like offsets without emoji and symbols": leaving_out(
+        lambda c: c > "\uffff" or c in "\u200d\ufe0f\u2764\u2728"
+    ),
 }
 
 

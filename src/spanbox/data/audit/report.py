@@ -29,6 +29,7 @@ PROBLEMS = {
     "spans look one too low": "add 1 to every start and end",
     "spans look like offsets without white space": "offsets count every character, white space included",
     "spans look like offsets without emoji": "offsets count every character, emoji included",
+    "spans look like offsets without emoji and symbols": "offsets count every character, emoji included",
     "spans look like UTF-16 offsets": "offsets count Unicode code points: convert them, as docs/data.md shows",
     "spans look like byte offsets": "offsets count Unicode code points: convert them, as docs/data.md shows",
     "boxes look like fractions": "multiply by the width and height of the image as shown",

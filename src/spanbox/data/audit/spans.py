@@ -79,6 +79,12 @@ def is_emoji(character: str) -> bool:
     return character > "\uffff" or character in "\u200d\ufe0f"
 
 
+def is_emoji_or_symbol(character: str) -> bool:
+    """Also the emoji of the first 65,536 characters, such as ❤ and ✨, which programs that remove emoji take away."""
+    is_symbol = "\u2190" <= character <= "\u2bff" and category(character) == "So"
+    return is_symbol or is_emoji(character) or character in "‼⁉\u20e3〰〽㊗㊙"
+
+
 READINGS: dict[str, Callable[[str, Span], Span | None]] = {
     "spans look like inclusive ends": _shifted(0, 1),
     "spans look one too long": _shifted(0, -1),
@@ -88,6 +94,7 @@ READINGS: dict[str, Callable[[str, Span], Span | None]] = {
     "spans look like byte offsets": _in_units("utf-8", 1),
     "spans look like offsets without white space": _leaving_out(str.isspace),
     "spans look like offsets without emoji": _leaving_out(is_emoji),
+    "spans look like offsets without emoji and symbols": _leaving_out(is_emoji_or_symbol),
 }
 """The span under another reading of its offsets, by the kind of finding; None where it would be no span."""
 
