@@ -145,7 +145,7 @@ def test_captions_of_flickr30k_keep_their_numbers_and_their_bytes_are_looked_at(
     (folder / "Sentences").mkdir()
     (folder / "train.txt").write_text("17\n")
     (folder / "Sentences" / "17.txt").write_bytes("a\u2028cat\nun café\n".encode() + b"caf\xe9\n")
-    (folder / "UNRELATED_CAPTIONS").write_text("IMAGE SENTENCE\n17 2\n")
+    (folder / "UNRELATED_CAPTIONS").write_text("IMAGE SENTENCE\n17 2\n17 ²\n")
     summary = run("flickr30k-entities", folder)
     assert [(r.id, r.text) for r in read(folder, "train")] == [("17-0", "a cat"), ("17-2", "caf\ufffd")]
     assert summary.splits["train"].oddity_counts["caption that is not UTF-8"] == 1

@@ -183,7 +183,7 @@ def _unrelated(source: Source) -> set[tuple[str, int]]:
     if not is_file(path):
         return set()
     lines = (line.split() for line in _text(path).splitlines())
-    return {(parts[0], int(parts[1])) for parts in lines if len(parts) == 2 and parts[1].isdigit()}
+    return {(parts[0], int(parts[1])) for parts in lines if len(parts) == 2 and parts[1].isdecimal()}
 
 
 def _text(path: Path) -> str:
