@@ -86,6 +86,12 @@ def test_a_field_with_a_value_for_each_record_is_no_split(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+def test_of_two_columns_of_one_name_none_is_chosen(folder: Path) -> None:
+    (folder / "t.csv").write_text("image,text,text\n0.png,a cat,一只猫\n")
+    with pytest.raises(DataError, match="has two columns 'text'; rename one"):
+        run("table", folder / "t.csv")
+
+
 def test_lines_of_json_under_another_ending_are_told_to_be_renamed(folder: Path) -> None:
     lines = '{"image": "0.png", "text": "猫"}\n' * 2
     (folder / "s.json").write_text(lines)

@@ -95,6 +95,9 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
             missing = [column for column in columns.values() if column not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{path}: has no column {missing[0]!r}, but {', '.join(reader.fieldnames or ())[:200]}")
+            twice = [column for column in columns.values() if list(reader.fieldnames or ()).count(column) > 1]
+            if twice:
+                raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
             for number, row in enumerate(reader, start=1):
                 values = {name: row.get(column) for name, column in columns.items()}
                 if not values["image"] or not values["text"]:
