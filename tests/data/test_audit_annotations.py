@@ -107,6 +107,25 @@ def test_boxes_of_another_format_are_found_by_looking_at_all(
         assert "do not drop them" in report.findings["inverted box"].advice
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda x0, y0, x1, y1: (x1, y1, x0, y0), "boxes look like x1 y1 x0 y0"),
+        (
+            lambda x0, y0, x1, y1: ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0),
+            "boxes look like centre x, centre y, width, height",
+        ),
+        (lambda x0, y0, x1, y1: (9 * x1, y1, 5 * x0, y0), "boxes of unknown convention"),
+    ],
+)
+def test_inverted_boxes_of_another_format_are_not_to_be_dropped(
+    tmp_path: Path, change: Callable[..., tuple[float, float, float, float]], kind: str
+) -> None:
+    report = boxes_of(tmp_path, *(change(*box) for box in PIXELS))
+    assert [name for name in report.findings if name.startswith("boxes ")] == [kind]
+    assert report.findings["inverted box"].advice == f"do not drop them: {kind}"
+
+
 def test_a_few_inverted_boxes_are_only_that(tmp_path: Path) -> None:
     report = boxes_of(tmp_path, *PIXELS, (90.0, 30.0, 60.0, 100.0), (50.0, 90.0, 60.0, 10.0))
     assert [finding.kind for finding in report.problems] == ["inverted box"]

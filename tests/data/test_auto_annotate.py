@@ -76,6 +76,15 @@ def test_entities_and_then_objects_named_by_them(tmp_path: Path) -> None:
     assert Manifest(work.out).image_path(first).is_file()
 
 
+def test_a_type_or_a_label_may_be_the_number_0(tmp_path: Path) -> None:
+    manifest = save_manifest(tmp_path, [Record("1", "1.png", "一只猫")])
+    tagger = Model(lambda text: [{"start": 2, "end": 3, "type": 0}])
+    detector = Model(lambda image, labels: [{"box": [0, 0, 9, 9], "label": 0}, {"box": [20, 0, 39, 9], "label": None}])
+    (found,), _ = run(manifest, tagger=tagger, detector=detector)
+    assert [entity.type for entity in found.entities] == ["0"]
+    assert [proposal.label for proposal in found.objects] == ["0", ""]
+
+
 def test_without_a_detector_it_is_unknown_whether_the_image_shows_an_entity(tmp_path: Path) -> None:
     manifest = save_manifest(tmp_path, [Record("1", "1.png", "a cat"), Record("2", "2.png", "nothing")])
     found, work = run(manifest, tagger=Model(words))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from spanbox.data.audit.boxes import kind_of
 from spanbox.data.audit.conventions import (
     ANY_ORDER,
     CORNERS,
@@ -93,6 +94,35 @@ CONVENTIONS: dict[str, tuple[Callable[[Boxes], Floats], str, str]] = {
         THOUSANDTHS,
     ),
 }
+
+
+def draw_small(seed: int, count: int) -> Boxes:
+    """Boxes of 1 to 10 % of the sides of their images."""
+    generator = np.random.default_rng(seed)
+    shown = generator.integers(300, 900, (count, 2)).astype(float)
+    size = generator.uniform(0.01, 0.1, (count, 2)) * shown
+    low = generator.uniform(0, 1, (count, 2)) * (shown - size)
+    return Boxes(np.concatenate([low, low + size], axis=1), shown, shown)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(to_sizes, "x y width height"), (to_centres, "centre x, centre y, width, height"), (lambda b: b.numbers, CORNERS)],
+)
+@pytest.mark.parametrize("count", [5, 30, 300])
+def test_fractions_of_small_objects_are_never_told_wrongly(
+    change: Callable[[Boxes], Floats], name: str, count: int
+) -> None:
+    """Only those at the edges of their images show whether a corner or the centre comes first."""
+    told = []
+    for seed in range(20):
+        boxes = draw_small(seed, count)
+        reading = find_reading(changed(boxes, change(boxes._replace(numbers=relative(boxes)))))
+        assert reading.unit == FRACTIONS
+        assert kind_of(reading).startswith("boxes look like")
+        told.append(reading.format)
+    assert set(told) <= {name, ""}
+    assert count < 300 or told.count(name) >= 19
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)

@@ -99,3 +99,12 @@ def test_a_translator_that_copies_gives_the_text_back(data: st.DataObject, text:
         assert [result[0][start:end] for start, end in result[1]] == [text[start:end] for start, end in spans]
         # Only spaces between characters that are written without may go.
         assert re.sub(r"\s", "", result[0]) == re.sub(r"\s", "", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [("红色汽车停着", [(0, 2), (2, 4)]), ("有3猫在", [(2, 3)]), ("狗猫鸟在12", [(0, 1), (1, 2), (2, 3)])],
+)
+def test_entities_without_a_space_between_them_come_back(text: str, spans: list[tuple[int, int]]) -> None:
+    marked = mark_entities(text, spans)
+    assert marked.restore(marked.text, english=False) == (text, spans)

@@ -117,6 +117,33 @@ class TestParquet:
             "dev": 2, "test": 2, "train": 4,
         }  # fmt: skip
 
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),  # the layout of the Hub
+            ("train-00000-of-00001-a09b74b3ef9c3b56.parquet", "test-00000-of-00001-566cc9b19d7203f8.parquet"),
+            ("data/train.parquet", "data/test.parquet"),
+            ("train-00001.parquet", "test-00001.parquet"),
+            ("train/some-00000-of-00001.parquet", "test/some-00000-of-00001.parquet"),
+        ],
+        ids=lambda names: names[0],
+    )
+    def test_splits_of_the_usual_layouts_stay_apart(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        for path in (tmp_path / "src" / name for name in names):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parquet.write_table(table(rows(2)), path)
+        assert sorted(run("parquet", tmp_path / "src", tmp_path / "out").splits) == ["test", "train"]
+
+    def test_splits_of_one_kind_or_of_other_names_stay_apart(self, tmp_path: Path) -> None:
+        root = tmp_path / "src"
+        root.mkdir()
+        names = ("test-clean", "dev-clean", "testA-00000-of-00002", "训练", "测试")
+        for name in names:
+            parquet.write_table(table(rows(1)), root / f"{name}.parquet")
+        assert sorted(run("parquet", root, tmp_path / "out").splits) == sorted(
+            ("test-clean", "dev-clean", "testA", "训练", "测试")
+        )
+
     def test_paths_of_images_and_other_columns(self, tmp_path: Path) -> None:
         root = tmp_path / "src"
         root.mkdir()

@@ -31,6 +31,18 @@ def test_flickr30k_entities(tmp_path: Path) -> None:
     }
 
 
+def test_phrases_of_flickr30k_that_lost_their_boxes_may_be_shown(tmp_path: Path) -> None:
+    root = flickr30k(tmp_path / "src")
+    path = root / "Annotations" / "17.xml"
+    for content, expected in (
+        (path.read_text().replace("<name>1</name><name>2</name>", "<name>1</name>"), [False, True, True, False]),
+        ("<annotation>", [True, True, True, False]),
+    ):
+        path.write_text(content)
+        run("flickr30k-entities", root)
+        assert [entity.ambiguous for entity in records(root, "train")[0].entities] == expected
+
+
 def test_a_phrase_ends_at_the_first_token_that_ends_in_a_bracket() -> None:
     assert parse_sentence("[/EN#5/other x] y] [/EN#6/people/other 一 猫] z") == (
         "x y] 一 猫 z",
@@ -109,6 +121,7 @@ def test_visual_genome(tmp_path: Path, version: str) -> None:
     assert (one.id, one.text, spans(one)) == ("1-4", "a red dog", {"a red dog": (BOX,)})
     assert spans(two) == {"a red dog": ((0.0, 5.0, 10.0, 25.0),)}
     assert spans(three) == {"a red dog": ()}
+    assert [record.entities[0].ambiguous for record in (one, two, three)] == [False, False, True]
     assert [(o.box, o.label) for o in one.objects] == [((1.0, 2.0, 4.0, 6.0), "dog")]
     assert Manifest(tmp_path / "out" / "all.jsonl").image_path(one).is_file()
     assert summary.splits["all"].oddity_counts == {

@@ -64,9 +64,41 @@ def test_texts_in_another_encoding_are_refused(folder: Path, name: str, encoding
     source = folder / f"source.{ending}"
     source.write_text(content, encoding=encoding)
     spec = folder / "plain.yaml" if name == "json" else None
-    with pytest.raises(DataError, match=r"is not UTF-8, at .* save it as UTF-8"):
+    with pytest.raises(DataError, match=r"is not UTF-8, at .* save it as UTF-8") as refused:
         run(name, source, spec=spec)
+    advice = str(refused.value).partition("iconv")[2]
+    assert ("-f utf-16" in advice) == (encoding == "utf-16")
+    assert ("gb18030" in advice) == (encoding != "utf-16")
     assert not (folder / "out").exists()
+
+
+def test_the_list_of_what_was_left_out_does_not_replace_the_source(folder: Path) -> None:
+    source = write_json(folder / "import.json", [{"image": "0.png", "text": "猫"}])
+    with pytest.raises(OutputError, match=r"import\.json: is read by this command"):
+        run_import("json", FORMATS["json"].importer, Source(source, folder, spec=folder / "plain.yaml"))
+    assert json.loads(source.read_text()) == [{"image": "0.png", "text": "猫"}]
+
+
+def test_a_field_with_a_value_for_each_record_is_no_split(folder: Path) -> None:
+    entries = [{"image": "0.png", "text": "猫", "split": f"s{number}"} for number in range(101)]
+    with pytest.raises(DataError, match=r"more than 100 splits \(s0, s1, s2, \.\.\.\); name another field as `split`"):
+        run("json", write_json(folder / "s.json", entries), spec=folder / "plain.yaml")
+    assert not (folder / "out").exists()
+
+
+def test_of_two_columns_of_one_name_none_is_chosen(folder: Path) -> None:
+    (folder / "t.csv").write_text("image,text,text\n0.png,a cat,一只猫\n")
+    with pytest.raises(DataError, match="has two columns 'text'; rename one"):
+        run("table", folder / "t.csv")
+
+
+def test_lines_of_json_under_another_ending_are_told_to_be_renamed(folder: Path) -> None:
+    lines = '{"image": "0.png", "text": "猫"}\n' * 2
+    (folder / "s.json").write_text(lines)
+    with pytest.raises(DataError, match=r"if each line is an object, rename it to \.jsonl"):
+        run("json", folder / "s.json", spec=folder / "plain.yaml")
+    (folder / "s.jsonl").write_text(lines)
+    assert run("json", folder / "s.jsonl", spec=folder / "plain.yaml").splits["all"].counts["pairs"] == 2
 
 
 def test_a_table_has_splits_and_refuses_lists(folder: Path) -> None:
@@ -119,7 +151,7 @@ def test_captions_of_flickr30k_keep_their_numbers_and_their_bytes_are_looked_at(
     (folder / "Sentences").mkdir()
     (folder / "train.txt").write_text("17\n")
     (folder / "Sentences" / "17.txt").write_bytes("a\u2028cat\nun café\n".encode() + b"caf\xe9\n")
-    (folder / "UNRELATED_CAPTIONS").write_text("IMAGE SENTENCE\n17 2\n")
+    (folder / "UNRELATED_CAPTIONS").write_text("IMAGE SENTENCE\n17 2\n17 ²\n")
     summary = run("flickr30k-entities", folder)
     assert [(r.id, r.text) for r in read(folder, "train")] == [("17-0", "a cat"), ("17-2", "caf\ufffd")]
     assert summary.splits["train"].oddity_counts["caption that is not UTF-8"] == 1

@@ -1,16 +1,17 @@
 """Importers of captions, of tables and of JSON by the names of its fields, and sources that are too large."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from import_sources import image, records, run, spans, write_json
+from spanbox.data.importers import ImportSummary, driver
 from spanbox.data.importers import captions as caption_files
-from spanbox.data.importers import driver
 from spanbox.data.importers.driver import Source, run_import
 from spanbox.data.importers.formats import FORMATS
-from spanbox.data.manifest import Manifest
+from spanbox.data.manifest import Manifest, Record
 from spanbox.errors import DataError
 
 
@@ -122,3 +123,54 @@ def test_what_a_manifest_cannot_hold_is_counted(tmp_path: Path, value: str) -> N
     summary = run("json", tmp_path / "d.json", spec=spec)
     assert summary.splits["all"].oddity_counts == {"missing image": 1, "unusable record": 1}
     assert [record.text for record in Manifest(tmp_path / "out" / "all.jsonl")] == ["b"]
+
+
+def import_json(tmp_path: Path, entries: list[object], spec: str) -> tuple[list[Record], ImportSummary]:
+    """Records of a JSON source whose images `a.png` are 40 x 30, and the summary."""
+    root = tmp_path / "src"
+    image(root / "a.png")
+    write_json(root / "data.json", entries)
+    (tmp_path / "spec.yaml").write_text(spec)
+    source = Source(root / "data.json", tmp_path / "out", spec=tmp_path / "spec.yaml")
+    summary = run_import("json", FORMATS["json"].importer, source)
+    return [
+        record for split in summary.splits.values() for record in Manifest(tmp_path / "out" / split.manifest)
+    ], summary
+
+
+OFFSETS = "{image: image, text: text, entities: {list: found, start: s, end: e, boxes: boxes}}"
+
+
+@pytest.mark.parametrize("text", ["  a 猫 sits", ["  a 猫 sits"]], ids=["text", "list of one text"])
+def test_offsets_are_those_of_the_text_as_it_is(tmp_path: Path, text: object) -> None:
+    entry = {"image": "a.png", "text": text, "found": [{"s": 4, "e": 5}]}
+    (record,), _ = import_json(tmp_path, [entry], OFFSETS)
+    assert spans(record) == {"猫": ()}
+
+
+def test_a_group_a_type_or_a_label_may_be_the_number_0(tmp_path: Path) -> None:
+    spec = """{image: image, text: text, group: group, lang: lang, objects: {list: found, box: box, label: kind},
+      entities: {list: found, start: s, end: e, type: kind}}"""
+    found = [{"s": 0, "e": 1, "kind": 0, "box": [0, 0, 9, 9]}]
+    entries = [{"image": "a.png", "text": "猫", "group": group, "found": found} for group in (0, None, math.nan)]
+    imported, _ = import_json(tmp_path, entries, spec)
+    assert [record.group for record in imported] == ["0", "", ""]
+    assert (imported[0].entities[0].type, imported[0].objects[0].label, imported[0].lang) == ("0", "0", "")
+
+
+@pytest.mark.parametrize("boxes", [{"x": 1, "y": 2}, "[1, 2, 3, 4]", [True, 2, 3, 4], ["1", "2", "3", "4"]], ids=repr)
+def test_what_is_no_box_is_not_taken_for_an_entity_without_one(tmp_path: Path, boxes: object) -> None:
+    good = {"image": "a.png", "text": "猫", "found": [{"s": 0, "e": 1, "boxes": None}]}
+    bad = [good | {"found": [{"s": 0, "e": 1, "boxes": boxes}]}, good | {"found": [{"s": False, "e": True}]}]
+    imported, summary = import_json(tmp_path, [good, *bad], OFFSETS)
+    assert [record.id for record in imported] == ["1"]
+    assert summary.splits["all"].oddity_counts == {"unusable record": 2}
+
+
+def test_an_entity_that_lost_its_boxes_may_be_shown(tmp_path: Path) -> None:
+    outside = [[90, 90, 95, 95]]
+    found = [{"s": 0, "e": 1, "boxes": boxes} for boxes in ([], outside, [*outside, [0, 0, 9, 9]])]
+    entries = [{"image": "a.png", "text": "猫", "found": [entry]} for entry in found]
+    imported, summary = import_json(tmp_path, entries, OFFSETS)
+    assert [record.entities[0].ambiguous for record in imported] == [False, True, False]
+    assert summary.splits["all"].oddity_counts == {"unusable box": 2}

@@ -30,6 +30,35 @@ def test_webdataset(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_byte_order_marks_are_no_part_of_a_text(tmp_path: Path) -> None:
+    picture = image(tmp_path / "a.png")
+    described = '\ufeff{"caption": "一只狗", "width": 3}'.encode()
+    members: dict[str, bytes | str] = {
+        "1.png": picture, "1.txt": "\ufeff一只猫".encode(), "2.png": picture, "2.json": described,
+    }  # fmt: skip
+    write_tar(tmp_path / "src" / "0.tar", members)
+    run("webdataset", tmp_path / "src")
+    assert [(r.text, r.meta) for r in records(tmp_path / "src")] == [("一只猫", {}), ("一只狗", {"width": 3})]
+
+
+def test_group_and_language_count_beside_fields_that_a_manifest_has_not(tmp_path: Path) -> None:
+    described = b'{"text": "a dog", "group": "7", "lang": "en", "url": "u"}'
+    write_tar(tmp_path / "src" / "0.tar", {"1.png": image(tmp_path / "a.png"), "1.json": described})
+    run("webdataset", tmp_path / "src")
+    (record,) = records(tmp_path / "src")
+    assert (record.text, record.group, record.lang, record.meta["url"]) == ("a dog", "7", "en", "u")
+
+
+def test_tars_that_name_a_split_are_of_it(tmp_path: Path) -> None:
+    members: dict[str, bytes | str] = {"1.png": image(tmp_path / "a.png"), "1.txt": "一只猫".encode()}
+    for name in ("cc3m-train-0000", "cc3m-train-0001", "cc3m-validation-0000", "0001"):
+        write_tar(tmp_path / "src" / f"{name}.tar", members)
+    summary = run("webdataset", tmp_path / "src")
+    assert {name: split.counts["pairs"] for name, split in summary.splits.items()} == {
+        "all": 1, "train": 2, "validation": 1,
+    }  # fmt: skip
+
+
 def test_a_hostile_tar_names_nothing_outside_of_it(tmp_path: Path) -> None:
     picture = image(tmp_path / "a.png")
     members: dict[str, bytes | str] = {

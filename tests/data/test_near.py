@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from spanbox.data.audit import audit
 from spanbox.data.audit import near as near_module
-from spanbox.data.audit.near import RADIUS, Fingerprints, _BandIndex, fingerprint
+from spanbox.data.audit.near import BAND_BITS, BANDS, MOST_OF_A_KEY, RADIUS, Fingerprints, _BandIndex, fingerprint
 from spanbox.data.manifest import Record, write_manifest
 
 
@@ -81,6 +81,16 @@ def test_the_index_finds_all_hashes_within_the_radius() -> None:
     assert len(expected) > 60
 
 
+def test_of_many_hashes_that_share_a_band_a_query_meets_a_fixed_number() -> None:
+    """As of the frames of a film: otherwise memory and time would grow with the square of their number."""
+    hashes = np.full(8000, 0x1234_5678_9ABC_DEF0, dtype=np.uint64)
+    hashes ^= np.uint64(1) << np.random.default_rng(0).integers(0, 63, len(hashes)).astype(np.uint64)
+    query, place, distance = _BandIndex(hashes).within_radius(hashes[:20])
+    assert np.bincount(query, minlength=20).max() <= BANDS * (BAND_BITS + 1) * MOST_OF_A_KEY < 20 * len(hashes)
+    for row in range(20):  # the nearest ones are met
+        assert distance[(query == row) & (place != row)].min() == 0
+
+
 @pytest.mark.parametrize(
     "image", [Image.new("RGB", (9, 9), "red"), Image.new("RGB", (1, 1)), Image.new("RGB", (1, 900))]
 )
@@ -114,6 +124,19 @@ def test_many_copies_of_one_picture_stay_cheap(monkeypatch: pytest.MonkeyPatch) 
         fingerprints.add(found)
     assert len(list(fingerprints.near_duplicates())) == 299
     assert sum(compared) <= 2 * 300 * near_module.NEAREST
+
+
+def test_a_copy_in_its_own_manifest_hides_none_in_another(tmp_path: Path) -> None:
+    """As of frames of a film that lie in two splits: the nearest one is mostly of the same split."""
+    scene = picture(0)
+    for number, side in enumerate((160, 100, 99, 98, 97)):
+        scene.resize((side, side * 3 // 4)).save(tmp_path / f"{number}.png")
+    train, *test = (Record(str(number), f"{number}.png", str(number)) for number in range(5))
+    write_manifest(tmp_path / "train.jsonl", [train])
+    write_manifest(tmp_path / "test.jsonl", test)
+    report = audit([tmp_path / "train.jsonl", tmp_path / "test.jsonl"])
+    assert report.findings["near-duplicate image in two manifests"].count == 4
+    assert report.findings["near-duplicate images"].count == 3
 
 
 def test_the_audit_names_them_across_and_within_manifests(tmp_path: Path) -> None:

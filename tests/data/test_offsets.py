@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from spanbox.data.audit.spans import READINGS, SpanStatistics
+from spanbox.data.audit.spans import READINGS, SpanStatistics, without
 from spanbox.data.manifest import Entity, Record
 
 HOW_MANY = pytest.mark.parametrize("sets", [12, pytest.param(100, marks=pytest.mark.slow)])
@@ -33,7 +33,7 @@ ENGLISH = [
     "rains",
 ]
 CHINESE = ["一只", "红色的", "猫", "坐在", "公园", "里", "，", "旁边", "有", "长椅", "。", "小狗", "跑过", "石桥", "！"]
-EMOJI = ["🐈", "🚗", "👩‍🚀", "🎻", "🏳️‍🌈"]
+EMOJI = ["🐈", "🚗", "👩‍🚀", "🎻", "🏳️‍🌈", "❤️", "✨"]
 Change = Callable[[str, int, int], tuple[int, int]]
 
 
@@ -58,6 +58,9 @@ CONVENTIONS: dict[str | None, Change] = {
     "spans look like byte offsets": units("utf-8", 1),
     "spans look like offsets without white space": leaving_out(str.isspace),
     "spans look like offsets without emoji": leaving_out(lambda c: c > "\uffff" or c in "\u200d\ufe0f"),
+    "spans look like offsets without emoji and symbols": leaving_out(
+        lambda c: c > "\uffff" or c in "\u200d\ufe0f\u2764\u2728"
+    ),
 }
 
 
@@ -110,6 +113,29 @@ def test_chinese_without_names_is_never_told_wrongly_for_long(kind: str | None, 
     """Cannot tell (None) is a right answer here; another convention is not."""
     found = [told(draw_set(seed, CHINESE, "", True, CONVENTIONS[kind], False)) for seed in range(sets)]
     assert sum(answer not in (kind, None) for answer in found) <= 0.01 * sets
+
+
+def test_identities_that_are_a_part_of_their_word_are_no_other_convention() -> None:
+    """`dogs` is the entity `dog`: not a span one too long."""
+    statistics = SpanStatistics()
+    for line in range(60):
+        word = ("dogs", "cats", "cars")[line % 3]
+        text = f"two {word} here"
+        statistics.add(Record("1", "a.jpg", text, entities=(Entity(4, 8, identity=word[:-1]),)), line)
+    assert statistics.reading() is None
+
+
+def test_a_text_is_counted_once_for_all_its_spans() -> None:
+    """Otherwise a page of text takes time by the square of its length."""
+    looked_at = []
+
+    def left_out(character: str) -> bool:
+        looked_at.append(character)
+        return character == "🐈"
+
+    places = [without("猫🐈 sits", offset, left_out, end=False) for offset in range(6)]
+    assert places == [0, 2, 3, 4, 5, 6]
+    assert "".join(looked_at) == "猫🐈 sits"
 
 
 def test_every_reading_undoes_its_convention() -> None:

@@ -112,6 +112,26 @@ def test_manifests_of_one_file_name_keep_their_groups_apart(tmp_path: Path) -> N
     ]
 
 
+def test_groups_of_one_image_file_are_one_group_when_merged(tmp_path: Path) -> None:
+    """As of COCO and RefCOCO, whose images are the same and whose groups have names of their own."""
+    folders = [tmp_path / name for name in ("coco", "refcoco", "plain")]
+    sets = [
+        [("1", "1"), ("2", "2")],
+        [("1", "a"), ("3", "a"), ("4", "b")],
+        [("3", ""), ("4", ""), ("5", "")],
+    ]
+    for folder, pairs in zip(folders, sets, strict=True):
+        folder.mkdir()
+        records = [Record(name, f"../images/{name}.jpg", f"猫 {name}", group=group) for name, group in pairs]
+        write_manifest(folder / "train.jsonl", records)
+    merge([folder / "train.jsonl" for folder in folders], tmp_path / "m.jsonl")
+    assert [(r.image, r.group_key) for r in Manifest(tmp_path / "m.jsonl")] == [
+        ("images/1.jpg", "coco/train/1"), ("images/2.jpg", "coco/train/2"),
+        ("images/1.jpg", "coco/train/1"), ("images/3.jpg", "coco/train/1"), ("images/4.jpg", "refcoco/train/b"),
+        ("images/3.jpg", "coco/train/1"), ("images/4.jpg", "refcoco/train/b"), ("images/5.jpg", "images/5.jpg"),
+    ]  # fmt: skip
+
+
 def test_a_split_without_pairs_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path = write(tmp_path, 10)  # 4 groups
     with pytest.raises(DataError, match="has 4 groups, none of them for test"):

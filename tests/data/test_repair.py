@@ -62,6 +62,39 @@ def test_boxes_of_another_convention(tmp_path: Path) -> None:
     assert (tmp_path / "m.jsonl").read_bytes() == before
 
 
+def test_boxes_of_images_that_are_not_there_yet(tmp_path: Path) -> None:
+    """Those in pixels are converted with the others; those in a unit of their image are counted."""
+    good = records(tmp_path)
+    write_manifest(tmp_path / "m.jsonl", [with_boxes(r, lambda b: (*b[:2], b[2] - b[0], b[3] - b[1])) for r in good])
+    sizes = [load_image(tmp_path / record.image).size for record in good]
+    fractions = [
+        with_boxes(record, lambda b, w=width, h=height: (b[0] / w, b[1] / h, b[2] / w, b[3] / h))
+        for record, (width, height) in zip(good, sizes, strict=True)
+    ]
+    write_manifest(tmp_path / "f.jsonl", fractions)
+    for record in good[:4]:
+        (tmp_path / record.image).unlink()
+    fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    for found, expected in zip(Manifest(tmp_path / "fixed.jsonl"), good, strict=True):
+        np.testing.assert_allclose(found.entities[0].boxes, expected.entities[0].boxes, atol=0.01)
+    counts = fix_manifest(tmp_path / "f.jsonl", tmp_path / "fixed.jsonl")
+    assert {name: count for name, count in counts.items() if count} == {
+        "boxes of entities, x0 y0 x1 y1 in fractions: converted": 72,
+        "boxes of entities, x0 y0 x1 y1 in fractions, of images that cannot be read: not converted": 8,
+        "boxes of objects, x0 y0 x1 y1 in fractions: converted": 36,
+        "boxes of objects, x0 y0 x1 y1 in fractions, of images that cannot be read: not converted": 4,
+    }
+
+
+@pytest.mark.parametrize("convert", [lambda b: (*b[:2], b[2] - b[0], b[3] - b[1]), lambda b: tuple(x / 200 for x in b)])
+def test_without_any_image_no_convention_of_boxes_is_certain(tmp_path: Path, convert: Callable[[Box], Box]) -> None:
+    good = records(tmp_path)
+    for record in good:
+        (tmp_path / record.image).unlink()
+    write_manifest(tmp_path / "m.jsonl", [with_boxes(record, convert) for record in good])
+    assert fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total() == 0
+
+
 def test_offsets_of_another_convention(tmp_path: Path) -> None:
     good = records(tmp_path)
 

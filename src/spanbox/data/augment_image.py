@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"operations": 2, "magnitude": 5.0},
 }
 DIRECTIONS = re.compile(
-    r"\b(left|right|leftmost|rightmost|(left|right|east|west)(wards?|erly|ern)|east|west|(anti|counter-?)?clockwise)\b"
+    r"(?<![a-z])((left|right|(north|south)?(east|west))(most|hand(ed)?|wards?|erly|ern)?|(anti|counter-?)?clockwise)(?![a-z])"
     r"|[左右]|[东西東]([边侧面方北南部]|邊|側)|[向朝往以偏][东西東]|[顺逆順]时针|[順逆]時針",
     re.IGNORECASE,
 )

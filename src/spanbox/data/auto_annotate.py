@@ -358,8 +358,8 @@ def _object(name: str, entry: Any) -> _Found:
 
 
 def _text(value: Any) -> str:
-    """A text that UTF-8 can hold."""
-    return str(value or "").encode(errors="replace").decode()
+    """A text that UTF-8 can hold, such as the number of a class; empty for None."""
+    return ("" if value is None else str(value)).encode(errors="replace").decode()
 
 
 def _plain(record: Record) -> Any:

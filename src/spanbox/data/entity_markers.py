@@ -69,7 +69,8 @@ class MarkedText:
         raise AssertionError("every entity is carried")
 
     def _pattern(self, number: str) -> str:
-        return rf"(?<![A-Za-z0-9]){self.letter}\s?{number}(?![A-Za-z0-9])"
+        """A marker, no part of a word. A number or another marker may stand beside it, as in Chinese: 3X1X2."""
+        return rf"(?<![A-Za-z]){self.letter}\s?{number}(?![0-9]|(?!{self.letter}\s?[0-9])[A-Za-z])"
 
 
 def mark_entities(text: str, spans: Sequence[CharSpan]) -> MarkedText:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from spanbox.data.importers import UniqueIds
-from spanbox.data.manifest import Manifest, Record, relocated, write_manifest
+from spanbox.data.manifest import Manifest, Record, normal_path, relocated, write_manifest
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
 from spanbox.structures import stable_id
@@ -95,26 +95,56 @@ def merge(paths: Sequence[Path], out: Path) -> int:
     """Write the pairs of several manifests as one; ids are made unique, and `source` names the file where it is empty.
 
     Of files of one name, such as `coco/train.jsonl` and `flickr/train.jsonl`, the name is `coco/train`. Groups of
-    different manifests stay apart, unless they are of one image file.
+    different manifests stay apart, unless they share an image file: then they are one group.
 
     Raises: as `split`.
     """
     check_no_input(out, paths)
     folder, names = out.parent.resolve(), _names(paths)
 
-    def records() -> Iterator[Record]:
-        ids = UniqueIds()
-        for path in paths:
+    def moved_records() -> Iterator[tuple[int, Record]]:
+        """The number of the manifest of each record, and the record as it is in the new one, but for its id."""
+        for number, path in enumerate(paths):
             old, name = path.parent.resolve(), names[path.resolve()]
             for record in Manifest(path, "keep"):
                 moved = relocated(record, old, folder)
-                if not record.group:
-                    moved = msgspec.structs.replace(moved, group="")  # the path of the image, which is the same for all
-                elif len(paths) > 1:
-                    moved = msgspec.structs.replace(moved, group=f"{name}/{record.group}")
-                yield msgspec.structs.replace(moved, id=ids.add(record.id), source=record.source or name)
+                group = f"{name}/{record.group}" if record.group and len(paths) > 1 else record.group
+                yield number, msgspec.structs.replace(moved, group=group, source=record.source or name)
+
+    first_of = _groups_of_shared_images(moved_records()) if len(paths) > 1 else {}
+
+    def records() -> Iterator[Record]:
+        ids = UniqueIds()
+        for _, record in moved_records():
+            group = first_of.get(record.group_key)
+            yield msgspec.structs.replace(record, id=ids.add(record.id), group=group or record.group)
 
     return write_manifest(out, records())
+
+
+def _groups_of_shared_images(records: Iterator[tuple[int, Record]]) -> dict[str, str]:
+    """For the groups that share an image file with one of an earlier manifest, the first group that they are joined to.
+
+    Args:
+        records: with the numbers of their manifests.
+    """
+    first_of: dict[str, str] = {}
+    shown: dict[str, tuple[int, str]] = {}  # by image: where it is first, and in which group
+
+    def find(group: str) -> str:
+        passed = []
+        while group in first_of:
+            passed.append(group)
+            group = first_of[group]
+        first_of.update(dict.fromkeys(passed, group))  # so that no way gets long
+        return group
+
+    for number, record in records:
+        earlier, other = shown.setdefault(normal_path(record.image), (number, record.group_key))
+        first, second = find(other), find(record.group_key)
+        if earlier != number and first != second:
+            first_of[second] = first
+    return {group: find(group) for group in first_of}
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from spanbox.data.audit.boxes import BoxStatistics
-from spanbox.data.audit.conventions import STORED, Boxes, Reading, as_documented
+from spanbox.data.audit.conventions import PIXELS, STORED, Boxes, Reading, as_documented
 from spanbox.data.audit.names import find_other_spelling
 from spanbox.data.audit.spans import READINGS, SpanStatistics
 from spanbox.data.images import ImageFacts, image_facts, turn_boxes
@@ -82,7 +82,8 @@ class _Repair:
     def _repaired(self, folder: Path) -> Iterator[Record]:
         kind = self.spans.reading()
         read_span = kind if kind and _is_certain_span(self.spans, kind) else None
-        readings = {source: statistics.reading() for source, statistics in self.boxes.items()}
+        known = {source: statistics for source, statistics in self.boxes.items() if statistics.has_images}
+        readings = {source: statistics.reading() for source, statistics in known.items()}
         readings = {source: reading for source, reading in readings.items() if _is_certain(reading)}
         ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()
         for _, record in self._records(self.total):
@@ -124,17 +125,21 @@ class _Repair:
         return msgspec.structs.replace(record, entities=tuple(entities))
 
     def _with_boxes(self, record: Record, image: Path, readings: dict[str, Reading]) -> Record:
-        if not readings or (facts := _facts(image, decode=False)) is None:
+        if not readings:
             return record
+        facts = _facts(image, decode=False)
 
         def convert(source: str, boxes: tuple[Box, ...]) -> tuple[Box, ...]:
             if source not in readings or not boxes:
                 return boxes
-            converted = _converted(boxes, facts, image, readings[source])
+            reading = readings[source]
+            kind = f"boxes of {source}, {reading.format} in {reading.unit}"
+            if facts is None and reading.unit != PIXELS:
+                self.counts[f"{kind}, of images that cannot be read: not converted"] += len(boxes)
+                return boxes
+            converted = _converted(boxes, facts, image, reading)
             if converted != boxes:
-                self.counts[f"boxes of {source}, {readings[source].format} in {readings[source].unit}: converted"] += (
-                    len(boxes)
-                )
+                self.counts[f"{kind}: converted"] += len(boxes)
             return converted
 
         def with_boxes(entity: Entity) -> Entity:
@@ -161,10 +166,12 @@ def _found_image(record: Record, folder: Path) -> str:
     return find_other_spelling(folder, record.image) or record.image
 
 
-def _converted(boxes: tuple[Box, ...], facts: ImageFacts, image: Path, reading: Reading) -> tuple[Box, ...]:
+def _converted(boxes: tuple[Box, ...], facts: ImageFacts | None, image: Path, reading: Reading) -> tuple[Box, ...]:
+    """The boxes as documented. Those in pixels need no facts."""
     if reading.unit == STORED:
         return turn_boxes(boxes, image)
-    shown, stored = (np.full((len(boxes), 2), size, dtype=np.float64) for size in (facts.size, facts.stored))
+    sizes = (facts.size, facts.stored) if facts else ((1, 1), (1, 1))
+    shown, stored = (np.full((len(boxes), 2), size, dtype=np.float64) for size in sizes)
     converted = as_documented(Boxes(np.array(boxes, dtype=np.float64), shown, stored), reading)
     return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in converted.round(3).tolist())
 

@@ -30,6 +30,15 @@ def test_unusable_boxes_and_proposals_are_left_out_and_listed(source: Path, tmp_
     assert [proposal.box for proposal in record.objects] == [(0.0, 0.0, 4.0, 4.0)]
 
 
+@pytest.mark.parametrize("content", [voc(("Tom", (5, 5, 5, 9))), "<annotation>"], ids=["unusable", "unreadable"])
+def test_an_entity_that_lost_its_boxes_may_be_shown(source: Path, tmp_path: Path, content: str) -> None:
+    (source / "xml" / "71044.xml").write_text(content)
+    import_twitter_gmner(source, tmp_path / "out")
+    tom, city = records(tmp_path / "out")[0].entities
+    assert (tom.boxes, tom.ambiguous) == ((), True)
+    assert city.ambiguous == (content == "<annotation>")
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation><object><name>&c;</name></object></annotation>'
 
 FETCH = (

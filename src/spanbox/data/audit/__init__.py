@@ -20,8 +20,8 @@ from spanbox.data.audit.names import describe_difference, find_other_spelling
 from spanbox.data.audit.near import Fingerprint, Fingerprints, fingerprint
 from spanbox.data.audit.report import (
     EXAMPLES,
-    KEEP_INVERTED,
     NOTES,
+    OTHER_FORMATS,
     PROBLEMS,
     AuditReport,
     Counts,
@@ -149,8 +149,8 @@ class _Audit:
                     if on_progress is not None:
                         on_progress(done, total)
         self._compare_lines()
-        if "inverted box" in self.findings and "boxes look like x y width height" in self.findings:
-            self.findings["inverted box"].advice = KEEP_INVERTED
+        if "inverted box" in self.findings and (formats := sorted(OTHER_FORMATS & self.findings.keys())):
+            self.findings["inverted box"].advice = f"do not drop them: {' and '.join(formats)}"
         named = {str(path): counts for path, counts in zip(self.manifests, self.counts, strict=True)}
         return AuditReport(named, self.total, self.findings, self.decode, self.shapes)
 

@@ -69,6 +69,11 @@ class BoxStatistics:
         elif (place := int(self._generator.integers(self._count))) < MOST_BOXES:
             self._rows[8 * place : 8 * place + 8] = array("d", row)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the size of any image is known."""
+        return self._images > 0
+
     def reading(self) -> Reading:
         """The convention of the boxes."""
         table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, 8)
@@ -87,9 +92,9 @@ class BoxStatistics:
 
 def kind_of(reading: Reading) -> str:
     """The kind of finding of a reading that is not the documented one."""
-    if not reading.format:
+    if not reading.format and reading.unit != FRACTIONS:
         return "boxes of unknown convention"
-    if reading.format != CORNERS:
+    if reading.format not in ("", CORNERS):
         return f"boxes look like {reading.format}"
     if reading.unit == STORED:
         return "boxes of the image before turning"

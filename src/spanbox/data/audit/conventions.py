@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 TOLERANCE = 1.0  # pixels by which a box may leave the image: annotators and detectors round
+OF_FRACTIONS = 0.05  # by which a box in fractions may leave it
 FEW = 0.01  # share of boxes that may contradict a reading
 FEWEST = 4  # boxes from which a format can be told
 EVIDENCE = 0.05  # share of boxes that have to contradict the documented reading
@@ -132,7 +133,8 @@ def find_reading(boxes: Boxes) -> Reading:
         return others[0]
     if others:
         names = " or ".join(f"{other.format} in {other.unit}" for other in others)
-        return Reading("", "", 0.0, int(wrong.sum()), count, count, f"they fit as {names}")
+        unit = FRACTIONS if all(other.unit == FRACTIONS for other in others) else ""
+        return Reading("", unit, 0.0, int(wrong.sum()), count, count, f"they fit as {names}")
     if count >= 2 * FEWEST and wrong.sum() >= UNCLEAR * count:
         return Reading("", "", 0.0, int(wrong.sum()), count, count, "they fit in no known convention")
     return documented
@@ -141,10 +143,9 @@ def find_reading(boxes: Boxes) -> Reading:
 def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]:
     """Readings other than the documented one that fit; mostly none or one."""
     count, says = len(boxes.numbers), int(wrong.sum())
-    if boxes.numbers.min() >= -0.05 and boxes.numbers.max() <= 1.05:
-        fitting = [name for name in FORMATS if _fits(boxes, name, FRACTIONS)]
-        name = CORNERS if CORNERS in fitting else next(iter(fitting), CORNERS)
-        yield _reading(boxes, name, FRACTIONS, 0.0, count, "all numbers are between 0 and 1")
+    if boxes.numbers.min() >= -OF_FRACTIONS and boxes.numbers.max() <= 1 + OF_FRACTIONS:
+        for name in _formats_of_fractions(boxes):
+            yield _reading(boxes, name, FRACTIONS, 0.0, count, "all numbers are between 0 and 1")
         return
     turned: NDArray[np.bool_] = np.any(boxes.shown != boxes.stored, axis=1)
     if wrong[turned].any():
@@ -160,6 +161,19 @@ def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]
         yield from _readings_that_fit_better(boxes, says)
     else:
         yield from _smaller_units(boxes)
+
+
+def _formats_of_fractions(boxes: Boxes) -> list[str]:
+    """The formats that fit fractions best: several where nearly as few boxes contradict them.
+
+    Small objects fit as corner and size, and as centre and size, but for those at the edges of their images.
+    """
+    fitting = [name for name in FORMATS if _fits(boxes, name, FRACTIONS)]
+    if CORNERS in fitting or not fitting:
+        return [CORNERS]
+    left = {name: int(_contradict(boxes, name, FRACTIONS, leeway=0.0).sum()) for name in fitting if name != ANY_ORDER}
+    most = min(left.values(), default=0) + FEW * len(boxes.numbers)
+    return [name for name, count in left.items() if count <= most] or [ANY_ORDER]
 
 
 def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
@@ -250,13 +264,18 @@ def _fits(boxes: Boxes, name: str, unit: str, size: float = 0.0) -> bool:
     return bool(_contradict(boxes, name, unit, size).sum() <= FEW * len(boxes.numbers))
 
 
-def _contradict(boxes: Boxes, name: str, unit: str, size: float = 0.0) -> NDArray[np.bool_]:
-    """Boxes (n,) that have no area or leave their image under a reading; without a size only the former."""
+def _contradict(
+    boxes: Boxes, name: str, unit: str, size: float = 0.0, *, leeway: float = OF_FRACTIONS
+) -> NDArray[np.bool_]:
+    """Boxes (n,) that have no area or leave their image under a reading; without a size only the former.
+
+    They may leave it by a pixel, and in fractions by `leeway`.
+    """
     b = FORMATS[name](boxes.numbers)
     edge = UNITS[unit](boxes, size)
     known: NDArray[np.bool_] = np.all(boxes.shown > 0, axis=1)
     per_pixel = np.where(known[:, None], edge / np.where(boxes.shown > 0, boxes.shown, 1.0), 1.0)
-    tolerance = per_pixel * TOLERANCE if unit != FRACTIONS else np.maximum(per_pixel, 0.05)
+    tolerance = per_pixel * TOLERANCE if unit != FRACTIONS else np.maximum(per_pixel, leeway)
     right: NDArray[np.bool_] = np.all(b[:, :2] >= -tolerance, axis=1) & np.all(b[:, :2] < b[:, 2:], axis=1)
     right &= np.all(b[:, 2:] <= edge + tolerance, axis=1) | ~known
     return ~right

@@ -81,7 +81,14 @@ def find_near_duplicates(columns: Columns, fingerprints: Fingerprints, rows: lis
         rows: the first row of the image of each fingerprint.
     """
     manifest, group = columns["manifest"], columns["name"]
-    for near in fingerprints.near_duplicates():
+    of_image = np.array(rows, dtype=np.int64)
+
+    def relation(image: int, others: NDArray[np.int64]) -> NDArray[np.int64]:
+        """2: of another manifest, 1: of another group. The next frame of a film hides none of another manifest."""
+        row, other = of_image[image], of_image[others]
+        return np.where(manifest[row] != manifest[other], 2, np.where(group[row] != group[other], 1, 0))
+
+    for near in fingerprints.near_duplicates(relation):
         row, first = rows[near.later], rows[near.earlier]
         across = manifest[row] != manifest[first]
         if across or group[row] != group[first]:

@@ -3,7 +3,8 @@
 A perceptual hash of 63 bits finds candidates; a thumbnail decides. The hash is the sign of the lowest frequencies of
 the image against their median. It changes when the image is cropped, so the hashes of slightly cropped versions are
 kept too. Hashes that differ in at most 7 of 64 bits agree in one of four bands of 16 bits but for one bit, so
-candidates come from four sorted lists, and the time grows with the number of images, not with its square.
+candidates come from four sorted lists, and the time grows with the number of images, not with its square. Of many
+hashes that share a band, as those of the frames of a film do, a query meets a fixed number.
 
 Source of the hash: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1.
 
@@ -12,9 +13,9 @@ Source of the hash: Zauner, Implementation and Benchmarking of Perceptual Image 
 
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,11 @@ RADIUS = 7  # bits by which two hashes may differ
 NEAREST = 64  # candidates of an image that are compared
 SAME = 0.9  # similarity of thumbnails from which two images are near-duplicates; measured, see docs/data.md
 FLAT = 2.0  # standard deviation of grey values below which an image shows nothing to compare
-QUERIES_AT_ONCE = 2048
+MOST_OF_A_KEY = 512  # hashes with one value of a band that a query is compared with
+QUERIES_AT_ONCE = 256
+_OF_A_BAND = np.uint64((1 << BAND_BITS) - 1 << 64 - BAND_BITS)  # the bits of a band, see `_turned`
 
+Relation = Callable[[int, NDArray[np.int64]], NDArray[Any]]
 Hashes = NDArray[np.uint64]
 Floats = NDArray[np.float32]
 
@@ -94,23 +98,28 @@ class Fingerprints:
         with explained(Path(tempfile.gettempdir())):
             self._file.write(found.thumbnail.tobytes() + found.colour.tobytes())
 
-    def near_duplicates(self) -> Iterator[Near]:
-        """For each image the most similar earlier one that it nearly equals, if there is one."""
+    def near_duplicates(self, relation: Relation = lambda image, others: np.zeros(len(others))) -> Iterator[Near]:
+        """For each image the most similar earlier one that it nearly equals, if there is one.
+
+        Args:
+            relation: of an image to others, as numbers; the most similar one of each relation is given.
+        """
         if len(self) < 2:
             return
         self._file.flush()
         stored = np.memmap(self._file, dtype=np.uint8, mode="r").reshape(len(self), -1)
         hashes = np.stack(self._hashes)
-        found: dict[int, Near] = {}
+        found: dict[tuple[int, int], Near] = {}
         for mirrored in (False, True):
             for image, others in _candidates(hashes, mirrored=mirrored):
                 similarity = _similarity(stored[image], stored[others], mirrored=mirrored)
+                related = relation(image, others)
                 for place in np.flatnonzero(similarity >= SAME).tolist():
                     earlier, later = sorted((image, int(others[place])))
-                    value = float(similarity[place])
-                    if later not in found or value > found[later].similarity:
-                        found[later] = Near(later, earlier, value, mirrored)
-        yield from (found[later] for later in sorted(found))
+                    key, value = (later, int(related[place])), float(similarity[place])
+                    if key not in found or value > found[key].similarity:
+                        found[key] = Near(later, earlier, value, mirrored)
+        yield from (found[key] for key in sorted(found))
 
 
 def _candidates(hashes: Hashes, *, mirrored: bool) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -122,9 +131,13 @@ def _candidates(hashes: Hashes, *, mirrored: bool) -> Iterator[tuple[int, NDArra
         queries = hashes[start : start + QUERIES_AT_ONCE, int(mirrored)]
         query, place, distance = index.within_radius(queries)
         query, image = query + start, place // indexed.shape[1]
-        order = np.lexsort((distance, query))
-        pair = np.column_stack([query, image])[order][query[order] != image[order]]
-        kept = pair[np.sort(np.unique(pair, axis=0, return_index=True)[1])]  # each once, nearest first
+        order = np.lexsort((image, distance, query))
+        order = order[query[order] != image[order]]
+        numbered = query[order] * len(hashes) + image[order]  # a pair as one number
+        order = order[
+            np.sort(np.unique(numbered, return_index=True)[1])
+        ]  # each once; the nearest first, of these the earliest
+        kept = np.column_stack([query[order], image[order]])
         first = np.searchsorted(kept[:, 0], kept[:, 0])
         pairs.append(kept[np.arange(len(kept)) - first < NEAREST])
     found = np.concatenate(pairs)
@@ -135,24 +148,31 @@ def _candidates(hashes: Hashes, *, mirrored: bool) -> Iterator[tuple[int, NDArra
 
 
 class _BandIndex:
-    """Hashes sorted by each of their bands."""
+    """Hashes sorted by each of their bands, and by the bits that follow it."""
 
     def __init__(self, hashes: Hashes) -> None:
         self._hashes = hashes
-        self._bands = [_band(hashes, band) for band in range(BANDS)]
-        self._order = [np.argsort(band, kind="stable") for band in self._bands]
-        self._sorted = [band[order] for band, order in zip(self._bands, self._order, strict=True)]
+        turned = [_turned(hashes, band) for band in range(BANDS)]
+        self._order = [np.argsort(values, kind="stable") for values in turned]
+        self._sorted = [values[order] for values, order in zip(turned, self._order, strict=True)]
 
     def within_radius(self, queries: Hashes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
-        """Query, place of the hash and number of different bits, of all that differ in at most RADIUS bits."""
+        """Query, place of the hash and number of different bits, of those that differ in at most RADIUS bits.
+
+        Of more than `MOST_OF_A_KEY` hashes that share a band with the query, those that are sorted next to it.
+        """
         parts = []
         for band in range(BANDS):
-            own = _band(queries, band)
-            for probe in (0, *(1 << bit for bit in range(BAND_BITS))):
-                keys = own ^ np.uint16(probe)
-                first = np.searchsorted(self._sorted[band], keys, side="left")
-                count = np.searchsorted(self._sorted[band], keys, side="right") - first
-                query = np.repeat(np.arange(len(keys)), count)
+            own = _turned(queries, band)
+            for probe in (0, *(1 << bit for bit in range(64 - BAND_BITS, 64))):
+                wanted = own ^ np.uint64(probe)
+                low, high = wanted & _OF_A_BAND, wanted | ~_OF_A_BAND
+                first = np.searchsorted(self._sorted[band], low, side="left")
+                end = np.searchsorted(self._sorted[band], high, side="right")
+                count = np.minimum(end - first, MOST_OF_A_KEY)
+                middle = np.searchsorted(self._sorted[band], wanted)
+                first = np.clip(middle - MOST_OF_A_KEY // 2, first, end - count)
+                query = np.repeat(np.arange(len(own)), count)
                 offset = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
                 place = self._order[band][first[query] + offset]
                 distance = np.bitwise_count(queries[query] ^ self._hashes[place])
@@ -162,8 +182,10 @@ class _BandIndex:
         return query, place, distance
 
 
-def _band(hashes: Hashes, band: int) -> NDArray[np.uint16]:
-    return (hashes >> np.uint64(BAND_BITS * band)).astype(np.uint16)
+def _turned(hashes: Hashes, band: int) -> Hashes:
+    """The hashes with a band as their highest bits, and the others behind it."""
+    above = 64 - BAND_BITS * (band + 1)  # bits
+    return hashes << np.uint64(above) | hashes >> np.uint64(64 - above) if above else hashes
 
 
 def _similarity(query: NDArray[np.uint8], others: NDArray[np.uint8], *, mirrored: bool) -> Floats:

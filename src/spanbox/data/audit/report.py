@@ -29,6 +29,7 @@ PROBLEMS = {
     "spans look one too low": "add 1 to every start and end",
     "spans look like offsets without white space": "offsets count every character, white space included",
     "spans look like offsets without emoji": "offsets count every character, emoji included",
+    "spans look like offsets without emoji and symbols": "offsets count every character, emoji included",
     "spans look like UTF-16 offsets": "offsets count Unicode code points: convert them, as docs/data.md shows",
     "spans look like byte offsets": "offsets count Unicode code points: convert them, as docs/data.md shows",
     "boxes look like fractions": "multiply by the width and height of the image as shown",
@@ -79,7 +80,15 @@ NOTES = {
     "same text in two manifests": "usual for short captions; such texts are easier to find",
     "id also in another manifest": "harmless for training; reports name pairs by their ids",
 }
-KEEP_INVERTED = "do not drop them: the boxes of this set look like x y width height"
+OTHER_FORMATS = frozenset(
+    (
+        "boxes look like x y width height",
+        "boxes look like centre x, centre y, width, height",
+        "boxes look like x1 y1 x0 y0",
+        "boxes look like corners in any order",
+        "boxes of unknown convention",
+    )
+)  # of which some boxes are inverted as they are
 
 
 class Example(NamedTuple):

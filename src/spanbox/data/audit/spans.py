@@ -7,7 +7,7 @@ punctuation, or miss their identity.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from unicodedata import category
 
 from spanbox.data.manifest import Record
@@ -15,6 +15,7 @@ from spanbox.data.words import surely_cuts_word
 
 _SEPARATORS = ",;:!?，。、；：！？…"  # with which no name begins or ends; a full stop or bracket may belong to it
 _INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp")
+_TEXTS = 8  # remembered, so that a text is not counted again for each of its spans
 _LEAST_WRONG = 0.5  # share of wrong spans as they are, from which few spans are enough
 _MANY_WRONG = 8  # wrong spans that are enough at any share
 _MOST_RIGHT = 0.05  # share of wrong spans, of those wrong as they are, that may stay wrong in another reading
@@ -24,7 +25,7 @@ Span = tuple[int, int]
 
 def from_units(text: str, offset: int, encoding: str, unit: int) -> int | None:
     """The place in `text` of an offset that counts units of an encoding; None inside a character or beyond the end."""
-    encoded = text.encode(encoding)
+    encoded = _encoded(text, encoding)
     if not 0 <= unit * offset <= len(encoded):
         return None
     try:
@@ -35,10 +36,21 @@ def from_units(text: str, offset: int, encoding: str, unit: int) -> int | None:
 
 def without(text: str, offset: int, left_out: Callable[[str], bool], *, end: bool) -> int | None:
     """The place in `text` of an offset that does not count some characters: before the counted one, or behind it."""
-    counted = [place for place, character in enumerate(text) if not left_out(character)]
+    counted = _counted(text, left_out)
     if end:
         return counted[offset - 1] + 1 if 0 < offset <= len(counted) else None
     return counted[offset] if 0 <= offset < len(counted) else None
+
+
+@lru_cache(_TEXTS)
+def _encoded(text: str, encoding: str) -> bytes:
+    return text.encode(encoding)
+
+
+@lru_cache(_TEXTS)
+def _counted(text: str, left_out: Callable[[str], bool]) -> list[int]:
+    """The places of the characters that are counted."""
+    return [place for place, character in enumerate(text) if not left_out(character)]
 
 
 def _shifted(start: int, end: int) -> Callable[[str, Span], Span | None]:
@@ -67,6 +79,12 @@ def is_emoji(character: str) -> bool:
     return character > "\uffff" or character in "\u200d\ufe0f"
 
 
+def is_emoji_or_symbol(character: str) -> bool:
+    """Also the emoji of the first 65,536 characters, such as ❤ and ✨, which programs that remove emoji take away."""
+    is_symbol = "\u2190" <= character <= "\u2bff" and category(character) == "So"
+    return is_symbol or is_emoji(character) or character in "‼⁉\u20e3〰〽㊗㊙"
+
+
 READINGS: dict[str, Callable[[str, Span], Span | None]] = {
     "spans look like inclusive ends": _shifted(0, 1),
     "spans look one too long": _shifted(0, -1),
@@ -76,6 +94,7 @@ READINGS: dict[str, Callable[[str, Span], Span | None]] = {
     "spans look like byte offsets": _in_units("utf-8", 1),
     "spans look like offsets without white space": _leaving_out(str.isspace),
     "spans look like offsets without emoji": _leaving_out(is_emoji),
+    "spans look like offsets without emoji and symbols": _leaving_out(is_emoji_or_symbol),
 }
 """The span under another reading of its offsets, by the kind of finding; None where it would be no span."""
 
@@ -149,13 +168,11 @@ def is_wrong(text: str, span: Span, identity: str = "") -> bool:
     Where the text holds the identity of the entity letter by letter, the interval is wrong if it is another part.
     """
     start, end = span
-    if not 0 <= start < end <= len(text):
-        return True
+    if not 0 <= start < end <= len(text) or surely_cuts_word(text, start) or surely_cuts_word(text, end):
+        return True  # `dog`, the identity, within `dogs` too
     if identity and identity in text:
         return text[start:end] != identity
-    if any(_is_separator(text[place]) for place in (start, end - 1)):
-        return True
-    return surely_cuts_word(text, start) or surely_cuts_word(text, end)
+    return any(_is_separator(text[place]) for place in (start, end - 1))
 
 
 @cache

@@ -10,7 +10,6 @@ read. Nothing is mapped: a file that shrinks would end the process.
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import msgspec
 
 from spanbox.data.importers import is_file
 from spanbox.data.importers.driver import Images, Pairs, Source, read_typed
-from spanbox.data.importers.fields import FieldReader, FieldSpec, read_spec
+from spanbox.data.importers.fields import FieldReader, FieldSpec, read_spec, split_name, split_of_file
 from spanbox.errors import ConfigError, DataError
 
 ROWS = 64  # of Parquet that are read at once, at most
@@ -29,7 +28,6 @@ USUAL_BATCH = 64 << 20  # bytes of these rows; fewer rows are read where they ar
 LARGEST_BATCH = 384 << 20  # bytes of memory for one batch
 BUFFER = 1 << 20  # bytes of a column of Parquet
 TEXTS = ("text", "caption", "captions", "sentence", "sentences")  # columns of the text where --spec names none
-_SHARD = re.compile(r"(?:.*[-_])?([A-Za-z]\w*?)(?:-\d+-of-\d+)?")  # train-00000-of-00002, flickr30k-train
 _IPC_FILE = b"ARROW1"
 _END_OF_STREAM = b"\0\0\0\0"
 
@@ -51,7 +49,7 @@ class _Splits(msgspec.Struct):
 
 
 def parquet(source: Source) -> Pairs:
-    """A `.parquet` file or a folder of them; `train-00000-of-00002.parquet` and `train/0000.parquet` are of `train`."""
+    """A `.parquet` file or a folder of them, of the split that its name or its folder names."""
     pyarrow = _import_pyarrow()
     root = source.root
     paths = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
@@ -66,7 +64,7 @@ def parquet(source: Source) -> Pairs:
     def files() -> Iterator[tuple[str, Path]]:
         for path in paths:
             in_folder = path.parent != root and path != root
-            yield _split_of(path.parent.name if in_folder else path.stem), path
+            yield split_of_file(path.stem, path.parent.name if in_folder else ""), path
 
     yield from _pairs(source, files(), _parquet_batches)
 
@@ -75,7 +73,7 @@ def huggingface(source: Source) -> Pairs:
     """A folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`, or one `.arrow` file."""
     root = source.root
     if root.is_file():
-        files = [(_split_of(root.stem), root)]
+        files = [(split_of_file(root.stem), root)]
     elif is_file(root / "dataset_dict.json"):
         names = read_typed(root / "dataset_dict.json", _Splits).splits
         files = [(name, path) for name in names for _, path in _saved(root / _plain_name(root, name))]
@@ -102,18 +100,13 @@ def _plain_name(folder: Path, name: str) -> str:
     return name
 
 
-def _split_of(stem: str) -> str:
-    found = _SHARD.fullmatch(stem)
-    return found[1] if found else "all"
-
-
 def _pairs(source: Source, files: Iterator[tuple[str, Path]], read_batches: ReadBatches) -> Pairs:
     spec = read_spec(source)
     folder = source.root.parent if source.root.is_file() else source.root
     images = Images(source, source.image_folder() if source.images else folder)
     numbers: Counter[str] = Counter()
     for split, path in files:
-        split = split if split.isidentifier() else "all"
+        split = split_name(split)
         for batch, own in _batches(path, spec, read_batches):
             features = _features(batch.schema)
             reader = FieldReader(source, own, images)

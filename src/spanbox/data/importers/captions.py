@@ -1,5 +1,6 @@
 """Sources of plain pairs: Flickr8k, CSV and TSV, and any JSON whose fields a small YAML names."""
 
+import codecs
 import csv
 import json
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ def _json_records(path: Path, spec: FieldSpec) -> Iterator[tuple[int, object]]:
     try:
         content = json.loads(read_json(path))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON, or was cut off ({error})") from None
+        lines = "; if each line is an object, rename it to .jsonl" if "Extra data" in str(error) else ""
+        raise DataError(f"{path}: is not JSON, or was cut off ({error}){lines}") from None
     records = get_field(content, spec.records) if spec.records else content
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a list of records; name the field that holds it as `records` in the --spec")
@@ -93,6 +95,9 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
             missing = [column for column in columns.values() if column not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{path}: has no column {missing[0]!r}, but {', '.join(reader.fieldnames or ())[:200]}")
+            twice = [column for column in columns.values() if list(reader.fieldnames or ()).count(column) > 1]
+            if twice:
+                raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
             for number, row in enumerate(reader, start=1):
                 values = {name: row.get(column) for name, column in columns.items()}
                 if not values["image"] or not values["text"]:
@@ -133,8 +138,10 @@ def _utf8_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
             yield file
         except UnicodeDecodeError as error:
             place = error.object[max(0, error.start - 20) : error.start + 20]
+            is_utf16 = place.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            known = "utf-16" if is_utf16 else "ENCODING (gb18030 of Chinese, windows-1252 of Western texts)"
             raise DataError(
-                f"{path}: is not UTF-8, at {place!r}; save it as UTF-8, as by iconv -f gb18030 -t utf-8 FILE"
+                f"{path}: is not UTF-8, at {place!r}; save it as UTF-8, as by iconv -t utf-8 FILE -f {known}"
             ) from None
 
 

@@ -1,6 +1,7 @@
 """The one loop of all importers: records of a source, in their order, to a manifest per split.
 
-An importer is a function from a `Source` to (split, record) pairs. The driver checks and writes the records, makes ids
+An importer is a function from a `Source` to (split, record) pairs. An entity that lost its boxes, since none can be
+used, is `ambiguous`: the image may show it. The driver checks and writes the records, makes ids
 unique, clips boxes, counts and lists what was left out, and shows progress. A second import gives the same files.
 """
 
@@ -31,6 +32,7 @@ from spanbox.errors import DataError
 from spanbox.files import check_no_input, check_writable_file, check_writable_folder, removing_new_folders, replacing
 
 LISTED = 1000  # oddities of each kind that are listed by name; all are counted
+MOST_SPLITS = 100  # each is an open file
 MAX_JSON_BYTES = 4 * 1024**3
 
 # Beginnings of files of images, as patterns, with the endings of their names.
@@ -97,6 +99,7 @@ def run_import(name: str, importer: Importer, source: Source, on_progress: OnPro
 def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress | None) -> ImportSummary:
     check_writable_folder(source.out)
     check_writable_file(source.out / "import.json", ".json")
+    check_no_input(source.out / "import.json", [source.root])
     counts: dict[str, Counter[str]] = {}
     done = 0
     with ExitStack() as stack:
@@ -104,6 +107,12 @@ def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress 
         try:
             for split, record in importer(source):
                 if split not in files:
+                    if len(files) == MOST_SPLITS:
+                        named = ", ".join([*files][:3])
+                        raise DataError(
+                            f"{source.root}: has more than {MOST_SPLITS} splits ({named}, ...); name another field as "
+                            "`split` in the --spec, or none"
+                        )
                     path = source.out / f"{split}.jsonl"
                     check_no_input(path, [source.root])
                     check_writable_file(path, ".jsonl")
@@ -239,9 +248,10 @@ class Images:
 
 
 def whole_text(text: str, box: Box | None, kind: str = "") -> tuple[Entity, ...]:
-    """The entity that is the whole text; none where the text is empty."""
+    """The entity that is the whole text, with its box, if that can be used; none where the text is empty."""
     start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-    return (Entity(start, end, kind, boxes=(box,) if box else ()),) if end > start else ()
+    boxes = (box,) if box else ()
+    return (Entity(start, end, kind, boxes=boxes, ambiguous=not boxes),) if end > start else ()
 
 
 def proposal(box: Box, label: str) -> ObjectBox:

@@ -22,6 +22,9 @@ from spanbox.settings import Settings
 
 _WHOLE = {"pixels": None, "fractions": 1.0, "percent": 100.0, "thousandths": 1000.0}
 _ROUNDING = 1.0  # pixels by which a box may leave its image without being reported
+_SHARD = re.compile(r"-\d+(-of-\d+(-[0-9a-f]+)?)?$")  # `datasets` once added a fingerprint
+_KNOWN_SPLIT = re.compile(r"(?:.*?[-_])?((?i:train|val|valid|validation|dev|test|eval)(?:[-_\dA-Z][\w-]*)?)")
+_LAST_PART = re.compile(r"(?:.*[-_])?([^\W\d]\w*)")
 
 
 class EntityFields(Settings):
@@ -128,7 +131,7 @@ class FieldReader:
             return self._box(values, size, split, record_id)
 
         objects = self._objects(content, box)
-        group, lang = (str(get_field(content, name) or "") if name else "" for name in (spec.group, spec.lang))
+        group, lang = (_name(content, name) for name in (spec.group, spec.lang))
         entities = self._entities(content, texts, box)
         return [
             Record(one, image, text, group, lang, found, objects)
@@ -166,16 +169,17 @@ class FieldReader:
     ) -> list[tuple[Entity, ...]]:
         """The entities of each text. Those that are named by their text may be in some of several texts only."""
         fields = self._spec.entities
-        found: list[list[Entity]] = [[] for _ in texts]
+        entities: list[list[Entity]] = [[] for _ in texts]
         for entry in _list(content, fields.list) if fields else ():
             assert fields is not None
-            boxes = _boxes(entry, fields, box)
-            kind = str(get_field(entry, fields.type) or "") if fields.type else ""
-            places = _places(entry, fields, texts, [[(e.start, e.end) for e in own] for own in found])
-            for own, place in zip(found, places, strict=True):
+            given = _boxes(entry, fields.boxes)
+            boxes = tuple(found for values in given if (found := box(values)))
+            kind = _name(entry, fields.type)
+            places = _places(entry, fields, texts, [[(e.start, e.end) for e in own] for own in entities])
+            for own, place in zip(entities, places, strict=True):
                 if place is not None:
-                    own.append(Entity(*place, kind, boxes=boxes))
-        return [tuple(own) for own in found]
+                    own.append(Entity(*place, kind, boxes=boxes, ambiguous=bool(given) and not boxes))
+        return [tuple(own) for own in entities]
 
     def _objects(self, content: object, box: Callable[[object], Box | None]) -> tuple[ObjectBox, ...]:
         fields = self._spec.objects
@@ -187,8 +191,7 @@ class FieldReader:
             if score is not None and not _is_number(score):
                 raise _Unusable(f"{score!r} is no score")
             if place is not None:
-                label = str(get_field(entry, fields.label) or "") if fields.label else ""
-                found.append(ObjectBox(place, 1.0 if score is None else float(score), label))
+                found.append(ObjectBox(place, 1.0 if score is None else float(score), _name(entry, fields.label)))
         return tuple(found)
 
     def _box(self, values: object, size: tuple[int, int] | None, split: str, record_id: str) -> Box | None:
@@ -209,11 +212,12 @@ class FieldReader:
         return box
 
 
-def _boxes(entry: object, fields: EntityFields, box: Callable[[object], Box | None]) -> tuple[Box, ...]:
-    given = get_field(entry, fields.boxes) if fields.boxes else []
-    if isinstance(given, list) and given and not isinstance(given[0], list):
-        given = [given]
-    return tuple(found for values in (given if isinstance(given, list) else []) if (found := box(values)))
+def _boxes(entry: object, name: str | None) -> list[object]:
+    """The boxes of an entity, given as one box or as a list of boxes."""
+    given = get_field(entry, name) if name else None
+    if given is not None and not isinstance(given, list):
+        raise _Unusable(f"{name}: {given!r:.100} is no box and no list of boxes")
+    return [given] if given and not isinstance(given[0], list) else given or []
 
 
 def _places(
@@ -227,7 +231,7 @@ def _places(
             raise _Unusable(f"the text has no {name!r}")
         return places
     first, last = (get_field(entry, name) if name else None for name in (fields.start, fields.end))
-    if not isinstance(first, int) or not isinstance(last, int):
+    if type(first) is not int or type(last) is not int:
         raise _Unusable(f"an entity without whole numbers as start and end: {first!r}, {last!r}")
     if len(texts) > 1:
         raise _Unusable(f"an entity at [{first}, {last}) of one of {len(texts)} texts: unknown of which")
@@ -243,8 +247,26 @@ def _find(text: str, name: str, taken: list[tuple[int, int]]) -> tuple[int, int]
 
 def split_name(given: object) -> str:
     """The name of a split, which becomes that of a file; `all` for what cannot be one."""
-    name = str(given or "all")
-    return name if name.isidentifier() else "all"
+    name = "all" if given is None else str(given)
+    return name if re.fullmatch(r"\w[\w-]*", name) else "all"
+
+
+def known_split(name: str) -> str | None:
+    """The split that the name of a folder or file, without its ending, ends with: `val_unseen` of `coco-val_unseen`."""
+    found = _KNOWN_SPLIT.fullmatch(_SHARD.sub("", name))
+    return found[1] if found else None
+
+
+def split_of_file(stem: str, folder: str = "") -> str:
+    """The split of a file: a known one of its name or of its folder's, else the last part of the latter.
+
+    Args:
+        stem: the name without its ending; numbers of shards are passed over.
+        folder: the name of the folder, where it may be that of a split.
+    """
+    known = known_split(stem) or known_split(folder)
+    named = _LAST_PART.fullmatch(folder or _SHARD.sub("", stem))
+    return known or (named[1] if named else "all")
 
 
 def get_field(content: object, name: str | None) -> Any:
@@ -255,6 +277,12 @@ def get_field(content: object, name: str | None) -> Any:
         else:
             content = content.get(part) if isinstance(content, dict) else None
     return content
+
+
+def _name(content: object, name: str | None) -> str:
+    """The value of a field as text, such as the number of a class, which may be 0; empty where there is none."""
+    found = get_field(content, name) if name else None
+    return "" if found is None or found != found else str(found)  # NaN: none, as tables of pandas have it
 
 
 def _text(content: object, name: str) -> str:
@@ -270,7 +298,7 @@ def _texts(content: object, name: str) -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         kinds = sorted({type(text).__name__ for text in texts}) or ["an empty list"]
         raise _Unusable(f"{name}: expected text, found {', '.join(kinds)}")
-    return [text.strip() for text in texts] if isinstance(found, list) else texts
+    return [text.strip() for text in texts] if len(texts) > 1 else texts  # offsets are those of a text as it is
 
 
 def _list(content: object, name: str) -> Iterator[Any]:
@@ -287,6 +315,6 @@ def _list(content: object, name: str) -> Iterator[Any]:
 
 def _is_number(value: object) -> bool:
     try:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond all floats
         return False

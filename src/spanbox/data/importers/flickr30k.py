@@ -50,7 +50,7 @@ def _records(
     images: Images,
     unrelated: set[tuple[str, int]],
 ) -> Iterator[Record]:
-    boxes, scenes = _boxes(source, split, image_id, annotations / f"{image_id}.xml")
+    boxes, unclear = _boxes(source, split, image_id, annotations / f"{image_id}.xml") or ({}, None)
     image = images.path(split, f"{image_id}.jpg")
     content = read_file(path, MAX_BYTES).decode("utf-8-sig", errors="replace")
     for number, line in enumerate(content.split("\n")):  # not splitlines(): U+2028 may be within a caption
@@ -67,7 +67,11 @@ def _records(
             continue
         entities = tuple(
             Entity(
-                start, end, kind, boxes=tuple(boxes.get(chain, ())), ambiguous=chain in scenes and chain not in boxes
+                start,
+                end,
+                kind,
+                boxes=tuple(boxes.get(chain, ())),
+                ambiguous=chain not in (NOT_VISUAL, *boxes) and (unclear is None or chain in unclear),
             )
             for start, end, chain, kind in phrases
         )
@@ -103,33 +107,37 @@ def parse_sentence(line: str) -> tuple[str, list[tuple[int, int, str, str]]]:
     return " ".join(words), phrases
 
 
-def _boxes(source: Source, split: str, image_id: str, path: Path) -> tuple[dict[str, list[Box]], set[str]]:
-    """The boxes of each chain, and the chains that are the whole scene or have no box for another reason."""
+def _boxes(source: Source, split: str, image_id: str, path: Path) -> tuple[dict[str, list[Box]], set[str]] | None:
+    """The boxes of each chain, and the chains that are the whole scene or have no box for another reason.
+
+    None: they are not known.
+    """
     boxes: dict[str, list[Box]] = {}
-    scenes: set[str] = set()
+    unclear: set[str] = set()
     if not is_file(path):
         source.note(split, "image without annotations", image_id, str(path))
-        return boxes, scenes
+        return None
     try:
         root = parse_xml(path)
     except DataError as error:
         source.note(split, "unreadable file of boxes", image_id, str(error))
-        return boxes, scenes
+        return None
     size = _size(root)
     for element in root.findall("object"):
         chains = [(name.text or "").strip() for name in element.findall("name")]
         corners = element.find("bndbox")
         if corners is None:
-            scenes.update(chains)
+            unclear.update(chains)
             continue
         box = _box(corners, size)
         if box is None:
             source.note(split, "unusable box", image_id, f"of chain {', '.join(chains)}")
+            unclear.update(chains)
             continue
         for chain in chains:
             if chain != NOT_VISUAL:
                 boxes.setdefault(chain, []).append(box)
-    return boxes, scenes
+    return boxes, unclear
 
 
 def _box(corners: Any, size: tuple[float, float] | None) -> Box | None:
@@ -175,7 +183,7 @@ def _unrelated(source: Source) -> set[tuple[str, int]]:
     if not is_file(path):
         return set()
     lines = (line.split() for line in _text(path).splitlines())
-    return {(parts[0], int(parts[1])) for parts in lines if len(parts) == 2 and parts[1].isdigit()}
+    return {(parts[0], int(parts[1])) for parts in lines if len(parts) == 2 and parts[1].isdecimal()}
 
 
 def _text(path: Path) -> str:

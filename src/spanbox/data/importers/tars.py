@@ -4,6 +4,7 @@ Images stay in their tars: the manifest names them as `shards/0001.tar/000017.jp
 one at a time, so that tars larger than the memory can be imported.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 
 from spanbox.data.importers import is_file, relative_folder
 from spanbox.data.importers.driver import Pairs, Source
+from spanbox.data.importers.fields import known_split
 from spanbox.data.line_index import OpenFile
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
 from spanbox.data.tar_index import REASONS, Member, TarIndex, members
@@ -25,7 +27,10 @@ Sample = dict[str, Member]  # by ending
 
 
 def webdataset(source: Source) -> Pairs:
-    """One `.tar` or a folder of them: `.jpg` (or another image) beside `.json` (a record, or a caption) or `.txt`."""
+    """One `.tar` or a folder of them: `.jpg` (or another image) beside `.json` (a record, or a caption) or `.txt`.
+
+    Tars such as `train-0001.tar` are of the split that they name.
+    """
     paths = [source.root] if source.root.is_file() else sorted(source.root.glob("*.tar"))
     if not paths:
         raise DataError(f"{source.root}: no .tar files")
@@ -35,19 +40,20 @@ def webdataset(source: Source) -> Pairs:
         index = TarIndex(path)  # refuses a tar that was cut off, before anything is made of it
         file = OpenFile(path)
         folder = f"{relative_folder(path.parent, source.out)}/{path.name}"
-        for stem, sample in _samples(source, path, index):
-            found = _record(source, f"{path.name}:{stem[:200]}", file, folder, stem, sample)
+        split = known_split(path.stem) or "all"
+        for stem, sample in _samples(source, split, path, index):
+            found = _record(source, split, f"{path.name}:{stem[:200]}", file, folder, stem, sample)
             if found is not None:
-                yield "all", found
+                yield split, found
 
 
-def _samples(source: Source, path: Path, index: TarIndex) -> Iterator[tuple[str, Sample]]:
+def _samples(source: Source, split: str, path: Path, index: TarIndex) -> Iterator[tuple[str, Sample]]:
     """The samples of a tar, in its order; members that are not read are left out."""
     stem, sample = "", Sample()
     for member in members(path):
         offset, _ = index.find(member.name) or (member.offset, 0)
         if offset in REASONS:
-            source.note("all", "member that is not read", f"{path.name}:{member.name[:200]}", REASONS[offset])
+            source.note(split, "member that is not read", f"{path.name}:{member.name[:200]}", REASONS[offset])
         folder, _, name = member.name.rpartition("/")
         own_stem, _, ending = name.partition(".")
         key = f"{folder}/{own_stem}"
@@ -65,10 +71,12 @@ class _Unusable(ValueError):
     pass
 
 
-def _record(source: Source, where: str, file: OpenFile, folder: str, stem: str, sample: Sample) -> Record | None:
+def _record(
+    source: Source, split: str, where: str, file: OpenFile, folder: str, stem: str, sample: Sample
+) -> Record | None:
     ending = next((ending for ending in IMAGES if ending in sample), None)
     if ending is None:
-        source.note("all", "sample without an image", where, f"it has {', '.join(sample)[:200]}")
+        source.note(split, "sample without an image", where, f"it has {', '.join(sample)[:200]}")
         return None
     record_id = _SAFE.sub("-", stem.strip("/")) or "sample"
     try:
@@ -76,18 +84,18 @@ def _record(source: Source, where: str, file: OpenFile, folder: str, stem: str, 
         image.encode()
         return _described(file, sample, record_id, image)
     except (msgspec.MsgspecError, UnicodeError, _Unusable, RecursionError) as error:
-        source.note("all", "unusable record", where, str(error))
+        source.note(split, "unusable record", where, str(error))
         return None
 
 
 def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Record:
     ending = next((ending for ending in TEXTS if ending in sample), None)
-    text = _content(file, sample[ending]).decode().strip() if ending else None
+    text = _content(file, sample[ending]).decode("utf-8-sig").strip() if ending else None
     if "json" not in sample:
         if text is None:
             raise _Unusable("has neither .json nor .txt")
         return Record(record_id, image, text)
-    content = msgspec.json.decode(_content(file, sample["json"]))
+    content = msgspec.json.decode(_content(file, sample["json"]).removeprefix(codecs.BOM_UTF8))
     if not isinstance(content, dict):
         raise _Unusable("its .json is no object")
     further = {name: value for name, value in content.items() if name not in Record.__struct_fields__}
@@ -100,9 +108,9 @@ def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Re
     text = text if text is not None else content.get("caption", content.get("text"))
     if not isinstance(text, str):
         raise _Unusable("its .json has no caption")
-    return Record(
-        record_id, image, text.strip(), meta={str(key): value for key, value in content.items() if key != "caption"}
-    )
+    named = {name: content[name] for name in ("group", "lang") if isinstance(content.get(name), str)}
+    meta = {key: value for key, value in content.items() if key not in ("caption", *named)}
+    return Record(record_id, image, text.strip(), **named, meta=meta)
 
 
 def _content(file: OpenFile, member: Member) -> bytes:

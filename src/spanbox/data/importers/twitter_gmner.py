@@ -192,7 +192,8 @@ def _records(tweets: list[Tweet], image_folder: str, folders: Folders, summary: 
         if record_id != tweet.image_id:
             summary.add("image used again", tweet.image_id, f"this pair is {record_id}, of the same group")
         shown = _image_size(tweet, folders, summary)
-        boxes = _boxes_by_name(tweet, folders, shown, summary)
+        boxes, unclear = _boxes_by_name(tweet, folders, shown, summary)
+        names = [tweet.text[start:end] for start, end, _ in tweet.mentions]
         record = Record(
             id=record_id,
             image=f"{image_folder}/{tweet.image_id}.jpg",
@@ -200,8 +201,8 @@ def _records(tweets: list[Tweet], image_folder: str, folders: Folders, summary: 
             group=tweet.image_id,
             lang="en",
             entities=tuple(
-                Entity(start, end, kind, boxes=tuple(boxes.get(tweet.text[start:end], ())))
-                for start, end, kind in tweet.mentions
+                Entity(start, end, kind, boxes=tuple(boxes.get(name, ())), ambiguous=name in unclear - boxes.keys())
+                for (start, end, kind), name in zip(tweet.mentions, names, strict=True)
             ),
             objects=_proposals(tweet, folders, shown, summary),
         )
@@ -223,26 +224,27 @@ def _image_size(tweet: Tweet, folders: Folders, summary: SplitSummary) -> tuple[
 
 def _boxes_by_name(
     tweet: Tweet, folders: Folders, shown: tuple[int, int] | None, summary: SplitSummary
-) -> dict[str, list[Box]]:
+) -> tuple[dict[str, list[Box]], set[str]]:
+    """The boxes of each name, and the names with boxes that cannot be used."""
+    names = {tweet.text[start:end] for start, end, _ in tweet.mentions}
     path = folders.boxes / f"{tweet.image_id}.xml"
     if not is_file(path):
         summary.counts["pairs without a file of boxes"] += 1
-        return {}
+        return {}, set()
     try:
         annotation = read_voc(path)
     except DataError as error:
         summary.add("unreadable file of boxes", tweet.image_id, str(error))
-        return {}
+        return {}, names
     for fault in annotation.unusable:
         summary.add("unusable box", tweet.image_id, fault)
-    names = {tweet.text[start:end] for start, end, _ in tweet.mentions}
     for name in sorted(annotation.boxes.keys() - names):
         count = len(annotation.boxes[name])
         summary.add(
             "name that matches no entity", tweet.image_id, f"{name!r}, {count} box{'es' * (count > 1)} left out"
         )
     _compare_sizes("boxes", annotation.size, shown, tweet, summary)
-    return annotation.boxes
+    return annotation.boxes, annotation.names_of_unusable
 
 
 def _proposals(

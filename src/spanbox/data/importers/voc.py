@@ -30,6 +30,7 @@ class VocFile:
     size: tuple[int, int] | None  # width and height of the image that was annotated, where given
     boxes: dict[str, list[Box]]  # by name, white space collapsed; a name may recur
     unusable: list[str]  # boxes that were left out, in words
+    names_of_unusable: set[str]  # a name may have usable boxes too
 
 
 def read_voc(path: Path) -> VocFile:
@@ -41,6 +42,7 @@ def read_voc(path: Path) -> VocFile:
     root = parse_xml(path)
     boxes: dict[str, list[Box]] = {}
     unusable: list[str] = []
+    names: set[str] = set()
     # Direct children alone: looking through all levels would take quadratic time where objects are nested.
     found = [(element, corners) for element in root.findall("object") for corners in element.findall("bndbox")]
     if len(found) > MAX_BOXES:
@@ -51,9 +53,10 @@ def read_voc(path: Path) -> VocFile:
         box = _box(texts)
         if box is None:
             unusable.append(f"{name!r}: {texts} has no area or is not a box")
+            names.add(name)
         else:
             boxes.setdefault(name, []).append(box)
-    return VocFile(_size(root), boxes, unusable)
+    return VocFile(_size(root), boxes, unusable, names)
 
 
 def parse_xml(path: Path) -> Any:
