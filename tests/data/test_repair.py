@@ -51,8 +51,8 @@ def test_boxes_of_another_convention(tmp_path: Path) -> None:
         tmp_path / "m.jsonl", [with_boxes(r, lambda b: (b[0], b[1], b[2] - b[0], b[3] - b[1])) for r in good]
     )
     before = (tmp_path / "m.jsonl").read_bytes()
-    counts = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
-    assert {name: count for name, count in counts.items() if count} == {
+    done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert done == {
         "boxes of entities, x y width height in pixels: converted": 80,
         "boxes of objects, x y width height in pixels: converted": 40,
     }
@@ -77,11 +77,13 @@ def test_boxes_of_images_that_are_not_there_yet(tmp_path: Path) -> None:
     fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
     for found, expected in zip(Manifest(tmp_path / "fixed.jsonl"), good, strict=True):
         np.testing.assert_allclose(found.entities[0].boxes, expected.entities[0].boxes, atol=0.01)
-    counts = fix_manifest(tmp_path / "f.jsonl", tmp_path / "fixed.jsonl")
-    assert {name: count for name, count in counts.items() if count} == {
+    done, left = fix_manifest(tmp_path / "f.jsonl", tmp_path / "fixed.jsonl")
+    assert done == {
         "boxes of entities, x0 y0 x1 y1 in fractions: converted": 72,
-        "boxes of entities, x0 y0 x1 y1 in fractions, of images that cannot be read: not converted": 8,
         "boxes of objects, x0 y0 x1 y1 in fractions: converted": 36,
+    }
+    assert left == {
+        "boxes of entities, x0 y0 x1 y1 in fractions, of images that cannot be read: not converted": 8,
         "boxes of objects, x0 y0 x1 y1 in fractions, of images that cannot be read: not converted": 4,
     }
 
@@ -92,7 +94,7 @@ def test_without_any_image_no_convention_of_boxes_is_certain(tmp_path: Path, con
     for record in good:
         (tmp_path / record.image).unlink()
     write_manifest(tmp_path / "m.jsonl", [with_boxes(record, convert) for record in good])
-    assert fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total() == 0
+    assert fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").done.total() == 0
 
 
 def test_offsets_of_another_convention(tmp_path: Path) -> None:
@@ -111,8 +113,8 @@ def test_offsets_of_another_convention(tmp_path: Path) -> None:
         for r in good
     ]
     write_manifest(tmp_path / "m.jsonl", bad)
-    counts = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
-    assert {name: count for name, count in counts.items() if count} == {"spans look like byte offsets: converted": 40}
+    done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert done == {"spans look like byte offsets: converted": 40}
     assert {r.span_text(r.entities[1]) for r in Manifest(tmp_path / "fixed.jsonl")} == {"sat"}
 
 
@@ -129,8 +131,8 @@ def test_names_ids_groups_and_repetitions(tmp_path: Path) -> None:
             Record("4", "none.png", "none", meta={"kept": 1}, relevance=0.5),
         ],
     )
-    counts = fix_manifest(tmp_path / "m.jsonl", tmp_path / "out" / "fixed.jsonl")
-    assert {name: count for name, count in counts.items() if count} == {
+    done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "out" / "fixed.jsonl")
+    assert done == {
         "names of images in another spelling: corrected": 1,
         "pairs given twice: removed": 1,
         "ids used twice: made unique": 1,
@@ -150,8 +152,34 @@ def test_what_is_not_certain_stays(tmp_path: Path) -> None:
     """Ten boxes of another format are too few, and a box without area has no certain repair."""
     bad = [with_boxes(r, lambda b: (b[0], b[1], b[2] - b[0], b[3] - b[1])) for r in records(tmp_path, 5)]
     write_manifest(tmp_path / "m.jsonl", [*bad, Record("x", "0.png", "x", entities=(Entity(0, 9),))])
-    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    done, left = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert not done
+    format = "x y width height in pixels: not converted, since fewer than 20 boxes show it"
+    assert left.keys() == {f"boxes of entities, {format}", f"boxes of objects, {format}"}
     assert (tmp_path / "fixed.jsonl").read_bytes() == (tmp_path / "m.jsonl").read_bytes()
+
+
+def test_a_convention_that_some_boxes_contradict_stays(tmp_path: Path) -> None:
+    good = records(tmp_path)
+    bad = [with_boxes(record, lambda b: (*b[:2], b[2] - b[0], b[3] - b[1])) for record in good]
+    width, _ = load_image(tmp_path / good[0].image).size
+    box = (width - 20.0, 5.0, width - 10.0, 9.0)
+    odd = Record("odd", good[0].image, "an odd one", entities=(Entity(3, 6, boxes=(box,)),))
+    write_manifest(tmp_path / "m.jsonl", [*bad, odd])
+    done, left = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert list(done) == ["boxes of objects, x y width height in pixels: converted"]
+    assert list(left) == [
+        "boxes of entities, x y width height in pixels: not converted, contradicted by 1 of its boxes"
+    ]
+
+
+def test_offsets_that_few_spans_show_stay(tmp_path: Path) -> None:
+    text = "一只猫 sat"
+    few = [Record(str(n), "none.png", text, entities=(Entity(10, 13),)) for n in range(5)]
+    write_manifest(tmp_path / "m.jsonl", few)
+    done, left = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert not [name for name in done if "spans" in name]
+    assert left == {"spans look like byte offsets: not converted, since fewer than 20 spans show it": 5}
 
 
 def test_small_boxes_are_not_taken_for_percent(tmp_path: Path) -> None:
@@ -166,7 +194,7 @@ def test_small_boxes_are_not_taken_for_percent(tmp_path: Path) -> None:
             )
         )
     write_manifest(tmp_path / "m.jsonl", made)
-    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").done.total()
     assert Manifest(tmp_path / "fixed.jsonl")[:] == made
 
 
@@ -179,21 +207,21 @@ def test_boxes_at_the_edges_of_upright_and_wide_photographs_stay(tmp_path: Path)
             Record(str(number), f"{number}.png", "it", entities=(Entity(0, 2, boxes=((0.0, 0.0, *map(float, size)),)),))
         )
     write_manifest(tmp_path / "m.jsonl", made)
-    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").done.total()
     assert Manifest(tmp_path / "fixed.jsonl")[:] == made
 
 
 def test_an_image_name_that_the_system_refuses_stays(tmp_path: Path) -> None:
     made = [Record("1", "a" * 300 + ".png", "a cat"), Record("2", "a\0b.png", "a dog")]
     write_manifest(tmp_path / "m.jsonl", made)
-    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").done.total()
     assert Manifest(tmp_path / "fixed.jsonl")[:] == made
 
 
 def test_of_two_spellings_none_is_certain(tmp_path: Path) -> None:
     noise(tmp_path / "cat.png", (30, 20), 0), noise(tmp_path / "CAT.png", (30, 20), 1)
     write_manifest(tmp_path / "m.jsonl", [Record("1", "Cat.png", "a cat")])
-    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").total()
+    assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").done.total()
 
 
 def test_it_refuses_to_replace_the_manifest_and_stops_at_a_line_that_is_no_record(tmp_path: Path) -> None:

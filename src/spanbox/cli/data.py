@@ -208,11 +208,10 @@ def fix(
     with removing_new_folders(out.parent):
         check_writable_file(out, ".jsonl")
         with progress_of("repairing") as on_progress:
-            repaired = fix_manifest(manifest, out, on_progress)
-    for name, count in repaired.items():
-        if count:
-            print(f"{count:,} {name}")
-    print(f"Repaired: {out}" if repaired.total() else f"Nothing to repair with certainty; copied to {out}")
+            done, left = fix_manifest(manifest, out, on_progress)
+    for name, count in (*done.items(), *left.items()):
+        print(f"{count:,} {name}")
+    print(f"Repaired: {out}" if done.total() else f"Nothing to repair with certainty; copied to {out}")
     print(f"Next: spanbox data check {out}")
 
 

@@ -7,6 +7,7 @@ reading. Everything else is left for a person; the original is never changed.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -37,8 +38,15 @@ CERTAIN = 20  # boxes or spans that have to contradict the documented convention
 OnProgress = Callable[[int, int], None]  # (lines done, lines in all)
 
 
-def fix_manifest(path: Path, out: Path, on_progress: OnProgress | None = None) -> Counter[str]:
-    """Write a repaired copy of a manifest, and return how many of each thing were repaired.
+class Repairs(NamedTuple):
+    """How many of each thing were repaired, and how many were not, with the reason."""
+
+    done: Counter[str]
+    left: Counter[str]
+
+
+def fix_manifest(path: Path, out: Path, on_progress: OnProgress | None = None) -> Repairs:
+    """Write a repaired copy of a manifest.
 
     Repairs: boxes and offsets of another convention; names of images in another spelling; ids used twice; images of
     equal pixels in different groups; pairs given twice with all their annotations.
@@ -59,11 +67,12 @@ class _Repair:
     def __init__(self, path: Path, out: Path, on_progress: OnProgress | None) -> None:
         self.path, self.out, self.on_progress = path, out, on_progress
         self.counts: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
         self.boxes = {source: BoxStatistics(source) for source in ("entities", "objects")}
         self.spans = SpanStatistics()
         self.total = sum(1 for _ in manifest_lines(path))
 
-    def run(self) -> Counter[str]:
+    def run(self) -> Repairs:
         folder = self.path.parent.resolve()
         for number, record in self._records(0):
             facts = _facts(folder / _found_image(record, folder), decode=False)
@@ -71,7 +80,7 @@ class _Repair:
             for field, box in named_boxes(record):
                 self.boxes[field.partition("[")[0]].add(box, record.image, facts, number)
         write_manifest(self.out, self._repaired(folder))
-        return self.counts
+        return Repairs(+self.counts, +self.left)
 
     def _records(self, done: int) -> Iterator[tuple[int, Record]]:
         for count, (number, _, line) in enumerate(manifest_lines(self.path), start=1):
@@ -80,11 +89,7 @@ class _Repair:
                 self.on_progress(done + count, 2 * self.total)
 
     def _repaired(self, folder: Path) -> Iterator[Record]:
-        kind = self.spans.reading()
-        read_span = kind if kind and _is_certain_span(self.spans, kind) else None
-        known = {source: statistics for source, statistics in self.boxes.items() if statistics.has_images}
-        readings = {source: statistics.reading() for source, statistics in known.items()}
-        readings = {source: reading for source, reading in readings.items() if _is_certain(reading)}
+        read_span, readings = self._certain_span(), self._certain_boxes()
         ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()
         for _, record in self._records(self.total):
             named = self._with_found_image(record, folder)
@@ -104,6 +109,34 @@ class _Repair:
             new_id = ids.add(repaired.id)
             self.counts["ids used twice: made unique"] += new_id != repaired.id
             yield relocated(msgspec.structs.replace(repaired, id=new_id), folder, self.out.parent.resolve())
+
+    def _certain_span(self) -> str | None:
+        kind = self.spans.reading()
+        if kind is None:
+            return None
+        says, contradict = self.spans.wrong_as_given[kind], self.spans.wrong_as_read[kind]
+        return kind if self._is_certain(kind, "spans", says, contradict) else None
+
+    def _certain_boxes(self) -> dict[str, Reading]:
+        certain = {}
+        for source, statistics in self.boxes.items():
+            if not statistics.has_images:
+                continue
+            reading = statistics.reading()
+            if not reading.format or reading.is_as_documented:
+                continue
+            kind = f"boxes of {source}, {reading.format} in {reading.unit}"
+            if self._is_certain(kind, "boxes", reading.says, reading.contradict):
+                certain[source] = reading
+        return certain
+
+    def _is_certain(self, kind: str, things: str, says: int, contradict: int) -> bool:
+        """Whether a convention may be converted; the reason is kept if it may not."""
+        if contradict:
+            self.left[f"{kind}: not converted, contradicted by {contradict:,} of its {things}"] = says
+        elif says < CERTAIN:
+            self.left[f"{kind}: not converted, since fewer than {CERTAIN} {things} show it"] = says
+        return not contradict and says >= CERTAIN
 
     def _with_found_image(self, record: Record, folder: Path) -> Record:
         found = _found_image(record, folder)
@@ -135,7 +168,7 @@ class _Repair:
             reading = readings[source]
             kind = f"boxes of {source}, {reading.format} in {reading.unit}"
             if facts is None and reading.unit != PIXELS:
-                self.counts[f"{kind}, of images that cannot be read: not converted"] += len(boxes)
+                self.left[f"{kind}, of images that cannot be read: not converted"] += len(boxes)
                 return boxes
             converted = _converted(boxes, facts, image, reading)
             if converted != boxes:
@@ -174,14 +207,6 @@ def _converted(boxes: tuple[Box, ...], facts: ImageFacts | None, image: Path, re
     shown, stored = (np.full((len(boxes), 2), size, dtype=np.float64) for size in sizes)
     converted = as_documented(Boxes(np.array(boxes, dtype=np.float64), shown, stored), reading)
     return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in converted.round(3).tolist())
-
-
-def _is_certain(reading: Reading) -> bool:
-    return bool(reading.format) and not reading.is_as_documented and reading.says >= CERTAIN and not reading.contradict
-
-
-def _is_certain_span(statistics: SpanStatistics, kind: str) -> bool:
-    return statistics.wrong_as_given[kind] >= CERTAIN and not statistics.wrong_as_read[kind]
 
 
 def _facts(path: Path, *, decode: bool) -> ImageFacts | None:
