@@ -123,6 +123,20 @@ class TestSaving:
             save(step)
         assert steps(store) == ["step-1000000", "step-1000001"]
 
+    def test_copies_under_other_names_are_left_alone(self, store: CheckpointStore, save: Any) -> None:
+        for step, copy in ((1, "step-000001-good"), (2, "step-000002 (copy)"), (3, "step-000003.old")):
+            shutil.copytree(save(step), store.folder / copy)
+        save(4)
+        (store.folder / "last").unlink()
+        assert steps(store) == [
+            "step-000001-good",
+            "step-000002 (copy)",
+            "step-000003",
+            "step-000003.old",
+            "step-000004",
+        ]
+        assert last_checkpoint(store.folder) == store.folder / "step-000004"
+
     def test_the_newest_is_not_written_again_since_it_would_be_missing_meanwhile(
         self, store: CheckpointStore, save: Any
     ) -> None:
