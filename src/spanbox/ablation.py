@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spanbox.config import list_problems, load_config
 from spanbox.data.manifest import check_manifest_file
-from spanbox.documents import DocumentError, read_json, read_yaml
+from spanbox.documents import DocumentError, parse_yaml, quoted, read_json, read_yaml
 from spanbox.errors import ConfigError
 from spanbox.files import write_text
 from spanbox.processes import Jobs
@@ -213,7 +213,22 @@ def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[li
 def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> list[str]:
     budget = f"train.steps={plan.steps}" if plan.steps else f"train.minutes={plan.minutes}"
     subset = [f"data.subset={plan.subset}"] if plan.subset else []
-    return [*plan.overrides, *subset, budget, *plan.variants[variant], f"seed={seed}", f"run.dir={folder}"]
+    return [
+        *plan.overrides,
+        *subset,
+        budget,
+        *plan.variants[variant],
+        f"seed={seed}",
+        f"run.dir={_as_yaml(str(folder))}",
+    ]
+
+
+def _as_yaml(text: str) -> str:
+    """Plain where YAML reads it as it is, as in the commands of earlier runs; in quotes where it has ` #`, say."""
+    try:
+        return text if parse_yaml(text) == text else quoted(text)
+    except DocumentError:
+        return quoted(text)
 
 
 def _run_folder(out: Path, variant: str, seed: int) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from spanbox.config import load_config
 from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
 from spanbox.data.manifest import Manifest, relocated, write_manifest
-from spanbox.documents import DocumentError, read_json
+from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
@@ -124,8 +124,8 @@ def _train_folds(
         _write_part(manifest, own, held_out)
         own_places = set(own)
         _write_part(manifest, [place for place in range(len(manifest)) if place not in own_places], train)
-        settings = [*overrides, f"data.train={json.dumps(str(train))}", "data.val=null"]
-        commands.append(["train", recipe, *settings, f"run.dir={json.dumps(str(folder / f'run-{number}'))}"])
+        settings = [*overrides, f"data.train={quoted(str(train))}", "data.val=null"]
+        commands.append(["train", recipe, *settings, f"run.dir={quoted(str(folder / f'run-{number}'))}"])
     runs = [folder / f"run-{number}" for number in range(len(members))]
 
     def train_one(number: int) -> None:

@@ -112,6 +112,11 @@ class TestMovedRuns:
         assert losses(copied)[:6] == losses(run.run_dir)
         assert load_config(str(copied / "config.yaml")).run.dir == str(copied)
 
+    @pytest.mark.parametrize("name", ["小 😀", "a: b #1"])
+    def test_whatever_the_folder_is_called(self, name: str, copied: Path) -> None:
+        folder = copied.rename(copied.with_name(name))
+        assert load_config(str(folder / "config.yaml")).run.dir == str(folder)
+
     def test_run_dir_on_the_command_line_counts(self, copied: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="other: nothing to resume"):
             self.resumed(copied, f"run.dir={tmp_path / 'other'}")
