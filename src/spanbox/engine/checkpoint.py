@@ -85,6 +85,8 @@ class CheckpointStore:
         with _explained_saving(target):
             self._remove_leftovers()
             if target != last_checkpoint(self.folder):  # else it exists already, and must never be missing
+                if _pointed_at(self.folder, "best") == target:  # of a run that went back to an earlier step
+                    remove_entry(self.folder / "best")
                 self._write(target, weights, trainer_state, metrics)
             if best:
                 self._point("best", target)
