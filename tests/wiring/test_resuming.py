@@ -194,6 +194,14 @@ class TestChangedSettings:
         with pytest.raises(ConfigError, match=r"^train\.best_metric=retrieval\.i2t\.median_rank .* cannot be compared"):
             train(load_config(str(copied / "config.yaml"), overrides))
 
+    def test_the_pairs_that_the_best_checkpoint_was_chosen_on(self, copied: Path, scenes: Path, tmp_path: Path) -> None:
+        config = str(copied / "config.yaml")
+        other = ["train.resume=true", "train.steps=7", f"data.val={scenes / 'test.jsonl'}"]
+        with pytest.raises(ConfigError, match=r"^data\.val=.*test\.jsonl .* cannot be compared"):
+            train(load_config(config, other))
+        moved = Path(shutil.copytree(scenes, tmp_path / "moved")) / "val.jsonl"
+        assert train(load_config(config, [*other, f"data.val={moved}"])).step == 7
+
     def test_a_rate_can_be_set_on_resume(self, copied: Path) -> None:
         overrides = ["train.resume=true", "train.steps=7", "train.optimiser.lr=1e-5"]
         assert train(load_config(str(copied / "config.yaml"), overrides)).step == 7
