@@ -171,7 +171,8 @@ def _new_model(config: RunConfig, pretrained: Path | None, manifest: Manifest) -
     if pretrained is not None:
         objective = build_objective(config)
         encoder, tokenizer = model_of_another_run(find_checkpoint(pretrained), config, objective, "--from")
-        temperature = objective.temperatures().get("fine", temperature)
+        if config.loss.fine.used:  # else nothing learned the temperature of spans and regions
+            temperature = objective.temperatures()["fine"]
     else:
         tokenizer = make_tokenizer(config, manifest)
         encoder = build_model(config.model, tokenizer.pad_token_id)
