@@ -14,6 +14,7 @@ import yaml
 import miniature
 from spanbox.ablation import AblationPlan, collect, load_plan, markdown, run_plan, write_csv
 from spanbox.cli.main import app
+from spanbox.config import dump_config, load_config, without_actions
 from spanbox.engine.stopping import StopRequest
 from spanbox.errors import ConfigError, DataError, TrainingError
 from spanbox.processes import Jobs
@@ -214,6 +215,35 @@ class TestRuns:
         with pytest.raises(error, match=message):
             run_plan(plan, tmp_path / "runs")
         assert commands == [last]
+
+    @pytest.mark.parametrize("name", ["base", "lr #2", "a: b", "大 😀", "'it"])
+    def test_each_run_is_in_the_folder_of_its_variant(self, name: str, commands: list[str], tmp_path: Path) -> None:
+        data = pairs_of(tmp_path)
+        overrides = [f"data.train={data}", "data.val=null"]
+        fields = {"seeds": [0], "variants": {name: []}, "metrics": ["retrieval.i2t.r1"]}
+        path = write_plan(tmp_path, overrides=overrides, test=str(data), **fields)
+        run_plan(load_plan(path), tmp_path / "runs #1")
+        folder = tmp_path / "runs #1" / f"{name}-0"
+        (_, recipe, *settings), _ = json.loads((folder / "commands.json").read_text(encoding="utf-8"))
+        assert commands == [f"{name}, seed 0"]
+        assert load_config(recipe, settings).run.dir == str(folder)
+
+    def test_runs_of_a_recipe_that_was_changed_since_are_refused(self, commands: list[str], tmp_path: Path) -> None:
+        data, recipe = pairs_of(tmp_path), tmp_path / "recipe.yaml"
+        recipe.write_text(dump_config(load_config("demo", [f"data.train={data}", "data.val=null"])), encoding="utf-8")
+        fields = {"seeds": [0], "variants": {"base": []}, "metrics": ["retrieval.i2t.r1"], "recipe": str(recipe)}
+        plan = load_plan(write_plan(tmp_path, test=str(data), **fields))
+        run_plan(plan, tmp_path / "runs")
+        folder = tmp_path / "runs" / "base-0"
+        (_, _, *settings), _ = json.loads((folder / "commands.json").read_text(encoding="utf-8"))
+        trained = without_actions(load_config(str(recipe), settings))
+        (folder / "config.yaml").write_text(dump_config(trained), encoding="utf-8")
+        run_plan(plan, tmp_path / "runs")
+        assert commands == ["base, seed 0"]
+        other = load_config(str(recipe), ["train.optimiser.lr=0.5"])
+        recipe.write_text(dump_config(other), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings"):
+            run_plan(plan, tmp_path / "runs")
 
     @pytest.mark.parametrize("missing", ["test", "data.train", "data.val"])
     def test_a_manifest_that_is_missing_costs_no_run(self, missing: str, commands: list[str], tmp_path: Path) -> None:

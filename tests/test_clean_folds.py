@@ -1,6 +1,7 @@
 """`spanbox data clean` as a whole, in miniature: folds, resuming, outputs, refusals."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import miniature
 from spanbox.cleaning import clean, fold_members
+from spanbox.config import dump_config, load_config
 from spanbox.data.cleaning import Policies
 from spanbox.data.manifest import Manifest, Record, write_manifest
 from spanbox.engine.stopping import StopRequest
@@ -27,8 +29,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs the commands of the folds here, which takes a tenth of the time; returns them."""
-    from spanbox.config import load_config
-
     seen: list[list[str]] = []
 
     def run(jobs: Jobs, name: str, commands: Sequence[Sequence[str]], output: Path) -> None:
@@ -88,6 +88,25 @@ def test_it_continues_where_it_was_interrupted(scenes: Path, tmp_path: Path, in_
     in_process.clear()
     clean(scenes / "train.jsonl", tmp_path, **(options | {"overrides": [*OVERRIDES, "train.steps=3"]}))  # type: ignore[arg-type]
     assert [command[-1] for command in in_process] == ["run.overwrite=true"] * 2
+
+
+def test_models_of_other_folds_or_settings_are_trained_again(
+    scenes: Path, tmp_path: Path, in_process: list[list[str]]
+) -> None:
+    """They would score pairs that they were trained on."""
+    recipe = tmp_path / "recipe.yaml"
+    data = Path(shutil.copytree(scenes, tmp_path / "scenes")) / "train.jsonl"
+
+    def cleaned(seed: int, steps: int = 1) -> int:
+        in_process.clear()
+        recipe.write_text(dump_config(load_config("demo", [*OVERRIDES, f"train.steps={steps}"])), encoding="utf-8")
+        clean(data, tmp_path / "out", recipe=str(recipe), folds=2, device="cpu", seed=seed)
+        return len(in_process)
+
+    assert [cleaned(0), cleaned(0), cleaned(1)] == [2, 0, 2]
+    write_manifest(data, list(Manifest(data))[1:])
+    assert cleaned(1) == 2
+    assert cleaned(1, steps=2) == 2
 
 
 def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from spanbox.documents import (
     dump_yaml,
     parse_json,
     parse_yaml,
+    quoted,
     read_json,
     read_text,
     read_yaml,
@@ -98,6 +99,13 @@ class TestYamlValues:
     )
     def test_a_text_survives_writing(self, value: str) -> None:
         assert parse_yaml(dump_yaml({"key": value, "list": [value]})) == {"key": value, "list": [value]}
+
+    @pytest.mark.parametrize(
+        "text", ["runs/小 😀", "a: b", "a #b", "[x", "null", "", "'\"\\", "a\x7fb\x85\u2028c\n d  e"]
+    )
+    def test_a_quoted_text_is_one_line(self, text: str) -> None:
+        assert len(quoted(text).splitlines()) == 1
+        assert parse_yaml(quoted(text)) == text
 
     def test_numbers_survive_writing(self) -> None:
         numbers = [1e-7, 1e22, 0.1, -0.0, 10**39, True, None, math.inf]

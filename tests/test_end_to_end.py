@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,23 @@ class TestMiningWhileTraining:
         assert exit_code_of_run_killed(moment, config) == -signal.SIGKILL
         train(miniature.demo_config(scenes, tmp_path / "run", *overrides, "train.resume=true"))
         assert log(tmp_path / "run") == log(mining_run)
+
+    def test_goes_on_in_a_copy_that_followed_the_links(self, mining_run: Path, scenes: Path, tmp_path: Path) -> None:
+        """As on file systems without links, `last` does not tell its step."""
+        run = shutil.copytree(mining_run, tmp_path / "run", symlinks=False)
+        late = ["train.steps=13", "train.save_every=50", "train.resume=true"]
+        train(miniature.demo_config(scenes, run, *ten_steps(workers=0), *MINING, *late))
+        assert (run / "neighbours" / "step-000012.npy").is_file()
+
+    def test_every_checkpoint_that_is_kept_can_go_on(self, scenes: Path, tmp_path: Path) -> None:
+        config = partial(miniature.demo_config, scenes, tmp_path / "run", *ten_steps(workers=0), *MINING)
+        train(config("train.save_every=5"))
+        last = tmp_path / "run" / "checkpoints" / "last"
+        last.unlink()
+        last.symlink_to("step-000005")
+        whole = log(tmp_path / "run")
+        train(config("train.save_every=5", "train.resume=true"))
+        assert log(tmp_path / "run") == whole
 
     def test_the_file_that_a_resumed_run_needs_is_missing(self, scenes: Path, tmp_path: Path) -> None:
         overrides = [*ten_steps(workers=0), "data.mining.every=0.75"]

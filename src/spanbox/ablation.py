@@ -15,9 +15,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from spanbox.config import list_problems, load_config
+from spanbox.config import list_problems, load_config, without_actions
 from spanbox.data.manifest import check_manifest_file
-from spanbox.documents import DocumentError, read_json, read_yaml
+from spanbox.documents import DocumentError, parse_yaml, quoted, read_json, read_yaml
 from spanbox.errors import ConfigError
 from spanbox.files import write_text
 from spanbox.processes import Jobs
@@ -193,12 +193,25 @@ def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
         made_with = read_json(_commands_file(out, variant, seed))
     except (OSError, ValueError):
         made_with = None
-    if made_with != _commands(plan, out, variant, seed):
+    if made_with != _commands(plan, out, variant, seed) or not _has_settings_of_recipe(plan, out, variant, seed):
         raise ConfigError(
             f"{_run_folder(out, variant, seed)}: holds a run with other settings than the plan; remove it, or choose "
             "another folder for the plan (--out)"
         )
     return True
+
+
+def _has_settings_of_recipe(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
+    """Whether a run was trained with what the recipe says now; the commands name its file alone."""
+    folder = _run_folder(out, variant, seed)
+    asked = without_actions(load_config(plan.recipe, _overrides(plan, variant, seed, folder)))
+    try:
+        made = load_config(str(folder / "config.yaml"))
+    except ConfigError:
+        return False
+    if asked.train.start is not None:  # the model is that of another run
+        asked = asked.model_copy(update={"model": made.model})
+    return asked == made
 
 
 def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[list[str]]:
@@ -213,7 +226,22 @@ def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[li
 def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> list[str]:
     budget = f"train.steps={plan.steps}" if plan.steps else f"train.minutes={plan.minutes}"
     subset = [f"data.subset={plan.subset}"] if plan.subset else []
-    return [*plan.overrides, *subset, budget, *plan.variants[variant], f"seed={seed}", f"run.dir={folder}"]
+    return [
+        *plan.overrides,
+        *subset,
+        budget,
+        *plan.variants[variant],
+        f"seed={seed}",
+        f"run.dir={_as_yaml(str(folder))}",
+    ]
+
+
+def _as_yaml(text: str) -> str:
+    """Plain where YAML reads it as it is, as in the commands of earlier runs; in quotes where it has ` #`, say."""
+    try:
+        return text if parse_yaml(text) == text else quoted(text)
+    except DocumentError:
+        return quoted(text)
 
 
 def _run_folder(out: Path, variant: str, seed: int) -> Path:

@@ -7,16 +7,19 @@ verdicts and a page for review are written; the original is not changed. An inte
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from spanbox.config import load_config
+from spanbox.config import dump_config, load_config
 from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
 from spanbox.data.manifest import Manifest, relocated, write_manifest
-from spanbox.documents import DocumentError, read_json
+from spanbox.data.neighbours import manifest_digest
+from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
@@ -124,12 +127,13 @@ def _train_folds(
         _write_part(manifest, own, held_out)
         own_places = set(own)
         _write_part(manifest, [place for place in range(len(manifest)) if place not in own_places], train)
-        settings = [*overrides, f"data.train={json.dumps(str(train))}", "data.val=null"]
-        commands.append(["train", recipe, *settings, f"run.dir={json.dumps(str(folder / f'run-{number}'))}"])
+        settings = [*overrides, f"data.train={quoted(str(train))}", "data.val=null"]
+        commands.append(["train", recipe, *settings, f"run.dir={quoted(str(folder / f'run-{number}'))}"])
     runs = [folder / f"run-{number}" for number in range(len(members))]
 
     def train_one(number: int) -> None:
-        _train_fold(number, runs[number], folder / f"commands-{number}.json", commands[number], running)
+        record = {"command": commands[number], "digest": _digest(commands[number], folder / f"train-{number}.jsonl")}
+        _train_fold(number, runs[number], folder / f"commands-{number}.json", record, running)
 
     with Progress("folds", len(runs)) as progress, Jobs(jobs) as running:
         for done, _ in enumerate(running.map(train_one, range(len(runs))), start=1):
@@ -143,22 +147,36 @@ def _write_part(manifest: Manifest, places: Sequence[int], path: Path) -> None:
     write_manifest(path, (relocated(manifest[place], old, new) for place in places))
 
 
-def _train_fold(number: int, run: Path, record: Path, command: Sequence[str], jobs: Jobs) -> None:
-    """Train the model of a fold, go on with one that was interrupted, or leave one that is done."""
+def _digest(command: Sequence[str], train: Path) -> str:
+    """Of all that a fold is trained by: the settings, also those in the recipe, and the pairs."""
+    _, recipe, *settings = command
+    resolved = dump_config(load_config(recipe, settings))
+    return f"{blake2b(resolved.encode(), digest_size=16).hexdigest()} {manifest_digest(train)}"
+
+
+def _train_fold(number: int, run: Path, path: Path, record: Mapping[str, Any], jobs: Jobs) -> None:
+    """Train the model of a fold, go on with one that was interrupted, or leave one that is done.
+
+    Args:
+        path: file for the record.
+        record: the command, and the digest of what it reads; those of another record are other models.
+    """
     try:
-        before = read_json(record)
+        before = read_json(path)
     except (OSError, DocumentError):
         before = None
     state = before if isinstance(before, dict) else {}
-    is_same = state.get("command") == list(command)
+    is_same = all(state.get(key) == value for key, value in record.items())
     if is_same and state.get("done"):
         return
     resumes = is_same and last_checkpoint(run / "checkpoints") is not None
-    command_now = ["train", str(run / "config.yaml"), "--resume"] if resumes else [*command, "run.overwrite=true"]
-    write_text(record, json.dumps({"command": list(command), "done": False}))
+    command_now = (
+        ["train", str(run / "config.yaml"), "--resume"] if resumes else [*record["command"], "run.overwrite=true"]
+    )
+    write_text(path, json.dumps({**record, "done": False}))
     output = run.parent / f"output-{number}.txt"
     jobs.run(f"fold {number}", [command_now], output)
-    write_text(record, json.dumps({"command": list(command), "done": True}))
+    write_text(path, json.dumps({**record, "done": True}))
 
 
 def _score(run: Path, path: Path, members: Sequence[int], device: str, seed: int) -> tuple[FoldScores, list[Incident]]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from spanbox.data.loader import DataSettings
-from spanbox.documents import YAML_DEPTH, DocumentError, dump_yaml, parse_yaml, read_yaml
+from spanbox.documents import YAML_DEPTH, DocumentError, dump_yaml, parse_yaml, quoted, read_yaml
 from spanbox.earlier_config import rename_earlier_keys
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.versions import other_version
@@ -95,7 +95,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
             return _config_of(_read(path), str(path), overrides)
         if (path.parent / "checkpoints").is_dir():
             # The config of a run means the folder that it lies in, which may have been copied or renamed.
-            overrides = [f"run.dir={json.dumps(str(path.parent))}", *overrides]
+            overrides = [f"run.dir={quoted(str(path.parent))}", *overrides]
         try:
             return _config_of(_read(path), str(path), overrides)
         except ConfigError as error:

@@ -124,6 +124,12 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def quoted(text: str) -> str:
+    """A text as YAML on one line that `parse_yaml` reads back. JSON is no substitute: it writes emoji as two halves."""
+    escaped = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text)
+    return f'"{"".join(escaped)}"'
+
+
 class _YamlReader:
     """Makes values from the events of PyYAML's parser; PyYAML itself constructs nothing."""
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 import miniature
 from command import Command, Outcome
 from spanbox.cli import demo
+from spanbox.cli.train import exit_unless_finished
 from spanbox.config import describe_keys, load_config, recipe_names
 from spanbox.data.manifest import Manifest
-from spanbox.wiring import train
+from spanbox.wiring import Trained, train
 
 VERBS = [
     [],
@@ -350,3 +352,10 @@ class TestMistakes:
         assert code == 2
         assert "Usage: " in err
         assert "Traceback" not in err
+
+
+def test_the_command_that_continues_a_run_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = Trained(Path("my runs/小"), is_main=True, step=3, finished=False, best={}, incidents={})
+    with pytest.raises(typer.Exit):
+        exit_unless_finished(stopped, ["train", str(stopped.run_dir / "config.yaml"), "--resume"])
+    assert capsys.readouterr().err.splitlines()[1] == "  spanbox train 'my runs/小/config.yaml' --resume"

@@ -39,6 +39,11 @@ def test_from_pretraining_to_scores(scenes: Path, spanbox: Command) -> None:
     assert code == 0, err
     assert "MNER" in out
     assert "EEG" not in out
+    code, _, err = spanbox("gmner", "train", "--out", "ner", "--resume", "train.steps=3", "gmner.temperature=0.5")
+    assert code == 2
+    assert "gmner.temperature=0.5 (the run began with 0.07)" in err
+    code, _, err = spanbox("gmner", "train", "--out", "ner", "--resume", "train.steps=3")
+    assert code == 0, err
 
 
 MISTAKES = {
@@ -46,6 +51,7 @@ MISTAKES = {
     "no start": (["train.jsonl"], "either --from RUN"),
     "two starts": (["train.jsonl", "--from", "run", "--recipe", "demo"], "either --from RUN"),
     "resuming with data": (["train.jsonl", "--resume"], "--resume continues a run as it began"),
+    "resuming with changes": (["--out", "nowhere", "--resume", "train.steps=9"], "nowhere/config.yaml"),
     "no such run": (["train.jsonl", "--from", "nowhere"], "nowhere: no checkpoint here"),
     "nothing to resume": (["--out", "nowhere", "--resume"], "nowhere/config.yaml"),
     "an unknown key": (["train.jsonl", "--recipe", "demo", "gmner.region_wait=1"], "gmner.region_weight"),

@@ -123,6 +123,33 @@ class TestSaving:
             save(step)
         assert steps(store) == ["step-1000000", "step-1000001"]
 
+    def test_the_best_of_steps_that_are_trained_again_is_best_no_longer(
+        self, store: CheckpointStore, save: Any
+    ) -> None:
+        for step in (1, 2):
+            save(step, best=True)
+        (store.folder / "last").unlink()
+        (store.folder / "last").symlink_to("step-000001")
+        save(2)
+        assert not (store.folder / "best").is_symlink()
+        assert find_checkpoint(store.folder.parent).name == "step-000002"
+        save(3, best=True)
+        assert target(store, "best") == "step-000003"
+
+    def test_copies_under_other_names_are_left_alone(self, store: CheckpointStore, save: Any) -> None:
+        for step, copy in ((1, "step-000001-good"), (2, "step-000002 (copy)"), (3, "step-000003.old")):
+            shutil.copytree(save(step), store.folder / copy)
+        save(4)
+        (store.folder / "last").unlink()
+        assert steps(store) == [
+            "step-000001-good",
+            "step-000002 (copy)",
+            "step-000003",
+            "step-000003.old",
+            "step-000004",
+        ]
+        assert last_checkpoint(store.folder) == store.folder / "step-000004"
+
     def test_the_newest_is_not_written_again_since_it_would_be_missing_meanwhile(
         self, store: CheckpointStore, save: Any
     ) -> None:

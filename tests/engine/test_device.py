@@ -25,7 +25,15 @@ class TestDeviceAndPrecision:
     @pytest.mark.parametrize(("available", "expected"), [(True, "cuda:0"), (False, "cpu")])
     def test_auto(self, available: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(available))
         assert choose_device("auto") == torch.device(expected)
+
+    def test_more_processes_than_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert choose_device("auto", local_rank=1) == torch.device("cuda:1")
+        with pytest.raises(ConfigError, match=r"process 2 of this machine has none: PyTorch finds 2; .*nproc-per-node"):
+            choose_device("auto", local_rank=2)
 
     @pytest.mark.parametrize(
         ("name", "device", "capable", "expected"),

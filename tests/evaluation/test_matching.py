@@ -10,8 +10,9 @@ from banks import make_bank, random_bank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.matching import within_image_outcomes
-from spanbox.evaluation.own_image import score_own_image
+from spanbox.evaluation.own_image import OwnImage, score_own_image
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS
+from spanbox.metric_names import WITHIN
 
 
 def matching_metrics(
@@ -260,6 +261,24 @@ def test_types_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("types", [None, [None]])
 def test_unknown_types_have_no_figures(types: list[None] | None) -> None:
     assert not any(".type." in name for name in matching_metrics(bank_of_boxes(WHOLE), types))
+
+
+def test_a_type_is_compared_once_for_each_span_however_many_there_are() -> None:
+    class Name(str):
+        compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            Name.compared += 1
+            return str.__eq__(self, other)
+
+    spans, types = 400, 200
+    right = torch.tensor([True, False]).expand(spans, 2)
+    known = torch.ones(spans, 2, dtype=torch.bool)
+    own = OwnImage(torch.rand(spans, 2), known, right, torch.rand(spans, 2, 4), torch.arange(spans))
+    outcomes = within_image_outcomes(own, [Name(f"type {span % types}") for span in range(spans)])
+    assert sum(name.startswith(f"{WITHIN}.type.") for name in outcomes) == types
+    assert Name.compared <= 4 * spans
 
 
 def test_queries_are_distinguished_by_their_image() -> None:

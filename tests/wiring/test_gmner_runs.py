@@ -79,6 +79,15 @@ def test_low_rank_updates_of_the_pretrained_encoder(scenes: Path, pretrained: Pa
     assert len(predict_gmner(run, scenes / "test.jsonl", device="cpu").predictions) == 12
 
 
+def test_the_temperature_is_set_where_no_fine_level_learned_one(scenes: Path, tmp_path: Path) -> None:
+    coarse = ["data.val=null", "train.steps=1", "loss.fine.weight=0"]
+    train(miniature.demo_config(scenes, tmp_path / "coarse", *coarse))
+    given = ["data.val=null", "train.steps=1", "gmner.temperature=0.3"]
+    train_small(GmnerStart(tmp_path / "coarse"), scenes, tmp_path / "ner", *given)
+    line = json.loads((tmp_path / "ner" / "log.jsonl").read_text().splitlines()[0])
+    assert line["temperature.regions"] == pytest.approx(0.3, rel=0.01)
+
+
 def test_the_log_and_the_best_checkpoint(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]

@@ -8,7 +8,7 @@ import pytest
 
 import miniature
 from spanbox.config import load_config
-from spanbox.data.manifest import Manifest
+from spanbox.data.manifest import Manifest, write_manifest
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.errors import ConfigError, DataError
 from spanbox.wiring import train
@@ -43,6 +43,13 @@ def test_fewer_pairs_than_a_batch(scenes: Path, tmp_path: Path) -> None:
         match=r"a batch of 33 needs more pairs than the 32 of .*; set train\.batch_size=32 or less$",
     ):
         train(miniature.demo_config(scenes, tmp_path / "run", "train.batch_size=33"))
+
+
+def test_fewer_pairs_than_any_batch(scenes: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "scenes")) / "train.jsonl"
+    write_manifest(data, list(Manifest(data))[:1])
+    with pytest.raises(ConfigError, match=r"than the 1 of .*; 2 pairs are the fewest$"):
+        train(miniature.demo_config(data.parent, tmp_path / "run"))
 
 
 def test_more_tokens_than_positions(scenes: Path, tmp_path: Path) -> None:

@@ -112,6 +112,11 @@ class TestMovedRuns:
         assert losses(copied)[:6] == losses(run.run_dir)
         assert load_config(str(copied / "config.yaml")).run.dir == str(copied)
 
+    @pytest.mark.parametrize("name", ["小 😀", "a: b #1"])
+    def test_whatever_the_folder_is_called(self, name: str, copied: Path) -> None:
+        folder = copied.rename(copied.with_name(name))
+        assert load_config(str(folder / "config.yaml")).run.dir == str(folder)
+
     def test_run_dir_on_the_command_line_counts(self, copied: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="other: nothing to resume"):
             self.resumed(copied, f"run.dir={tmp_path / 'other'}")
@@ -188,6 +193,14 @@ class TestChangedSettings:
         overrides = ["train.resume=true", "train.steps=8", "train.best_metric=retrieval.i2t.median_rank"]
         with pytest.raises(ConfigError, match=r"^train\.best_metric=retrieval\.i2t\.median_rank .* cannot be compared"):
             train(load_config(str(copied / "config.yaml"), overrides))
+
+    def test_the_pairs_that_the_best_checkpoint_was_chosen_on(self, copied: Path, scenes: Path, tmp_path: Path) -> None:
+        config = str(copied / "config.yaml")
+        other = ["train.resume=true", "train.steps=7", f"data.val={scenes / 'test.jsonl'}"]
+        with pytest.raises(ConfigError, match=r"^data\.val=.*test\.jsonl .* cannot be compared"):
+            train(load_config(config, other))
+        moved = Path(shutil.copytree(scenes, tmp_path / "moved")) / "val.jsonl"
+        assert train(load_config(config, [*other, f"data.val={moved}"])).step == 7
 
     def test_a_rate_can_be_set_on_resume(self, copied: Path) -> None:
         overrides = ["train.resume=true", "train.steps=7", "train.optimiser.lr=1e-5"]

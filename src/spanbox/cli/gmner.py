@@ -30,7 +30,7 @@ FIGURES = ("precision", "recall", "f1")
 @app.command()
 def train(
     data: Annotated[
-        Path | None, typer.Argument(metavar="[TRAIN]", help="manifest with types, boxes and `objects` to train on")
+        str | None, typer.Argument(metavar="[TRAIN]", help="manifest with types, boxes and `objects` to train on")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -65,10 +65,13 @@ def train(
 
         spanbox gmner train --out runs/ner --resume
     """
+    from spanbox.documents import quoted
     from spanbox.wiring import GmnerStart, config_to_resume, train_gmner
 
     changes = list(overrides or [])
     if resume:
+        if data is not None and "=" in data:  # the first KEY=VALUE, in the place of TRAIN
+            changes, data = [data, *changes], None
         if data is not None or val is not None or pretrained is not None or recipe is not None or text_only:
             raise ConfigError("--resume continues a run as it began; give only --out, and KEY=VALUE to change settings")
         config = config_to_resume(out, changes)
@@ -79,9 +82,9 @@ def train(
             raise ConfigError("gmner train: give either --from RUN (a pretrained run) or --recipe RECIPE (its towers)")
         start = GmnerStart(pretrained, recipe, text_only=text_only)
         paths = {"data.train": data, "run.dir": out, **({"data.val": val} if val else {})}
-        config = start.config([*(f"{key}={json.dumps(str(path))}" for key, path in paths.items()), *changes])
+        config = start.config([*(f"{key}={quoted(str(path))}" for key, path in paths.items()), *changes])
     trained = train_gmner(config, pretrained)
-    exit_unless_finished(trained, f"spanbox gmner train --out {trained.run_dir} --resume")
+    exit_unless_finished(trained, ["gmner", "train", "--out", str(trained.run_dir), "--resume"])
     print_incident_counts(trained.incidents)
     for task in ("gmner", "mner", "eeg"):
         if f"{task}.f1" in trained.best:

@@ -1,6 +1,8 @@
 """`spanbox train`."""
 
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,17 +42,22 @@ def train(
 
     resolved = load_config(config, [*(overrides or []), *(["train.resume=true"] if resume else [])])
     trained = train_run(resolved)
-    exit_unless_finished(trained, f"spanbox train {trained.run_dir / 'config.yaml'} --resume")
+    exit_unless_finished(trained, ["train", str(trained.run_dir / "config.yaml"), "--resume"])
     print_incident_counts(trained.incidents)
     if trained.best:
         print_metrics(trained.best, f"best checkpoint, on {resolved.data.val}", "validation.json in its folder")
     print(f"run folder: {trained.run_dir}")
 
 
-def exit_unless_finished(trained: "Trained", again: str) -> None:
-    """End a process other than the main one, and a run that was stopped, naming the command to continue with."""
+def exit_unless_finished(trained: "Trained", again: Sequence[str]) -> None:
+    """End a process other than the main one, and a run that was stopped, naming the command to continue with.
+
+    Args:
+        again: the arguments of that command.
+    """
     if trained.is_main and trained.finished:
         return
     if trained.is_main:
-        print(f"stopped after step {trained.step}; a checkpoint is saved. Continue with:\n  {again}", file=sys.stderr)
+        command = shlex.join(["spanbox", *again])
+        print(f"stopped after step {trained.step}; a checkpoint is saved. Continue with:\n  {command}", file=sys.stderr)
     raise typer.Exit(0 if trained.finished else STOPPED)

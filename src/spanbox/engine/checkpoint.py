@@ -11,6 +11,7 @@ place, or nothing: then the newest complete step folder counts.
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from spanbox.files import PARTIAL, remove_entry, write_text
 from spanbox.models.preprocessing import Preprocessing
 
 STEP_FOLDER = "step-{:06d}"
+_STEP = re.compile("step-([0-9]{6,})")  # a copy under a longer name is the user's
 MODEL_FILES = ("model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer")
 RESUME_FILES = (*MODEL_FILES, "trainer.pt")
 VALIDATION = "validation.json"  # metrics of the validation of a checkpoint's step
@@ -83,6 +85,8 @@ class CheckpointStore:
         with _explained_saving(target):
             self._remove_leftovers()
             if target != last_checkpoint(self.folder):  # else it exists already, and must never be missing
+                if _pointed_at(self.folder, "best") == target:  # of a run that went back to an earlier step
+                    remove_entry(self.folder / "best")
                 self._write(target, weights, trainer_state, metrics)
             if best:
                 self._point("best", target)
@@ -133,7 +137,7 @@ class CheckpointStore:
 
     def _remove_old(self) -> None:
         pointed = {_pointed_at(self.folder, name) for name in ("best", "last")}
-        for old in _step_folders(self.folder)[: -self.keep]:
+        for old in [*step_folders(self.folder).values()][: -self.keep]:
             if old not in pointed:
                 removed = self.folder / f".{old.name}{PARTIAL}"  # so that half of it never passes for a checkpoint
                 old.rename(removed)
@@ -172,8 +176,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     pointed = _pointed_at(folder, "last")
     if pointed is not None and _is_complete(pointed, RESUME_FILES):
         return pointed
-    complete = [step for step in _step_folders(folder) if _is_complete(step, RESUME_FILES)]
+    complete = [path for path in step_folders(folder).values() if _is_complete(path, RESUME_FILES)]
     return complete[-1] if complete else pointed
+
+
+def step_folders(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a `checkpoints/` folder by their steps, ascending; other folders in it are left alone."""
+    names = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*") if path.is_dir())
+    return dict(sorted((int(found[1]), path) for found, path in names if found))
 
 
 def _pointed_at(folder: Path, name: str) -> Path | None:
@@ -190,13 +200,6 @@ def _pointed_at(folder: Path, name: str) -> Path | None:
 
 def _is_complete(folder: Path, names: tuple[str, ...]) -> bool:
     return all((folder / name).exists() for name in names)
-
-
-def _step_folders(folder: Path) -> list[Path]:
-    """By number."""
-    return sorted(
-        (path for path in folder.glob("step-*") if path.is_dir()), key=lambda path: (len(path.name), path.name)
-    )
 
 
 def _flush_to_disk(folder: Path) -> None:

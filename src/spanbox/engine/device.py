@@ -17,7 +17,15 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         ConfigError: an unknown name, or a GPU that is not there.
     """
     if name == "auto":
-        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"train.device: auto gives each process a GPU, and process {local_rank} of this machine has none: "
+                f"PyTorch finds {torch.cuda.device_count()}; start as many by torchrun --nproc-per-node, or set "
+                "train.device=cpu"
+            )
+        return torch.device("cuda", local_rank)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ConfigError(f"train.device: {name!r} is no device to train on; expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)

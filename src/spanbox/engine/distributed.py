@@ -67,7 +67,7 @@ class Ranks:
             self._connect(timeout)
 
     def _connect(self, timeout: float) -> None:
-        if torch.cuda.is_available():
+        if self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
         self._heartbeat = Heartbeat(store.clone(), self.rank, self.world_size, timeout)

@@ -7,6 +7,7 @@ Suffixes of names:  Q queries    S spans    M regions of the set    R regions of
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -46,12 +47,12 @@ def within_image_outcomes(
     queries = own.of_spans(own.has_box_S)
     first = found_within(queries, queries.linked_SR, 1)
     outcomes = {WITHIN: first, f"{WITHIN}.r5": found_within(queries, queries.linked_SR, 5)}
-    groups = {"hard": _can_go_wrong(queries), **dict(_by_size(queries)), **dict(_by_candidates(queries))}
+    groups = [iter([("hard", _can_go_wrong(queries))]), _by_size(queries), _by_candidates(queries)]
     if entity_types is not None:
-        groups |= _by_type([entity_types[span] for span in own.has_box_S.nonzero()[:, 0].tolist()])
-    if ambiguous is not None and ambiguous[own.has_box_S].any():
-        groups |= {"links.ambiguous": ambiguous[own.has_box_S], "links.certain": ~ambiguous[own.has_box_S]}
-    return outcomes | {f"{WITHIN}.{name}": first.of_queries(chosen) for name, chosen in groups.items()}
+        groups.append(_by_type([entity_types[span] for span in own.has_box_S.nonzero()[:, 0].tolist()]))
+    if ambiguous is not None:
+        groups.append(_by_ambiguity(ambiguous[own.has_box_S]))
+    return outcomes | {f"{WITHIN}.{name}": first.of_queries(chosen) for name, chosen in chain(*groups)}
 
 
 def within_image_facts(own: OwnImage) -> dict[str, float]:
@@ -111,9 +112,18 @@ def _by_candidates(own: OwnImage) -> Iterator[tuple[str, Tensor]]:
         yield f"candidates.{name}", (count_S >= low) & (count_S <= high)
 
 
-def _by_type(types: Sequence[str | None]) -> dict[str, Tensor]:
-    known = sorted({name for name in types if name is not None})
-    return {f"type.{name}": torch.tensor([other == name for other in types]) for name in known}
+def _by_type(types: Sequence[str | None]) -> Iterator[tuple[str, Tensor]]:
+    """One mask at a time: there may be thousands of types."""
+    number_of = {name: number for number, name in enumerate(sorted({name for name in types if name is not None}))}
+    type_S = torch.tensor([-1 if name is None else number_of[name] for name in types])
+    for name, number in number_of.items():
+        yield f"type.{name}", type_S == number
+
+
+def _by_ambiguity(ambiguous_S: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if ambiguous_S.any():
+        yield "links.ambiguous", ambiguous_S
+        yield "links.certain", ~ambiguous_S
 
 
 def _same_identity(bank: FeatureBank, query_Q: Tensor, shown: Tensor, device: torch.device | str) -> Relevance:

@@ -4,7 +4,8 @@ Where hard neighbours are mined while the run goes on, that order is another one
 mined is kept in the run folder, so that a resumed run goes on with the same batches.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from spanbox.data.loader import training_batches
 from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import Neighbours, load_neighbours, remove_neighbours, save_neighbours
 from spanbox.data.sampler import StepSampler
+from spanbox.engine.checkpoint import step_folders
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import DataError
 from spanbox.progress import Progress
@@ -22,6 +24,7 @@ from spanbox.wiring.building import make_collator, sample_limits
 from spanbox.wiring.mining import check_search, mine
 
 MINED = "neighbours"  # folder of a run
+_MINED_FILE = re.compile(r"step-([0-9]{6,})\.npy")
 
 
 class TrainingBatches:
@@ -97,7 +100,7 @@ class TrainingBatches:
             if ranks.is_main or ranks.is_sharded:
                 neighbours = self._mine()
             if ranks.is_main:
-                _remove_unneeded(path.parent, self.trainer.run_dir / "checkpoints" / "last")
+                _remove_unneeded(path.parent, step_folders(self.trainer.run_dir / "checkpoints"))
                 origin = {"step": mined_at, **self.config.data.mining.model_dump()}
                 save_neighbours(path, neighbours, manifest, origin)
             ranks.wait_for_all()
@@ -118,13 +121,10 @@ class TrainingBatches:
         return mined.neighbours
 
 
-def _remove_unneeded(folder: Path, last_checkpoint: Path) -> None:
-    """Remove what no run that resumes from the last checkpoint would draw from."""
-    resumes_at = _step(last_checkpoint.resolve()) if last_checkpoint.exists() else 0
-    for old, newer in pairwise(sorted(folder.glob("step-*.npy"))):
-        if _step(newer) <= resumes_at:
-            remove_neighbours(old)
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
+def _remove_unneeded(folder: Path, saved: Collection[int]) -> None:
+    """Remove what no run that resumes from a checkpoint of these steps would draw from."""
+    names = ((_MINED_FILE.fullmatch(path.name), path) for path in folder.glob("step-*.npy"))
+    mined = sorted((int(found[1]), path) for found, path in names if found)
+    for (step, path), (following, _) in pairwise(mined):
+        if not any(step < one < following for one in saved):  # a run that stands at `step` itself mines again
+            remove_neighbours(path)

@@ -64,7 +64,10 @@ def check_changes(config: RunConfig, before: RunConfig, checkpoint: Path) -> Non
             f"model.fusion.kind: {config.model.fusion.kind}, but {checkpoint} was trained with "
             f"{before.model.fusion.kind} and has its weights; set it to {before.model.fusion.kind}, or start a new run"
         )
-    values: dict[str, tuple[Any, Any]] = {"train.start": (before.train.start, config.train.start)}
+    values: dict[str, tuple[Any, Any]] = {
+        "train.start": (before.train.start, config.train.start),
+        "gmner.temperature": (before.gmner.temperature, config.gmner.temperature),
+    }
     if config.train.start is None:
         for part in PARTS:
             values[f"model.{part}.path"] = getattr(before.model, part).path, getattr(config.model, part).path

@@ -31,7 +31,7 @@ from spanbox.models.gmner import GmnerModel
 from spanbox.progress import Progress
 from spanbox.structures import PADDING_ID, Batch
 from spanbox.tasks.gmner import Gmner
-from spanbox.wiring.beginning import model_of_another_run
+from spanbox.wiring.beginning import check_changes, model_of_another_run
 from spanbox.wiring.building import build_model, build_objective, example_batches, make_collator, make_tokenizer
 from spanbox.wiring.gmner_models import LoadedGmner, open_gmner
 from spanbox.wiring.gmner_predicting import candidate_limits, open_gmner_manifest, predict
@@ -132,6 +132,8 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
             check_ids(list(validation), validation.path)
     check_batch_size(config, manifest, ranks.world_size)
     torch.manual_seed(config.seed)
+    if resume_from:
+        check_changes(config, load_config(str(resume_from / "config.yaml")), resume_from)
     start = open_gmner(resume_from, config) if resume_from else _new_model(config, pretrained, manifest)
     model, tokenizer = start.model, start.tokenizer
     check_max_tokens(config, model.encoder)
@@ -169,7 +171,8 @@ def _new_model(config: RunConfig, pretrained: Path | None, manifest: Manifest) -
     if pretrained is not None:
         objective = build_objective(config)
         encoder, tokenizer = model_of_another_run(find_checkpoint(pretrained), config, objective, "--from")
-        temperature = objective.temperatures().get("fine", temperature)
+        if config.loss.fine.used:  # else nothing learned the temperature of spans and regions
+            temperature = objective.temperatures()["fine"]
     else:
         tokenizer = make_tokenizer(config, manifest)
         encoder = build_model(config.model, tokenizer.pad_token_id)

@@ -10,6 +10,7 @@ import torch
 
 from spanbox.config import RunConfig, dump_config, load_config, without_actions
 from spanbox.data.manifest import Manifest
+from spanbox.data.neighbours import manifest_digest
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, last_checkpoint, load_trainer_state
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import write_environment
@@ -110,7 +111,7 @@ def run_trainer(
             trainer.restore(load_trainer_state(resume_from))
         except CheckpointError as error:
             raise CheckpointError(f"{error}{other_version(resume_from)}") from None
-        check_best_metric(trainer, load_config(str(resume_from / "config.yaml")))
+        check_best(trainer, config, load_config(str(resume_from / "config.yaml")))
     progress = progress_of_training(trainer)
     batches = make_batches(progress)
     try:
@@ -153,14 +154,25 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
     return found.resolve()
 
 
-def check_best_metric(trainer: Trainer, before: RunConfig) -> None:
-    """Raises ConfigError if the best checkpoint so far was chosen by another metric than the coming ones will be."""
-    old, new = before.train.best_metric, trainer.settings.best_metric
-    if trainer.best is not None and old != new:
-        raise ConfigError(
-            f"train.best_metric={new} (the run began with {old}): the best checkpoint so far was chosen by that one, "
-            "and values of two metrics cannot be compared; leave it out, or start a new run"
-        )
+def check_best(trainer: Trainer, config: RunConfig, before: RunConfig) -> None:
+    """Raises ConfigError if the best checkpoint so far was chosen by another metric, or on other pairs, than the coming
+    ones will be."""
+    values: dict[str, tuple[Any, Any]] = {"train.best_metric": (before.train.best_metric, config.train.best_metric)}
+    if _differ(before.data.val, config.data.val):
+        values["data.val"] = before.data.val, config.data.val
+    for key, (old, new) in values.items():
+        if trainer.best is not None and old != new:
+            raise ConfigError(
+                f"{key}={new} (the run began with {old}): the best checkpoint so far was chosen by that one, and "
+                "values by the two cannot be compared; leave it out, or start a new run"
+            )
+
+
+def _differ(old: str | None, new: str | None) -> bool:
+    """Whether two manifests are there and have other content: a moved one is the same."""
+    if old is None or new is None or not Path(old).is_file():
+        return False
+    return manifest_digest(Path(old)) != manifest_digest(Path(new))
 
 
 def check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) -> None:
@@ -175,9 +187,10 @@ def check_batch_size(config: RunConfig, manifest: Manifest, world_size: int) -> 
             f"to {nearest}, or start another number of them"
         )
     if size // copies > len(manifest):
+        most = len(manifest) // world_size * together
         raise ConfigError(
-            f"train.batch_size: a batch of {size} needs more pairs than the {len(manifest)} of {manifest.path}; set "
-            f"train.batch_size={len(manifest) // world_size * together} or less"
+            f"train.batch_size: a batch of {size} needs more pairs than the {len(manifest)} of {manifest.path}; "
+            + (f"set train.batch_size={most} or less" if most >= 2 else f"{max(2, world_size)} pairs are the fewest")
         )
 
 
