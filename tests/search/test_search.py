@@ -242,6 +242,17 @@ class TestRefusals:
             with pytest.raises(DataError, match="nothing to embed"):
                 write(model, path, tmp_path / "out.npy", kind)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_nothing_to_embed_keeps_an_earlier_file(
+        self, model: Model, scenes: Path, tmp_path: Path, suffix: str
+    ) -> None:
+        out = tmp_path / f"out{suffix}"
+        write(model, scenes / "test.jsonl", out, "images")
+        write_manifest(tmp_path / "gone.jsonl", [Record(id="a", image="gone.jpg", text="a")])
+        with pytest.raises(DataError, match="nothing to embed"):
+            write(model, tmp_path / "gone.jsonl", out, "images")
+        assert len(open_index(out)) == 12
+
     @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PAR1"])
     @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_files_that_are_no_index(self, tmp_path: Path, suffix: str, content: bytes) -> None:

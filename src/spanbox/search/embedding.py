@@ -235,15 +235,15 @@ def _assemble(model: Model, source: Source, parts: _Parts, out: Path, resumed: i
             incidents.extend(found)
             count += len(rows)
             yield rows, features
+        if not count:  # raised while the file is written, so that an earlier one stays
+            example = f": {incidents[0].detail}" if incidents else ""
+            raise DataError(f"nothing to embed, there are no {source.kind}{example}")
 
     meta = {key: value for key, value in parts.description.items() if key not in ("part", "batch_size")}
     if out.suffix == ".parquet":
         _write_parquet(out, source, model.dim, meta, finished())
     else:
         _write_npy(out, source, model.dim, meta, finished())
-    if not count:
-        example = f": {incidents[0].detail}" if incidents else ""
-        raise DataError(f"nothing to embed, there are no {source.kind}{example}")
     return Embedded(count, resumed, incidents)
 
 
