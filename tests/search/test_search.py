@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,28 @@ def test_parts_of_another_source_are_not_used(model: Model, scenes: Path, tmp_pa
     (parts / "part-000000.json").write_text("[]")
     assert write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts").resumed == 0
     assert len(open_index(tmp_path / "out.npy")) == 12
+
+
+@pytest.mark.parametrize("form", ["manifest", "csv", "folder"])
+def test_an_image_that_was_replaced_is_encoded_again(
+    model: Model, scenes: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all parts were finished: the command was interrupted while it wrote the file."""
+    good, image = scenes / "images" / "test" / "test-000000.jpg", tmp_path / "images" / "a.jpg"
+    image.parent.mkdir()
+    shutil.copy(good, image.with_name("b.jpg"))
+    image.write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("image\nimages/a.jpg\nimages/b.jpg\n")
+    records = [Record(id=name, image=f"images/{name}.jpg", text=name) for name in "ab"]
+    write_manifest(tmp_path / "pairs.jsonl", records)
+    source = {"manifest": tmp_path / "pairs.jsonl", "csv": tmp_path / "list.csv", "folder": image.parent}[form]
+    assemble = embedding._assemble
+    monkeypatch.setattr(embedding, "_assemble", lambda *_: pytest.fail("interrupted"))
+    with pytest.raises(pytest.fail.Exception):
+        write(model, source, tmp_path / "out.npy", "images")
+    monkeypatch.setattr(embedding, "_assemble", assemble)
+    shutil.copy(good, image)
+    assert write(model, source, tmp_path / "out.npy", "images") == Embedded(2, 0, [])
 
 
 def test_processes_share_the_parts(model: Model, scenes: Path, tmp_path: Path) -> None:
