@@ -1,6 +1,7 @@
 """Embedding to files and search in them: the same features as in memory, interrupted or not, exact against a loop."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from spanbox.data.manifest import Manifest, ObjectBox, Record, write_manifest
 from spanbox.engine.distributed import Ranks
 from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.search import embedding
-from spanbox.search.embedding import Embedded, embed_source
+from spanbox.search.embedding import Embedded, embed_source, items_file
 from spanbox.search.index import Index, open_index
 from spanbox.search.page import search_page
 from spanbox.search.query import encode_query
@@ -178,6 +179,23 @@ def test_broken_images_are_left_out_and_listed(model: Model, scenes: Path, tmp_p
     ((kind, sample, detail),) = done.incidents
     assert (kind, sample) == ("images left out", "gone")
     assert "no such file" in detail
+
+
+def test_a_disk_that_fills_up_leaves_features_with_their_own_rows(
+    model: Model, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.npy"
+    write(model, scenes / "test.jsonl", out, "texts")
+    before = out.read_bytes(), items_file(out).read_bytes()
+    write_manifest(tmp_path / "turned.jsonl", list(Manifest(scenes / "test.jsonl"))[::-1])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write(model, tmp_path / "turned.jsonl", out, "texts")
+    assert (out.read_bytes(), items_file(out).read_bytes()) == before
 
 
 def test_a_box_outside_its_image_costs_no_other_box(model: Model, scenes: Path, tmp_path: Path) -> None:
