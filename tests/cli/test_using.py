@@ -70,9 +70,10 @@ def test_boxes_that_are_none(folder: Path, spanbox: Command, content: str) -> No
 def test_outputs_do_not_replace_inputs(folder: Path, spanbox: Command) -> None:
     Image.new("RGB", (64, 64)).save("photo.png")
     Path("photo.json").write_text("[[0, 0, 9, 9]]")
-    Path("found.items.jsonl").write_bytes((folder / "test.jsonl").read_bytes())
-    before = {path.name: path.read_bytes() for path in Path().iterdir()}
-    run = folder / "run"
+    run, data = folder / "run", folder / "test.json"
+    for manifest in (Path("found.items.jsonl"), data):
+        manifest.write_bytes((folder / "test.jsonl").read_bytes())
+    before = {path: path.read_bytes() for path in (data, *Path().iterdir())}
     for arguments in (
         ("ground", run, "photo.png", "a", "--out", "photo.png"),
         (
@@ -86,10 +87,19 @@ def test_outputs_do_not_replace_inputs(folder: Path, spanbox: Command) -> None:
             "photo.png",
         ),
         ("embed", run, "found.items.jsonl", "found.npy"),
+        ("evaluate", run, "--data", data, "--out", data),
+        ("gmner", "score", run, data, "--out", data),
     ):
         code, _, err = spanbox(*arguments, "--device", "cpu")
         assert (code, "is read by this command, so it is not replaced" in err) == (2, True)
-        assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+        assert {path: path.read_bytes() for path in (data, *Path().iterdir())} == before
+
+
+def test_outputs_do_not_replace_each_other(folder: Path, spanbox: Command) -> None:
+    run, data = folder / "run", folder / "test.jsonl"
+    for arguments in (("evaluate", run, "--data", data), ("gmner", "score", run, data)):
+        code, _, err = spanbox(*arguments, "--predictions", "x.json", "--out", "x.json", "--device", "cpu")
+        assert (code, "x.json: is named for two outputs of this command" in err) == (2, True)
 
 
 def test_a_picture_is_a_png(folder: Path, spanbox: Command) -> None:
