@@ -23,7 +23,7 @@ TRANSFORMERS_USE = """\
 import json
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -43,7 +43,8 @@ with torch.no_grad():
     tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
     states = text(**tokens)
     texts = feature("text", TEXT_POOL)
-    pixels = processor([Image.open(path).convert("RGB") for path in IMAGES], return_tensors="pt")["pixel_values"]
+    upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in IMAGES]
+    pixels = processor(upright, return_tensors="pt")["pixel_values"]
     states = vision(pixels)
     images = feature("image", IMAGE_POOL)
 scores = texts @ images.T  # cosines
