@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def test_embed_and_search(folder: Path, spanbox: Command) -> None:
     assert Path("page.html").read_text(encoding="utf-8").count("data:image/jpeg") == 4
     code, _, err = spanbox("search", "images.npy", "a κόκκινο kite", "--device", "cpu")
     assert (code, "does not know: κόκκινο\n" in err) == (0, True)
+
+
+def test_an_index_whose_run_was_moved(folder: Path, spanbox: Command) -> None:
+    shutil.copytree(folder / "run", "run")
+    assert spanbox("embed", "run", folder / "test.jsonl", "images.npy", "--device", "cpu").code == 0
+    Path("run").rename("moved")
+    code, _, err = spanbox("search", "images.npy", "a kite", "--device", "cpu")
+    assert (code, "name the run or checkpoint with --model RUN" in err) == (2, True)
+    assert spanbox("search", "images.npy", "a kite", "--model", "moved", "--device", "cpu").code == 0
 
 
 def test_ground(folder: Path, spanbox: Command) -> None:
