@@ -13,6 +13,7 @@ from command import Command
 from spanbox.cli.ground import read_brackets
 from spanbox.data.manifest import Manifest
 from spanbox.errors import DataError
+from spanbox.report import grounding_picture
 from spanbox.wiring import train
 
 
@@ -64,6 +65,15 @@ def test_ground(folder: Path, spanbox: Command) -> None:
         assert picture.format == "PNG"
     code, out, _ = spanbox("ground", folder / "run", image, "a phrase", "--device", "cpu", "--threshold", 2)
     assert (code, "a phrase: none" in out) == (0, True)
+
+
+def test_a_picture_without_a_font_for_its_text_says_so(
+    folder: Path, spanbox: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest(folder / "test.jsonl")
+    monkeypatch.setattr(grounding_picture, "can_draw", str.isascii)
+    code, _, err = spanbox("ground", folder / "run", manifest.image_path(manifest[0]), "[蝴蝶]", "--device", "cpu")
+    assert (code, "no installed font has 蝴 蝶: the picture shows empty boxes" in err) == (0, True)
 
 
 @pytest.mark.parametrize(
