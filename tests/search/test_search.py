@@ -249,6 +249,8 @@ class TestCsv:
             (b"a,b\n1\n", "b", r"t\.csv:2: 1 fields in 2 columns"),
             (b"title\na red kite, above a boat\n", None, r"t\.csv:2: 2 fields in 1 columns; quote a field"),
             (b"a,a\n1,2\n", "a", "its columns are 'a', 'a'"),
+            (b"title;image\na red kite;a.jpg\n", None, "its only column is 'title;image'; separate columns by commas"),
+            (b"title\timage\na red kite\ta.jpg\n", None, "separate columns by commas"),
             (b"", None, "its columns are"),
             (b"a\n\xff\n", None, "cannot be read as CSV in UTF-8"),
             (b'a\n"b', None, "cannot be read as CSV"),
@@ -258,6 +260,10 @@ class TestCsv:
         (tmp_path / "t.csv").write_bytes(content)
         with pytest.raises(DataError, match=message):
             open_source(tmp_path / "t.csv", "texts", column)
+
+    def test_an_ending_in_capitals_and_a_column_with_a_semicolon(self, tmp_path: Path) -> None:
+        (tmp_path / "T.CSV").write_bytes(b"what; why\na red kite\n")
+        assert open_source(tmp_path / "T.CSV", "texts", "what; why").item(0).text == "a red kite"
 
 
 class TestRefusals:

@@ -66,7 +66,7 @@ def open_source(path: Path, kind: Kind, column: str | None = None) -> Source:
     """
     if path.is_dir():
         return _of_folder(path, kind)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _of_csv(path, kind, column)
     if column is not None:
         raise DataError(f"{path}: --column names a column of a CSV file; expected a file that ends in .csv")
@@ -142,6 +142,10 @@ def _column(path: Path, name: str | None) -> Sequence[str]:
             reader = csv.reader(file, strict=True)
             heads = next(reader, [])
             chosen = heads[0] if name is None and len(heads) == 1 else name
+            if name is None and len(heads) == 1 and ({";", "\t"} & set(heads[0])):
+                raise DataError(
+                    f"{path}: its only column is {heads[0]!r}; separate columns by commas, or name this one by --column"
+                )
             if chosen is None or heads.count(chosen) != 1:
                 raise DataError(f"{path}: --column is {name!r}; its columns are {', '.join(map(repr, heads))}")
             place = heads.index(chosen)
