@@ -116,6 +116,7 @@ def test_transformers(
     assert (out / "dual_encoder").is_dir() is pair
     assert pair is not any("No dual_encoder/" in note for note in notes)
     card = (out / "README.md").read_text(encoding="utf-8")
+    assert "`TEXTS` is a list of sentences, `IMAGES` a list of paths of images:\n\n```python" in card
     (example, *_) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     wanted = expected(model, pictures)
     code = """

@@ -107,15 +107,16 @@ def _use(model: Model, target: str, folder: Path) -> list[str]:
     if target == "onnx":
         return _block(ONNX_USE)
     if target == "sentence-transformers":
-        return _block(SENTENCE_TRANSFORMERS_USE)
+        return ["`TEXTS` is a list of sentences:", "", *_block(SENTENCE_TRANSFORMERS_USE)]
     text, image = _text_pooling(model), _image_pooling(model)
     if text is None or image is None:
         return ["Pool the states of the encoders as heads.json says, then apply the layers of heads.safetensors."]
     code = TRANSFORMERS_USE.replace("TEXT_POOL", text).replace("IMAGE_POOL", image)
+    example = ["`TEXTS` is a list of sentences, `IMAGES` a list of paths of images:", "", *_block(code)]
     if not (folder / "dual_encoder").is_dir():
-        return _block(code)
+        return example
     return [
-        *_block(code),
+        *example,
         "",
         "Or with the pair as one model, whose `logits_per_text` are cosines by temperature:",
         "",
