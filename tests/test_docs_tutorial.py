@@ -72,6 +72,19 @@ def test_the_csv_files_of_the_page_are_those_of_the_drawn_photos(
             assert next(csv.reader(file)) == header.split(",")
 
 
+def test_the_script_reads_what_excel_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte order mark, and a text of two lines in quotation marks."""
+    monkeypatch.chdir(tmp_path)
+    (script,) = [cell for cell in CELLS if "def read(" in cell]
+    rows = 'image,text\r\na.jpg,"一只\nred kite"\r\nb.jpg,a boat\r\n'
+    (tmp_path / "captions.csv").write_bytes(rows.encode("utf-8-sig"))
+    (tmp_path / "boxes.csv").write_bytes("image,words,x0,y0,x1,y1\r\na.jpg,red kite,1,2,3,4\r\n".encode("utf-8-sig"))
+    exec(compile(script, "script", "exec"), {})
+    (record,) = map(json.loads, (tmp_path / "val.jsonl").read_text(encoding="utf-8").splitlines())
+    assert record["text"] == "一只\nred kite"
+    assert record["entities"] == [{"start": 3, "end": 11, "boxes": [[1.0, 2.0, 3.0, 4.0]]}]
+
+
 def run(words: list[str]) -> None:
     """One `spanbox` command, made small."""
     assert words[0] == "spanbox"

@@ -9,6 +9,7 @@ Names and options follow sentence-transformers where it has the same ones.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -338,9 +339,13 @@ def _sides(pairs: Sequence[tuple[Item, Encoded]]) -> tuple[list[Item], list[Enco
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    if not isinstance(size, int) or size < 1:
+    try:
+        step = index(size)  # integers of numpy too
+    except TypeError:
+        step = 0
+    if step < 1:
         raise ConfigError(f"batch_size is {size!r}; expected a whole number above 0")
-    return (items[start : start + size] for start in range(0, len(items), size))
+    return (items[start : start + step] for start in range(0, len(items), step))
 
 
 def _of_each(rows: Sequence[Tensor], as_tensor: bool, *, single: bool) -> Any:

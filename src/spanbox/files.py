@@ -74,8 +74,18 @@ def check_writable_file(path: Path, suffix: str = "") -> None:
 
 def check_no_input(path: Path, inputs: Iterable[Path | None]) -> None:
     """Check that an output does not replace a file that the command reads. Raises OutputError."""
-    if path.resolve() in {each.resolve() for each in inputs if each is not None}:
+    if _is_among(path, inputs):
         raise OutputError(f"{path}: is read by this command, so it is not replaced; name another place")
+
+
+def check_no_other_output(path: Path, others: Iterable[Path | None]) -> None:
+    """Check that an output does not replace another one of the same command. Raises OutputError."""
+    if _is_among(path, others):
+        raise OutputError(f"{path}: is named for two outputs of this command; name another place for one of them")
+
+
+def _is_among(path: Path, others: Iterable[Path | None]) -> bool:
+    return path.resolve() in {each.resolve() for each in others if each is not None}
 
 
 def check_writable_folder(folder: Path) -> None:

@@ -90,3 +90,12 @@ def test_an_output_that_is_a_folder(spanbox: Command, data: Path, tmp_path: Path
     assert outcome.code == 2
     assert outcome.err.count("\n") == 1
     assert "cannot be written" in outcome.err
+
+
+def test_an_output_that_is_an_input(spanbox: Command, data: Path, tmp_path: Path) -> None:
+    found, gold = write_predictions(tmp_path / "found.json", "0"), data.rename(tmp_path / "gold.json")
+    for path in (found, gold):
+        before = path.read_bytes()
+        outcome = spanbox("score", found, "--data", gold, "--out", path)
+        assert (outcome.code, outcome.err.count("is read by this command")) == (2, 1)
+        assert path.read_bytes() == before

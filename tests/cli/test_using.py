@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from command import Command
 from spanbox.cli.ground import read_brackets
 from spanbox.data.manifest import Manifest
 from spanbox.errors import DataError
+from spanbox.report import grounding_picture
 from spanbox.wiring import train
 
 
@@ -38,6 +40,15 @@ def test_embed_and_search(folder: Path, spanbox: Command) -> None:
     assert (code, "does not know: κόκκινο\n" in err) == (0, True)
 
 
+def test_an_index_whose_run_was_moved(folder: Path, spanbox: Command) -> None:
+    shutil.copytree(folder / "run", "run")
+    assert spanbox("embed", "run", folder / "test.jsonl", "images.npy", "--device", "cpu").code == 0
+    Path("run").rename("moved")
+    code, _, err = spanbox("search", "images.npy", "a kite", "--device", "cpu")
+    assert (code, "name the run or checkpoint with --model RUN" in err) == (2, True)
+    assert spanbox("search", "images.npy", "a kite", "--model", "moved", "--device", "cpu").code == 0
+
+
 def test_ground(folder: Path, spanbox: Command) -> None:
     manifest = Manifest(folder / "test.jsonl")
     image, boxes = manifest.image_path(manifest[0]), [list(each.box) for each in manifest[0].objects]
@@ -56,6 +67,15 @@ def test_ground(folder: Path, spanbox: Command) -> None:
     assert (code, "a phrase: none" in out) == (0, True)
 
 
+def test_a_picture_without_a_font_for_its_text_says_so(
+    folder: Path, spanbox: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest(folder / "test.jsonl")
+    monkeypatch.setattr(grounding_picture, "can_draw", str.isascii)
+    code, _, err = spanbox("ground", folder / "run", manifest.image_path(manifest[0]), "[蝴蝶]", "--device", "cpu")
+    assert (code, "no installed font has 蝴 蝶: the picture shows empty boxes" in err) == (0, True)
+
+
 @pytest.mark.parametrize(
     "content", ["", "{}", "[[1, 2, 3]]", '[["a", 0, 1, 1]]', "[1]", '["0123"]', "[[0, 0, 1e999, 5]]"]
 )
@@ -70,9 +90,10 @@ def test_boxes_that_are_none(folder: Path, spanbox: Command, content: str) -> No
 def test_outputs_do_not_replace_inputs(folder: Path, spanbox: Command) -> None:
     Image.new("RGB", (64, 64)).save("photo.png")
     Path("photo.json").write_text("[[0, 0, 9, 9]]")
-    Path("found.items.jsonl").write_bytes((folder / "test.jsonl").read_bytes())
-    before = {path.name: path.read_bytes() for path in Path().iterdir()}
-    run = folder / "run"
+    run, data = folder / "run", folder / "test.json"
+    for manifest in (Path("found.items.jsonl"), data):
+        manifest.write_bytes((folder / "test.jsonl").read_bytes())
+    before = {path: path.read_bytes() for path in (data, *Path().iterdir())}
     for arguments in (
         ("ground", run, "photo.png", "a", "--out", "photo.png"),
         (
@@ -86,10 +107,19 @@ def test_outputs_do_not_replace_inputs(folder: Path, spanbox: Command) -> None:
             "photo.png",
         ),
         ("embed", run, "found.items.jsonl", "found.npy"),
+        ("evaluate", run, "--data", data, "--out", data),
+        ("gmner", "score", run, data, "--out", data),
     ):
         code, _, err = spanbox(*arguments, "--device", "cpu")
         assert (code, "is read by this command, so it is not replaced" in err) == (2, True)
-        assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+        assert {path: path.read_bytes() for path in (data, *Path().iterdir())} == before
+
+
+def test_outputs_do_not_replace_each_other(folder: Path, spanbox: Command) -> None:
+    run, data = folder / "run", folder / "test.jsonl"
+    for arguments in (("evaluate", run, "--data", data), ("gmner", "score", run, data)):
+        code, _, err = spanbox(*arguments, "--predictions", "x.json", "--out", "x.json", "--device", "cpu")
+        assert (code, "x.json: is named for two outputs of this command" in err) == (2, True)
 
 
 def test_a_picture_is_a_png(folder: Path, spanbox: Command) -> None:

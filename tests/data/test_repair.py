@@ -160,7 +160,7 @@ def test_what_is_not_certain_stays(tmp_path: Path) -> None:
 
 
 def test_a_convention_that_some_boxes_contradict_stays(tmp_path: Path) -> None:
-    good = records(tmp_path)
+    good = records(tmp_path, 60)
     bad = [with_boxes(record, lambda b: (*b[:2], b[2] - b[0], b[3] - b[1])) for record in good]
     width, _ = load_image(tmp_path / good[0].image).size
     box = (width - 20.0, 5.0, width - 10.0, 9.0)

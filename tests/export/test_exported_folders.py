@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import ExifTags, Image
 
 import miniature
 import spanbox
@@ -62,8 +63,14 @@ def model(variant: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def pictures(scenes: Path) -> list[Path]:
-    return sorted((scenes / "images" / "test").iterdir())[:2]
+def pictures(scenes: Path, tmp_path: Path) -> list[Path]:
+    """Two pictures; the second is stored on its side, as phones store photos."""
+    upright, other = sorted((scenes / "images" / "test").iterdir())[:2]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(other) as image:
+        image.save(tmp_path / "turned.png", exif=exif)
+    return [upright, tmp_path / "turned.png"]
 
 
 @torch.no_grad()
@@ -109,6 +116,7 @@ def test_transformers(
     assert (out / "dual_encoder").is_dir() is pair
     assert pair is not any("No dual_encoder/" in note for note in notes)
     card = (out / "README.md").read_text(encoding="utf-8")
+    assert "`TEXTS` is a list of sentences, `IMAGES` a list of paths of images:\n\n```python" in card
     (example, *_) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     wanted = expected(model, pictures)
     code = """
@@ -127,7 +135,7 @@ with torch.no_grad():
         processor = VisionTextDualEncoderProcessor.from_pretrained("dual_encoder", use_fast=False)
         assert processor(text=TEXTS, padding=True, return_tensors="pt")["input_ids"].tolist() == ids.tolist()
 EXAMPLE
-found["example"] = scores
+found |= {"example": scores, "example_pixels": pixels}
 np.savez("found.npz", **{name: tensor.numpy() for name, tensor in found.items()})
 """
     code = code.replace("PAIR", str(pair)).replace("EXAMPLE", example)
@@ -138,7 +146,8 @@ np.savez("found.npz", **{name: tensor.numpy() for name, tensor in found.items()}
     np.testing.assert_allclose(found["image_states"], wanted["image_states"], rtol=0, atol=1e-5)
     if pair:
         np.testing.assert_allclose(found["scores"], wanted["scores"], rtol=0, atol=1e-4)  # cosines by 0.07
-    # Pillow resizes the example's pictures, which differ by one or two levels of 255.
+    # Pillow resizes the example's pictures, which differ by one or two levels of 255 (a hundredth after normalising).
+    np.testing.assert_allclose(found["example_pixels"], wanted["pixels"], rtol=0, atol=0.05)
     np.testing.assert_allclose(found["example"], wanted["texts"] @ wanted["images"].T, rtol=0, atol=0.02)
 
 

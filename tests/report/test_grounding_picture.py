@@ -3,7 +3,17 @@
 import pytest
 from PIL import Image
 
-from spanbox.report.grounding_picture import COLOURS, LINE, MARGIN, NOT_SHOWN, Marked, _lines, grounding_picture
+from spanbox.report import grounding_picture as module
+from spanbox.report.grounding_picture import (
+    COLOURS,
+    LINE,
+    MARGIN,
+    NOT_SHOWN,
+    Marked,
+    _lines,
+    grounding_picture,
+    undrawn_characters,
+)
 
 
 def colours(picture: Image.Image) -> set[str]:
@@ -47,3 +57,9 @@ def test_any_size_and_text(size: tuple[int, int], text: str) -> None:
 def test_lines_hold_the_whole_text(text: str) -> None:
     assert "".join(text[start:end] for start, end in _lines(text, 200)) == text
     assert all(end > start for start, end in _lines(text, 200)) or not text
+
+
+def test_characters_that_no_font_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "can_draw", str.isascii)
+    assert undrawn_characters("a kite 风筝风 👩\u200d👧\ufe0f") == ["风", "筝", "👩", "👧"]
+    assert undrawn_characters("") == []

@@ -1,8 +1,10 @@
 """Embedding to files and search in them: the same features as in memory, interrupted or not, exact against a loop."""
 
 import csv
+import errno
 import json
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from spanbox.data.manifest import Manifest, ObjectBox, Record, write_manifest
 from spanbox.engine.distributed import Ranks
 from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.search import embedding
-from spanbox.search.embedding import Embedded, embed_source
+from spanbox.search.embedding import Embedded, embed_source, items_file
 from spanbox.search.index import Index, open_index
 from spanbox.search.page import search_page
 from spanbox.search.query import encode_query
@@ -119,6 +121,28 @@ def test_parts_of_another_source_are_not_used(model: Model, scenes: Path, tmp_pa
     assert len(open_index(tmp_path / "out.npy")) == 12
 
 
+@pytest.mark.parametrize("form", ["manifest", "csv", "folder"])
+def test_an_image_that_was_replaced_is_encoded_again(
+    model: Model, scenes: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all parts were finished: the command was interrupted while it wrote the file."""
+    good, image = scenes / "images" / "test" / "test-000000.jpg", tmp_path / "images" / "a.jpg"
+    image.parent.mkdir()
+    shutil.copy(good, image.with_name("b.jpg"))
+    image.write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("image\nimages/a.jpg\nimages/b.jpg\n")
+    records = [Record(id=name, image=f"images/{name}.jpg", text=name) for name in "ab"]
+    write_manifest(tmp_path / "pairs.jsonl", records)
+    source = {"manifest": tmp_path / "pairs.jsonl", "csv": tmp_path / "list.csv", "folder": image.parent}[form]
+    assemble = embedding._assemble
+    monkeypatch.setattr(embedding, "_assemble", lambda *_: pytest.fail("interrupted"))
+    with pytest.raises(pytest.fail.Exception):
+        write(model, source, tmp_path / "out.npy", "images")
+    monkeypatch.setattr(embedding, "_assemble", assemble)
+    shutil.copy(good, image)
+    assert write(model, source, tmp_path / "out.npy", "images") == Embedded(2, 0, [])
+
+
 def test_processes_share_the_parts(model: Model, scenes: Path, tmp_path: Path) -> None:
     """Two ranks, one after the other: the main one assembles what both encoded."""
 
@@ -155,6 +179,23 @@ def test_broken_images_are_left_out_and_listed(model: Model, scenes: Path, tmp_p
     ((kind, sample, detail),) = done.incidents
     assert (kind, sample) == ("images left out", "gone")
     assert "no such file" in detail
+
+
+def test_a_disk_that_fills_up_leaves_features_with_their_own_rows(
+    model: Model, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.npy"
+    write(model, scenes / "test.jsonl", out, "texts")
+    before = out.read_bytes(), items_file(out).read_bytes()
+    write_manifest(tmp_path / "turned.jsonl", list(Manifest(scenes / "test.jsonl"))[::-1])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(OutputError, match="No space left"):
+        write(model, tmp_path / "turned.jsonl", out, "texts")
+    assert (out.read_bytes(), items_file(out).read_bytes()) == before
 
 
 def test_a_box_outside_its_image_costs_no_other_box(model: Model, scenes: Path, tmp_path: Path) -> None:
@@ -208,6 +249,8 @@ class TestCsv:
             (b"a,b\n1\n", "b", r"t\.csv:2: 1 fields in 2 columns"),
             (b"title\na red kite, above a boat\n", None, r"t\.csv:2: 2 fields in 1 columns; quote a field"),
             (b"a,a\n1,2\n", "a", "its columns are 'a', 'a'"),
+            (b"title;image\na red kite;a.jpg\n", None, "its only column is 'title;image'; separate columns by commas"),
+            (b"title\timage\na red kite\ta.jpg\n", None, "separate columns by commas"),
             (b"", None, "its columns are"),
             (b"a\n\xff\n", None, "cannot be read as CSV in UTF-8"),
             (b'a\n"b', None, "cannot be read as CSV"),
@@ -217,6 +260,10 @@ class TestCsv:
         (tmp_path / "t.csv").write_bytes(content)
         with pytest.raises(DataError, match=message):
             open_source(tmp_path / "t.csv", "texts", column)
+
+    def test_an_ending_in_capitals_and_a_column_with_a_semicolon(self, tmp_path: Path) -> None:
+        (tmp_path / "T.CSV").write_bytes(b"what; why\na red kite\n")
+        assert open_source(tmp_path / "T.CSV", "texts", "what; why").item(0).text == "a red kite"
 
 
 class TestRefusals:
@@ -241,6 +288,17 @@ class TestRefusals:
         for kind in ("spans", "images"):
             with pytest.raises(DataError, match="nothing to embed"):
                 write(model, path, tmp_path / "out.npy", kind)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
+    def test_nothing_to_embed_keeps_an_earlier_file(
+        self, model: Model, scenes: Path, tmp_path: Path, suffix: str
+    ) -> None:
+        out = tmp_path / f"out{suffix}"
+        write(model, scenes / "test.jsonl", out, "images")
+        write_manifest(tmp_path / "gone.jsonl", [Record(id="a", image="gone.jpg", text="a")])
+        with pytest.raises(DataError, match="nothing to embed"):
+            write(model, tmp_path / "gone.jsonl", out, "images")
+        assert len(open_index(out)) == 12
 
     @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"PAR1"])
     @pytest.mark.parametrize("suffix", SUFFIXES)

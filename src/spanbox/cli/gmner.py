@@ -131,9 +131,11 @@ def score(
 
         spanbox gmner score runs/ner test.jsonl
     """
-    from spanbox.files import check_writable_file, write_text
+    from spanbox.files import check_no_input, check_no_other_output, check_writable_file, write_text
     from spanbox.wiring import predict_gmner
 
+    check_no_input(out, [data])
+    check_no_other_output(out, [predictions])
     check_writable_file(out, ".json")
     found = predict_gmner(model, data, out=predictions, text_only=text_only, device=device)
     rows = [row for row in found.scores.counts if found.grounds or row.startswith("mner")]

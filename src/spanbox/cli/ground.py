@@ -1,6 +1,7 @@
 """`spanbox ground`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.api import Grounding
     from spanbox.data.manifest import Box
     from spanbox.spans import CharSpan
+
+MOST_NAMED = 10
 
 
 def ground(
@@ -45,7 +48,7 @@ def ground(
     import spanbox
     from spanbox.data.images import load_image
     from spanbox.files import check_no_input, check_writable_file, replacing, write_text
-    from spanbox.report.grounding_picture import grounding_picture
+    from spanbox.report.grounding_picture import grounding_picture, undrawn_characters
 
     if out.suffix != ".png":
         raise OutputError(f"{out}: expected a file that ends in .png")
@@ -57,6 +60,7 @@ def ground(
     loaded = spanbox.load(model, device)
     result = loaded.ground(image, plain, spans, candidates, threshold=threshold)
     print_unknown_words(loaded, plain)
+    _print_undrawn(undrawn_characters(plain))
     picture = grounding_picture(load_image(image), plain, _marked(result))
     with replacing(out) as file:
         picture.save(file, "PNG")
@@ -66,6 +70,19 @@ def ground(
         score = f"{span.candidates[0].score:z.3f}" if span.candidates else "no box"
         print(f"{span.text}: {box} ({score})")
     print(f"written to {out} and {out.with_suffix('.json')}")
+
+
+def _print_undrawn(characters: list[str]) -> None:
+    """Print on stderr which characters the picture lacks; nothing where it has all."""
+    if characters:
+        from matplotlib import get_cachedir
+
+        print(
+            f"no installed font has {' '.join(characters[:MOST_NAMED])}: the picture shows empty boxes in their place. "
+            f"Chinese needs a font such as Noto Sans CJK (after installing it, remove fontlist-*.json in "
+            f"{get_cachedir()}); most emoji cannot be drawn",
+            file=sys.stderr,
+        )
 
 
 def read_brackets(text: str) -> "tuple[str, list[CharSpan] | None]":

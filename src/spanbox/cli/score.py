@@ -34,8 +34,9 @@ def score(
         spanbox score predictions.jsonl --data data/gmner/test.jsonl
     """
     from spanbox.evaluation.gmner import GOLD_SPANS, score_file
-    from spanbox.files import check_writable_file, write_text
+    from spanbox.files import check_no_input, check_writable_file, write_text
 
+    check_no_input(out, [predictions, data])
     check_writable_file(out, ".json")
     scores = score_file(predictions, data)
     metrics = scores.metrics()

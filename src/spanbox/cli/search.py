@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from spanbox.cli.show import plain, print_unknown_words
+from spanbox.errors import DataError
 from spanbox.terminal import make_console
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
@@ -40,6 +41,11 @@ def search(
     if html is not None:
         check_writable_file(html, ".html")
     opened = open_index(index)
+    if model is None and not opened.checkpoint.is_dir():
+        raise DataError(
+            f"{index}: the checkpoint that made it is no longer at {opened.checkpoint}; name the run or checkpoint "
+            "with --model RUN, or embed again"
+        )
     loaded = spanbox.load(model or opened.checkpoint, device)
     feature = encode_query(loaded, opened, query)
     if query_image(query) is None:

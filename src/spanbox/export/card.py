@@ -23,7 +23,7 @@ TRANSFORMERS_USE = """\
 import json
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
@@ -43,7 +43,8 @@ with torch.no_grad():
     tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
     states = text(**tokens)
     texts = feature("text", TEXT_POOL)
-    pixels = processor([Image.open(path).convert("RGB") for path in IMAGES], return_tensors="pt")["pixel_values"]
+    upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in IMAGES]
+    pixels = processor(upright, return_tensors="pt")["pixel_values"]
     states = vision(pixels)
     images = feature("image", IMAGE_POOL)
 scores = texts @ images.T  # cosines
@@ -106,15 +107,16 @@ def _use(model: Model, target: str, folder: Path) -> list[str]:
     if target == "onnx":
         return _block(ONNX_USE)
     if target == "sentence-transformers":
-        return _block(SENTENCE_TRANSFORMERS_USE)
+        return ["`TEXTS` is a list of sentences:", "", *_block(SENTENCE_TRANSFORMERS_USE)]
     text, image = _text_pooling(model), _image_pooling(model)
     if text is None or image is None:
         return ["Pool the states of the encoders as heads.json says, then apply the layers of heads.safetensors."]
     code = TRANSFORMERS_USE.replace("TEXT_POOL", text).replace("IMAGE_POOL", image)
+    example = ["`TEXTS` is a list of sentences, `IMAGES` a list of paths of images:", "", *_block(code)]
     if not (folder / "dual_encoder").is_dir():
-        return _block(code)
+        return example
     return [
-        *_block(code),
+        *example,
         "",
         "Or with the pair as one model, whose `logits_per_text` are cosines by temperature:",
         "",

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
+from unicodedata import category
 
 from PIL import Image, ImageDraw, ImageFont
 
-from spanbox.report.figures import fonts
+from spanbox.report.figures import can_draw, fonts
 
 # Okabe and Ito's palette, darkened where white text on it would be hard to read.
 COLOURS = ("#0072b2", "#c24f00", "#00805d", "#a8528a", "#8a6a00", "#5b4fc7", "#b3261e", "#3d6f8f")
@@ -16,6 +17,7 @@ NARROWEST = 480
 MARGIN = 14
 TEXT_SIZE = 20
 LINE = 32
+VISIBLE = "LNPS"  # categories of letters, numbers, punctuation and symbols
 
 
 class Marked(NamedTuple):
@@ -50,6 +52,12 @@ def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) ->
     for row, (start, end) in enumerate(lines):
         _write_line(draw, text[start:end], marks[start:end], shown.height + MARGIN + row * LINE)
     return sheet
+
+
+def undrawn_characters(text: str) -> list[str]:
+    """The characters of a text that no installed font has: the picture shows empty boxes in their place."""
+    visible = (character for character in dict.fromkeys(text) if category(character)[0] in VISIBLE)
+    return [character for character in visible if not can_draw(character)]
 
 
 def _colours(spans: Sequence[Marked]) -> list[str]:

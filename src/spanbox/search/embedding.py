@@ -235,15 +235,15 @@ def _assemble(model: Model, source: Source, parts: _Parts, out: Path, resumed: i
             incidents.extend(found)
             count += len(rows)
             yield rows, features
+        if not count:  # raised while the file is written, so that an earlier one stays
+            example = f": {incidents[0].detail}" if incidents else ""
+            raise DataError(f"nothing to embed, there are no {source.kind}{example}")
 
     meta = {key: value for key, value in parts.description.items() if key not in ("part", "batch_size")}
     if out.suffix == ".parquet":
         _write_parquet(out, source, model.dim, meta, finished())
     else:
         _write_npy(out, source, model.dim, meta, finished())
-    if not count:
-        example = f": {incidents[0].detail}" if incidents else ""
-        raise DataError(f"nothing to embed, there are no {source.kind}{example}")
     return Embedded(count, resumed, incidents)
 
 
@@ -269,20 +269,21 @@ def parquet_schema(kind: Kind, dim: int) -> Any:
 
 
 def _write_npy(out: Path, source: Source, dim: int, meta: dict[str, Any], parts: Parts) -> None:
-    """The rows first: where the `.npy` is, both are whole."""
+    """Both files are written before either takes its place: features never lie beside the rows of others."""
     blocks = []
-    with replacing(items_file(out)) as file:
+    with replacing(out) as features_file, replacing(items_file(out)) as file:
         file.write(json.dumps(meta, ensure_ascii=False).encode() + b"\n")
         for rows, features in parts:
             blocks.append(features)  # mapped files, not memory
             for row in rows:
                 named = dict(zip(COLUMNS[source.kind], row, strict=True))
                 file.write(json.dumps(named, ensure_ascii=False).encode() + b"\n")
-    with replacing(out) as file:
         head = {"descr": "<f4", "fortran_order": False, "shape": (sum(map(len, blocks)), dim)}
-        np.lib.format.write_array_header_1_0(file, head)
+        np.lib.format.write_array_header_1_0(features_file, head)
         for block in blocks:
-            file.write(np.ascontiguousarray(block, "<f4").tobytes())
+            features_file.write(np.ascontiguousarray(block, "<f4").tobytes())
+        features_file.flush()
+        out.unlink(missing_ok=True)  # its rows are replaced first
 
 
 def items_file(out: Path) -> Path:

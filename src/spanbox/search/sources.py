@@ -5,7 +5,7 @@ An item is a text or an image with its spans or boxes; each gives one row, or on
 
 import csv
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from spanbox.data.manifest import Box, Manifest, Record
 from spanbox.errors import DataError
 from spanbox.spans import CharSpan
+from spanbox.wiring.embedding import digest_of_images, images_of
 
 Kind = Literal["images", "texts", "spans", "regions"]
 COLUMNS: dict[Kind, dict[str, type]] = {
@@ -47,7 +48,7 @@ class Source:
         folder: that image paths are relative to.
         count: number of items.
         item: the item at an index.
-        digest: of the content; it changes when the items do.
+        digest: of the content; it changes when the items do, or the images that are read.
     """
 
     kind: Kind
@@ -65,12 +66,13 @@ def open_source(path: Path, kind: Kind, column: str | None = None) -> Source:
     """
     if path.is_dir():
         return _of_folder(path, kind)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _of_csv(path, kind, column)
     if column is not None:
         raise DataError(f"{path}: --column names a column of a CSV file; expected a file that ends in .csv")
     manifest = Manifest(path)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    images = images_of(manifest) if kind in ("images", "regions") else ()
+    digest = _digest(path.read_bytes(), images)
     return Source(kind, path.parent, len(manifest), lambda index: _of_record(manifest, manifest[index], kind), digest)
 
 
@@ -114,8 +116,7 @@ def _of_folder(folder: Path, kind: Kind) -> Source:
     def item(index: int) -> Item:
         return Item(names[index], None, paths[index], (), ((names[index], names[index]),))
 
-    sizes = "\n".join(f"{name} {path.stat().st_size}" for name, path in zip(names, paths, strict=True))
-    return Source(kind, folder, len(paths), item, _digest(sizes.encode("utf-8", "surrogateescape")))
+    return Source(kind, folder, len(paths), item, _digest("\n".join(names).encode(), paths))
 
 
 def _of_csv(path: Path, kind: Kind, column: str | None) -> Source:
@@ -129,7 +130,8 @@ def _of_csv(path: Path, kind: Kind, column: str | None) -> Source:
             return Item(id, value, None, (), ((id, value),))
         return Item(id, None, path.parent / value, (), ((id, value),))
 
-    return Source(kind, path.parent, len(values), item, _digest("\0".join(values).encode()))
+    images = (path.parent / value for value in values) if kind == "images" else ()
+    return Source(kind, path.parent, len(values), item, _digest("\0".join(values).encode(), images))
 
 
 def _column(path: Path, name: str | None) -> Sequence[str]:
@@ -140,6 +142,10 @@ def _column(path: Path, name: str | None) -> Sequence[str]:
             reader = csv.reader(file, strict=True)
             heads = next(reader, [])
             chosen = heads[0] if name is None and len(heads) == 1 else name
+            if name is None and len(heads) == 1 and ({";", "\t"} & set(heads[0])):
+                raise DataError(
+                    f"{path}: its only column is {heads[0]!r}; separate columns by commas, or name this one by --column"
+                )
             if chosen is None or heads.count(chosen) != 1:
                 raise DataError(f"{path}: --column is {name!r}; its columns are {', '.join(map(repr, heads))}")
             place = heads.index(chosen)
@@ -154,5 +160,5 @@ def _fields(row: list[str], columns: int, path: Path, line: int) -> list[str]:
     return row
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _digest(content: bytes, images: Iterable[Path]) -> str:
+    return hashlib.blake2b(content + digest_of_images(images).encode(), digest_size=16).hexdigest()

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
         "checkpoint": loaded.checkpoint.name,
         "weights": _size_and_time(loaded.checkpoint / "model.safetensors"),
         "manifest": _size_and_time(dataset.manifest.path),
-        "images": _digest_of_images(dataset.manifest),
+        "images": digest_of_images(images_of(dataset.manifest)),
         "model": config.model.model_dump(mode="json"),
         "limits": asdict(dataset.limits),
         "max_tokens": config.data.max_tokens,
@@ -142,11 +142,16 @@ def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
     }
 
 
-def _digest_of_images(manifest: Manifest) -> str:
+def images_of(manifest: Manifest) -> Iterator[Path]:
+    """The image of each pair."""
+    return (manifest.image_path(record) for record in manifest)
+
+
+def digest_of_images(paths: Iterable[Path]) -> str:
     """A digest of the size and time of every image; images are not read."""
     digest = hashlib.blake2b(digest_size=16)
-    for record in manifest:
-        state = state_of(manifest.image_path(record))
+    for path in paths:
+        state = state_of(path)
         digest.update(repr(list(state) if state else None).encode())
     return digest.hexdigest()
 

@@ -31,7 +31,14 @@ from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import THRESHOLD, choose_threshold
 from spanbox.evaluation.reranking import RERANKED
 from spanbox.evaluation.selection import check_measurable, check_selectable, selection_value
-from spanbox.files import PARTIAL, check_no_input, check_writable_file, check_writable_folder, explained
+from spanbox.files import (
+    PARTIAL,
+    check_no_input,
+    check_no_other_output,
+    check_writable_file,
+    check_writable_folder,
+    explained,
+)
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
 from spanbox.structures import Incident
@@ -206,6 +213,8 @@ def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
 def _check_outputs(
     metrics: Path, folder: Path | None, predictions: Path | None, inputs: Collection[Path | None]
 ) -> None:
+    check_no_input(metrics, inputs)
+    check_no_other_output(metrics, [predictions])
     check_writable_file(metrics, ".json")
     if predictions is not None:
         check_no_input(predictions, inputs)
