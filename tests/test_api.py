@@ -337,9 +337,9 @@ class TestGround:
             assert span.shown is shown
             assert (span.best == span.candidates[0]) if shown else (span.best is None)
 
-    @pytest.mark.parametrize("threshold", [float("nan"), "high", [0.5]])
+    @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "high", [0.5]])
     def test_a_threshold_that_is_no_number(self, model: Model, manifest: Manifest, threshold: Any) -> None:
-        with pytest.raises(spanbox.errors.ConfigError, match="expected a number, or None"):
+        with pytest.raises(spanbox.errors.ConfigError, match="expected a finite number, or None"):
             model.ground(manifest.image_path(manifest[0]), "a boat", threshold=threshold)
 
     @pytest.mark.parametrize("text", ["", "  "])

@@ -150,6 +150,12 @@ class TestIncidentTally:
         assert str(raised.value).startswith("70 images")
         assert str(raised.value).count("cut off") == IncidentTally.EXAMPLES
 
+    @pytest.mark.parametrize(
+        ("size", "limit", "allowed"), [(100, 0.29, 29), (100, 0.01, 1), (99, 0.01, 0), (10, 1.0, 10)]
+    )
+    def test_a_share_of_whole_images_is_exact(self, size: int, limit: float, allowed: int) -> None:
+        assert IncidentTally(size, limit).allowed == allowed
+
     def test_no_broken_image_is_allowed_at_limit_zero(self) -> None:
         with pytest.raises(TrainingError, match=r"allows \(0\)"):
             IncidentTally(1000, 0.0).add(broken("a"))

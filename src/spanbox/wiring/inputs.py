@@ -82,6 +82,6 @@ def checked_threshold(threshold: float) -> float:
         number = float(threshold)
     except (TypeError, ValueError):
         number = math.nan
-    if math.isnan(number):
-        raise ConfigError(f"threshold is {threshold!r}; expected a number, or None for the model's own")
+    if not math.isfinite(number):
+        raise ConfigError(f"threshold is {threshold!r}; expected a finite number, or None for the model's own")
     return number
