@@ -72,7 +72,7 @@ class ImageAugmentSettings(Settings):
         (0.75, 1.3333), description="width / height of a crop, as [lowest, highest] multiple of the image's"
     )
     keep_boxes: Literal["none", "one", "all"] = Field(
-        "one", description="linked boxes that a crop keeps whole; with all, no crop cuts away what the text names"
+        "all", description="linked boxes that a crop keeps whole; with all, no crop cuts away what the text names"
     )
     min_visible: float = Field(
         0.3, gt=0, le=1, description="a box with a smaller visible share is left out, with its links; these are counted"
