@@ -53,6 +53,13 @@ def test_any_size_and_text(size: tuple[int, int], text: str) -> None:
     assert (picture.height - 2 * MARGIN) % LINE >= 0
 
 
+@pytest.mark.parametrize("character", ["\n", "\r", "\t", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_line_ends_and_control_characters_are_drawn_as_spaces(character: str) -> None:
+    image, spans = Image.new("RGB", (600, 300)), [Marked(4, 8, (0, 0, 9, 9), 0.5)]
+    drawn, with_a_space = (grounding_picture(image, f"a{each}红色kite", spans) for each in (character, " "))
+    assert drawn.tobytes() == with_a_space.tobytes()
+
+
 @pytest.mark.parametrize("text", ["", "a b c", "word " * 40, "字" * 100, "x" * 300])
 def test_lines_hold_the_whole_text(text: str) -> None:
     assert "".join(text[start:end] for start, end in _lines(text, 200)) == text

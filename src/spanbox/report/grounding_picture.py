@@ -18,6 +18,7 @@ MARGIN = 14
 TEXT_SIZE = 20
 LINE = 32
 VISIBLE = "LNPS"  # categories of letters, numbers, punctuation and symbols
+UNDRAWABLE = ("Cc", "Zl", "Zp")  # categories of control characters and line ends, at which drawing a text fails
 
 
 class Marked(NamedTuple):
@@ -33,8 +34,9 @@ def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) ->
     """An RGB picture of the image with boxes, and the sentence with its spans below.
 
     Spans with the same box have one colour. A span without a box is grey and struck through. Where spans overlap, the
-    later one colours the characters.
+    later one colours the characters. Line ends, tabs and other control characters are drawn as spaces.
     """
+    text = "".join(" " if category(character) in UNDRAWABLE else character for character in text)
     scale = max(NARROWEST / image.width, 1.0) if image.width < NARROWEST else min(WIDEST / image.width, 1.0)
     shown = image.resize((round(image.width * scale), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
     lines = list(_lines(text, shown.width - 2 * MARGIN))
