@@ -53,6 +53,34 @@ def test_any_size_and_text(size: tuple[int, int], text: str) -> None:
     assert (picture.height - 2 * MARGIN) % LINE >= 0
 
 
+@pytest.mark.parametrize("box", [(10, 10, 11, 11), (10, 10, 300, 10.5), (3999, 2999, 4000, 3000)])
+def test_a_box_of_a_few_pixels_of_a_large_image_has_a_frame(box: tuple[float, float, float, float]) -> None:
+    picture = grounding_picture(Image.new("RGB", (4000, 3000)), "a dog", [Marked(0, 5, box, None)])
+    blue = tuple(bytes.fromhex(COLOURS[0][1:]))
+    assert blue in {pixel for _, pixel in picture.crop((0, 0, 1000, 750)).getcolors() or ()}
+
+
+def test_the_score_of_a_box_at_the_right_edge_is_whole() -> None:
+    def area_of_label(x: int) -> int:
+        picture = grounding_picture(Image.new("RGB", (600, 300)), "", [Marked(0, 0, (x, 200, x + 10, 290), 0.83)])
+        above = picture.crop((0, 160, 600, 198))
+        return sum(count for count, pixel in above.getcolors() or () if pixel != (0, 0, 0))
+
+    assert area_of_label(590) == area_of_label(300)
+
+
+def test_a_box_in_a_strip_has_a_frame() -> None:
+    grounding_picture(Image.new("RGB", (20_000, 20)), "a dog", [Marked(0, 5, (0, 0, 20_000, 20), 0.5)])
+
+
+def test_a_box_larger_than_the_image_ends_with_the_image() -> None:
+    image = Image.new("RGB", (600, 300), "white")
+    of_image, larger = (
+        grounding_picture(image, "a dog", [Marked(0, 5, box, 0.5)]) for box in ((0, 0, 600, 300), (-50, -9, 900, 900))
+    )
+    assert of_image.tobytes() == larger.tobytes()
+
+
 @pytest.mark.parametrize("character", ["\n", "\r", "\t", "\x1c", "\x85", "\u2028", "\u2029"])
 def test_line_ends_and_control_characters_are_drawn_as_spaces(character: str) -> None:
     image, spans = Image.new("RGB", (600, 300)), [Marked(4, 8, (0, 0, 9, 9), 0.5)]

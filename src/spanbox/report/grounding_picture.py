@@ -14,6 +14,7 @@ COLOURS = ("#0072b2", "#c24f00", "#00805d", "#a8528a", "#8a6a00", "#5b4fc7", "#b
 NOT_SHOWN = "#6b7480"
 WIDEST = 1000  # pixels of the picture
 NARROWEST = 480
+LEAST_SIDE = 4  # of a frame, which has lines inside its edges
 MARGIN = 14
 TEXT_SIZE = 20
 LINE = 32
@@ -46,8 +47,8 @@ def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) ->
     colours = _colours(spans)
     for span, colour in zip(spans, colours, strict=True):
         if span.box is not None:
-            edges = tuple(scale * edge for edge in span.box)
-            _frame(draw, edges, colour, f"{span.score:z.2f}" if span.score is not None else "")
+            label = f"{span.score:z.2f}" if span.score is not None else ""
+            _frame(draw, _within(span.box, scale, shown.size), colour, label, sheet.width)
     marks: list[str | None] = [None] * len(text)
     for span, colour in zip(spans, colours, strict=True):
         marks[span.start : span.end] = [colour] * (span.end - span.start)
@@ -83,15 +84,23 @@ def _write_line(draw: ImageDraw.ImageDraw, text: str, marks: Sequence[str | None
         x += width
 
 
-def _frame(draw: ImageDraw.ImageDraw, edges: tuple[float, ...], colour: str, label: str) -> None:
+def _within(box: tuple[float, ...], scale: float, size: tuple[int, int]) -> tuple[float, ...]:
+    """The edges of a box in the shown image, clipped to it, and at least as far apart as the lines of its frame."""
+    edges = [min(max(0.0, scale * edge), side) for edge, side in zip(box, (*size, *size), strict=True)]
+    x0, y0 = (max(0.0, min(edge, side - LEAST_SIDE)) for edge, side in zip(edges[:2], size, strict=True))
+    return x0, y0, max(edges[2], x0 + LEAST_SIDE), max(edges[3], y0 + LEAST_SIDE)
+
+
+def _frame(draw: ImageDraw.ImageDraw, edges: tuple[float, ...], colour: str, label: str, sheet_width: int) -> None:
     x0, y0, x1, y1 = edges
     draw.rectangle((x0, y0, x1, y1), outline="white", width=5)
     draw.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=colour, width=3)
     if label:
         width = sum(map(_width, label)) + 8
         top = y0 - LINE + 6 if y0 >= LINE - 6 else y0
-        draw.rectangle((x0, top, x0 + width, top + LINE - 8), fill=colour)
-        draw.text((x0 + 4, top), label, font=_font("0"), fill="white")
+        left = max(0.0, min(x0, sheet_width - width))
+        draw.rectangle((left, top, left + width, top + LINE - 8), fill=colour)
+        draw.text((left + 4, top), label, font=_font("0"), fill="white")
 
 
 def _lines(text: str, width: float) -> Iterator[tuple[int, int]]:
