@@ -69,6 +69,14 @@ def test_the_score_of_a_box_at_the_right_edge_is_whole() -> None:
     assert area_of_label(590) == area_of_label(300)
 
 
+def test_a_tall_narrow_image_is_not_enlarged_beyond_measure() -> None:
+    picture = grounding_picture(Image.new("RGB", (20, 6000)), "a dog", [Marked(0, 5, (0, 0, 20, 20), 0.5)])
+    assert picture.size == (480, 6000 + LINE + 2 * MARGIN)
+    taller = grounding_picture(Image.new("RGB", (100, 500)), "a dog", [])
+    assert taller.size == (480, 2000 + LINE + 2 * MARGIN)
+    assert grounding_picture(Image.new("RGB", (48, 100)), "a dog", []).size == (480, 1000 + LINE + 2 * MARGIN)
+
+
 def test_a_box_in_a_strip_has_a_frame() -> None:
     grounding_picture(Image.new("RGB", (20_000, 20)), "a dog", [Marked(0, 5, (0, 0, 20_000, 20), 0.5)])
 

@@ -14,6 +14,7 @@ COLOURS = ("#0072b2", "#c24f00", "#00805d", "#a8528a", "#8a6a00", "#5b4fc7", "#b
 NOT_SHOWN = "#6b7480"
 WIDEST = 1000  # pixels of the picture
 NARROWEST = 480
+TALLEST = 2000  # of an image that is enlarged
 LEAST_SIDE = 4  # of a frame, which has lines inside its edges
 MARGIN = 14
 TEXT_SIZE = 20
@@ -38,10 +39,11 @@ def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) ->
     later one colours the characters. Line ends, tabs and other control characters are drawn as spaces.
     """
     text = "".join(" " if category(character) in UNDRAWABLE else character for character in text)
-    scale = max(NARROWEST / image.width, 1.0) if image.width < NARROWEST else min(WIDEST / image.width, 1.0)
+    scale = _scale(*image.size)
     shown = image.resize((round(image.width * scale), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
-    lines = list(_lines(text, shown.width - 2 * MARGIN))
-    sheet = Image.new("RGB", (shown.width, shown.height + LINE * len(lines) + 2 * MARGIN), "white")
+    width = max(shown.width, NARROWEST)
+    lines = list(_lines(text, width - 2 * MARGIN))
+    sheet = Image.new("RGB", (width, shown.height + LINE * len(lines) + 2 * MARGIN), "white")
     sheet.paste(shown)
     draw = ImageDraw.Draw(sheet)
     colours = _colours(spans)
@@ -55,6 +57,13 @@ def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) ->
     for row, (start, end) in enumerate(lines):
         _write_line(draw, text[start:end], marks[start:end], shown.height + MARGIN + row * LINE)
     return sheet
+
+
+def _scale(width: int, height: int) -> float:
+    """Of the image: wide ones are reduced; narrow ones are enlarged, unless they become too tall."""
+    if width < NARROWEST:
+        return max(1.0, min(NARROWEST / width, TALLEST / height))
+    return min(WIDEST / width, 1.0)
 
 
 def undrawn_characters(text: str) -> list[str]:
