@@ -10,6 +10,7 @@ from spanbox.report.grounding_picture import (
     MARGIN,
     NOT_SHOWN,
     Marked,
+    _colours,
     _lines,
     grounding_picture,
     undrawn_characters,
@@ -42,6 +43,13 @@ def test_spans_with_the_same_box_have_one_colour() -> None:
     picture = grounding_picture(Image.new("RGB", (600, 300), "white"), "a kite and a boat, the kite", spans)
     for part in (picture.crop((0, 0, 600, 300)), picture.crop((0, 300, 600, picture.height))):
         assert colours(part) & set(COLOURS) == {COLOURS[0], COLOURS[1]}
+
+
+def test_each_of_many_boxes_has_a_colour_of_its_own() -> None:
+    spans = [Marked(place, place + 1, (place, 0, place + 1, 9), None) for place in range(100)]
+    found = _colours(spans)
+    assert found[: len(COLOURS)] == list(COLOURS)
+    assert len({*found, NOT_SHOWN}) == 101
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (4000, 30), (480, 480)])

@@ -1,6 +1,7 @@
 """A picture with the boxes of the spans of its sentence, in matching colours; the sentence stands below it."""
 
 from collections.abc import Iterator, Sequence
+from colorsys import hls_to_rgb
 from functools import cache
 from typing import NamedTuple
 from unicodedata import category
@@ -12,6 +13,7 @@ from spanbox.report.figures import can_draw, fonts
 # Okabe and Ito's palette, darkened where white text on it would be hard to read.
 COLOURS = ("#0072b2", "#c24f00", "#00805d", "#a8528a", "#8a6a00", "#5b4fc7", "#b3261e", "#3d6f8f")
 NOT_SHOWN = "#6b7480"
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 WIDEST = 1000  # pixels of the picture
 NARROWEST = 480
 TALLEST = 2000  # of an image that is enlarged
@@ -35,8 +37,9 @@ class Marked(NamedTuple):
 def grounding_picture(image: Image.Image, text: str, spans: Sequence[Marked]) -> Image.Image:
     """An RGB picture of the image with boxes, and the sentence with its spans below.
 
-    Spans with the same box have one colour. A span without a box is grey and struck through. Where spans overlap, the
-    later one colours the characters. Line ends, tabs and other control characters are drawn as spaces.
+    Spans with the same box have one colour, those with different boxes different ones. A span without a box is grey and
+    struck through. Where spans overlap, the later one colours the characters. Line ends, tabs and other control
+    characters are drawn as spaces.
     """
     text = "".join(" " if category(character) in UNDRAWABLE else character for character in text)
     scale = _scale(*image.size)
@@ -74,8 +77,19 @@ def undrawn_characters(text: str) -> list[str]:
 
 def _colours(spans: Sequence[Marked]) -> list[str]:
     """The colour of each span and its box."""
-    boxes = list(dict.fromkeys(span.box for span in spans if span.box is not None))
-    return [NOT_SHOWN if span.box is None else COLOURS[boxes.index(span.box) % len(COLOURS)] for span in spans]
+    number_of: dict[tuple[float, float, float, float], int] = {}
+    for span in spans:
+        if span.box is not None:
+            number_of.setdefault(span.box, len(number_of))
+    return [NOT_SHOWN if span.box is None else _colour(number_of[span.box]) for span in spans]
+
+
+def _colour(number: int) -> str:
+    """The palette's colours; after them dark hues, each far from those before it on the colour circle."""
+    if number < len(COLOURS):
+        return COLOURS[number]
+    red, green, blue = hls_to_rgb(number * GOLDEN_RATIO % 1, 0.3, 0.75)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def _write_line(draw: ImageDraw.ImageDraw, text: str, marks: Sequence[str | None], y: int) -> None:
