@@ -235,6 +235,28 @@ def test_an_ablation_by_itself(tmp_path: Path) -> None:
     assert "+13.3 ± 3.3, ahead in 3 of 3" in words
 
 
+@pytest.mark.parametrize(
+    ("metric", "ahead"),
+    [
+        ("retrieval.t2i.median_rank", "ahead in 1 of 3"),
+        ("retrieval.t2i.mean_rank", "ahead in 1 of 3"),
+        ("embedding.fine.uniformity.spans", "ahead in 1 of 3"),
+        ("retrieval.t2i.map", "ahead in 2 of 3"),
+        ("matching.within_image.type.median_rank", "ahead in 2 of 3"),
+        ("embedding.coarse.modality_gap", ""),
+        ("matching.presence.threshold", ""),
+    ],
+)
+def test_a_variant_is_ahead_where_its_value_is_better(tmp_path: Path, metric: str, ahead: str) -> None:
+    rows = [
+        f"{name},{metric},{seed},0.5,{difference}"
+        for name, differences in (("plain", (0, 0, 0)), ("other", (0.1, 0.2, -0.1)))
+        for seed, difference in enumerate(differences)
+    ]
+    (tmp_path / "table.csv").write_text("variant,metric,seed,value,difference\n" + "\n".join(rows) + "\n")
+    assert re.findall(r"ahead in \d of \d", page(tmp_path).sections["ablations"]) == [ahead] * bool(ahead)
+
+
 def test_configs_are_compared_key_by_key(tmp_path: Path) -> None:
     folders = [run_folders.write_run(tmp_path / name) for name in ("a", "b")]
     assert "The configs are the same." in page(*folders).sections["setup"]

@@ -226,18 +226,19 @@ def shown_difference(name: str, value: float) -> str:
 
 
 def ablation_cell(ablation: Ablation, variant: str, metric: str) -> dict[str, Any] | None:
-    """A variant's mean and spread, its paired difference with its standard error, and the seeds it leads in."""
+    """A variant's mean and spread, its paired difference with its standard error, and the number of seeds in which it
+    is ahead; None for a metric that has no better direction."""
     row = ablation.row(variant, metric)
     if row is None:
         return None
-    seeds = len(row.values)
+    seeds, direction = len(row.values), scores.better_direction(metric)
     several = seeds > 1
     return {
         "mean": float(np.mean(row.values)),
         "spread": float(np.std(row.values, ddof=1)) if several else None,
         "difference": float(np.mean(row.differences)),
         "error": float(np.std(row.differences, ddof=1) / seeds**0.5) if several else None,
-        "ahead": sum(value > 0 for value in row.differences),
+        "ahead": sum(direction * value > 0 for value in row.differences) if direction else None,
         "seeds": seeds,
         "is_first": variant == ablation.variants[0],
     }

@@ -124,11 +124,19 @@ def difference(run: Run, first: Run, name: str) -> Difference | None:
     return Difference(value, interval, interval and _is_better(name, interval))
 
 
-def _is_better(name: str, interval: Interval) -> bool | None:
+def better_direction(name: str) -> Literal[-1, 0, 1]:
+    """1 for a metric whose larger values are better, -1 for one whose smaller values are, 0 for one without."""
     parts = [] if is_part(name) else name.split(".")
-    if interval.low <= 0 <= interval.high or any(part in _NO_DIRECTION for part in parts):
+    if any(part in _NO_DIRECTION for part in parts):
+        return 0
+    return -1 if any(part in _SMALLER_IS_BETTER for part in parts) else 1
+
+
+def _is_better(name: str, interval: Interval) -> bool | None:
+    direction = better_direction(name)
+    if interval.low <= 0 <= interval.high or not direction:
         return None
-    return (interval.low > 0) != any(part in _SMALLER_IS_BETTER for part in parts)
+    return (interval.low > 0) == (direction > 0)
 
 
 def _is_suffix(name: str) -> bool:
