@@ -343,3 +343,18 @@ def test_only_the_right_and_the_chosen_region_have_a_label(evaluated: Path) -> N
     labels = re.findall(r'<i class="box (\w+)[^>]*>(<b>)?', html)
     assert {("linked", "<b>"), ("chosen", "<b>")} <= set(labels)
     assert ("other", "<b>") not in labels
+
+
+@pytest.mark.parametrize("names", [("🚀", "🔥"), ("run 1", "run (1)"), ("实验 一", "实验+一"), ("Run", "run")])
+def test_figures_of_runs_with_names_alike_are_files_of_their_own(tmp_path: Path, names: tuple[str, str]) -> None:
+    data = run_folders.write_data(tmp_path / "data")
+    runs = [run_folders.write_run(tmp_path / str(place) / name, manifest=data) for place, name in enumerate(names)]
+    figures = make_report(runs, "en").figures
+    assert len({figure.name.casefold() for figure in figures}) == len(figures)
+
+
+def test_figures_of_a_run_with_a_long_chinese_name_can_be_written(tmp_path: Path) -> None:
+    data = run_folders.write_data(tmp_path / "data")
+    figures = make_report([run_folders.write_run(tmp_path / ("实验" * 42), manifest=data)], "en").figures
+    (tmp_path / "figures").mkdir()
+    assert all(path.is_file() for figure in figures[-2:] for path in figure.write(tmp_path / "figures"))

@@ -7,11 +7,12 @@ import base64
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,24 @@ def make_report(folders: Sequence[Path], language: Language, manifest: Path | No
     for view in views:
         figures += [*view.matrices.values(), *view.picture_figures()]
     problems = [t("problem", problem=problem) for view in views for problem in view.run.problems]
-    return Report(html, figures, [*problems, *(view.missing_pictures for view in views if view.missing_pictures)])
+    return Report(
+        html, named_apart(figures), [*problems, *(view.missing_pictures for view in views if view.missing_pictures)]
+    )
+
+
+def named_apart(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures, a number after each name that an earlier one has, as names of files without regard to case.
+
+    Names of runs, types and variants lose characters in names of files: those of two emoji are the same.
+    """
+    taken: set[str] = set()
+    named = []
+    for figure in figures:
+        numbered = (f"{figure.name}-{place}" for place in count(2))
+        name = next(name for name in chain([figure.name], numbered) if name.casefold() not in taken)
+        taken.add(name.casefold())
+        named.append(replace(figure, name=name))
+    return named
 
 
 def shown(name: str, value: float | None) -> str:
