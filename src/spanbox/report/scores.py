@@ -63,7 +63,7 @@ class Difference:
 
 def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
     """Scores by name. Knows the older form too, in which chance and count stood beside a family of metrics."""
-    annotated = {name.rpartition(".")[0] for name in metrics if _is_suffix(name)}
+    annotated = {name.rpartition(".")[0] for name in metrics if _is_suffix(name) and not is_part(name)}
     families = {
         name[:dot]
         for name in metrics
@@ -145,8 +145,13 @@ def _is_suffix(name: str) -> bool:
 
 
 def _is_annotation(name: str, metrics: Mapping[str, float], families: Set[str]) -> bool:
-    """Whether a name belongs to another metric or family; a count without either is a metric of its own."""
+    """Whether a name belongs to another metric or family; a count without either is a metric of its own.
+
+    So is a group of a breakdown, whatever its name: entities may have the type `low` or `count`.
+    """
     family, _, last = name.rpartition(".")
+    if is_part(name):
+        return last in ANNOTATIONS and is_part(family) and family in metrics
     return last.startswith("chance_") or (last in ANNOTATIONS and (family in metrics or family in families))
 
 
