@@ -109,8 +109,8 @@ def curves(
         canvas, axes = _canvas(WIDTH, 2.5 + LEGEND_ROW * max(0, _legend_rows(labels) - 1))
         for one in series:
             steps, heights = _thinned(one.steps, one.values)
-            colour, dash = COLOURS[one.style % len(COLOURS)], DASHES[one.style % len(DASHES)]
-            marker = MARKERS[one.style % len(MARKERS)] if len(steps) <= 12 else ""
+            colour, dash = COLOURS[one.style % len(COLOURS)], DASHES[dash_of(one.style)]
+            marker = MARKERS[dash_of(one.style)] if len(steps) <= 12 else ""
             axes.plot(steps, heights, color=colour, linestyle=dash, linewidth=1.5, marker=marker, ms=4, label=one.label)
         values = [value for one in series for value in one.values]
         if log and min(values) > LEAST_LOG:
@@ -128,6 +128,11 @@ def curves(
         return canvas
 
     return Figure(name, alt, draw)
+
+
+def dash_of(style: int) -> int:
+    """Which dash a style has: the next one for each round of the colours, so that 36 styles differ."""
+    return (style + style // len(COLOURS)) % len(DASHES)
 
 
 def matrix(

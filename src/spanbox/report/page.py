@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from spanbox.metric_names import BREAKDOWNS, is_part, is_rate
 from spanbox.report import plots, scores
 from spanbox.report.examples import Box, HeatmapExample, Match, Retrieval
-from spanbox.report.figures import COLOURS, Figure
+from spanbox.report.figures import COLOURS, Figure, dash_of
 from spanbox.report.pictures import Album, Picture, heat_inside, heat_source
 from spanbox.report.reading import Ablation, Run, read_folders
 from spanbox.report.scores import Difference, Score, parse_scores
@@ -275,6 +275,7 @@ def _environment() -> Environment:
         "candidate_style": plots.candidate_style,
         "drawing_order": plots.drawing_order,
         "colours": len(COLOURS),
+        "dash_of": dash_of,
         "heat_inside": heat_inside,
         "heat_source": heat_source,
         "is_rate": is_rate,
