@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ class TestAnswers:
             expected = sorted(range(len(images)), key=lambda row, of=scores: -float(of[row]))
             assert [hit["pair"] for hit in answer["hits"]] == expected
             assert answer["hits"][0]["score"] == pytest.approx(float(max(scores)), abs=1e-5)
+
+    def test_scores_that_are_no_numbers_are_null_and_stand_last(
+        self, server: ExplorerServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        searched = server.session.models[0]
+        image = searched.bank.image.clone()
+        image[0] = float("nan")
+        monkeypatch.setattr(server.session, "models", [replace(searched, bank=replace(searched.bank, image=image))])
+        hits = ask(server, "POST", "/api/search", {"text": "a red kite"})[1]["models"][0]["hits"]
+        assert [hit["pair"] for hit in hits if hit["score"] is None] == [hits[-1]["pair"]] == [0]
 
     def test_words_that_the_model_does_not_know_are_named(self, server: ExplorerServer) -> None:
         for text, unknown in (("a μικρό red kite μικρό", ["μικρό"]), ("a red kite", [])):

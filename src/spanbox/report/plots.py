@@ -1,5 +1,6 @@
 """The figures of a report: from runs to curves, matrices, dots and pictures with boxes."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,8 @@ def candidate_style(match: Match, index: int) -> str:
     """`linked`: it shows the entity; `chosen`: it has the highest score and does not; `other`."""
     if match.candidates[index].linked:
         return "linked"
-    chosen = max(range(len(match.candidates)), key=lambda i: match.candidates[i].score)
+    scores = [-math.inf if math.isnan(each.score) else each.score for each in match.candidates]
+    chosen = scores.index(max(scores))
     return "chosen" if index == chosen else "other"
 
 
