@@ -363,6 +363,10 @@ def test_the_page_in_a_browser(server: ExplorerServer, tmp_path: Path) -> None:
         browser.choose_file("#file", picture)
         browser.wait_for("document.querySelector('#pictures img')?.src.includes('picture/u')")
         browser.wait_for("document.querySelector('#pictures img').naturalWidth > 0")
+        # The same picture can be chosen again: the field is empty when it asks for a file.
+        assert browser.evaluate("document.querySelector('#file').value") != ""
+        browser.evaluate("document.querySelector('#file').dispatchEvent(new Event('click'))")
+        assert browser.evaluate("document.querySelector('#file').value") == ""
         # Another picture, dragged over the page and dropped.
         other = tmp_path / "图片.png"
         other.write_bytes(picture_bytes(server, (48, 64)))
