@@ -18,7 +18,7 @@ from spanbox.config import dump_config, load_config, without_actions
 from spanbox.engine.stopping import StopRequest
 from spanbox.errors import ConfigError, DataError, TrainingError
 from spanbox.processes import Jobs
-from spanbox.report.reading import AblationRow
+from spanbox.report.reading import AblationRow, read_ablation
 
 METRICS = ("retrieval.i2t.r1", "matching.within_image")
 PLANS = Path(__file__).parents[1] / "benchmarks" / "plans"
@@ -52,7 +52,34 @@ def write_metrics(out: Path, figures: dict[tuple[str, int], tuple[float, float]]
 FIGURES = {("base", 0): (0.5, 1.0), ("base", 1): (0.7, 1.0), ("cold", 0): (0.6, 0.5), ("cold", 1): (0.6, 0.5)}
 
 
+def table_of(folder: Path, plan: AblationPlan) -> list[AblationRow]:
+    """Rows of equal values as `ablate` writes them."""
+    values = (0.5,) * len(plan.seeds)
+    rows = [AblationRow(variant, metric, values, values) for metric in plan.metrics for variant in plan.variants]
+    write_csv(rows, plan, folder / "table.csv")
+    return rows
+
+
 class TestTable:
+    def test_the_report_reads_the_table_of_every_plan(self, tmp_path: Path) -> None:
+        variants = {f"{'变体' * 20} {number}": () for number in range(200)}
+        metrics = [f"matching.within_image.type.type-{number}" for number in range(80)]
+        plan = AblationPlan.model_validate(plan_of(variants=variants, metrics=metrics, seeds=[0, 1, 2]))
+        rows = table_of(tmp_path, plan)
+        read = read_ablation(tmp_path)
+        assert list(read.rows) == rows
+        assert read.row(rows[-1].variant, rows[-1].metric) == rows[-1]
+
+    def test_a_plan_whose_table_is_too_large_for_the_report_is_refused(self) -> None:
+        variants = {str(number): () for number in range(200)}
+        with pytest.raises(ValueError, match=r"60,000 rows of the table, more than 50,000.*name fewer metrics"):
+            AblationPlan.model_validate(plan_of(variants=variants, metrics=list(map(str, range(100))), seeds=[0, 1, 2]))
+
+    def test_a_bar_in_a_name_stays_in_its_cell(self, tmp_path: Path) -> None:
+        plan = AblationPlan.model_validate(plan_of(variants={"a|b": []}, metrics=["x.type.c|d"], seeds=[0]))
+        lines = markdown(plan, table_of(tmp_path, plan)).splitlines()
+        assert lines == ["| variant | x.type.c\\|d |", "|---|---:|", "| a\\|b | 0.500 |"]
+
     def test_by_hand(self, tmp_path: Path) -> None:
         plan = AblationPlan.model_validate(plan_of())
         write_metrics(tmp_path, FIGURES)

@@ -22,7 +22,7 @@ from spanbox.errors import ConfigError
 from spanbox.files import write_text
 from spanbox.processes import Jobs
 from spanbox.progress import Progress
-from spanbox.report.reading import AblationRow
+from spanbox.report.reading import MOST_PARTS, MOST_ROWS, AblationRow
 from spanbox.settings import PathText, Settings
 
 LONGEST_NAME = 100  # of a variant, which names a folder
@@ -34,7 +34,7 @@ class AblationPlan(Settings):
     recipe: PathText = Field(description="recipe or YAML file that every run starts from")
     overrides: tuple[str, ...] = Field((), description="settings that all runs share")
     variants: dict[str, tuple[str, ...]] = Field(
-        min_length=1, max_length=200, description="settings of each variant; the first one is the reference"
+        min_length=1, max_length=MOST_PARTS, description="settings of each variant; the first one is the reference"
     )
     seeds: tuple[int, ...] = Field(
         (0, 1, 2), min_length=1, max_length=100, description="each variant is trained with each seed"
@@ -52,6 +52,16 @@ class AblationPlan(Settings):
     def _one_budget(self) -> "AblationPlan":
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes, so that all variants have the same budget")
+        return self
+
+    @model_validator(mode="after")
+    def _table_can_be_read(self) -> "AblationPlan":
+        rows = len(self.variants) * len(self.seeds) * len(self.metrics)
+        if rows > MOST_ROWS:
+            raise ValueError(
+                f"variants x seeds x metrics are {rows:,} rows of the table, more than {MOST_ROWS:,}, which "
+                "`spanbox report` reads; name fewer metrics, or make two plans"
+            )
         return self
 
     @field_validator("variants")
@@ -154,11 +164,15 @@ def collect(plan: AblationPlan, out: Path) -> list[AblationRow]:
 
 def markdown(plan: AblationPlan, rows: list[AblationRow]) -> str:
     """A table: mean and standard deviation over the seeds, and the mean paired difference with its standard error."""
-    lines = ["| variant | " + " | ".join(plan.metrics) + " |", "|---|" + "---:|" * len(plan.metrics)]
+    lines = ["| variant | " + " | ".join(map(_in_a_cell, plan.metrics)) + " |", "|---|" + "---:|" * len(plan.metrics)]
     for variant in plan.variants:
         cells = [_cell(row, is_first=variant == next(iter(plan.variants))) for row in rows if row.variant == variant]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_in_a_cell(variant)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _in_a_cell(name: str) -> str:
+    return name.replace("|", "\\|")
 
 
 def write_csv(rows: list[AblationRow], plan: AblationPlan, path: Path) -> None:

@@ -176,6 +176,12 @@ class TestMatching:
         tie = matching_examples(matching_bank(SCORES, LINKED), 2)[1]
         assert [linked for _, _, linked in tie.candidates] == [False, True]
 
+    def test_a_region_without_a_score_stands_last(self) -> None:
+        nan = float("nan")
+        found, missed = matching_examples(matching_bank([[0.3, nan], [nan, 0.3]], [0, 0]), 1)[::-1]
+        assert [score for _, score, _ in found.candidates] == [pytest.approx(0.3), pytest.approx(nan, nan_ok=True)]
+        assert (found.span, found.right, missed.span, missed.right) == (0, True, 1, False)
+
     def test_nothing_linked(self) -> None:
         assert matching_examples(make_bank(pairs=2), 3) == []
 

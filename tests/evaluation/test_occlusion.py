@@ -11,12 +11,14 @@ import tiny
 from banks import make_bank
 from encoders import collate, make_model, make_sample
 from spanbox.evaluation.occlusion import (
+    Falls,
     Query,
     cells_elsewhere,
     draw_linked_spans,
     hide,
     measure_falls,
     object_cells,
+    occlusion_outcomes,
 )
 from spanbox.models.dual_encoder import DualEncoder, RegionSettings
 from spanbox.structures import Batch, Features, Sample
@@ -251,6 +253,13 @@ class TestDrawing:
 
     def test_nothing_linked(self) -> None:
         assert self.links([]).tolist() == []
+
+
+def test_a_level_with_falls_that_are_not_finite_is_left_out() -> None:
+    coarse, fine = torch.tensor([[0.3, 0.1], [0.2, 0.4]]).double(), torch.tensor([[0.3, 0.1], [float("nan"), 0.4]])
+    outcomes = occlusion_outcomes(Falls(coarse, fine.double(), torch.tensor([0, 1]), 0))
+    assert list(outcomes) == [f"occlusion.coarse.{name}" for name in ("object", "elsewhere", "share_larger")]
+    assert outcomes["occlusion.coarse.share_larger"].values.tolist() == [1.0, 0.0]
 
 
 def test_the_tiny_towers_have_this_grid() -> None:

@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ class TestAnswers:
             expected = sorted(range(len(images)), key=lambda row, of=scores: -float(of[row]))
             assert [hit["pair"] for hit in answer["hits"]] == expected
             assert answer["hits"][0]["score"] == pytest.approx(float(max(scores)), abs=1e-5)
+
+    def test_scores_that_are_no_numbers_are_null_and_stand_last(
+        self, server: ExplorerServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        searched = server.session.models[0]
+        image = searched.bank.image.clone()
+        image[0] = float("nan")
+        monkeypatch.setattr(server.session, "models", [replace(searched, bank=replace(searched.bank, image=image))])
+        hits = ask(server, "POST", "/api/search", {"text": "a red kite"})[1]["models"][0]["hits"]
+        assert [hit["pair"] for hit in hits if hit["score"] is None] == [hits[-1]["pair"]] == [0]
 
     def test_words_that_the_model_does_not_know_are_named(self, server: ExplorerServer) -> None:
         for text, unknown in (("a μικρό red kite μικρό", ["μικρό"]), ("a red kite", [])):
@@ -352,6 +363,10 @@ def test_the_page_in_a_browser(server: ExplorerServer, tmp_path: Path) -> None:
         browser.choose_file("#file", picture)
         browser.wait_for("document.querySelector('#pictures img')?.src.includes('picture/u')")
         browser.wait_for("document.querySelector('#pictures img').naturalWidth > 0")
+        # The same picture can be chosen again: the field is empty when it asks for a file.
+        assert browser.evaluate("document.querySelector('#file').value") != ""
+        browser.evaluate("document.querySelector('#file').dispatchEvent(new Event('click'))")
+        assert browser.evaluate("document.querySelector('#file').value") == ""
         # Another picture, dragged over the page and dropped.
         other = tmp_path / "图片.png"
         other.write_bytes(picture_bytes(server, (48, 64)))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from spanbox.report import figures
-from spanbox.report.figures import Figure, Series, can_draw, curves, dots, matrix
+from spanbox.report.figures import Figure, Series, can_draw, curves, dash_of, dots, matrix, shortened
 
 
 def a_curve(**options: bool) -> Figure:
@@ -64,6 +64,31 @@ def test_a_line_of_one_point_and_one_that_never_changes() -> None:
     for values in ([1.0], [0.0, 0.0, 0.0]):
         one = Series("x", list(range(len(values))), values, 0)
         assert "<svg" in curves("c", "C", [one], step="step", alt="c").inline()
+
+
+def test_each_of_many_lines_has_a_look_of_its_own() -> None:
+    looks = {(style % len(figures.COLOURS), dash_of(style)) for style in range(36)}
+    assert len(looks) == 36
+    assert [dash_of(style) for style in range(6)] == list(range(6))
+    svg = curves("c", "C", [Series(str(i), [1, 2], [i, i], i) for i in range(7)], step="s", alt="c").inline()
+    lines = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="([^"]*)"', svg)
+    dashes_of_first_colour = [line.partition("stroke-dasharray")[2] for line in lines if "--c0" in line]
+    assert len(set(dashes_of_first_colour)) == 2
+
+
+@pytest.mark.parametrize("name", ["variant of a recipe " * 5, "/data/of/a/user/" * 12 + "run"])
+def test_long_names_leave_room_for_the_plot(name: str) -> None:
+    """Matplotlib warns where there is none, and warnings are errors."""
+    names = [f"{name}-{place}" for place in range(2)]
+    drawn = dots("d", "D", [(each, [0.1, 0.2]) for each in names], alt="d", share=True).inline()
+    drawn += curves("c", "C", [Series(each, [1, 2], [1, 2], 0) for each in names], step="s", alt="c").inline()
+    assert all(drawn.count(f"-{place}</text>") == 2 for place in range(2))
+
+
+def test_a_shortened_label_keeps_both_ends() -> None:
+    assert shortened("runs/first", 10) == "runs/first"
+    assert shortened("abcdefghijklmnop", 9) == "abcd…mnop"
+    assert shortened("一二三四五六七八", 9) == "一二…七八"
 
 
 def test_losses_that_reach_zero_have_no_logarithmic_scale() -> None:

@@ -235,6 +235,28 @@ def test_an_ablation_by_itself(tmp_path: Path) -> None:
     assert "+13.3 ± 3.3, ahead in 3 of 3" in words
 
 
+@pytest.mark.parametrize(
+    ("metric", "ahead"),
+    [
+        ("retrieval.t2i.median_rank", "ahead in 1 of 3"),
+        ("retrieval.t2i.mean_rank", "ahead in 1 of 3"),
+        ("embedding.fine.uniformity.spans", "ahead in 1 of 3"),
+        ("retrieval.t2i.map", "ahead in 2 of 3"),
+        ("matching.within_image.type.median_rank", "ahead in 2 of 3"),
+        ("embedding.coarse.modality_gap", ""),
+        ("matching.presence.threshold", ""),
+    ],
+)
+def test_a_variant_is_ahead_where_its_value_is_better(tmp_path: Path, metric: str, ahead: str) -> None:
+    rows = [
+        f"{name},{metric},{seed},0.5,{difference}"
+        for name, differences in (("plain", (0, 0, 0)), ("other", (0.1, 0.2, -0.1)))
+        for seed, difference in enumerate(differences)
+    ]
+    (tmp_path / "table.csv").write_text("variant,metric,seed,value,difference\n" + "\n".join(rows) + "\n")
+    assert re.findall(r"ahead in \d of \d", page(tmp_path).sections["ablations"]) == [ahead] * bool(ahead)
+
+
 def test_configs_are_compared_key_by_key(tmp_path: Path) -> None:
     folders = [run_folders.write_run(tmp_path / name) for name in ("a", "b")]
     assert "The configs are the same." in page(*folders).sections["setup"]
@@ -321,3 +343,18 @@ def test_only_the_right_and_the_chosen_region_have_a_label(evaluated: Path) -> N
     labels = re.findall(r'<i class="box (\w+)[^>]*>(<b>)?', html)
     assert {("linked", "<b>"), ("chosen", "<b>")} <= set(labels)
     assert ("other", "<b>") not in labels
+
+
+@pytest.mark.parametrize("names", [("🚀", "🔥"), ("run 1", "run (1)"), ("实验 一", "实验+一"), ("Run", "run")])
+def test_figures_of_runs_with_names_alike_are_files_of_their_own(tmp_path: Path, names: tuple[str, str]) -> None:
+    data = run_folders.write_data(tmp_path / "data")
+    runs = [run_folders.write_run(tmp_path / str(place) / name, manifest=data) for place, name in enumerate(names)]
+    figures = make_report(runs, "en").figures
+    assert len({figure.name.casefold() for figure in figures}) == len(figures)
+
+
+def test_figures_of_a_run_with_a_long_chinese_name_can_be_written(tmp_path: Path) -> None:
+    data = run_folders.write_data(tmp_path / "data")
+    figures = make_report([run_folders.write_run(tmp_path / ("实验" * 42), manifest=data)], "en").figures
+    (tmp_path / "figures").mkdir()
+    assert all(path.is_file() for figure in figures[-2:] for path in figure.write(tmp_path / "figures"))

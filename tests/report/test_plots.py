@@ -111,3 +111,9 @@ def test_without_a_chinese_font_figures_are_drawn_in_english(monkeypatch: pytest
 )
 def test_names_of_files_are_harmless(text: str, name: str) -> None:
     assert plots.slug(text) == name
+
+
+def test_a_region_without_a_score_is_not_the_chosen_one() -> None:
+    candidates = [Candidate((0, 0, 1, 1), score, linked=False) for score in (float("nan"), 0.1, 0.4)]
+    match = Match("a", 0, right=False, candidates=candidates)
+    assert [plots.candidate_style(match, index) for index in range(3)] == ["other", "other", "chosen"]

@@ -97,6 +97,11 @@ DEEP = "[" * 100_000 + "]" * 100_000
         ("evaluation/audit.json", '{"test": {"pairs": "x"}}'),
         ("evaluation/examples.json", '{"manifest": "x", "retrieval": {"other": []}}'),
         ("evaluation/examples.json", '{"manifest": "x", "similarity": {"coarse": {"ids": ["a"], "matrix": [[1, 2]]}}}'),
+        (
+            "evaluation/examples.json",
+            '{"manifest": "x", "similarity": {"fine": {"spans": [{"id": "a", "entity": 0}], "regions": [], '
+            '"matrix": [[]], "linked": [[]], "same_identity": [[]]}}}',
+        ),
         ("evaluation/examples.json", '{"manifest": "x", "heatmaps": [{"id": "a", "entity": 0, "maps": {"a": 1}}]}'),
     ],
 )

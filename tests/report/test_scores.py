@@ -59,6 +59,15 @@ def test_groups_stand_weakest_first_whatever_they_are_called() -> None:
     assert not is_part(f"{WITHIN}.hard")
 
 
+def test_a_group_may_have_the_name_of_an_annotation() -> None:
+    names = ("low", "high", "chance", "baseline", "count", "chance_r1", "PER", "PER.x")
+    metrics = {f"{WITHIN}.type.{name}": 0.5 for name in names}
+    metrics |= {f"{WITHIN}.type.{name}.{part}": 30.0 for name in names for part in ("low", "count")}
+    large, _ = breakdown(parse_scores(metrics), "type")
+    assert [name for name, _ in large] == list(names)
+    assert all((score.low, score.count) == (30.0, 30.0) for _, score in large)
+
+
 def test_groups_of_few_queries_stand_apart() -> None:
     counts = {"rare": (0.0, 19.0), "common": (0.5, 20.0), "rarer": (0.2, 1.0)}
     metrics = {f"{WITHIN}.type.{name}": value for name, (value, _) in counts.items()}

@@ -65,6 +65,7 @@ def test_numbers() -> None:
         "−2.31",
         "1,234.6",
     ]
+    assert [number(value) for value in (float("nan"), float("inf"), float("-inf"))] == ["–"] * 3
     assert [number(None), signed(-0.5), signed(0.25)] == ["–", "−0.5", "+0.25"]
 
 

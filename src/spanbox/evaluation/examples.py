@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.own_image import score_own_image
-from spanbox.evaluation.ranking import ranks, similarity
+from spanbox.evaluation.ranking import nan_last, ranks, similarity
 from spanbox.evaluation.retrieval import first_of_each_group
 
 Kind = Literal["best", "median", "worst"]
@@ -147,7 +147,7 @@ def matching_examples(bank: FeatureBank, count: int, seed: int = 0) -> list[Matc
     image = own.image_S.tolist()
     can_fail_S = own.has_box_S & (own.candidates_SR & ~own.linked_SR).any(dim=1)
     right_S = ranks(own.scores_SR, own.linked_SR, own.candidates_SR) == 1
-    top_S = own.scores_SR.masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
+    top_S = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
     wrong = (can_fail_S & ~right_S).nonzero()[:, 0]
     right = (can_fail_S & right_S).nonzero()[:, 0]
     most_confident = wrong[top_S[wrong].argsort(descending=True, stable=True)]
@@ -200,8 +200,8 @@ def _match(bank: FeatureBank, span: int) -> MatchingExample:
 
 
 def _best_first(scores: Tensor, right: Tensor) -> Tensor:
-    """Order of candidates (C,): highest score first, among equal ones the wrong ones first."""
-    wrong_first = right.int().argsort(stable=True)
+    """Order of candidates (C,): highest score first, NaN last, among equal ones the wrong ones first."""
+    scores, wrong_first = nan_last(scores), right.int().argsort(stable=True)
     return wrong_first[scores[wrong_first].argsort(descending=True, stable=True)]
 
 

@@ -98,10 +98,12 @@ def measure_falls(
 def occlusion_outcomes(falls: Falls) -> dict[str, Outcome]:
     """Metrics of `occlusion.coarse` and `occlusion.fine`: mean fall with the object hidden (`.object`) and with other
     cells hidden (`.elsewhere`), and the share of entities with a larger fall for the object (`.share_larger`). Equal
-    falls count against the model.
+    falls count against the model. A level with falls that are not finite is left out.
     """
     outcomes: dict[str, Outcome] = {}
     for level, falls_Q2 in (("coarse", falls.coarse), ("fine", falls.fine)):
+        if not falls_Q2.isfinite().all():
+            continue
         larger_Q = falls_Q2[:, 0] > falls_Q2[:, 1]
         half_Q = torch.full((len(larger_Q),), 0.5)
         outcomes |= {

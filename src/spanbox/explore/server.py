@@ -6,6 +6,7 @@ Nothing is written to disk: pictures are decoded from memory.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
@@ -177,4 +178,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _json(content: Any) -> tuple[bytes, str]:
-    return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"), "application/json; charset=utf-8"
+    return json.dumps(_finite(content), ensure_ascii=False).encode(
+        "utf-8", "replace"
+    ), "application/json; charset=utf-8"
+
+
+def _finite(content: Any) -> Any:
+    """The content with null for numbers that are not finite, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

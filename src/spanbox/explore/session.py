@@ -23,6 +23,7 @@ from spanbox.data.manifest import Box, Manifest, Record
 from spanbox.data.words import cuts_word, find_words
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.extract import FeatureBank
+from spanbox.evaluation.ranking import nan_last
 from spanbox.evaluation.reranking import RERANKED
 from spanbox.geometry import area_of, clip_box, in_fractions
 from spanbox.models.heatmaps import to_unit_range
@@ -165,11 +166,11 @@ class Session:
 
     def _nearest(self, searched: Searched, query: Any, features: torch.Tensor, fused: FusedScores) -> dict[str, Any]:
         """The first pairs by the towers; with fusion, its order of those that the towers propose."""
-        scores = features @ torch.as_tensor(query)
+        scores = nan_last(features @ torch.as_tensor(query))
         best = scores.topk(min(RERANKED if searched.model.reranks else HITS, len(scores)))
         values, rows = best.values, best.indices
         if searched.model.reranks:
-            values, order = fused(rows).cpu().sort(descending=True, stable=True)
+            values, order = nan_last(fused(rows).cpu()).sort(descending=True, stable=True)
             rows = rows[order]
         hits = []
         for score, row in zip(values[:HITS].tolist(), rows[:HITS].tolist(), strict=True):

@@ -23,6 +23,8 @@ def _check_box(box: Box) -> None:
 def _check_shape(matrix: list[list[float]] | list[list[bool]], rows: int, columns: int) -> None:
     if len(matrix) != rows or any(len(row) != columns for row in matrix) or max(rows, columns) > SIDE:
         raise ValueError(f"a matrix is not {rows} x {columns}, or larger than {SIDE} x {SIDE}")
+    if bool(rows) != bool(columns):
+        raise ValueError(f"a matrix of {rows} x {columns} has no cell")
 
 
 class Scored(msgspec.Struct, frozen=True):

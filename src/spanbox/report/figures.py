@@ -38,6 +38,8 @@ LEAST_LOG = 1e-30  # smallest value on a logarithmic axis
 LARGEST_CELL = 1e6  # of a matrix; a cell beyond it, or one that is not finite, stays empty
 LEGEND_ROW = 0.165  # inches
 LEGEND_CHARACTERS = 52  # of a row; Chinese ones count twice
+LEGEND_LINE = 6  # characters that the line of a label takes
+ROW_CHARACTERS = 32  # of the label of a row
 CHINESE_FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
     *("WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Droid Sans Fallback"),
@@ -105,13 +107,13 @@ def curves(
     """
 
     def draw() -> "Canvas":
-        labels = [one.label for one in series] if len(series) > 1 else []
+        labels = [shortened(one.label, LEGEND_CHARACTERS - LEGEND_LINE) for one in series] if len(series) > 1 else []
         canvas, axes = _canvas(WIDTH, 2.5 + LEGEND_ROW * max(0, _legend_rows(labels) - 1))
         for one in series:
             steps, heights = _thinned(one.steps, one.values)
-            colour, dash = COLOURS[one.style % len(COLOURS)], DASHES[one.style % len(DASHES)]
-            marker = MARKERS[one.style % len(MARKERS)] if len(steps) <= 12 else ""
-            axes.plot(steps, heights, color=colour, linestyle=dash, linewidth=1.5, marker=marker, ms=4, label=one.label)
+            colour, dash = COLOURS[one.style % len(COLOURS)], DASHES[dash_of(one.style)]
+            marker = MARKERS[dash_of(one.style)] if len(steps) <= 12 else ""
+            axes.plot(steps, heights, color=colour, linestyle=dash, linewidth=1.5, marker=marker, ms=4)
         values = [value for one in series for value in one.values]
         if log and min(values) > LEAST_LOG:
             _log_scale(axes, min(values), max(values))
@@ -128,6 +130,11 @@ def curves(
         return canvas
 
     return Figure(name, alt, draw)
+
+
+def dash_of(style: int) -> int:
+    """Which dash a style has: the next one for each round of the colours, so that 36 styles differ."""
+    return (style + style // len(COLOURS)) % len(DASHES)
 
 
 def matrix(
@@ -185,7 +192,7 @@ def dots(name: str, title: str, variants: Sequence[tuple[str, Sequence[float]]],
             axes.plot([mean - spread, mean + spread], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot([mean], [row], MARKERS[row % len(MARKERS)], color=colour, ms=8)
             axes.plot(values, [row - 0.26] * len(values), ".", color=SOFT, ms=5)
-        axes.set_yticks(range(len(variants)), [label for label, _ in variants])
+        axes.set_yticks(range(len(variants)), [shortened(label, ROW_CHARACTERS) for label, _ in variants])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(len(variants) - 0.5, -0.6)
         axes.grid(visible=False, axis="y")
@@ -279,6 +286,8 @@ def _title(axes: "Axes", title: str, legend: Sequence[str] = ()) -> None:
     axes.set_title(title, loc="left", fontsize=9, fontweight="bold", pad=8 + 72 * LEGEND_ROW * rows)
     if legend:
         axes.legend(
+            axes.lines,
+            legend,
             loc="lower left",
             bbox_to_anchor=(-0.02, 0.985),
             ncols=math.ceil(len(legend) / rows),
@@ -291,9 +300,24 @@ def _title(axes: "Axes", title: str, legend: Sequence[str] = ()) -> None:
 
 def _legend_rows(labels: Sequence[str]) -> int:
     """How many rows a legend needs; each label takes the room of the longest one."""
-    widths = [sum(1 + (east_asian_width(character) == "W") for character in label) for label in labels]
-    wide = 6 + max(widths, default=0)  # with its line
+    wide = LEGEND_LINE + max(map(_width, labels), default=0)
     return math.ceil(len(labels) / max(1, LEGEND_CHARACTERS // wide))
+
+
+def shortened(label: str, most: int) -> str:
+    """A label of at most `most` characters, Chinese ones counted twice: the middle of a longer one is left out.
+
+    A long label would leave no room for the plot; paths of runs differ at their ends, names of variants at either end.
+    """
+    if _width(label) <= most:
+        return label
+    end = next(end for end in range(len(label) // 2, len(label)) if _width(label[end:]) <= most // 2)
+    start = next(start for start in range(end, 0, -1) if _width(label[:start]) + _width(label[end:]) < most)
+    return f"{label[:start]}…{label[end:]}"
+
+
+def _width(label: str) -> int:
+    return sum(1 + (east_asian_width(character) in "WF") for character in label)
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -7,11 +7,12 @@ import base64
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from spanbox.metric_names import BREAKDOWNS, is_part, is_rate
 from spanbox.report import plots, scores
 from spanbox.report.examples import Box, HeatmapExample, Match, Retrieval
-from spanbox.report.figures import COLOURS, Figure
+from spanbox.report.figures import COLOURS, Figure, dash_of
 from spanbox.report.pictures import Album, Picture, heat_inside, heat_source
 from spanbox.report.reading import Ablation, Run, read_folders
 from spanbox.report.scores import Difference, Score, parse_scores
@@ -212,7 +213,24 @@ def make_report(folders: Sequence[Path], language: Language, manifest: Path | No
     for view in views:
         figures += [*view.matrices.values(), *view.picture_figures()]
     problems = [t("problem", problem=problem) for view in views for problem in view.run.problems]
-    return Report(html, figures, [*problems, *(view.missing_pictures for view in views if view.missing_pictures)])
+    return Report(
+        html, named_apart(figures), [*problems, *(view.missing_pictures for view in views if view.missing_pictures)]
+    )
+
+
+def named_apart(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures, a number after each name that an earlier one has, as names of files without regard to case.
+
+    Names of runs, types and variants lose characters in names of files: those of two emoji are the same.
+    """
+    taken: set[str] = set()
+    named = []
+    for figure in figures:
+        numbered = (f"{figure.name}-{place}" for place in count(2))
+        name = next(name for name in chain([figure.name], numbered) if name.casefold() not in taken)
+        taken.add(name.casefold())
+        named.append(replace(figure, name=name))
+    return named
 
 
 def shown(name: str, value: float | None) -> str:
@@ -226,18 +244,19 @@ def shown_difference(name: str, value: float) -> str:
 
 
 def ablation_cell(ablation: Ablation, variant: str, metric: str) -> dict[str, Any] | None:
-    """A variant's mean and spread, its paired difference with its standard error, and the seeds it leads in."""
+    """A variant's mean and spread, its paired difference with its standard error, and the number of seeds in which it
+    is ahead; None for a metric that has no better direction."""
     row = ablation.row(variant, metric)
     if row is None:
         return None
-    seeds = len(row.values)
+    seeds, direction = len(row.values), scores.better_direction(metric)
     several = seeds > 1
     return {
         "mean": float(np.mean(row.values)),
         "spread": float(np.std(row.values, ddof=1)) if several else None,
         "difference": float(np.mean(row.differences)),
         "error": float(np.std(row.differences, ddof=1) / seeds**0.5) if several else None,
-        "ahead": sum(value > 0 for value in row.differences),
+        "ahead": sum(direction * value > 0 for value in row.differences) if direction else None,
         "seeds": seeds,
         "is_first": variant == ablation.variants[0],
     }
@@ -256,6 +275,7 @@ def _environment() -> Environment:
         "candidate_style": plots.candidate_style,
         "drawing_order": plots.drawing_order,
         "colours": len(COLOURS),
+        "dash_of": dash_of,
         "heat_inside": heat_inside,
         "heat_source": heat_source,
         "is_rate": is_rate,

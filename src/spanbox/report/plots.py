@@ -1,5 +1,6 @@
 """The figures of a report: from runs to curves, matrices, dots and pictures with boxes."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 MOST_LINES = 12  # of a figure
+LONGEST_SLUG = 200  # file systems take names of 255 bytes, with the ending and what marks a partial file
 GROUPS = ("loss", "temperature", "weight")  # quantities of the log that have a value for each level
 SINGLES = ("lr", "pairs_per_second", "data_wait")
 SHARES = frozenset({"data_wait"})
@@ -148,7 +150,8 @@ def candidate_style(match: Match, index: int) -> str:
     """`linked`: it shows the entity; `chosen`: it has the highest score and does not; `other`."""
     if match.candidates[index].linked:
         return "linked"
-    chosen = max(range(len(match.candidates)), key=lambda i: match.candidates[i].score)
+    scores = [-math.inf if math.isnan(each.score) else each.score for each in match.candidates]
+    chosen = scores.index(max(scores))
     return "chosen" if index == chosen else "other"
 
 
@@ -160,8 +163,9 @@ def drawing_order(match: Match) -> list[int]:
 
 
 def slug(text: str) -> str:
-    """`text` as a file name."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "figure"
+    """`text` as a file name, of at most LONGEST_SLUG bytes."""
+    plain = re.sub(r"[^\w.-]+", "-", text).encode()[:LONGEST_SLUG].decode(errors="ignore")
+    return plain.strip("-.") or "figure"
 
 
 FRAMES = {"linked": (COLOURS[2], "-", 2.0), "chosen": (COLOURS[1], "--", 2.0), "other": ("#ffffff", ":", 1.2)}

@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +37,7 @@ SIZES = {
     "evaluation/audit.json": MIB,
     "evaluation/outcomes.npz": 128 * MIB,
     "evaluation/heatmaps.npz": 64 * MIB,
-    ABLATION_FILE: MIB,
+    ABLATION_FILE: 16 * MIB,
 }
 """Largest sizes of the files that are read, in bytes; of archives, the size of their arrays."""
 LARGEST = 1e15
@@ -45,9 +46,10 @@ LOG_LINES = 20_000
 LONGEST_LINE = MIB
 LONGEST_NAME = 300
 """Characters of the name of a metric."""
-MOST_ROWS = 5_000
-"""Rows of an ablation's table; its variants and metrics are at most MOST_PARTS each."""
-MOST_PARTS = 100
+MOST_ROWS = 50_000
+"""Rows of an ablation's table, one for each variant, seed and metric."""
+MOST_PARTS = 200
+"""Variants of an ablation's table, and metrics."""
 HEATMAP_SIDE = 1024
 
 T = TypeVar("T")
@@ -144,7 +146,11 @@ class Ablation:
         return tuple(dict.fromkeys(row.metric for row in self.rows))
 
     def row(self, variant: str, metric: str) -> AblationRow | None:
-        return next((row for row in self.rows if (row.variant, row.metric) == (variant, metric)), None)
+        return self._by_names.get((variant, metric))
+
+    @cached_property
+    def _by_names(self) -> dict[tuple[str, str], AblationRow]:
+        return {(row.variant, row.metric): row for row in self.rows}
 
 
 def read_folders(folders: Sequence[Path]) -> tuple[list[Run], list[Ablation]]:

@@ -63,7 +63,7 @@ class Difference:
 
 def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
     """Scores by name. Knows the older form too, in which chance and count stood beside a family of metrics."""
-    annotated = {name.rpartition(".")[0] for name in metrics if _is_suffix(name)}
+    annotated = {name.rpartition(".")[0] for name in metrics if _is_suffix(name) and not is_part(name)}
     families = {
         name[:dot]
         for name in metrics
@@ -124,11 +124,19 @@ def difference(run: Run, first: Run, name: str) -> Difference | None:
     return Difference(value, interval, interval and _is_better(name, interval))
 
 
-def _is_better(name: str, interval: Interval) -> bool | None:
+def better_direction(name: str) -> Literal[-1, 0, 1]:
+    """1 for a metric whose larger values are better, -1 for one whose smaller values are, 0 for one without."""
     parts = [] if is_part(name) else name.split(".")
-    if interval.low <= 0 <= interval.high or any(part in _NO_DIRECTION for part in parts):
+    if any(part in _NO_DIRECTION for part in parts):
+        return 0
+    return -1 if any(part in _SMALLER_IS_BETTER for part in parts) else 1
+
+
+def _is_better(name: str, interval: Interval) -> bool | None:
+    direction = better_direction(name)
+    if interval.low <= 0 <= interval.high or not direction:
         return None
-    return (interval.low > 0) != any(part in _SMALLER_IS_BETTER for part in parts)
+    return (interval.low > 0) == (direction > 0)
 
 
 def _is_suffix(name: str) -> bool:
@@ -137,8 +145,13 @@ def _is_suffix(name: str) -> bool:
 
 
 def _is_annotation(name: str, metrics: Mapping[str, float], families: Set[str]) -> bool:
-    """Whether a name belongs to another metric or family; a count without either is a metric of its own."""
+    """Whether a name belongs to another metric or family; a count without either is a metric of its own.
+
+    So is a group of a breakdown, whatever its name: entities may have the type `low` or `count`.
+    """
     family, _, last = name.rpartition(".")
+    if is_part(name):
+        return last in ANNOTATIONS and is_part(family) and family in metrics
     return last.startswith("chance_") or (last in ANNOTATIONS and (family in metrics or family in families))
 
 

@@ -1,5 +1,6 @@
 """The texts of the report in English and in Chinese: one YAML file per language, with the same keys."""
 
+import math
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -64,8 +65,8 @@ def points(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number with four significant digits, or one decimal from 100; a dash for None."""
-    if value is None:
+    """A number with four significant digits, or one decimal from 100; a dash for None and what is not finite."""
+    if value is None or not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e15:
         return _minus(f"{value:z,.0f}")

@@ -246,6 +246,8 @@ element("search").addEventListener("submit", (event) => {
 element("file").addEventListener("change", () => {
   if (element("file").files.length) searchPicture(element("file").files[0]);
 });
+// Browsers report no change where the file is the one that was chosen before.
+element("file").addEventListener("click", () => (element("file").value = ""));
 addEventListener("dragover", (event) => { event.preventDefault(); element("drop").classList.add("over"); });
 addEventListener("dragleave", () => element("drop").classList.remove("over"));
 addEventListener("drop", (event) => {
