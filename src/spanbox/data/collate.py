@@ -115,9 +115,11 @@ class Collator:
         """Texts that are mostly unknown to the tokenizer, such as those of a script that its vocabulary lacks."""
         unknown_id = self.tokenizer.unk_token_id
         for sample, encoding in zip(samples, texts, strict=True):
-            unknown = encoding.ids.count(unknown_id)
-            if unknown and 2 * unknown >= (own := encoding.special_tokens_mask.count(0)):
-                found = f"{unknown} of {own} tokens are {self.tokenizer.unk_token}: {_beginning(sample.text)!r}"
+            tokens = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            own = [token for token, is_added in tokens if not is_added]  # CLIP ends and pads with its unknown token
+            unknown = own.count(unknown_id)
+            if unknown and 2 * unknown >= len(own):
+                found = f"{unknown} of {len(own)} tokens are {self.tokenizer.unk_token}: {_beginning(sample.text)!r}"
                 yield Incident("text of unknown tokens", sample.id, found)
 
     def _own_tokens(self, samples: Sequence[Sample], identity: Tensor) -> tuple[Tensor, Tensor]:
