@@ -93,4 +93,5 @@ def _without_entities(sample: Sample) -> Sample:
         links=torch.empty(0, 0, dtype=torch.bool),
         link_relevance=None if sample.link_relevance is None else torch.empty(0, 0),
         crops=None if sample.crops is None else sample.crops[:0],
+        crop_content=None if sample.crop_content is None else sample.crop_content[:0],
     )
