@@ -173,6 +173,11 @@ class TestSwap:
         assert result.text == (expected or text)
         assert bool(result.changes) == (expected is not None)
 
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize("marks", ["." * 49_999, "!?" * 24_999])
+    def test_a_long_run_of_marks_takes_no_quadratic_time(self, marks: str) -> None:
+        assert augmented(f"{marks}x", SWAP).text == f"{marks}x"
+
     def test_spans_move_along(self) -> None:
         text = "The red cat sleeps. The dog 🐕‍🦺 runs."
         result = augmented(text, SWAP, "red cat", "dog 🐕‍🦺")

@@ -44,7 +44,7 @@ _QUOTES = re.compile('["“”‘’「」『』《》()（）\\[\\]]')
 _ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co|approx|a\.m|p\.m)|\b\w)$", re.I
 )
-_TERMINATOR = re.compile(r"[.!?;]+(?=\s|$)|[。！？；]+")
+_TERMINATOR = re.compile(r"(?<![.!?;])[.!?;]+(?=\s|$)|[。！？；]+")  # from the first mark, or long runs take long
 _AFTER_A_WORD = re.compile(r"[,.!?;:]*(\s|$)")
 _ARTICLE = re.compile(r"(?<!\S)(?P<article>an?|An?|AN)\s+(?P<word>\w[\w'’-]*)")
 
