@@ -138,6 +138,13 @@ class TestDeletion:
         texts = {augmented("猫在图片左边", self.DELETE, "猫", language="zh", seed=seed).text for seed in range(60)}
         assert texts == {"猫在图片左边", "猫在左边", "猫在图片", "猫在"}
 
+    @pytest.mark.parametrize("text", ["图中没有猫", "圖中沒有貓", "圖中無貓"])
+    def test_chinese_negations_stay(self, text: str) -> None:
+        synonyms = Synonyms({"zh": {"没有": ("无",), "沒有": ("無",), "無貓": ("沒有貓",)}})
+        for seed in range(20):
+            left = augmented(text, self.DELETE, language="zh", seed=seed, synonyms=synonyms).text
+            assert left.endswith(text[2:])
+
     def test_a_text_of_one_word_stays(self) -> None:
         assert {augmented("左边", self.DELETE, seed=seed).text for seed in range(30)} == {"左边"}
 
@@ -164,6 +171,11 @@ class TestSwap:
             ("猫在左边。狗在右边。", "狗在右边。猫在左边。"),
             ("猫在左边。它很红。", None),
             ("猫在左边。这里没有狗。", "这里没有狗。猫在左边。"),
+            ("貓在左邊。狗在右邊。", "狗在右邊。貓在左邊。"),
+            ("貓在左邊。這隻貓很紅。", None),
+            ("貓在左邊。牠很紅。", None),
+            ("貓在左邊。隨後狗跑了。", None),
+            ("貓在左邊。這裡沒有狗。", "這裡沒有狗。貓在左邊。"),
             ("The cat sleeps", None),
             (".. ..", None),
         ],
