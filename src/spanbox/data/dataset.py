@@ -57,7 +57,8 @@ class PairDataset(Dataset[Sample | Incident]):
         self._images: dict[int, Pixels] = {}
         self._cache_left = cache_bytes
         text = limits.augment.text if limits.augment else None
-        self._augment_text = TextAugmenter(text) if text and text.active else None
+        # Candidates that are linked to entities are those of a tagger.
+        self._augment_text = TextAugmenter(text, coarse=limits.link_iou is None) if text and text.active else None
 
     def for_evaluation(self) -> "PairDataset":
         """The pairs as they are, without views and augmentation; broken images are incidents. Shares the cache."""
