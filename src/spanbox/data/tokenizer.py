@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spanbox.documents import read_json, read_text
@@ -84,6 +84,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
     names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def mostly_unknown(tokenizer: Any, encoding: Encoding) -> str | None:
+    """How many tokens of a text are unknown, if at least half of them are; None otherwise.
+
+    Tokens that the tokenizer adds do not count: CLIP's unknown token is also the end of a text and its padding.
+    """
+    tokens = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    own = [token for token, is_added in tokens if not is_added]
+    unknown = own.count(tokenizer.unk_token_id)
+    return f"{unknown} of {len(own)} tokens are {tokenizer.unk_token}" if unknown and 2 * unknown >= len(own) else None
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:
