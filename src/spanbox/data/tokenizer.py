@@ -24,6 +24,9 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a local transformers folder, or of a model in the local hub cache.
 
+    Texts are read from their beginning and padded behind their end, whatever the folder says: the class token is the
+    first one.
+
     Raises:
         ConfigError: there is none, it has no vocabulary or no padding token, or it is a slow tokenizer, which does not
             map tokens to characters.
@@ -43,6 +46,7 @@ def load_tokenizer(path: str) -> Any:
         raise ConfigError(f"{path}: the tokenizer has no vocabulary; expected tokenizer.json in that folder")
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{path}: the tokenizer has no padding token; name it as pad_token in tokenizer_config.json")
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
 
