@@ -122,7 +122,15 @@ class TestDeletion:
 
     def test_entities_negations_numbers_and_first_words_stay(self) -> None:
         text = "We saw two 3 cats not far from the red car. There isn't any dog without the collar"
-        assert self.never(text, "red car") == {"We", "3", "not", "red", "car", "There", "isn't", "without"}
+        assert self.never(text, "red car") == {"We", "two", "3", "not", "red", "car", "There", "isn't", "without"}
+
+    def test_numbers_in_letters_stay(self) -> None:
+        text = "Over two hundred big cats saw half a million twenty-two-inch screens"
+        kept = {"Over", "two", "hundred", "half", "million", "twenty-two-inch"}
+        assert self.never(text, language="en") == kept
+        synonyms = Synonyms({"zh": {"三只": ("三个",), "红色": ("赤色",)}})
+        texts = {augmented("有三只红色猫", self.DELETE, seed=seed, synonyms=synonyms).text for seed in range(30)}
+        assert texts == {"有三只红色猫", "有三只猫"}
 
     def test_words_that_touch_marks_stay(self) -> None:
         assert self.never("RT @user see #cats (now) at x.com/a") == {"RT", "user", "cats", "now", "x", "com", "a"}
@@ -137,6 +145,13 @@ class TestDeletion:
     def test_chinese_words_that_are_known(self) -> None:
         texts = {augmented("猫在图片左边", self.DELETE, "猫", language="zh", seed=seed).text for seed in range(60)}
         assert texts == {"猫在图片左边", "猫在左边", "猫在图片", "猫在"}
+
+    @pytest.mark.parametrize("text", ["图中没有猫", "圖中沒有貓", "圖中無貓"])
+    def test_chinese_negations_stay(self, text: str) -> None:
+        synonyms = Synonyms({"zh": {"没有": ("无",), "沒有": ("無",), "無貓": ("沒有貓",)}})
+        for seed in range(20):
+            left = augmented(text, self.DELETE, language="zh", seed=seed, synonyms=synonyms).text
+            assert left.endswith(text[2:])
 
     def test_a_text_of_one_word_stays(self) -> None:
         assert {augmented("左边", self.DELETE, seed=seed).text for seed in range(30)} == {"左边"}
@@ -164,6 +179,11 @@ class TestSwap:
             ("猫在左边。狗在右边。", "狗在右边。猫在左边。"),
             ("猫在左边。它很红。", None),
             ("猫在左边。这里没有狗。", "这里没有狗。猫在左边。"),
+            ("貓在左邊。狗在右邊。", "狗在右邊。貓在左邊。"),
+            ("貓在左邊。這隻貓很紅。", None),
+            ("貓在左邊。牠很紅。", None),
+            ("貓在左邊。隨後狗跑了。", None),
+            ("貓在左邊。這裡沒有狗。", "這裡沒有狗。貓在左邊。"),
             ("The cat sleeps", None),
             (".. ..", None),
         ],
@@ -172,6 +192,11 @@ class TestSwap:
         result = augmented(text, SWAP)
         assert result.text == (expected or text)
         assert bool(result.changes) == (expected is not None)
+
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize("marks", ["." * 49_999, "!?" * 24_999])
+    def test_a_long_run_of_marks_takes_no_quadratic_time(self, marks: str) -> None:
+        assert augmented(f"{marks}x", SWAP).text == f"{marks}x"
 
     def test_spans_move_along(self) -> None:
         text = "The red cat sleeps. The dog 🐕‍🦺 runs."

@@ -367,3 +367,10 @@ def test_texts_of_a_script_that_the_tokenizer_does_not_know_are_counted() -> Non
     assert [incident.sample for incident in incidents] == ["all", "half", "long"]
     assert incidents[0].detail == "5 of 5 tokens are [UNK]: '雨中的红伞'"
     assert incidents[2].detail == f"62 of 62 tokens are [UNK]: '{'伞' * 40}...'"
+
+
+def test_the_end_and_the_padding_of_a_text_are_no_unknown_tokens() -> None:
+    """CLIP names one token as the unknown one, as the end of a text and as its padding."""
+    tokenizer = train_tokenizer(["a dog sat near the old park"], 100)
+    tokenizer.unk_token = tokenizer.pad_token = tokenizer.sep_token
+    assert not Collator(tokenizer, 64)([sample("a dog sat near the old park"), sample("a dog")]).incidents

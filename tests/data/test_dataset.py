@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from pairs import BLUE, RED, Box, entity, save_manifest
+from spanbox.data.augment import AugmentSettings
+from spanbox.data.augment_image import ImageAugmentSettings
 from spanbox.data.dataset import PairDataset
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest, ObjectBox, Record
@@ -277,3 +279,33 @@ class TestViews:
 
     def test_none_unless_asked_for(self, manifest: Manifest) -> None:
         assert only_sample(manifest).views is None
+
+
+class TestCachedImages:
+    """Which images a process has cached changes no pixel: processes differ in that, and so does a resumed run."""
+
+    LIMITS = SampleLimits(16, augment=AugmentSettings(image=ImageAugmentSettings(crop=0.5, crop_scale=(0.3, 0.4))))
+
+    @pytest.fixture
+    def photos(self, tmp_path: Path) -> Manifest:
+        for name in "abc":
+            noise(160, 160, 0, 255).save(tmp_path / f"{name}.jpg", quality=95)
+        return save_manifest(tmp_path, [Record(name, f"{name}.jpg", "a cat") for name in "abc"])
+
+    def pixels(self, dataset: PairDataset, step: int, place: int) -> Tensor:
+        sample = dataset[step, place]
+        assert isinstance(sample, Sample)
+        return sample.pixels
+
+    def test_of_an_evaluation(self, photos: Manifest) -> None:
+        dataset = PairDataset(photos, self.LIMITS, 0, replace_broken=True, cache_bytes=10**6)
+        before = self.pixels(dataset.for_evaluation(), 0, 0)
+        self.pixels(dataset, 0, 0)
+        assert torch.equal(self.pixels(dataset.for_evaluation(), 0, 0), before)
+
+    def test_of_an_image_for_which_no_byte_is_left(self, photos: Manifest) -> None:
+        size = 160 * 160 * 3 // 4**2  # of an image as it is decoded for the smallest crop
+        full, empty = (PairDataset(photos, self.LIMITS, 0, replace_broken=True, cache_bytes=size) for _ in range(2))
+        self.pixels(full, 0, 0)
+        for step in range(9):
+            assert torch.equal(self.pixels(full, step, 1), self.pixels(empty, step, 1))

@@ -108,3 +108,11 @@ def test_a_translator_that_copies_gives_the_text_back(data: st.DataObject, text:
 def test_entities_without_a_space_between_them_come_back(text: str, spans: list[tuple[int, int]]) -> None:
     marked = mark_entities(text, spans)
     assert marked.restore(marked.text, english=False) == (text, spans)
+
+
+@pytest.mark.timeout(20)
+def test_thousands_of_entities_take_no_quadratic_time() -> None:
+    text = "a dog " * 8000
+    spans = [(6 * number + 2, 6 * number + 5) for number in range(8000)]
+    marked = mark_entities(text, spans)
+    assert marked.restore(marked.text, english=True) == (text, spans)

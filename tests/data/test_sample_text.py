@@ -99,6 +99,17 @@ def test_coarse_only_pairs_are_collated_beside_others(tmp_path: Path) -> None:
     assert batch.region_valid.tolist() == [[False, False], [True, True]]
 
 
+def test_crops_of_a_coarse_only_pair_with_padding(tmp_path: Path) -> None:
+    augment = AugmentSettings(text=TextAugmentSettings(paraphrases=1))
+    limits = SampleLimits(16, augment=augment, crop_size=8, aspect="pad")
+    manifest = save_manifest(tmp_path, [record_of(Paraphrase("two animals"))])
+    sample = PairDataset(manifest, limits, 0, replace_broken=True)[0, 0]
+    assert isinstance(sample, Sample)
+    batch = Collator(train_tokenizer([TEXT, "two animals"], 100), 32)([sample]).batch
+    assert batch.crop_content is not None
+    assert batch.crop_content.shape == (1, 0, 2)
+
+
 def test_masked_views_of_a_coarse_only_pair(tmp_path: Path) -> None:
     augment = AugmentSettings(text=TextAugmentSettings(paraphrases=1))
     limits = SampleLimits(16, augment=augment, views=MaskSettings(count=2), view_grid=4)

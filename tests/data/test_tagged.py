@@ -1,5 +1,6 @@
 """Tags of a batch, texts without images, and candidates that are linked to the entities they match."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,17 @@ import torch
 
 import pairs
 from spanbox.data.annotate import annotate
+from spanbox.data.augment import AugmentSettings
+from spanbox.data.augment_text import TextAugmentSettings
 from spanbox.data.collate import Collator
+from spanbox.data.dataset import PairDataset
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record
+from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
 from spanbox.data.tagged import TaggingCollator, TextSamples, entity_types, tokenize
 from spanbox.data.tokenizer import train_tokenizer
 from spanbox.errors import DataError
-from spanbox.structures import NAMED_ONLY, NOT_KNOWN, PADDING_ID, SHOWN
+from spanbox.structures import NAMED_ONLY, NOT_KNOWN, PADDING_ID, SHOWN, Incident, Sample
 from spanbox.tags import tagged_spans
 
 ENGLISH = "Garfield is in New York"
@@ -87,6 +92,33 @@ def test_a_nested_entity_is_an_incident(tmp_path: Path) -> None:
     collated = TaggingCollator(Collator(tokenizer, 64), manifest, ("paper", "place"))([TextSamples(manifest)[0, 0]])
     assert [incident.kind for incident in collated.incidents] == ["nested entity"]
     assert "'New York'" in collated.incidents[0].detail
+
+
+class TestAugmentedTexts:
+    """No tag calls a name outside because nobody marked it in a paraphrase."""
+
+    WITHOUT_PLACES = Paraphrase("New York is where Garfield lives")
+    WITH_PLACES = Paraphrase("In New York lives Garfield", (ParaphraseSpan(0, 18, 26), ParaphraseSpan(1, 3, 11)))
+
+    def save(self, folder: Path) -> Manifest:
+        entities = (typed(ENGLISH, "Garfield", "animal"), typed(ENGLISH, "New York", "place"))
+        paraphrases = (self.WITHOUT_PLACES, self.WITH_PLACES)
+        return pairs.save_manifest(folder, [Record("a", "a.png", ENGLISH, entities=entities, paraphrases=paraphrases)])
+
+    def test_of_texts_alone(self, tmp_path: Path) -> None:
+        samples = TextSamples(self.save(tmp_path), TextAugmentSettings(paraphrases=0.5))
+        self.check([samples[step, 0] for step in range(20)])
+        assert samples[3, 0].text == samples[3, 0].text
+
+    def test_of_images_with_candidates(self, tmp_path: Path) -> None:
+        augment = AugmentSettings(text=TextAugmentSettings(paraphrases=0.5))
+        dataset = PairDataset(self.save(tmp_path), replace(LIMITS, augment=augment), 0, replace_broken=True)
+        self.check([dataset[step, 0] for step in range(20)])
+
+    def check(self, samples: list[Sample | Incident]) -> None:
+        drawn = {(one.text, one.span_texts) for one in samples if isinstance(one, Sample)}
+        names = ("Garfield", "New York")
+        assert drawn == {(ENGLISH, names), (self.WITH_PLACES.text, names)}
 
 
 def test_the_end_of_a_long_text_is_not_read(manifest: Manifest) -> None:

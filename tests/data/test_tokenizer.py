@@ -209,3 +209,14 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_unknown_words(text: str, unknown: list[str]) -> None:
     tokenizer = train_tokenizer(["a red kite and a boat", "红船"] * 5, 60)
     assert unknown_words(tokenizer, text) == unknown
+
+
+@pytest.mark.parametrize("side", ["padding_side", "truncation_side"])
+def test_texts_are_read_from_their_beginning_whatever_the_folder_says(side: str, tmp_path: Path) -> None:
+    texts = ["a red dog sat near the park", "a dog"]
+    train_tokenizer(texts, 100).save_pretrained(tmp_path)
+    before = load_tokenizer(str(tmp_path))(texts, truncation=True, max_length=6, padding=True)["input_ids"]
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {side: "left"}))
+    after = load_tokenizer(str(tmp_path))(texts, truncation=True, max_length=6, padding=True)["input_ids"]
+    assert after == before

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import text_reference
-from spanbox.data.words import cuts_word, find_words, indefinite_article, starts_sentence
+from spanbox.data.words import cuts_word, end_of_marks, find_words, indefinite_article, starts_sentence
 
 
 def words(text: str) -> list[str]:
@@ -109,3 +109,20 @@ an Écu, a T-Rex, an e-mail, a used, an ugly
 def test_article(phrase: str) -> None:
     article, word = phrase.replace(",", "").split()
     assert indefinite_article(word) == article
+
+
+@pytest.mark.parametrize(
+    ("text", "end", "expected"),
+    [
+        ("cafe\u0301 bar", 4, 5),
+        ("cafe\u0301", 4, 5),
+        ("\u2764\ufe0f!", 1, 2),  # an emoji, and that it is shown as one
+        ("हिन्दी", 5, 6),
+        ("cafe bar", 4, 4),
+        ("猫。", 1, 1),
+        ("\u0301 alone", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_marks_end_with_their_letter(text: str, end: int, expected: int) -> None:
+    assert end_of_marks(text, end) == expected

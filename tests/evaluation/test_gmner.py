@@ -127,6 +127,14 @@ class TestSeveralPredictions:
         found = counts(scored(record, *(guesses[i] for i in order)))
         assert found == {"gmner": (1, 2, 2), "mner": (2, 2, 2), "eeg": (2, 2, 2)}
 
+    @pytest.mark.parametrize("space", [" ", "\n", "\u3000"])
+    def test_white_space_at_the_ends_of_a_span_does_not_count(self, space: str) -> None:
+        """Models read spans without it, so no model could find such an entity."""
+        record = Record(id="a", image="a.jpg", text=f"姚明{space}在北京", entities=(Entity(0, 3, type="PER"),))
+        assert counts(scored(record, predicted(0, 2, "PER")))["gmner"] == (1, 1, 1)
+        assert counts(scored(record, predicted(0, 2, "PER"), predicted(0, 3, "PER")))["gmner"] == (1, 1, 1)
+        assert counts(scored(record, predicted(2, 3, "PER")))["gmner"] == (0, 1, 1)
+
     def test_an_entity_that_the_data_repeats_counts_once(self) -> None:
         record = Record(id="a", image="a.jpg", text="Paris", entities=(Entity(0, 5, type="LOC"),) * 2)
         assert counts(scored(record, predicted(0, 5, "LOC")))["gmner"] == (1, 1, 1)

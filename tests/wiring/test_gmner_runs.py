@@ -11,11 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 import miniature
-from spanbox.data.manifest import Manifest
+from spanbox.data.manifest import Entity, Manifest
+from spanbox.data.tagged import tokenize
+from spanbox.data.tokenizer import train_tokenizer
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, OutputError, SpanboxError
 from spanbox.evaluation.gmner import score_file
 from spanbox.wiring import GmnerStart, Trained, config_to_resume, load, predict_gmner, train, train_gmner
+from spanbox.wiring.gmner_predicting import entities_of_tags
 
 SMALL = ["train.batch_size=8", "train.steps=4", "train.log_every=1", "train.validate_every=2", "train.save_every=2"]
 
@@ -130,6 +133,15 @@ def test_predictions_are_what_spanbox_score_reads(scenes: Path, trained: Path, t
         for entity in prediction.entities:
             assert 0 <= entity.start < entity.end <= len(record.text)
             assert entity.box is None or tuple(map(round, entity.box)) in objects
+
+
+@pytest.mark.parametrize("name", ["cafe\u0301", "❤\ufe0f", "咖啡"])
+def test_an_entity_ends_with_the_marks_that_the_tokenizer_removes(name: str) -> None:
+    text = f"{name} bar"
+    tokens = tokenize(train_tokenizer([text] * 3, 100), [text], 16)
+    inside = tokens.offsets[0][tokens.tagged[0]].tolist()
+    tags = [1, *[2] * (len(inside) - 2), 0]
+    assert entities_of_tags(text, tags, inside, ["place"]) == (Entity(0, len(name), type="place"),)
 
 
 def test_predictions_do_not_replace_the_manifest(scenes: Path, trained: Path, tmp_path: Path) -> None:

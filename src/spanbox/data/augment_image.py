@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"operations": 2, "magnitude": 5.0},
 }
 DIRECTIONS = re.compile(
-    r"(?<![a-z])((left|right|(north|south)?(east|west))(most|hand(ed)?|wards?|erly|ern)?|(anti|counter-?)?clockwise)(?![a-z])"
+    r"(?<![a-z])((left|right|(north|south)?(east|west))(most|side|hand(ed)?|wards?|erly|ern)?|(anti|counter-?)?clock-?wise)(?![a-z])"
     r"|[左右]|[东西東]([边侧面方北南部]|邊|側)|[向朝往以偏][东西東]|[顺逆順]时针|[順逆]時針",
     re.IGNORECASE,
 )
@@ -150,8 +151,8 @@ class ImagePlan(NamedTuple):
 
 
 def has_direction(text: str) -> bool:
-    """Whether a mirror image may contradict the text."""
-    return DIRECTIONS.search(text) is not None
+    """Whether a mirror image may contradict the text. Full-width letters, as in Chinese texts, are letters."""
+    return DIRECTIONS.search(normalize("NFKC", text)) is not None
 
 
 def fitted(width: float, height: float, side: int) -> Size:

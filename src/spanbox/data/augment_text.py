@@ -25,11 +25,15 @@ from spanbox.settings import PathText, Settings
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
 # Without these words a text would say the opposite, or another number.
+_NUMBER = (
+    "(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
+    "(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion|dozen|half|quarter)s?"
+)
 _NEVER_DELETED = re.compile(
     "no|not|never|none|nor|neither|nobody|nothing|nowhere|without|cannot|hardly|barely|scarcely|except|but|unless|if|only|"
-    r"non|fake|former|.*n['’]t|.*\d.*"
+    rf"non|fake|former|.*n['’]t|.*\d.*|{_NUMBER}([‐-].+)?"
 )
-_NEVER_DELETED_ZH = re.compile("[不没无非未别假]|除了")
+_NEVER_DELETED_ZH = re.compile(r"[不没沒无無非未别別假]|除了|[\d零一二两兩三四五六七八九十百千万萬亿億半]")
 # Clauses that refer to others, or continue them, stay in their order.
 _REFERRING = re.compile(
     "it|its|he|him|his|she|her|hers|they|them|their|theirs|this|that|these|those|latter|former|first|second|third|last|"
@@ -37,14 +41,16 @@ _REFERRING = re.compile(
     "although|though|since|until|after|before|finally|next|later"
 )
 _REFERRING_ZH = re.compile(
-    "[它他她其此该这那]|前者|后者|第[一二三四]|然后|但|而|所以|因此|因为|接着|还有|并|也|又|再|随后|最后|之后|之前|不过"
+    "[它牠他她其此该該这這那]|前者|[后後]者|第[一二三四]|然[后後]|但|而|所以|因此|因[为為]|接[着著]|[还還]有|[并並]|也|又|再|"
+    "[随隨][后後]|最[后後]|之[后後]|之前|不[过過]"
 )
-_INDEPENDENT = "there is", "there are", "there was", "there were", "这里"  # openings that refer to no other clause
+# Openings that refer to no other clause.
+_INDEPENDENT = "there is", "there are", "there was", "there were", "这里", "這裡", "這裏"
 _QUOTES = re.compile('["“”‘’「」『』《》()（）\\[\\]]')
 _ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co|approx|a\.m|p\.m)|\b\w)$", re.I
 )
-_TERMINATOR = re.compile(r"[.!?;]+(?=\s|$)|[。！？；]+")
+_TERMINATOR = re.compile(r"(?<![.!?;])[.!?;]+(?=\s|$)|[。！？；]+")  # from the first mark, or long runs take long
 _AFTER_A_WORD = re.compile(r"[,.!?;:]*(\s|$)")
 _ARTICLE = re.compile(r"(?<!\S)(?P<article>an?|An?|AN)\s+(?P<word>\w[\w'’-]*)")
 

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Encoding
 from torch import Tensor
 
+from spanbox.data.tokenizer import mostly_unknown
 from spanbox.spans import span_token_mask
 from spanbox.structures import NOT_KNOWN, PADDING_ID, Batch, Incident, Sample, stable_id
 
@@ -113,12 +114,9 @@ class Collator:
 
     def _unknown_texts(self, samples: Sequence[Sample], texts: list[Encoding]) -> Iterator[Incident]:
         """Texts that are mostly unknown to the tokenizer, such as those of a script that its vocabulary lacks."""
-        unknown_id = self.tokenizer.unk_token_id
         for sample, encoding in zip(samples, texts, strict=True):
-            unknown = encoding.ids.count(unknown_id)
-            if unknown and 2 * unknown >= (own := encoding.special_tokens_mask.count(0)):
-                found = f"{unknown} of {own} tokens are {self.tokenizer.unk_token}: {_beginning(sample.text)!r}"
-                yield Incident("text of unknown tokens", sample.id, found)
+            if found := mostly_unknown(self.tokenizer, encoding):
+                yield Incident("text of unknown tokens", sample.id, f"{found}: {_beginning(sample.text)!r}")
 
     def _own_tokens(self, samples: Sequence[Sample], identity: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, K, U) of each span alone, and their mask without padding."""

@@ -55,13 +55,21 @@ class PairDataset(Dataset[Sample | Incident]):
         self._directed = _directed_groups(manifest) if flips else frozenset[str]()
         self._samples: dict[int, Sample] = {}  # where nothing is augmented: images as they are used
         self._images: dict[int, Pixels] = {}
+        self._caches = cache_bytes > 0
         self._cache_left = cache_bytes
         text = limits.augment.text if limits.augment else None
-        self._augment_text = TextAugmenter(text) if text and text.active else None
+        # Candidates that are linked to entities are those of a tagger.
+        self._augment_text = TextAugmenter(text, coarse=limits.link_iou is None) if text and text.active else None
 
     def for_evaluation(self) -> "PairDataset":
-        """The pairs as they are, without views and augmentation; broken images are incidents. Shares the cache."""
+        """The pairs as they are, without views and augmentation; broken images are incidents.
+
+        Shares the cached samples, but not the cached images: these are decoded larger, for crops, and would give other
+        pixels in the process that has them.
+        """
         other = copy(self)
+        other._images = {}
+        other._caches = False
         other.replace_broken = False
         other.limits = replace(self.limits, views=None, augment=None)
         other._augments_image = False
@@ -156,8 +164,8 @@ class PairDataset(Dataset[Sample | Incident]):
         return record if self._entities is None else replace_fields(record, entities=self._entities[place])
 
     def _decoded(self, place: int) -> Pixels | None:
-        """The pixels of a pair's image from the cache, or for it; None if it is full."""
-        if place in self._images or not self._cache_left:
+        """The pixels of a pair's image from the cache, or as large as for it if it is full; None without a cache."""
+        if place in self._images or not self._caches:
             return self._images.get(place)
         with open_picture(self.manifest.image_path(self.manifest[place])) as picture:
             pixels = picture.decode(least_reduction(picture.size, self.limits))

@@ -7,6 +7,7 @@ entities only if every marker comes out exactly once.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from spanbox.data.words import indefinite_article, is_unspaced
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
 _LETTERS = "XYZQWVKJ"  # rare in words, and kept by translators when a number follows, as in names of products
+_ARTICLE_AT_END = re.compile(r"(?<!\S)(an?|An?)(\s+)$")
+_LONGEST_ARTICLE = 8  # characters, with the spaces behind it
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,21 @@ class MarkedText:
             translated: of `text`.
             english: whether it is in English, so that the article before a marker is fitted to the entity.
         """
+        markers = list(re.finditer(self._pattern(r"(\d+)"), translated, re.IGNORECASE))
+        place_of = {marker[1]: marker.span() for marker in markers}
+        numbers = [str(number) for number in range(1, len(self.carried) + 1)]
+        if len(markers) != len(numbers) or place_of.keys() != set(numbers):
+            return None
         pieces, places = [], []
-        for number, (start, end) in enumerate(self.carried, start=1):
-            found = list(re.finditer(self._pattern(str(number)), translated, re.IGNORECASE))
-            if len(found) != 1:
-                return None
-            low, high = _without_spaces(translated, found[0].span(), self.original[start:end])
+        for number, (start, end) in zip(numbers, self.carried, strict=True):
+            low, high = _without_spaces(translated, place_of[number], self.original[start:end])
             pieces.append(Piece(low, high, self.original[start:end]))
             places.append((low, high))
-            article = re.search(r"(?<!\S)(an?|An?)(\s+)$", translated[:low]) if english else None
+            article = _ARTICLE_AT_END.search(translated, max(low - _LONGEST_ARTICLE, 0), low) if english else None
             if article:
                 fitting = indefinite_article(self.original[start:end])
                 recase = str.capitalize if article[1][0] == "A" else str
                 pieces.append(Piece(*article.span(1), recase(fitting)))
-        if len(re.findall(self._pattern(r"\d+"), translated, re.IGNORECASE)) != len(self.carried):
-            return None  # a marker that was never there
         edit = EditMap.replace(translated, pieces)
         moved = edit.map_spans(places)
         assert moved is not None, "each marker is a piece of its own"
@@ -63,10 +66,9 @@ class MarkedText:
 
     def _place_of(self, span: CharSpan, moved: Sequence[CharSpan]) -> CharSpan:
         """The place of an entity, given those of what was carried."""
-        for (start, end), (new_start, _) in zip(self.carried, moved, strict=True):
-            if start <= span[0] and span[1] <= end:
-                return new_start + span[0] - start, new_start + span[1] - start
-        raise AssertionError("every entity is carried")
+        carrier = bisect_right(self.carried, span[0], key=lambda carried: carried[0]) - 1
+        shift = moved[carrier][0] - self.carried[carrier][0]
+        return span[0] + shift, span[1] + shift
 
     def _pattern(self, number: str) -> str:
         """A marker, no part of a word. A number or another marker may stand beside it, as in Chinese: 3X1X2."""

@@ -19,12 +19,18 @@ CHANGED_TEXTS = 20_000  # that a tokenizer is trained on besides the texts; enou
 class TextAugmenter:
     """Draws the text of a sample. What an entity is, and whether it is shown, stays as it was.
 
+    Args:
+        settings: probabilities.
+        coarse: also draw paraphrases that do not say where they name the pair's entities. Not for tags: all of such a
+            text would be outside of entities.
+
     Raises:
         DataError: a source of synonyms is missing or wrong.
     """
 
-    def __init__(self, settings: TextAugmentSettings) -> None:
+    def __init__(self, settings: TextAugmentSettings, *, coarse: bool = True) -> None:
         self.settings = settings
+        self.coarse = coarse
         needed = settings.synonyms > 0 or settings.deletion > 0
         self.synonyms = load_synonyms(settings.sources) if needed else Synonyms({})
 
@@ -45,9 +51,11 @@ class TextAugmenter:
 
     def _draw(self, record: Record, generator: np.random.Generator) -> Record:
         """The record, or one of its paraphrases."""
-        if not record.paraphrases or generator.random() >= self.settings.paraphrases:
+        every = self.coarse or not record.entities
+        usable = [paraphrase for paraphrase in record.paraphrases if every or paraphrase.entities]
+        if not usable or generator.random() >= self.settings.paraphrases:
             return record
-        return record.paraphrased(record.paraphrases[int(generator.integers(len(record.paraphrases)))])
+        return record.paraphrased(usable[int(generator.integers(len(usable)))])
 
 
 def training_texts(records: Iterable[Record], settings: TextAugmentSettings) -> Iterator[str]:
@@ -93,4 +101,5 @@ def _without_entities(sample: Sample) -> Sample:
         links=torch.empty(0, 0, dtype=torch.bool),
         link_relevance=None if sample.link_relevance is None else torch.empty(0, 0),
         crops=None if sample.crops is None else sample.crops[:0],
+        crop_content=None if sample.crop_content is None else sample.crop_content[:0],
     )

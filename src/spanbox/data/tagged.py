@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spanbox.data.annotate import annotate
+from spanbox.data.augment_text import TextAugmentSettings
 from spanbox.data.collate import Collated, Collator
+from spanbox.data.draws import Draws, Stream
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
+from spanbox.data.sample_text import TextAugmenter
 from spanbox.errors import DataError
 from spanbox.structures import PADDING_ID, Batch, Incident, Sample, stable_id
 from spanbox.tags import tag_tokens
@@ -50,20 +53,28 @@ def entity_types(manifest: Manifest) -> tuple[str, ...]:
 
 
 class TextSamples(Dataset[Sample]):
-    """The pairs of a manifest without their images and boxes, by (step, index). No image is read."""
+    """The pairs of a manifest without their images and boxes, by (step, index). No image is read.
 
-    def __init__(self, manifest: Manifest) -> None:
+    Args:
+        manifest: of the pairs.
+        augment: random changes of the texts; None: they stay as they are.
+        seed: of the changes, which depend on it and (step, index) alone.
+    """
+
+    def __init__(self, manifest: Manifest, augment: TextAugmentSettings | None = None, seed: int = 0) -> None:
         self.manifest = manifest
+        self.seed = seed
+        self._augment = TextAugmenter(augment, coarse=False) if augment and augment.active else None
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        _, place = key
+        step, place = key
         record = self.manifest[place]
         entities = [replace_fields(entity, boxes=(), relevance=()) for entity in record.entities]
         found = annotate(record.text, entities, (), (1, 1), SampleLimits(image_size=1), sample=record.id)
-        return Sample(
+        sample = Sample(
             id=record.id,
             place=place,
             pixels=torch.zeros(3, 1, 1, dtype=torch.uint8),
@@ -79,6 +90,9 @@ class TextSamples(Dataset[Sample]):
             crops=None,
             incidents=found.incidents,
         )
+        if self._augment is None:
+            return sample
+        return self._augment(sample, record, Draws(self.seed, step, place).stream(Stream.TEXT))
 
 
 class Tokenized(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spanbox.documents import read_json, read_text
@@ -23,6 +23,9 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a local transformers folder, or of a model in the local hub cache.
+
+    Texts are read from their beginning and padded behind their end, whatever the folder says: the class token is the
+    first one.
 
     Raises:
         ConfigError: there is none, it has no vocabulary or no padding token, or it is a slow tokenizer, which does not
@@ -43,6 +46,7 @@ def load_tokenizer(path: str) -> Any:
         raise ConfigError(f"{path}: the tokenizer has no vocabulary; expected tokenizer.json in that folder")
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"{path}: the tokenizer has no padding token; name it as pad_token in tokenizer_config.json")
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
 
@@ -84,6 +88,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
     names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def mostly_unknown(tokenizer: Any, encoding: Encoding) -> str | None:
+    """How many tokens of a text are unknown, if at least half of them are; None otherwise.
+
+    Tokens that the tokenizer adds do not count: CLIP's unknown token is also the end of a text and its padding.
+    """
+    tokens = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+    own = [token for token, is_added in tokens if not is_added]
+    unknown = own.count(tokenizer.unk_token_id)
+    return f"{unknown} of {len(own)} tokens are {tokenizer.unk_token}" if unknown and 2 * unknown >= len(own) else None
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:

@@ -54,6 +54,16 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character)[0] == "M"
 
 
+def end_of_marks(text: str, end: int) -> int:
+    """The end of an interval together with the marks of its last character, such as accents apart from their letter.
+
+    Tokenizers that remove accents leave them out of the characters of a token.
+    """
+    while 0 < end < len(text) and _is_mark(text[end]):
+        end += 1
+    return end
+
+
 def is_unspaced(character: str) -> bool:
     """Whether a character is of a script without spaces between words."""
     return _UNSPACED.match(character) is not None

@@ -14,7 +14,8 @@ recall and F1 are over all predictions and entities of the set.
 With one prediction per span, the figures are those of the published code. Of several, that code keeps the last one;
 here all count: an entity is found once at most, a prediction finds one entity at most, and the largest number of such
 matches is taken. Repetitions of the same span, type and region count once, predicted or gold. Entities that share a
-span each need a prediction of their own. A pair without predictions misses all its entities.
+span each need a prediction of their own. A pair without predictions misses all its entities. White space at the
+ends of a span does not count.
 
 Predictions with `gold_spans` took spans and types from the manifest. MNER would be perfect and GMNER equal to EEG, so
 only EEG is computed, under a name of its own (`GOLD_SPANS`).
@@ -26,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -35,6 +36,7 @@ from numpy.typing import NDArray
 from spanbox.data.manifest import Box, Entity, Manifest, Record, is_inverted, line_error
 from spanbox.errors import DataError
 from spanbox.intervals import ratio_interval
+from spanbox.spans import trim_span
 from spanbox.structures import stable_id
 
 LEAST_IOU = 0.5
@@ -68,6 +70,9 @@ class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     id: str
     entities: tuple[PredictedEntity, ...]
     gold_spans: bool = False  # spans and types were taken from the manifest: only the regions are predictions
+
+
+Trimmable = TypeVar("Trimmable", Entity, PredictedEntity)
 
 
 class Counts(NamedTuple):
@@ -222,8 +227,16 @@ def _check_spans(prediction: Prediction, characters: int, path: Path, number: in
 
 
 def _without_repetitions(record: Record, prediction: Prediction | None) -> tuple[list[Entity], list[PredictedEntity]]:
-    gold = {(entity.start, entity.end, entity.type, frozenset(entity.boxes)): entity for entity in record.entities}
-    return list(gold.values()), list(dict.fromkeys(prediction.entities if prediction else ()))
+    entities = [_trimmed(record.text, entity) for entity in record.entities]
+    gold = {(entity.start, entity.end, entity.type, frozenset(entity.boxes)): entity for entity in entities}
+    found = [_trimmed(record.text, entity) for entity in prediction.entities] if prediction else []
+    return list(gold.values()), list(dict.fromkeys(found))
+
+
+def _trimmed(text: str, entity: Trimmable) -> Trimmable:
+    """The entity without white space at the ends of its span."""
+    start, end = trim_span(text, (entity.start, entity.end))
+    return msgspec.structs.replace(entity, start=start, end=end)
 
 
 def _same_span(found: PredictedEntity, gold: Entity) -> bool:

@@ -18,6 +18,7 @@ from spanbox.data.limits import SampleLimits
 from spanbox.data.loader import evaluation_batches
 from spanbox.data.manifest import Box, Entity, Manifest
 from spanbox.data.tagged import tokenize
+from spanbox.data.words import end_of_marks
 from spanbox.engine.device import autocast, choose_precision
 from spanbox.errors import DataError
 from spanbox.evaluation.gmner import LEAST_IOU, PredictedEntity, Prediction, Scores, check_ids, score
@@ -150,18 +151,18 @@ def _find_entities(
             with torch.no_grad(), _precision(loaded.model, loaded.config):
                 rows = loaded.model.tag(Texts(tokens.token_ids, tokens.token_mask, no_spans), tokens.tagged)
             for text, tags, tagged, offsets in zip(texts, rows, tokens.tagged, tokens.offsets, strict=True):
-                found.append(_entities(text, tags, offsets[tagged].tolist(), loaded.model.types))
+                found.append(entities_of_tags(text, tags, offsets[tagged].tolist(), loaded.model.types))
             shown.update(len(found))
     return found
 
 
-def _entities(
+def entities_of_tags(
     text: str, tags: Sequence[int], offsets: Sequence[tuple[int, int]], types: Sequence[str]
 ) -> tuple[Entity, ...]:
     """The entities of a text from the tags of its tokens; spans of white space alone are none."""
     entities = []
     for first, end, kind in tagged_spans(tags):
-        span = trim_span(text, (offsets[first][0], offsets[end - 1][1]))
+        span = trim_span(text, (offsets[first][0], end_of_marks(text, offsets[end - 1][1])))
         if span[0] < span[1]:
             entities.append(Entity(*span, type=types[kind]))
     return tuple(entities)

@@ -193,7 +193,7 @@ def _batches(config: RunConfig, manifest: Manifest, tokenizer: Any, trainer: Tra
             cache_bytes=round(config.data.cache_gb * 2**30),
         )
     else:
-        dataset = TextSamples(manifest)
+        dataset = TextSamples(manifest, config.data.augment.text, config.seed)
     sampler = StepSampler(
         len(manifest),
         config.train.batch_size,

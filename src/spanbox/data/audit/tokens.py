@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from spanbox.data.manifest import Record
+from spanbox.data.tokenizer import mostly_unknown
 
 Check = Callable[[Record], Iterator[tuple[str, str]]]
 
@@ -28,12 +29,7 @@ def token_check(tokenizer: Any, max_tokens: int) -> Check:
             for i, entity in enumerate(record.entities):
                 if entity.end > cut:
                     yield "span over the limit of tokens", f"entities[{i}]: {record.span_text(entity)!r} is not read"
-        unknown = encoding.ids.count(tokenizer.unk_token_id)
-        known = encoding.special_tokens_mask.count(0)
-        if unknown and 2 * unknown >= known:
-            yield (
-                "text of unknown tokens",
-                f"{unknown} of {known} tokens are {tokenizer.unk_token}: {record.text[:40]!r}",
-            )
+        if found := mostly_unknown(tokenizer, encoding):
+            yield "text of unknown tokens", f"{found}: {record.text[:40]!r}"
 
     return check
