@@ -120,6 +120,13 @@ def test_texts_and_spans_over_the_limit_of_tokens(tmp_path: Path) -> None:
     assert lines(report, "text of unknown tokens") == [3]
 
 
+def test_the_end_of_a_text_is_no_unknown_token(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["a cat"] * 3, 200)
+    tokenizer.unk_token = tokenizer.sep_token  # as in CLIP, whose end of text is its unknown token
+    report = check(tmp_path, Record("1", "a.png", "cat"), tokens=token_check(tokenizer, 6))
+    assert "text of unknown tokens" not in report.findings
+
+
 def test_the_page_shows_each_kind_with_pictures_and_escapes_texts(tmp_path: Path) -> None:
     noise(tmp_path / "a.png"), noise(tmp_path / "b.png", seed=1)
     outside = (100.0, 1.0, 120.0, 9.0)

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Encoding
 from torch import Tensor
 
+from spanbox.data.tokenizer import count_unknown
 from spanbox.spans import span_token_mask
 from spanbox.structures import NOT_KNOWN, PADDING_ID, Batch, Incident, Sample, stable_id
 
@@ -113,10 +114,9 @@ class Collator:
 
     def _unknown_texts(self, samples: Sequence[Sample], texts: list[Encoding]) -> Iterator[Incident]:
         """Texts that are mostly unknown to the tokenizer, such as those of a script that its vocabulary lacks."""
-        unknown_id = self.tokenizer.unk_token_id
         for sample, encoding in zip(samples, texts, strict=True):
-            unknown = encoding.ids.count(unknown_id)
-            if unknown and 2 * unknown >= (own := encoding.special_tokens_mask.count(0)):
+            unknown, own = count_unknown(self.tokenizer, encoding)
+            if unknown and 2 * unknown >= own:
                 found = f"{unknown} of {own} tokens are {self.tokenizer.unk_token}: {_beginning(sample.text)!r}"
                 yield Incident("text of unknown tokens", sample.id, found)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spanbox.documents import read_json, read_text
@@ -84,6 +84,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
     names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def count_unknown(tokenizer: Any, encoding: Encoding) -> tuple[int, int]:
+    """How many tokens of an encoded text are the unknown token, and how many there are, special tokens left out: the
+    token that ends a text of CLIP is its unknown token, too."""
+    own = [token for token, special in zip(encoding.ids, encoding.special_tokens_mask, strict=True) if not special]
+    return own.count(tokenizer.unk_token_id), len(own)
 
 
 def unknown_words(tokenizer: Any, text: str) -> list[str]:

@@ -15,6 +15,7 @@ def token_check(tokenizer: Any, max_tokens: int) -> Check:
         tokenizer: a fast transformers tokenizer.
         max_tokens: that a text tower reads, special tokens included.
     """
+    from spanbox.data.tokenizer import count_unknown  # transformers takes seconds to import
 
     def check(record: Record) -> Iterator[tuple[str, str]]:
         encoding = tokenizer([record.text], truncation=True, max_length=max_tokens).encodings[0]
@@ -28,12 +29,11 @@ def token_check(tokenizer: Any, max_tokens: int) -> Check:
             for i, entity in enumerate(record.entities):
                 if entity.end > cut:
                     yield "span over the limit of tokens", f"entities[{i}]: {record.span_text(entity)!r} is not read"
-        unknown = encoding.ids.count(tokenizer.unk_token_id)
-        known = encoding.special_tokens_mask.count(0)
-        if unknown and 2 * unknown >= known:
+        unknown, own = count_unknown(tokenizer, encoding)
+        if unknown and 2 * unknown >= own:
             yield (
                 "text of unknown tokens",
-                f"{unknown} of {known} tokens are {tokenizer.unk_token}: {record.text[:40]!r}",
+                f"{unknown} of {own} tokens are {tokenizer.unk_token}: {record.text[:40]!r}",
             )
 
     return check
