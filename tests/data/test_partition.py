@@ -11,7 +11,7 @@ from spanbox.data.audit import audit
 from spanbox.data.card import dataset_card
 from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
 from spanbox.data.partition import merge, sample, split
-from spanbox.errors import DataError, OutputError
+from spanbox.errors import ConfigError, DataError, OutputError
 
 SHARES = {"train": 8.0, "val": 1.0, "test": 1.0}
 
@@ -185,6 +185,23 @@ def test_the_card_has_counts_licences_and_findings(tmp_path: Path) -> None:
     assert "| coco | 1 | CC BY 4.0 |" in card
     assert "| not given | 1 | not given |" in card
     assert "| missing image | problem | 1 |" in card
+
+
+def test_the_card_counts_the_types_and_sources_beyond_the_most_frequent(tmp_path: Path) -> None:
+    records = [
+        Record(str(i), "none.png", "a cat", entities=(Entity(2, 5, f"T{i}"),), source=f"set {i}") for i in range(40)
+    ]
+    write_manifest(tmp_path / "m.jsonl", records)
+    card = dataset_card("Some data", audit([tmp_path / "m.jsonl"]), {"set 39": "CC0"})
+    assert "| 10 others | 10 | 25.0% |" in card
+    assert "| 9 others | 9 | not given |" in card
+    assert "| set 39 | 1 | CC0 |" in card
+
+
+def test_a_licence_of_a_source_that_no_pair_has_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.jsonl", [Record("1", "none.png", "a cat", source="coco")])
+    with pytest.raises(ConfigError, match="no pair has the source 'COCO'; the sources are 'coco'"):
+        dataset_card("Some data", audit([tmp_path / "m.jsonl"]), {"COCO": "CC BY 4.0"})
 
 
 def test_the_card_of_a_manifest_with_a_wrong_line_names_it(tmp_path: Path) -> None:
