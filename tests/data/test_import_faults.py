@@ -104,10 +104,10 @@ def test_lines_of_json_under_another_ending_are_told_to_be_renamed(folder: Path)
 def test_a_table_has_splits_and_refuses_lists(folder: Path) -> None:
     (folder / "t.csv").write_text("image,text,split\n0.png,a cat,train\n1.png,a dog,val\n1.png,a fox,../up\n")
     run("table", folder / "t.csv", spec=folder / "plain.yaml")
-    assert {s: [r.text for r in read(folder / "t.csv", s)] for s in ("train", "val", "all")} == {
+    assert {s: [r.text for r in read(folder / "t.csv", s)] for s in ("train", "val", "up")} == {
         "train": ["a cat"],
         "val": ["a dog"],
-        "all": ["a fox"],
+        "up": ["a fox"],
     }
     with pytest.raises(DataError, match="a table has no lists"):
         run("table", folder / "t.csv", spec=folder / "named.yaml")

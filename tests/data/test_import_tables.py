@@ -10,6 +10,7 @@ from import_sources import image, records, run, spans, write_json
 from spanbox.data.importers import ImportSummary, driver
 from spanbox.data.importers import captions as caption_files
 from spanbox.data.importers.driver import Source, run_import
+from spanbox.data.importers.fields import split_name
 from spanbox.data.importers.formats import FORMATS
 from spanbox.data.manifest import Manifest, Record
 from spanbox.errors import DataError
@@ -76,8 +77,8 @@ def test_any_json_by_the_names_of_its_fields(tmp_path: Path) -> None:
     assert record.id == "3"
     assert sum(split.oddity_counts["unusable record"] for split in summary.splits.values()) == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".jsonl") == [
-        "all.jsonl",
         "train.jsonl",
+        "up.jsonl",
     ]
 
 
@@ -146,6 +147,24 @@ def test_offsets_are_those_of_the_text_as_it_is(tmp_path: Path, text: object) ->
     entry = {"image": "a.png", "text": text, "found": [{"s": 4, "e": 5}]}
     (record,), _ = import_json(tmp_path, [entry], OFFSETS)
     assert spans(record) == {"猫": ()}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("train.clean", "train.clean"),  # as `datasets` allows
+        ("test set ", "test-set"),
+        ("训练集", "训练集"),
+        (1, "1"),
+        ("../../x", "x"),
+        ("..", "all"),
+        ("", "all"),
+        (None, "all"),
+        (math.nan, "all"),
+    ],
+)
+def test_splits_keep_names_that_tell_them_apart(given: object, name: str) -> None:
+    assert split_name(given) == name
 
 
 def test_a_group_a_type_or_a_label_may_be_the_number_0(tmp_path: Path) -> None:

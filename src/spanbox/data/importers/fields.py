@@ -246,9 +246,9 @@ def _find(text: str, name: str, taken: list[tuple[int, int]]) -> tuple[int, int]
 
 
 def split_name(given: object) -> str:
-    """The name of a split, which becomes that of a file; `all` for what cannot be one."""
-    name = "all" if given is None else str(given)
-    return name if re.fullmatch(r"\w[\w-]*", name) else "all"
+    """The name of a split, which becomes that of a file: `test-set` of `test set`; `all` where there is none."""
+    name = "" if given is None or given != given else str(given)  # NaN: none
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "all"
 
 
 def known_split(name: str) -> str | None:
