@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from import_sources import image, records, run, spans, write_json
+from import_sources import image, records, run, spans, write_json, write_tar
 from spanbox.data.importers import ImportSummary, driver
 from spanbox.data.importers import captions as caption_files
 from spanbox.data.importers.driver import Source, run_import
@@ -43,6 +43,14 @@ def test_tables_with_named_columns(tmp_path: Path) -> None:
     assert summary.splits["all"].oddity_counts == {"wrong line": 1}
     with pytest.raises(DataError, match="has no column 'image', but file, title, language, number"):
         run_import("table", FORMATS["table"].importer, Source(path, tmp_path / "out"))
+
+
+def test_images_of_a_table_may_be_in_tars(tmp_path: Path) -> None:
+    path = tmp_path / "src" / "t.csv"
+    write_tar(tmp_path / "src" / "shard.tar", {"a.png": image(tmp_path / "a.png")})
+    path.write_text("image,text\nshard.tar/a.png,a cat\nshard.tar/b.png,a dog\n")
+    summary = run("table", path)
+    assert [oddity.where for oddity in summary.splits["all"].oddities] == ["shard.tar/b.png"]
 
 
 SPEC = """

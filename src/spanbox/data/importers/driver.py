@@ -28,6 +28,7 @@ from spanbox.data.manifest import (
     find_faults,
     is_inverted,
 )
+from spanbox.data.source import state_of
 from spanbox.errors import DataError
 from spanbox.files import check_no_input, check_writable_file, check_writable_folder, removing_new_folders, replacing
 
@@ -224,7 +225,7 @@ class Images:
         """The path of an image relative to the manifest. Raises DataError for a name that leaves the folder."""
         if name.startswith("/") or ".." in Path(name).parts or "\0" in name:
             raise DataError(f"{self._source.root}: the image {name!r} lies outside of its folder; refused")
-        if name not in self._missing and not is_file(self.folder / name):
+        if name not in self._missing and state_of(self.folder / name) is None:
             self._missing.add(name)
             self._source.note(split, "missing image", name, str(self.folder / name))
         return f"{self._relative}/{name}"
