@@ -69,6 +69,17 @@ def test_coco(tmp_path: Path) -> None:
     assert summary.splits["val"].oddity_counts == {"box of a crowd": 1, "unusable box": 1}
 
 
+def test_an_empty_caption_is_left_out_and_counted(tmp_path: Path) -> None:
+    root = coco(tmp_path / "src")
+    texts = ["A dog .", "", " \n"]
+    captions = [{"image_id": 7, "id": i, "caption": text} for i, text in enumerate(texts)]
+    write_json(root / "annotations" / "captions_val2017.json", {"annotations": captions})
+    summary = run("coco", root).splits["val"]
+    assert [record.text for record in records(root, "val")] == ["A dog ."]
+    assert summary.oddity_counts["unusable record"] == 2
+    assert ("7-1", "text: is empty") in [(oddity.where, oddity.detail) for oddity in summary.oddities]
+
+
 def test_words_that_name_a_category() -> None:
     boxes = [("cell phone", BOX), ("person", BOX), ("mouse", BOX)]
     text = "A woman's Cell Phones, mice and a telephone; manhole"

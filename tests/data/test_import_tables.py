@@ -33,14 +33,17 @@ def test_flickr8k_in_both_forms(tmp_path: Path) -> None:
 def test_tables_with_named_columns(tmp_path: Path) -> None:
     path = tmp_path / "src" / "t.tsv"
     image(path.parent / "a.png")
-    path.write_text("file\ttitle\tlanguage\tnumber\na.png\t红色的猫\tzh\t7\n\ta dog\ten\t8\n", encoding="utf-8")
+    path.write_text(
+        "file\ttitle\tlanguage\tnumber\na.png\t红色的猫\tzh\t7\n\ta dog\ten\t8\n \ta fox\ten\t9\na.png\t　\tzh\t10\n",
+        encoding="utf-8",
+    )
     (tmp_path / "spec.yaml").write_text("{image: file, text: title, lang: language, id: number}")
     summary = run_import(
         "table", FORMATS["table"].importer, Source(path, tmp_path / "out", spec=tmp_path / "spec.yaml")
     )
     (record,) = Manifest(tmp_path / "out" / "all.jsonl")
     assert (record.id, record.text, record.lang) == ("7", "红色的猫", "zh")
-    assert summary.splits["all"].oddity_counts == {"wrong line": 1}
+    assert summary.splits["all"].oddity_counts == {"wrong line": 3}  # two of them hold white space alone
     with pytest.raises(DataError, match="has no column 'image', but file, title, language, number"):
         run_import("table", FORMATS["table"].importer, Source(path, tmp_path / "out"))
 

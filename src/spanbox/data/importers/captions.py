@@ -100,10 +100,10 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
                 raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
             for number, row in enumerate(reader, start=1):
                 values = {name: row.get(column) for name, column in columns.items()}
-                if not values["image"] or not values["text"]:
+                given = {name: (value or "").strip() for name, value in values.items()}
+                if not given["image"] or not given["text"]:
                     source.note("all", "wrong line", f"{path.name}:{reader.line_num}", "without an image or a text")
                     continue
-                given = {name: (value or "").strip() for name, value in values.items()}
                 split = split_name(given.get("split"))
                 if "\n" in given["text"]:  # mostly a quotation mark without its other half, which takes lines with it
                     lines = f"to line {reader.line_num}: {given['text'][:60]!r}"

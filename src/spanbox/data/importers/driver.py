@@ -149,7 +149,9 @@ class _Unusable(ValueError):
 
 
 def _line(record: Record, ids: UniqueIds) -> bytes:
-    """The line of a record, with an id of its own, that a manifest accepts."""
+    """The line of a record, with an id of its own, that a manifest accepts and that has something to learn from."""
+    if not record.text.strip():
+        raise _Unusable("text: is empty")
     for name, fault in find_faults(record):
         raise _Unusable(f"{name}: {fault}")
     try:
