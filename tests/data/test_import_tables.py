@@ -27,7 +27,7 @@ def test_flickr8k_in_both_forms(tmp_path: Path) -> None:
     (root / "Flickr8k.token.txt").unlink()
     (root / "captions.txt").write_text('image,caption\na.jpg,"A dog, red"\n')
     run("flickr8k", root)
-    assert [r.text for r in records(root)] == ["A dog, red"]
+    assert [(r.text, r.lang, r.source) for r in records(root)] == [("A dog, red", "en", "flickr8k")]
 
 
 def test_tables_with_named_columns(tmp_path: Path) -> None:

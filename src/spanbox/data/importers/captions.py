@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import msgspec
+
 from spanbox.data.importers.driver import Images, Pairs, Source, read_json
 from spanbox.data.importers.fields import FieldReader, FieldSpec, get_field, read_spec, split_name
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
@@ -26,7 +28,8 @@ def flickr8k(source: Source) -> Pairs:
     )
     images = Images(source, _beside(path, source, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images"))
     if path.suffix == ".csv" or _first_line(path).replace(" ", "") == "image,caption":
-        yield from _table(path, source, images, ",", {"image": "image", "text": "caption"})
+        for split, record in _table(path, source, images, ",", {"image": "image", "text": "caption"}):
+            yield split, msgspec.structs.replace(record, lang="en", source="flickr8k")
         return
     for number, line in _lines(path):
         name, _, caption = line.partition("#")
