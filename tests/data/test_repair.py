@@ -1,5 +1,6 @@
 """Repairs: what is certain is repaired and counted, the rest is left, the original is not changed."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,3 +246,16 @@ def test_boxes_turn_with_their_image(tmp_path: Path, orientation: int) -> None:
     shown = np.asarray(load_image(tmp_path / "a.png"))[..., 1] < 128
     rows, columns = np.nonzero(shown)
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
+
+
+def test_lines_are_not_held_in_memory(tmp_path: Path) -> None:
+    """A hundred lines of 100 kB each: two are one pair, which only a memory of all lines tells."""
+    lines = [Record(str(i), "none.png", "a cat", meta={"notes": f"{i % 99} " * 33_333}) for i in range(100)]
+    write_manifest(tmp_path / "m.jsonl", lines)
+    del lines
+    tracemalloc.start()
+    repairs = fix_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert repairs.done["pairs given twice: removed"] == 1
+    assert peak < 4_000_000

@@ -6,6 +6,7 @@ reading. Everything else is left for a person; the original is never changed.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,12 +91,12 @@ class _Repair:
 
     def _repaired(self, folder: Path) -> Iterator[Record]:
         read_span, readings = self._certain_span(), self._certain_boxes()
-        ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()
+        ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()  # seen: hashes, since lines fill the memory
         for _, record in self._records(self.total):
             named = self._with_found_image(record, folder)
             image = folder / named.image
             repaired = self._with_spans(self._with_boxes(named, image, readings), read_span)
-            content = encode_record(msgspec.structs.replace(repaired, id=""))
+            content = blake2b(encode_record(msgspec.structs.replace(repaired, id="")), digest_size=16).digest()
             if content in seen:
                 self.counts["pairs given twice: removed"] += 1
                 continue
