@@ -58,6 +58,20 @@ def test_a_split_does_not_depend_on_the_order_of_the_lines(tmp_path: Path) -> No
     assert {r.id for r in Manifest(tmp_path / "other" / "val.jsonl")} != members[0]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_groups_that_share_an_image_are_in_one_split(tmp_path: Path, reverse: bool) -> None:
+    """Pairs 0 to 3 share images in a chain of groups, pairs 4 to 7 too, and so on; one of each has no group."""
+    records = []
+    for number in range(80):
+        group = "" if number % 4 == 3 else f"g{number // 4}-{(number % 4 + 1) // 2}"
+        image = f"./{number // 4}-{number % 4 // 2}.png" if number % 2 else f"{number // 4}-{number % 4 // 2}.png"
+        records.append(Record(str(number), image, "a cat", group=group))
+    write_manifest(tmp_path / "m.jsonl", records[::-1] if reverse else records)
+    assert split(tmp_path / "m.jsonl", tmp_path / "out", {"train": 1, "test": 1}) == {"train": 40, "test": 40}
+    train = {int(record.id) for record in Manifest(tmp_path / "out" / "train.jsonl")}
+    assert train == {4 * chain + place for chain in {number // 4 for number in train} for place in range(4)}
+
+
 def test_the_images_of_the_parts_are_found(tmp_path: Path) -> None:
     path = write(tmp_path, 40)
     for number in range(16):
