@@ -166,6 +166,17 @@ def test_two_conventions_in_one_set_cannot_be_told() -> None:
         assert found.says > 0
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_pixels_among_thousandths_are_not_taken_for_thousandths(share: float) -> None:
+    """In images below 1,000 pixels all boxes in pixels fit as thousandths."""
+    for seed in range(20):
+        boxes = draw_set(seed, images=600)
+        boxes = Boxes(*(part[(boxes.shown < 1000).all(axis=1)] for part in boxes[:3]))
+        in_pixels = np.random.default_rng(seed).random((len(boxes.numbers), 1)) < share
+        mixed = changed(boxes, np.where(in_pixels, boxes.numbers, 1000 * relative(boxes)))
+        assert find_reading(mixed).unit != THOUSANDTHS
+
+
 def test_objects_in_the_middle_of_their_images_are_not_taken_for_another_size() -> None:
     """Photographs of products: no box reaches an edge, and all are alike."""
     boxes = draw_set(0)

@@ -189,7 +189,7 @@ def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
     found = [
         _reading(boxes, name, PIXELS, 0.0, says, reason) for name in formats if _fits(boxes, name, PIXELS)
     ] or list(_scaled(boxes, reason, says))
-    for name in formats if not found else ():
+    for name in formats if not found and not _touch_their_images(boxes) else ():
         if name == "y0 x0 y1 x1":
             continue  # the edges of these units are equal, so the order of the axes cannot be told
         for unit, low, high in ((PERCENT, 90.0, 100.5), (THOUSANDTHS, 900.0, 1005.0)):
@@ -230,7 +230,7 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     if boxes.images < FEWEST_IMAGES:
         return
     far, longest = boxes.numbers[:, 2:], boxes.shown.max(axis=1, keepdims=True)
-    touching_shown = (np.abs(far - boxes.shown) <= EDGE * boxes.shown + TOLERANCE).sum(axis=0)
+    touching_shown = _touching(far, boxes.shown)
     if any((boxes.numbers[:, axis] <= EDGE * boxes.shown[:, axis] + TOLERANCE).sum() < TOUCHING for axis in (0, 1)):
         return
     units = {
@@ -253,6 +253,18 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
             where = f"{reason}; {int(touching.min())} boxes touch the edges at {what}"
             yield _reading(boxes, CORNERS, unit, size, max(says, int(touching.min())), where)
             return
+
+
+def _touch_their_images(boxes: Boxes) -> bool:
+    """Whether some of the boxes are pixels as documented, which fit as thousandths of small images, too: more of them
+    touch the edges of their images as shown than do so by chance."""
+    touching = _touching(boxes.numbers[:, 2:], boxes.shown)
+    return bool((touching >= max(TOUCHING, EVIDENCE * len(boxes.numbers))).all())
+
+
+def _touching(far: Floats, edges: Floats) -> NDArray[np.int64]:
+    """How many boxes (2,) touch the right and the lower edge, by their far corners (n, 2)."""
+    return (np.abs(far - edges) <= EDGE * edges + TOLERANCE).sum(axis=0)
 
 
 def _reading(boxes: Boxes, name: str, unit: str, size: float, says: int, reason: str) -> Reading:
