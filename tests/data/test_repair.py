@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from spanbox.data.audit import audit
 from spanbox.data.images import load_image, turn_boxes
 from spanbox.data.manifest import Box, Entity, Manifest, ObjectBox, Record, write_manifest
+from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
 from spanbox.data.repair import fix_manifest
 from spanbox.errors import DataError, OutputError
 
@@ -117,6 +119,28 @@ def test_offsets_of_another_convention(tmp_path: Path) -> None:
     done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
     assert done == {"spans look like byte offsets: converted": 40}
     assert {r.span_text(r.entities[1]) for r in Manifest(tmp_path / "fixed.jsonl")} == {"sat"}
+
+
+@pytest.mark.parametrize("in_bytes", [True, False])
+def test_offsets_of_paraphrases_are_read_by_themselves(tmp_path: Path, in_bytes: bool) -> None:
+    """Paraphrases of another program may count in another way than the texts, and as documented."""
+    text, other = "猫坐在垫子上", "垫子上有一只猫，它叫咪咪"
+    span = ParaphraseSpan(0, 18, 21) if in_bytes else ParaphraseSpan(0, 6, 7)
+    pairs = [
+        Record(
+            str(i), f"{i}.png", text, entities=(Entity(0, 3, identity="猫"),), paraphrases=(Paraphrase(other, (span,)),)
+        )
+        for i in range(40)
+    ]
+    write_manifest(tmp_path / "m.jsonl", pairs)
+    of_paraphrases = {"spans look like byte offsets, of paraphrases: converted": 40} if in_bytes else {}
+    findings = audit([tmp_path / "m.jsonl"]).findings["spans look like byte offsets"].examples
+    assert [("of paraphrases" in example.detail) for example in findings] == [False, True][: 1 + in_bytes]
+    done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert done == {"spans look like byte offsets: converted": 40, **of_paraphrases}
+    for record in Manifest(tmp_path / "fixed.jsonl"):
+        assert record.span_text(record.entities[0]) == "猫"
+        assert record.paraphrases[0].entities == (ParaphraseSpan(0, 6, 7),)
 
 
 def test_names_ids_groups_and_repetitions(tmp_path: Path) -> None:

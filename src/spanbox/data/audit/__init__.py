@@ -29,7 +29,7 @@ from spanbox.data.audit.report import (
     Finding,
 )
 from spanbox.data.audit.shape import Shape, find_language_conflict, find_rare_types
-from spanbox.data.audit.spans import SpanStatistics, find_odd_spans
+from spanbox.data.audit.spans import SpanStatistics, find_odd_spans, paraphrased_pairs
 from spanbox.data.audit.texts import find_odd_text
 from spanbox.data.audit.tokens import Check, token_check
 from spanbox.data.images import ImageFacts, decoded_facts, image_facts
@@ -109,16 +109,20 @@ class _Statistics:
     def __init__(self) -> None:
         self.shape = Shape()
         self.spans = SpanStatistics()
+        self.paraphrased_spans = SpanStatistics("spans of paraphrases")
         self.boxes = {source: BoxStatistics(source) for source in ("entities", "objects")}
 
     def add(self, record: Record, image: ImageFacts | None, line: int) -> None:
         self.shape.add(record, image, line)
         self.spans.add(record, line)
+        for paraphrased in paraphrased_pairs(record):
+            self.paraphrased_spans.add(paraphrased, line)
         for field, box in named_boxes(record):
             self.boxes[field.partition("[")[0]].add(box, record.image, image, line)
 
     def findings(self) -> Iterator[tuple[str, int, str]]:
         yield from self.spans.findings()
+        yield from self.paraphrased_spans.findings()
         for boxes in self.boxes.values():
             yield from boxes.findings()
         yield from self.shape.outliers()

@@ -264,7 +264,8 @@ def _touch_their_images(boxes: Boxes) -> bool:
 
 def _touching(far: Floats, edges: Floats) -> NDArray[np.int64]:
     """How many boxes (2,) touch the right and the lower edge, by their far corners (n, 2)."""
-    return (np.abs(far - edges) <= EDGE * edges + TOLERANCE).sum(axis=0)
+    touching: NDArray[np.int64] = (np.abs(far - edges) <= EDGE * edges + TOLERANCE).sum(axis=0)
+    return touching
 
 
 def _reading(boxes: Boxes, name: str, unit: str, size: float, says: int, reason: str) -> Reading:
