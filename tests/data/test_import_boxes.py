@@ -89,6 +89,14 @@ def test_words_that_name_a_category() -> None:
     ]  # fmt: skip
 
 
+def test_the_words_of_a_category_are_of_no_other_one() -> None:
+    text, names = "A dog eats hot dogs", ("dog", "hot dog", "bear")
+    found = list(link_words(text, [("dog", BOX)], names))
+    assert [(entity.start, entity.end, entity.type) for entity in found] == [(2, 5, "dog")]
+    both = link_words(text, [("dog", BOX), ("hot dog", BOX)], names)
+    assert [text[entity.start : entity.end] for entity in both] == ["hot dogs", "dog"]
+
+
 def test_refcoco(tmp_path: Path) -> None:
     root = refcoco(tmp_path / "src", [reference(), reference(ann_id=99), reference(split="../x"), 5])
     summary = run("refcoco", root)
