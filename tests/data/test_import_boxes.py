@@ -126,10 +126,8 @@ def test_visual_genome(tmp_path: Path, version: str) -> None:
     regions += [region | {"x": -5, "width": 15, "region_id": 5, "image_id": 1}, region | {"width": 0, "region_id": 6}]
     root = tmp_path / "src"
     write_json(root / "region_descriptions.json", [{"id": 1, "regions": regions}, {"id": 2, "regions": [region]}])
-    write_json(
-        root / "objects.json",
-        [{"id" if old else "image_id": 1, "objects": [{"x": 1, "y": 2, "w": 3, "h": 4, "names": ["dog"]}]}],
-    )
+    things = [{"x": 1, "y": 2, "w": 3, "h": 4, "names": ["dog"]}, {"x": 50, "y": 2, "w": 3, "h": 4, "names": ["cat"]}]
+    write_json(root / "objects.json", [{"id" if old else "image_id": place, "objects": things} for place in (1, 3)])
     write_json(
         root / "image_data.json",
         [{"id" if old else "image_id": 1, "width": 40, "height": 30, "url": "https://x/VG_100K_2/1.jpg"}],
@@ -144,5 +142,5 @@ def test_visual_genome(tmp_path: Path, version: str) -> None:
     assert [(o.box, o.label) for o in one.objects] == [((1.0, 2.0, 4.0, 6.0), "dog")]
     assert Manifest(tmp_path / "out" / "all.jsonl").image_path(one).is_file()
     assert summary.splits["all"].oddity_counts == {
-        "clipped box": 1, "unusable box": 1, "region of an unknown image": 1,
+        "clipped box": 1, "unusable box": 1, "unusable proposal": 1, "region of an unknown image": 1,
     }  # fmt: skip
