@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from pydantic import Field, ValidationError
 
@@ -179,7 +180,7 @@ class FieldReader:
             for own, place in zip(entities, places, strict=True):
                 if place is not None:
                     own.append(Entity(*place, kind, boxes=boxes, ambiguous=bool(given) and not boxes))
-        return [tuple(own) for own in entities]
+        return [tuple(_merged(own)) for own in entities]
 
     def _objects(self, content: object, box: Callable[[object], Box | None]) -> tuple[ObjectBox, ...]:
         fields = self._spec.objects
@@ -218,6 +219,17 @@ def _boxes(entry: object, name: str | None) -> list[object]:
     if given is not None and not isinstance(given, list):
         raise _Unusable(f"{name}: {given!r:.100} is no box and no list of boxes")
     return [given] if given and not isinstance(given[0], list) else given or []
+
+
+def _merged(entities: list[Entity]) -> Iterator[Entity]:
+    """Each entity once: sources that list an entity for each of its boxes repeat its span."""
+    by_span: dict[tuple[int, int, str], list[Entity]] = {}
+    for entity in entities:
+        by_span.setdefault((entity.start, entity.end, entity.type), []).append(entity)
+    for first, *others in by_span.values():
+        boxes = tuple(dict.fromkeys(box for entity in (first, *others) for box in entity.boxes))
+        is_lost = any(entity.ambiguous for entity in (first, *others))
+        yield msgspec.structs.replace(first, boxes=boxes, ambiguous=is_lost and not boxes) if others else first
 
 
 def _places(
