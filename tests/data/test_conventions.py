@@ -157,6 +157,14 @@ def test_rows_first_cannot_be_told_in_square_images() -> None:
     assert find_reading(changed(boxes, boxes.numbers[:, [1, 0, 3, 2]])).is_as_documented
 
 
+@pytest.mark.parametrize("scale", [1, 100, 1000, 512])
+def test_units_in_which_the_order_of_the_axes_does_not_show_say_so(scale: float) -> None:
+    boxes = draw_set(0)
+    rows_first = changed(boxes, (scale * relative(boxes))[:, [1, 0, 3, 2]])
+    assert find_reading(rows_first).remark == "; y before x fits as well: look at some boxes"
+    assert find_reading(boxes).remark == find_reading(changed(boxes, boxes.numbers / 2)).remark == ""
+
+
 def test_two_conventions_in_one_set_cannot_be_told() -> None:
     for seed in range(SETS):
         boxes = draw_set(seed)

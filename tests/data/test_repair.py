@@ -82,8 +82,8 @@ def test_boxes_of_images_that_are_not_there_yet(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.entities[0].boxes, expected.entities[0].boxes, atol=0.01)
     done, left = fix_manifest(tmp_path / "f.jsonl", tmp_path / "fixed.jsonl")
     assert done == {
-        "boxes of entities, x0 y0 x1 y1 in fractions: converted": 72,
-        "boxes of objects, x0 y0 x1 y1 in fractions: converted": 36,
+        "boxes of entities, x0 y0 x1 y1 in fractions: converted; y before x fits as well: look at some boxes": 72,
+        "boxes of objects, x0 y0 x1 y1 in fractions: converted; y before x fits as well: look at some boxes": 36,
     }
     assert left == {
         "boxes of entities, x0 y0 x1 y1 in fractions, of images that cannot be read: not converted": 8,

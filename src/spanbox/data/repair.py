@@ -195,7 +195,7 @@ class _Repair:
                 return boxes
             converted = _converted(boxes, facts, image, reading)
             if converted != boxes:
-                self.counts[f"{kind}: converted"] += len(boxes)
+                self.counts[f"{kind}: converted{reading.remark}"] += len(boxes)
             return converted
 
         def with_boxes(entity: Entity) -> Entity:

@@ -30,12 +30,13 @@ LARGER = 1.25  # times the largest number of a unit: the longer side of images f
 EDGE = 0.004  # of the side: how near a box touches
 SAME_SIZE = 0.03  # relative difference of sizes that are the same
 
-PIXELS, FRACTIONS, PERCENT, THOUSANDTHS, STORED = (
+PIXELS, FRACTIONS, PERCENT, THOUSANDTHS, STORED, SQUARE = (
     "pixels",
     "fractions",
     "percent",
     "thousandths",
     "pixels before turning",
+    "square images",
 )
 CORNERS = "x0 y0 x1 y1"
 ANY_ORDER = "corners in any order"
@@ -64,6 +65,12 @@ class Reading(NamedTuple):
     @property
     def is_as_documented(self) -> bool:
         return self.format == CORNERS and self.unit == PIXELS
+
+    @property
+    def remark(self) -> str:
+        """What the boxes do not show: in a unit whose right and lower edges are equal, x and y may be exchanged."""
+        is_square = self.unit in (FRACTIONS, PERCENT, THOUSANDTHS, SQUARE)
+        return "; y before x fits as well: look at some boxes" if self.format and is_square else ""
 
 
 def _corners(b: Floats) -> Floats:
@@ -105,7 +112,7 @@ UNITS: dict[str, Callable[[Boxes, float], Floats]] = {
     PERCENT: lambda boxes, size: np.full_like(boxes.shown, 100.0),
     THOUSANDTHS: lambda boxes, size: np.full_like(boxes.shown, 1000.0),
     "images scaled by one factor": lambda boxes, size: size * boxes.shown,
-    "square images": lambda boxes, size: np.full_like(boxes.shown, size),
+    SQUARE: lambda boxes, size: np.full_like(boxes.shown, size),
     "images with one longer side": lambda boxes, size: size * boxes.shown / boxes.shown.max(axis=1, keepdims=True),
 }
 """The numbers (n, 2) at the right and the lower edge of each image."""
@@ -236,7 +243,7 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     units = {
         "images scaled by one factor": far / boxes.shown,
         "images with one longer side": far / boxes.shown * longest,
-        "square images": far,
+        SQUARE: far,
     }
     for unit, extent in units.items():
         right, low = extent.max(axis=0)
@@ -247,8 +254,8 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
             continue
         as_shown = (np.abs(UNITS[unit](boxes, size) / boxes.shown - 1) <= SAME_SIZE).all(axis=1).mean()
         if as_shown < 0.2:
-            unit = PERCENT if unit == "square images" and abs(size - 100) < 1 else unit
-            unit = THOUSANDTHS if unit == "square images" and abs(size - 1000) < 5 else unit
+            unit = PERCENT if unit == SQUARE and abs(size - 100) < 1 else unit
+            unit = THOUSANDTHS if unit == SQUARE and abs(size - 1000) < 5 else unit
             what = f"{size:.3g} times the size" if unit == "images scaled by one factor" else f"{size:.0f} pixels"
             where = f"{reason}; {int(touching.min())} boxes touch the edges at {what}"
             yield _reading(boxes, CORNERS, unit, size, max(says, int(touching.min())), where)
