@@ -212,6 +212,14 @@ def test_the_card_counts_the_types_and_sources_beyond_the_most_frequent(tmp_path
     assert "| set 39 | 1 | CC0 |" in card
 
 
+def test_the_card_tells_manifests_of_one_name_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "train.jsonl" for folder in ("coco", "flickr")]
+    for path in paths:
+        path.parent.mkdir()
+        write_manifest(path, [Record("1", "none.png", "a cat")])
+    assert f"| | {paths[0]} | {paths[1]} |" in dataset_card("Some data", audit(paths), {})
+
+
 def test_a_licence_of_a_source_that_no_pair_has_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.jsonl", [Record("1", "none.png", "a cat", source="coco")])
     with pytest.raises(ConfigError, match="no pair has the source 'COCO'; the sources are 'coco'"):

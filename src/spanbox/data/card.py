@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from spanbox.data.audit import AuditReport
 from spanbox.errors import ConfigError
@@ -25,9 +24,13 @@ def dataset_card(title: str, report: AuditReport, licences: Mapping[str, str]) -
     if unknown:
         known = ", ".join(repr(source) for source, _ in report.total.sources.most_common(MOST_ROWS))
         raise ConfigError(f"--licence: no pair has the source {unknown[0]!r}; the sources are {known or 'none'}")
-    names = [Path(path).name for path in report.manifests]
     columns = list(report.manifests.values())
-    lines = [f"# {_plain(title)}", "", f"| | {' | '.join(map(_plain, names))} |", f"|---|{'---:|' * len(names)}"]
+    lines = [
+        f"# {_plain(title)}",
+        "",
+        f"| | {' | '.join(map(_plain, report.names))} |",
+        f"|---|{'---:|' * len(columns)}",
+    ]
     for name in COUNTS:
         counts = " | ".join(f"{getattr(column, name):,}" for column in columns)
         lines += [f"| {name.replace('_', ' ')} | {counts} |"]
