@@ -34,6 +34,7 @@ from spanbox.data.audit.texts import find_odd_text
 from spanbox.data.audit.tokens import Check, token_check
 from spanbox.data.images import ImageFacts, decoded_facts, image_facts
 from spanbox.data.manifest import (
+    MAX_TEXT_CHARACTERS,
     Record,
     check_manifest_file,
     decode_record,
@@ -179,7 +180,8 @@ class _Audit:
                     self.fingerprints.add(image.fingerprint)
                 self.columns.append(index, number, record, path, image.content)
                 statistics.add(record, image.facts, number)
-                of_tokens = self.tokens(record) if self.tokens else ()
+                is_read = len(record.text) <= MAX_TEXT_CHARACTERS  # a longer text is a wrong line, and fills the memory
+                of_tokens = self.tokens(record) if self.tokens and is_read else ()
                 for kind, detail in chain(_find_faults_of_pair(record, image, folder), of_tokens):
                     self._add(kind, index, number, detail)
                 for counts in (self.counts[index], self.total):
