@@ -101,6 +101,13 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_images_are_read(
             run("data", "check", good, "--json", path)
 
 
+def test_one_file_for_two_reports_is_refused_before_the_work_begins(good: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    with pytest.raises(OutputError, match="is named for two outputs of this command"):
+        run("data", "check", good, "--json", path, "--html", path)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("text", ["[/b]", "[red]x", "[link=x]", "\x1b[2J", "\u009b2J"])
 def test_markup_and_control_characters_of_a_manifest_are_printed_as_text(tmp_path: Path, text: str) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")

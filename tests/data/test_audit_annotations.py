@@ -28,6 +28,14 @@ def test_spans(tmp_path: Path) -> None:
     }
 
 
+def test_a_wrong_relevance_is_not_told_to_mend_its_offsets(tmp_path: Path) -> None:
+    image(tmp_path, "a.png")
+    entities = (Entity(0, 1, boxes=(BOX,), relevance=(0.5, 0.5)),)
+    report = audit([manifest(tmp_path, Record("1", "a.png", "a cat", entities=entities))])
+    fault = "entities[0].relevance: 2 numbers for 1 boxes; give one per box, or none"
+    assert found(report) == {"wrong line": [(1, fault)]}
+
+
 @pytest.mark.parametrize(
     ("box", "kind"),
     [

@@ -1,6 +1,7 @@
 """The audit's distributions, outliers, languages and tokens, and its page with pictures."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,25 @@ def test_texts_and_spans_over_the_limit_of_tokens(tmp_path: Path) -> None:
         (1, "entities[1]: 'old park' is not read")
     ]
     assert lines(report, "text of unknown tokens") == [3]
+
+
+def test_a_text_that_no_training_reads_is_not_tokenised(tmp_path: Path) -> None:
+    tokenised: list[str] = []
+
+    def tokens(record: Record) -> Iterator[tuple[str, str]]:
+        tokenised.append(record.id)
+        yield from ()
+
+    report = check(tmp_path, Record("1", "a.png", "cat"), Record("2", "a.png", "猫" * 50_001), tokens=tokens)
+    assert tokenised == ["1"]
+    assert lines(report, "wrong line") == [2]
+
+
+def test_the_end_of_a_text_is_no_unknown_token(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["a cat"] * 3, 200)
+    tokenizer.unk_token = tokenizer.sep_token  # as in CLIP, whose end of text is its unknown token
+    report = check(tmp_path, Record("1", "a.png", "cat"), tokens=token_check(tokenizer, 6))
+    assert "text of unknown tokens" not in report.findings
 
 
 def test_the_page_shows_each_kind_with_pictures_and_escapes_texts(tmp_path: Path) -> None:

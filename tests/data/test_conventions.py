@@ -157,6 +157,14 @@ def test_rows_first_cannot_be_told_in_square_images() -> None:
     assert find_reading(changed(boxes, boxes.numbers[:, [1, 0, 3, 2]])).is_as_documented
 
 
+@pytest.mark.parametrize("scale", [1, 100, 1000, 512])
+def test_units_in_which_the_order_of_the_axes_does_not_show_say_so(scale: float) -> None:
+    boxes = draw_set(0)
+    rows_first = changed(boxes, (scale * relative(boxes))[:, [1, 0, 3, 2]])
+    assert find_reading(rows_first).remark == "; y before x fits as well: look at some boxes"
+    assert find_reading(boxes).remark == find_reading(changed(boxes, boxes.numbers / 2)).remark == ""
+
+
 def test_two_conventions_in_one_set_cannot_be_told() -> None:
     for seed in range(SETS):
         boxes = draw_set(seed)
@@ -164,6 +172,17 @@ def test_two_conventions_in_one_set_cannot_be_told() -> None:
         found = find_reading(changed(boxes, np.where(half[:, None], to_sizes(boxes), boxes.numbers)))
         assert found.format == ""
         assert found.says > 0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_pixels_among_thousandths_are_not_taken_for_thousandths(share: float) -> None:
+    """In images below 1,000 pixels all boxes in pixels fit as thousandths."""
+    for seed in range(20):
+        boxes = draw_set(seed, images=600)
+        boxes = Boxes(*(part[(boxes.shown < 1000).all(axis=1)] for part in boxes[:3]))
+        in_pixels = np.random.default_rng(seed).random((len(boxes.numbers), 1)) < share
+        mixed = changed(boxes, np.where(in_pixels, boxes.numbers, 1000 * relative(boxes)))
+        assert find_reading(mixed).unit != THOUSANDTHS
 
 
 def test_objects_in_the_middle_of_their_images_are_not_taken_for_another_size() -> None:

@@ -69,6 +69,17 @@ def test_coco(tmp_path: Path) -> None:
     assert summary.splits["val"].oddity_counts == {"box of a crowd": 1, "unusable box": 1}
 
 
+def test_an_empty_caption_is_left_out_and_counted(tmp_path: Path) -> None:
+    root = coco(tmp_path / "src")
+    texts = ["A dog .", "", " \n"]
+    captions = [{"image_id": 7, "id": i, "caption": text} for i, text in enumerate(texts)]
+    write_json(root / "annotations" / "captions_val2017.json", {"annotations": captions})
+    summary = run("coco", root).splits["val"]
+    assert [record.text for record in records(root, "val")] == ["A dog ."]
+    assert summary.oddity_counts["unusable record"] == 2
+    assert ("7-1", "text: is empty") in [(oddity.where, oddity.detail) for oddity in summary.oddities]
+
+
 def test_words_that_name_a_category() -> None:
     boxes = [("cell phone", BOX), ("person", BOX), ("mouse", BOX)]
     text = "A woman's Cell Phones, mice and a telephone; manhole"
@@ -76,6 +87,14 @@ def test_words_that_name_a_category() -> None:
     assert [plural(word) for word in ("bus", "knife", "city", "boy", "wine glass", "sandwich")] == [
         "buses", "knives", "cities", "boys", "wine glasses", "sandwiches",
     ]  # fmt: skip
+
+
+def test_the_words_of_a_category_are_of_no_other_one() -> None:
+    text, names = "A dog eats hot dogs", ("dog", "hot dog", "bear")
+    found = list(link_words(text, [("dog", BOX)], names))
+    assert [(entity.start, entity.end, entity.type) for entity in found] == [(2, 5, "dog")]
+    both = link_words(text, [("dog", BOX), ("hot dog", BOX)], names)
+    assert [text[entity.start : entity.end] for entity in both] == ["hot dogs", "dog"]
 
 
 def test_refcoco(tmp_path: Path) -> None:
@@ -107,10 +126,8 @@ def test_visual_genome(tmp_path: Path, version: str) -> None:
     regions += [region | {"x": -5, "width": 15, "region_id": 5, "image_id": 1}, region | {"width": 0, "region_id": 6}]
     root = tmp_path / "src"
     write_json(root / "region_descriptions.json", [{"id": 1, "regions": regions}, {"id": 2, "regions": [region]}])
-    write_json(
-        root / "objects.json",
-        [{"id" if old else "image_id": 1, "objects": [{"x": 1, "y": 2, "w": 3, "h": 4, "names": ["dog"]}]}],
-    )
+    things = [{"x": 1, "y": 2, "w": 3, "h": 4, "names": ["dog"]}, {"x": 50, "y": 2, "w": 3, "h": 4, "names": ["cat"]}]
+    write_json(root / "objects.json", [{"id" if old else "image_id": place, "objects": things} for place in (1, 3)])
     write_json(
         root / "image_data.json",
         [{"id" if old else "image_id": 1, "width": 40, "height": 30, "url": "https://x/VG_100K_2/1.jpg"}],
@@ -125,5 +142,5 @@ def test_visual_genome(tmp_path: Path, version: str) -> None:
     assert [(o.box, o.label) for o in one.objects] == [((1.0, 2.0, 4.0, 6.0), "dog")]
     assert Manifest(tmp_path / "out" / "all.jsonl").image_path(one).is_file()
     assert summary.splits["all"].oddity_counts == {
-        "clipped box": 1, "unusable box": 1, "region of an unknown image": 1,
+        "clipped box": 1, "unusable box": 1, "unusable proposal": 1, "region of an unknown image": 1,
     }  # fmt: skip

@@ -104,10 +104,10 @@ def test_lines_of_json_under_another_ending_are_told_to_be_renamed(folder: Path)
 def test_a_table_has_splits_and_refuses_lists(folder: Path) -> None:
     (folder / "t.csv").write_text("image,text,split\n0.png,a cat,train\n1.png,a dog,val\n1.png,a fox,../up\n")
     run("table", folder / "t.csv", spec=folder / "plain.yaml")
-    assert {s: [r.text for r in read(folder / "t.csv", s)] for s in ("train", "val", "all")} == {
+    assert {s: [r.text for r in read(folder / "t.csv", s)] for s in ("train", "val", "up")} == {
         "train": ["a cat"],
         "val": ["a dog"],
-        "all": ["a fox"],
+        "up": ["a fox"],
     }
     with pytest.raises(DataError, match="a table has no lists"):
         run("table", folder / "t.csv", spec=folder / "named.yaml")
@@ -145,6 +145,20 @@ def test_entities_of_one_name_have_places_of_their_own(folder: Path) -> None:
     source = write_json(folder / "s.json", [{"image": "0.png", "text": "a cat beside a cat", "names": names}])
     run("json", source, spec=folder / "named.yaml")
     assert [(e.start, e.end) for e in read(source)[0].entities] == [(2, 5), (15, 18)]
+
+
+def test_an_entity_listed_for_each_of_its_boxes_is_one_entity(folder: Path) -> None:
+    """Two dogs, of which one has a box outside the image; and a cat, whose only box is."""
+    boxes = [[1, 1, 5, 5], [6, 6, 9, 9], [90, 1, 99, 5]]
+    names = [{"name": "dogs", "box": box} for box in boxes] + [{"name": "cat", "box": boxes[2]}] * 2
+    source = write_json(folder / "s.json", [{"image": "0.png", "text": "two dogs, a cat", "names": names}])
+    (folder / "boxed.yaml").write_text("image: image\ntext: text\nentities: {list: names, text: name, boxes: box}\n")
+    run("json", source, spec=folder / "boxed.yaml")
+    (record,) = read(source)
+    assert [(record.span_text(e), len(e.boxes), e.ambiguous) for e in record.entities] == [
+        ("dogs", 2, False),
+        ("cat", 0, True),
+    ]
 
 
 def test_captions_of_flickr30k_keep_their_numbers_and_their_bytes_are_looked_at(folder: Path) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from import_sources import image, records, run, spans, write_json
+from import_sources import image, records, run, spans, write_json, write_tar
 from spanbox.data.importers import ImportSummary, driver
 from spanbox.data.importers import captions as caption_files
 from spanbox.data.importers.driver import Source, run_import
+from spanbox.data.importers.fields import split_name
 from spanbox.data.importers.formats import FORMATS
 from spanbox.data.manifest import Manifest, Record
 from spanbox.errors import DataError
@@ -26,22 +27,33 @@ def test_flickr8k_in_both_forms(tmp_path: Path) -> None:
     (root / "Flickr8k.token.txt").unlink()
     (root / "captions.txt").write_text('image,caption\na.jpg,"A dog, red"\n')
     run("flickr8k", root)
-    assert [r.text for r in records(root)] == ["A dog, red"]
+    assert [(r.text, r.lang, r.source) for r in records(root)] == [("A dog, red", "en", "flickr8k")]
 
 
 def test_tables_with_named_columns(tmp_path: Path) -> None:
     path = tmp_path / "src" / "t.tsv"
     image(path.parent / "a.png")
-    path.write_text("file\ttitle\tlanguage\tnumber\na.png\t红色的猫\tzh\t7\n\ta dog\ten\t8\n", encoding="utf-8")
+    path.write_text(
+        "file\ttitle\tlanguage\tnumber\na.png\t红色的猫\tzh\t7\n\ta dog\ten\t8\n \ta fox\ten\t9\na.png\t　\tzh\t10\n",
+        encoding="utf-8",
+    )
     (tmp_path / "spec.yaml").write_text("{image: file, text: title, lang: language, id: number}")
     summary = run_import(
         "table", FORMATS["table"].importer, Source(path, tmp_path / "out", spec=tmp_path / "spec.yaml")
     )
     (record,) = Manifest(tmp_path / "out" / "all.jsonl")
     assert (record.id, record.text, record.lang) == ("7", "红色的猫", "zh")
-    assert summary.splits["all"].oddity_counts == {"wrong line": 1}
+    assert summary.splits["all"].oddity_counts == {"wrong line": 3}  # two of them hold white space alone
     with pytest.raises(DataError, match="has no column 'image', but file, title, language, number"):
         run_import("table", FORMATS["table"].importer, Source(path, tmp_path / "out"))
+
+
+def test_images_of_a_table_may_be_in_tars(tmp_path: Path) -> None:
+    path = tmp_path / "src" / "t.csv"
+    write_tar(tmp_path / "src" / "shard.tar", {"a.png": image(tmp_path / "a.png")})
+    path.write_text("image,text\nshard.tar/a.png,a cat\nshard.tar/b.png,a dog\n")
+    summary = run("table", path)
+    assert [oddity.where for oddity in summary.splits["all"].oddities] == ["shard.tar/b.png"]
 
 
 SPEC = """
@@ -76,8 +88,8 @@ def test_any_json_by_the_names_of_its_fields(tmp_path: Path) -> None:
     assert record.id == "3"
     assert sum(split.oddity_counts["unusable record"] for split in summary.splits.values()) == 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".jsonl") == [
-        "all.jsonl",
         "train.jsonl",
+        "up.jsonl",
     ]
 
 
@@ -146,6 +158,24 @@ def test_offsets_are_those_of_the_text_as_it_is(tmp_path: Path, text: object) ->
     entry = {"image": "a.png", "text": text, "found": [{"s": 4, "e": 5}]}
     (record,), _ = import_json(tmp_path, [entry], OFFSETS)
     assert spans(record) == {"猫": ()}
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("train.clean", "train.clean"),  # as `datasets` allows
+        ("test set ", "test-set"),
+        ("训练集", "训练集"),
+        (1, "1"),
+        ("../../x", "x"),
+        ("..", "all"),
+        ("", "all"),
+        (None, "all"),
+        (math.nan, "all"),
+    ],
+)
+def test_splits_keep_names_that_tell_them_apart(given: object, name: str) -> None:
+    assert split_name(given) == name
 
 
 def test_a_group_a_type_or_a_label_may_be_the_number_0(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from spanbox.data.audit import audit
 from spanbox.data.card import dataset_card
 from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
 from spanbox.data.partition import merge, sample, split
-from spanbox.errors import DataError, OutputError
+from spanbox.errors import ConfigError, DataError, OutputError
 
 SHARES = {"train": 8.0, "val": 1.0, "test": 1.0}
 
@@ -56,6 +56,20 @@ def test_a_split_does_not_depend_on_the_order_of_the_lines(tmp_path: Path) -> No
     assert members[0] == members[1]
     split(tmp_path / "False" / "all.jsonl", tmp_path / "other", SHARES, seed=2)
     assert {r.id for r in Manifest(tmp_path / "other" / "val.jsonl")} != members[0]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_groups_that_share_an_image_are_in_one_split(tmp_path: Path, reverse: bool) -> None:
+    """Pairs 0 to 3 share images in a chain of groups, pairs 4 to 7 too, and so on; one of each has no group."""
+    records = []
+    for number in range(80):
+        group = "" if number % 4 == 3 else f"g{number // 4}-{(number % 4 + 1) // 2}"
+        image = f"./{number // 4}-{number % 4 // 2}.png" if number % 2 else f"{number // 4}-{number % 4 // 2}.png"
+        records.append(Record(str(number), image, "a cat", group=group))
+    write_manifest(tmp_path / "m.jsonl", records[::-1] if reverse else records)
+    assert split(tmp_path / "m.jsonl", tmp_path / "out", {"train": 1, "test": 1}) == {"train": 40, "test": 40}
+    train = {int(record.id) for record in Manifest(tmp_path / "out" / "train.jsonl")}
+    assert train == {4 * chain + place for chain in {number // 4 for number in train} for place in range(4)}
 
 
 def test_the_images_of_the_parts_are_found(tmp_path: Path) -> None:
@@ -185,6 +199,31 @@ def test_the_card_has_counts_licences_and_findings(tmp_path: Path) -> None:
     assert "| coco | 1 | CC BY 4.0 |" in card
     assert "| not given | 1 | not given |" in card
     assert "| missing image | problem | 1 |" in card
+
+
+def test_the_card_counts_the_types_and_sources_beyond_the_most_frequent(tmp_path: Path) -> None:
+    records = [
+        Record(str(i), "none.png", "a cat", entities=(Entity(2, 5, f"T{i}"),), source=f"set {i}") for i in range(40)
+    ]
+    write_manifest(tmp_path / "m.jsonl", records)
+    card = dataset_card("Some data", audit([tmp_path / "m.jsonl"]), {"set 39": "CC0"})
+    assert "| 10 others | 10 | 25.0% |" in card
+    assert "| 9 others | 9 | not given |" in card
+    assert "| set 39 | 1 | CC0 |" in card
+
+
+def test_the_card_tells_manifests_of_one_name_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "train.jsonl" for folder in ("coco", "flickr")]
+    for path in paths:
+        path.parent.mkdir()
+        write_manifest(path, [Record("1", "none.png", "a cat")])
+    assert f"| | {paths[0]} | {paths[1]} |" in dataset_card("Some data", audit(paths), {})
+
+
+def test_a_licence_of_a_source_that_no_pair_has_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.jsonl", [Record("1", "none.png", "a cat", source="coco")])
+    with pytest.raises(ConfigError, match="no pair has the source 'COCO'; the sources are 'coco'"):
+        dataset_card("Some data", audit([tmp_path / "m.jsonl"]), {"COCO": "CC BY 4.0"})
 
 
 def test_the_card_of_a_manifest_with_a_wrong_line_names_it(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Repairs: what is certain is repaired and counted, the rest is left, the original is not changed."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from spanbox.data.audit import audit
 from spanbox.data.images import load_image, turn_boxes
 from spanbox.data.manifest import Box, Entity, Manifest, ObjectBox, Record, write_manifest
+from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
 from spanbox.data.repair import fix_manifest
 from spanbox.errors import DataError, OutputError
 
@@ -79,8 +82,8 @@ def test_boxes_of_images_that_are_not_there_yet(tmp_path: Path) -> None:
         np.testing.assert_allclose(found.entities[0].boxes, expected.entities[0].boxes, atol=0.01)
     done, left = fix_manifest(tmp_path / "f.jsonl", tmp_path / "fixed.jsonl")
     assert done == {
-        "boxes of entities, x0 y0 x1 y1 in fractions: converted": 72,
-        "boxes of objects, x0 y0 x1 y1 in fractions: converted": 36,
+        "boxes of entities, x0 y0 x1 y1 in fractions: converted; y before x fits as well: look at some boxes": 72,
+        "boxes of objects, x0 y0 x1 y1 in fractions: converted; y before x fits as well: look at some boxes": 36,
     }
     assert left == {
         "boxes of entities, x0 y0 x1 y1 in fractions, of images that cannot be read: not converted": 8,
@@ -116,6 +119,28 @@ def test_offsets_of_another_convention(tmp_path: Path) -> None:
     done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
     assert done == {"spans look like byte offsets: converted": 40}
     assert {r.span_text(r.entities[1]) for r in Manifest(tmp_path / "fixed.jsonl")} == {"sat"}
+
+
+@pytest.mark.parametrize("in_bytes", [True, False])
+def test_offsets_of_paraphrases_are_read_by_themselves(tmp_path: Path, in_bytes: bool) -> None:
+    """Paraphrases of another program may count in another way than the texts, and as documented."""
+    text, other = "猫坐在垫子上", "垫子上有一只猫，它叫咪咪"
+    span = ParaphraseSpan(0, 18, 21) if in_bytes else ParaphraseSpan(0, 6, 7)
+    pairs = [
+        Record(
+            str(i), f"{i}.png", text, entities=(Entity(0, 3, identity="猫"),), paraphrases=(Paraphrase(other, (span,)),)
+        )
+        for i in range(40)
+    ]
+    write_manifest(tmp_path / "m.jsonl", pairs)
+    of_paraphrases = {"spans look like byte offsets, of paraphrases: converted": 40} if in_bytes else {}
+    findings = audit([tmp_path / "m.jsonl"]).findings["spans look like byte offsets"].examples
+    assert [("of paraphrases" in example.detail) for example in findings] == [False, True][: 1 + in_bytes]
+    done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert done == {"spans look like byte offsets: converted": 40, **of_paraphrases}
+    for record in Manifest(tmp_path / "fixed.jsonl"):
+        assert record.span_text(record.entities[0]) == "猫"
+        assert record.paraphrases[0].entities == (ParaphraseSpan(0, 6, 7),)
 
 
 def test_names_ids_groups_and_repetitions(tmp_path: Path) -> None:
@@ -245,3 +270,16 @@ def test_boxes_turn_with_their_image(tmp_path: Path, orientation: int) -> None:
     shown = np.asarray(load_image(tmp_path / "a.png"))[..., 1] < 128
     rows, columns = np.nonzero(shown)
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
+
+
+def test_lines_are_not_held_in_memory(tmp_path: Path) -> None:
+    """A hundred lines of 100 kB each: two are one pair, which only a memory of all lines tells."""
+    lines = [Record(str(i), "none.png", "a cat", meta={"notes": f"{i % 99} " * 33_333}) for i in range(100)]
+    write_manifest(tmp_path / "m.jsonl", lines)
+    del lines
+    tracemalloc.start()
+    repairs = fix_manifest(tmp_path / "m.jsonl", tmp_path / "out.jsonl")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert repairs.done["pairs given twice: removed"] == 1
+    assert peak < 4_000_000

@@ -20,7 +20,7 @@ from spanbox.data.importers.twitter_gmner_text import EntityTypes
 from spanbox.data.manifest import check_manifest_file
 from spanbox.data.repair import fix_manifest
 from spanbox.errors import DataError
-from spanbox.files import check_no_input, check_writable_file, removing_new_folders, write_text
+from spanbox.files import check_no_input, check_no_other_output, check_writable_file, removing_new_folders, write_text
 from spanbox.progress import progress_of
 from spanbox.terminal import make_console
 
@@ -178,6 +178,7 @@ def check(
     for path, suffix in ((json_path, ".json"), (html_path, ".html")):
         if path is not None:
             check_no_input(path, manifests)
+            check_no_other_output(path, [html_path] if path is json_path else [])
             check_writable_file(path, suffix)
     tokens = None
     if tokenizer is not None:
@@ -249,7 +250,7 @@ def _show_audit(report: AuditReport) -> None:
 
 
 def _counts_table(report: AuditReport) -> Table:
-    names, columns = _short_names(list(report.manifests)), list(report.manifests.values())
+    names, columns = report.names, list(report.manifests.values())
     if len(columns) > 1:
         names, columns = [*names, "all"], [*columns, report.total]
     table = _table(names)
@@ -281,11 +282,6 @@ def _show_finding(console: Console, finding: Finding) -> None:
         _print(console, f"    {example.manifest}:{example.line}: {example.detail}")
     if finding.count > len(finding.examples):
         _print(console, f"    and {finding.count - len(finding.examples):,} more")
-
-
-def _short_names(paths: list[str]) -> list[str]:
-    names = [Path(path).name for path in paths]
-    return names if len(set(names)) == len(names) else paths
 
 
 def _table(columns: list[str]) -> Table:

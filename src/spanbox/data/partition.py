@@ -1,13 +1,15 @@
 """Parts of manifests: splits without a group on both sides, samples, and several manifests as one.
 
-A group is never divided, so that no image is in two splits. Groups are drawn by a hash of their name and the seed: the
-same group goes to the same place however the manifest is ordered, and a second call gives the same files.
+A group is never divided, and a split keeps groups that share an image file together, so that no image is in two
+splits. Groups are drawn by a hash of their name and the seed: the same group goes to the same place however the
+manifest is ordered, and a second call gives the same files.
 """
 
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -18,12 +20,14 @@ from spanbox.files import check_no_input
 from spanbox.structures import stable_id
 
 OnProgress = Callable[[int, int], None]
+Group = TypeVar("Group", int, str)
 
 
 def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, int]:
     """Write `out/NAME.jsonl` for each share, with about that share of the pairs of each stratum. Returns their numbers.
 
-    Groups are stratified by the language and the set of types of their entities.
+    Groups that share an image file stay together. They are stratified by the language and the set of types of their
+    entities.
 
     Args:
         shares: of each split; they are divided by their sum.
@@ -37,11 +41,17 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
     manifest = Manifest(path, "keep")
     groups: dict[int, list[int]] = defaultdict(list)
     strata: dict[int, set[str]] = defaultdict(set)
+    joined, of_image = _Joined[int](), dict[int, int]()
     for place in range(len(manifest)):
         record = manifest[place]
         key = stable_id(f"split {seed} {record.group_key}")
         groups[key].append(place)
         strata[key] |= {f"lang {record.lang}", *(f"type {entity.type}" for entity in record.entities)}
+        same_image = of_image.setdefault(stable_id(normal_path(record.image)), key)
+        joined.join(*sorted((joined.first(same_image), joined.first(key))))  # the least, in whatever order they come
+    for key in joined.others():
+        groups[joined.first(key)] += groups.pop(key)
+        strata[joined.first(key)] |= strata.pop(key)
     if len(groups) < len(shares):
         raise DataError(f"{path}: has {len(groups)} groups, too few for {len(shares)} splits")
     total = sum(shares.values())
@@ -128,23 +138,39 @@ def _groups_of_shared_images(records: Iterator[tuple[int, Record]]) -> dict[str,
     Args:
         records: with the numbers of their manifests.
     """
-    first_of: dict[str, str] = {}
+    joined = _Joined[str]()
     shown: dict[str, tuple[int, str]] = {}  # by image: where it is first, and in which group
-
-    def find(group: str) -> str:
-        passed = []
-        while group in first_of:
-            passed.append(group)
-            group = first_of[group]
-        first_of.update(dict.fromkeys(passed, group))  # so that no way gets long
-        return group
-
     for number, record in records:
         earlier, other = shown.setdefault(normal_path(record.image), (number, record.group_key))
-        first, second = find(other), find(record.group_key)
-        if earlier != number and first != second:
-            first_of[second] = first
-    return {group: find(group) for group in first_of}
+        if earlier != number:
+            joined.join(other, record.group_key)
+    return {group: joined.first(group) for group in joined.others()}
+
+
+class _Joined(Generic[Group]):
+    """Which groups are one: each set of them is known by its first."""
+
+    def __init__(self) -> None:
+        self._earlier: dict[Group, Group] = {}  # of each group but the first ones
+
+    def first(self, group: Group) -> Group:
+        """The first of the groups that a group is joined to; itself where there are none."""
+        passed = []
+        while group in self._earlier:
+            passed.append(group)
+            group = self._earlier[group]
+        self._earlier.update(dict.fromkeys(passed, group))  # so that no way gets long
+        return group
+
+    def join(self, one: Group, other: Group) -> None:
+        """Make two groups one, known by the first of `one`."""
+        first, second = self.first(one), self.first(other)
+        if first != second:
+            self._earlier[second] = first
+
+    def others(self) -> list[Group]:
+        """The groups that are joined to an earlier one."""
+        return list(self._earlier)
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -5,9 +5,10 @@ reading. Everything else is left for a person; the original is never changed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from spanbox.data.audit.boxes import BoxStatistics
 from spanbox.data.audit.conventions import PIXELS, STORED, Boxes, Reading, as_documented
 from spanbox.data.audit.names import find_other_spelling
-from spanbox.data.audit.spans import READINGS, SpanStatistics
+from spanbox.data.audit.spans import READINGS, SpanStatistics, paraphrased_pairs
 from spanbox.data.images import ImageFacts, image_facts, turn_boxes
 from spanbox.data.importers import UniqueIds
 from spanbox.data.manifest import (
@@ -29,6 +30,7 @@ from spanbox.data.manifest import (
     relocated,
     write_manifest,
 )
+from spanbox.data.paraphrases import ParaphraseSpan
 from spanbox.data.source import exists
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
@@ -36,6 +38,7 @@ from spanbox.files import check_no_input
 CERTAIN = 20  # boxes or spans that have to contradict the documented convention
 
 OnProgress = Callable[[int, int], None]  # (lines done, lines in all)
+Spanned = TypeVar("Spanned", Entity, ParaphraseSpan)
 
 
 class Repairs(NamedTuple):
@@ -70,6 +73,7 @@ class _Repair:
         self.left: Counter[str] = Counter()
         self.boxes = {source: BoxStatistics(source) for source in ("entities", "objects")}
         self.spans = SpanStatistics()
+        self.paraphrased_spans = SpanStatistics("spans of paraphrases")
         self.total = sum(1 for _ in manifest_lines(path))
 
     def run(self) -> Repairs:
@@ -77,6 +81,8 @@ class _Repair:
         for number, record in self._records(0):
             facts = _facts(folder / _found_image(record, folder), decode=False)
             self.spans.add(record, number)
+            for paraphrased in paraphrased_pairs(record):
+                self.paraphrased_spans.add(paraphrased, number)
             for field, box in named_boxes(record):
                 self.boxes[field.partition("[")[0]].add(box, record.image, facts, number)
         write_manifest(self.out, self._repaired(folder))
@@ -89,13 +95,15 @@ class _Repair:
                 self.on_progress(done + count, 2 * self.total)
 
     def _repaired(self, folder: Path) -> Iterator[Record]:
-        read_span, readings = self._certain_span(), self._certain_boxes()
-        ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()
+        read_span, read_paraphrased = self._certain_span(self.spans), self._certain_span(self.paraphrased_spans)
+        readings = self._certain_boxes()
+        ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()  # seen: hashes, since lines fill the memory
         for _, record in self._records(self.total):
             named = self._with_found_image(record, folder)
             image = folder / named.image
-            repaired = self._with_spans(self._with_boxes(named, image, readings), read_span)
-            content = encode_record(msgspec.structs.replace(repaired, id=""))
+            with_boxes = self._with_boxes(named, image, readings)
+            repaired = self._with_paraphrased_spans(self._with_spans(with_boxes, read_span), read_paraphrased)
+            content = blake2b(encode_record(msgspec.structs.replace(repaired, id="")), digest_size=16).digest()
             if content in seen:
                 self.counts["pairs given twice: removed"] += 1
                 continue
@@ -110,12 +118,12 @@ class _Repair:
             self.counts["ids used twice: made unique"] += new_id != repaired.id
             yield relocated(msgspec.structs.replace(repaired, id=new_id), folder, self.out.parent.resolve())
 
-    def _certain_span(self) -> str | None:
-        kind = self.spans.reading()
+    def _certain_span(self, spans: SpanStatistics) -> str | None:
+        kind = spans.reading()
         if kind is None:
             return None
-        says, contradict = self.spans.wrong_as_given[kind], self.spans.wrong_as_read[kind]
-        return kind if self._is_certain(kind, "spans", says, contradict) else None
+        says, contradict = spans.wrong_as_given[kind], spans.wrong_as_read[kind]
+        return kind if self._is_certain(kind, spans.things, says, contradict) else None
 
     def _certain_boxes(self) -> dict[str, Reading]:
         certain = {}
@@ -148,14 +156,29 @@ class _Repair:
     def _with_spans(self, record: Record, kind: str | None) -> Record:
         if kind is None:
             return record
-        entities = []
-        for entity in record.entities:
-            span = READINGS[kind](record.text, (entity.start, entity.end))
+        entities = self._converted_spans(record.text, record.entities, kind, f"{kind}: converted")
+        return msgspec.structs.replace(record, entities=entities)
+
+    def _with_paraphrased_spans(self, record: Record, kind: str | None) -> Record:
+        if kind is None:
+            return record
+        paraphrases = []
+        for paraphrase in record.paraphrases:
+            what = f"{kind}, of paraphrases: converted"
+            entities = self._converted_spans(paraphrase.text, paraphrase.entities, kind, what)
+            paraphrases.append(msgspec.structs.replace(paraphrase, entities=entities))
+        return msgspec.structs.replace(record, paraphrases=tuple(paraphrases))
+
+    def _converted_spans(self, text: str, entities: Sequence[Spanned], kind: str, what: str) -> tuple[Spanned, ...]:
+        """Entities of a text with their spans read in another way; `what` counts those that change."""
+        converted = []
+        for entity in entities:
+            span = READINGS[kind](text, (entity.start, entity.end))
             if span is not None and span != (entity.start, entity.end):
-                self.counts[f"{kind}: converted"] += 1
+                self.counts[what] += 1
                 entity = msgspec.structs.replace(entity, start=span[0], end=span[1])
-            entities.append(entity)
-        return msgspec.structs.replace(record, entities=tuple(entities))
+            converted.append(entity)
+        return tuple(converted)
 
     def _with_boxes(self, record: Record, image: Path, readings: dict[str, Reading]) -> Record:
         if not readings:
@@ -172,7 +195,7 @@ class _Repair:
                 return boxes
             converted = _converted(boxes, facts, image, reading)
             if converted != boxes:
-                self.counts[f"{kind}: converted"] += len(boxes)
+                self.counts[f"{kind}: converted{reading.remark}"] += len(boxes)
             return converted
 
         def with_boxes(entity: Entity) -> Entity:

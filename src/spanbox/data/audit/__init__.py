@@ -29,11 +29,12 @@ from spanbox.data.audit.report import (
     Finding,
 )
 from spanbox.data.audit.shape import Shape, find_language_conflict, find_rare_types
-from spanbox.data.audit.spans import SpanStatistics, find_odd_spans
+from spanbox.data.audit.spans import SpanStatistics, find_odd_spans, paraphrased_pairs
 from spanbox.data.audit.texts import find_odd_text
 from spanbox.data.audit.tokens import Check, token_check
 from spanbox.data.images import ImageFacts, decoded_facts, image_facts
 from spanbox.data.manifest import (
+    MAX_TEXT_CHARACTERS,
     Record,
     check_manifest_file,
     decode_record,
@@ -109,16 +110,20 @@ class _Statistics:
     def __init__(self) -> None:
         self.shape = Shape()
         self.spans = SpanStatistics()
+        self.paraphrased_spans = SpanStatistics("spans of paraphrases")
         self.boxes = {source: BoxStatistics(source) for source in ("entities", "objects")}
 
     def add(self, record: Record, image: ImageFacts | None, line: int) -> None:
         self.shape.add(record, image, line)
         self.spans.add(record, line)
+        for paraphrased in paraphrased_pairs(record):
+            self.paraphrased_spans.add(paraphrased, line)
         for field, box in named_boxes(record):
             self.boxes[field.partition("[")[0]].add(box, record.image, image, line)
 
     def findings(self) -> Iterator[tuple[str, int, str]]:
         yield from self.spans.findings()
+        yield from self.paraphrased_spans.findings()
         for boxes in self.boxes.values():
             yield from boxes.findings()
         yield from self.shape.outliers()
@@ -175,7 +180,8 @@ class _Audit:
                     self.fingerprints.add(image.fingerprint)
                 self.columns.append(index, number, record, path, image.content)
                 statistics.add(record, image.facts, number)
-                of_tokens = self.tokens(record) if self.tokens else ()
+                is_read = len(record.text) <= MAX_TEXT_CHARACTERS  # a longer text is a wrong line, and fills the memory
+                of_tokens = self.tokens(record) if self.tokens and is_read else ()
                 for kind, detail in chain(_find_faults_of_pair(record, image, folder), of_tokens):
                     self._add(kind, index, number, detail)
                 for counts in (self.counts[index], self.total):
@@ -234,7 +240,8 @@ def _find_faults_of_pair(record: Record, image: _Image, folder: Path) -> Iterato
     if not record.text.strip():
         yield "empty text", f"text: {record.text!r}"
     for name, fault in find_faults(record):
-        yield "unusable span" if "entities[" in name else "wrong line", f"{name}: {fault}"
+        is_of_span = "entities[" in name and not name.endswith("relevance")
+        yield "unusable span" if is_of_span else "wrong line", f"{name}: {fault}"
     for (start, end), count in Counter((entity.start, entity.end) for entity in record.entities).items():
         if count > 1:
             yield "span given twice", f"{count} entities at [{start}, {end}): {record.text[start:end]!r}"

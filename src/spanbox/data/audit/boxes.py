@@ -86,7 +86,7 @@ class BoxStatistics:
         if not reading.is_as_documented:
             unit = "" if reading.unit in ("", PIXELS, STORED) else f", {reading.unit}"
             fits = f"; {reading.boxes - reading.contradict:,} fit as {reading.format}{unit}" if reading.format else ""
-            detail = f"{self._count:,} boxes of {self.source}: {reading.reason}{fits}"
+            detail = f"{self._count:,} boxes of {self.source}: {reading.reason}{fits}{reading.remark}"
             yield kind_of(reading), self.first_line, detail
 
 

@@ -30,12 +30,13 @@ LARGER = 1.25  # times the largest number of a unit: the longer side of images f
 EDGE = 0.004  # of the side: how near a box touches
 SAME_SIZE = 0.03  # relative difference of sizes that are the same
 
-PIXELS, FRACTIONS, PERCENT, THOUSANDTHS, STORED = (
+PIXELS, FRACTIONS, PERCENT, THOUSANDTHS, STORED, SQUARE = (
     "pixels",
     "fractions",
     "percent",
     "thousandths",
     "pixels before turning",
+    "square images",
 )
 CORNERS = "x0 y0 x1 y1"
 ANY_ORDER = "corners in any order"
@@ -64,6 +65,12 @@ class Reading(NamedTuple):
     @property
     def is_as_documented(self) -> bool:
         return self.format == CORNERS and self.unit == PIXELS
+
+    @property
+    def remark(self) -> str:
+        """What the boxes do not show: in a unit whose right and lower edges are equal, x and y may be exchanged."""
+        is_square = self.unit in (FRACTIONS, PERCENT, THOUSANDTHS, SQUARE)
+        return "; y before x fits as well: look at some boxes" if self.format and is_square else ""
 
 
 def _corners(b: Floats) -> Floats:
@@ -105,7 +112,7 @@ UNITS: dict[str, Callable[[Boxes, float], Floats]] = {
     PERCENT: lambda boxes, size: np.full_like(boxes.shown, 100.0),
     THOUSANDTHS: lambda boxes, size: np.full_like(boxes.shown, 1000.0),
     "images scaled by one factor": lambda boxes, size: size * boxes.shown,
-    "square images": lambda boxes, size: np.full_like(boxes.shown, size),
+    SQUARE: lambda boxes, size: np.full_like(boxes.shown, size),
     "images with one longer side": lambda boxes, size: size * boxes.shown / boxes.shown.max(axis=1, keepdims=True),
 }
 """The numbers (n, 2) at the right and the lower edge of each image."""
@@ -189,7 +196,7 @@ def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
     found = [
         _reading(boxes, name, PIXELS, 0.0, says, reason) for name in formats if _fits(boxes, name, PIXELS)
     ] or list(_scaled(boxes, reason, says))
-    for name in formats if not found else ():
+    for name in formats if not found and not _touch_their_images(boxes) else ():
         if name == "y0 x0 y1 x1":
             continue  # the edges of these units are equal, so the order of the axes cannot be told
         for unit, low, high in ((PERCENT, 90.0, 100.5), (THOUSANDTHS, 900.0, 1005.0)):
@@ -230,13 +237,13 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     if boxes.images < FEWEST_IMAGES:
         return
     far, longest = boxes.numbers[:, 2:], boxes.shown.max(axis=1, keepdims=True)
-    touching_shown = (np.abs(far - boxes.shown) <= EDGE * boxes.shown + TOLERANCE).sum(axis=0)
+    touching_shown = _touching(far, boxes.shown)
     if any((boxes.numbers[:, axis] <= EDGE * boxes.shown[:, axis] + TOLERANCE).sum() < TOUCHING for axis in (0, 1)):
         return
     units = {
         "images scaled by one factor": far / boxes.shown,
         "images with one longer side": far / boxes.shown * longest,
-        "square images": far,
+        SQUARE: far,
     }
     for unit, extent in units.items():
         right, low = extent.max(axis=0)
@@ -247,12 +254,25 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
             continue
         as_shown = (np.abs(UNITS[unit](boxes, size) / boxes.shown - 1) <= SAME_SIZE).all(axis=1).mean()
         if as_shown < 0.2:
-            unit = PERCENT if unit == "square images" and abs(size - 100) < 1 else unit
-            unit = THOUSANDTHS if unit == "square images" and abs(size - 1000) < 5 else unit
+            unit = PERCENT if unit == SQUARE and abs(size - 100) < 1 else unit
+            unit = THOUSANDTHS if unit == SQUARE and abs(size - 1000) < 5 else unit
             what = f"{size:.3g} times the size" if unit == "images scaled by one factor" else f"{size:.0f} pixels"
             where = f"{reason}; {int(touching.min())} boxes touch the edges at {what}"
             yield _reading(boxes, CORNERS, unit, size, max(says, int(touching.min())), where)
             return
+
+
+def _touch_their_images(boxes: Boxes) -> bool:
+    """Whether some of the boxes are pixels as documented, which fit as thousandths of small images, too: more of them
+    touch the edges of their images as shown than do so by chance."""
+    touching = _touching(boxes.numbers[:, 2:], boxes.shown)
+    return bool((touching >= max(TOUCHING, EVIDENCE * len(boxes.numbers))).all())
+
+
+def _touching(far: Floats, edges: Floats) -> NDArray[np.int64]:
+    """How many boxes (2,) touch the right and the lower edge, by their far corners (n, 2)."""
+    touching: NDArray[np.int64] = (np.abs(far - edges) <= EDGE * edges + TOLERANCE).sum(axis=0)
+    return touching
 
 
 def _reading(boxes: Boxes, name: str, unit: str, size: float, says: int, reason: str) -> Reading:

@@ -170,6 +170,12 @@ class AuditReport:
     shapes: dict[str, Shape]  # distributions of each manifest
 
     @property
+    def names(self) -> list[str]:
+        """The names of the manifests; their paths where two have one name."""
+        names = [Path(path).name for path in self.manifests]
+        return names if len(set(names)) == len(names) else list(self.manifests)
+
+    @property
     def problems(self) -> list[Finding]:
         return [self.findings[kind] for kind in PROBLEMS if kind in self.findings]
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from unicodedata import category
 
-from spanbox.data.manifest import Record
+import msgspec
+
+from spanbox.data.manifest import Entity, Record
 from spanbox.data.words import surely_cuts_word
 
 _SEPARATORS = ",;:!?，。、；：！？…"  # with which no name begins or ends; a full stop or bracket may belong to it
@@ -99,10 +101,22 @@ READINGS: dict[str, Callable[[str, Span], Span | None]] = {
 """The span under another reading of its offsets, by the kind of finding; None where it would be no span."""
 
 
-class SpanStatistics:
-    """Spans of a manifest under each reading of their offsets."""
+def paraphrased_pairs(record: Record) -> Iterator[Record]:
+    """The paraphrases of a pair as pairs, with the entities where they name them."""
+    for paraphrase in record.paraphrases:
+        entities = [
+            Entity(span.start, span.end, identity=record.entities[span.entity].identity)
+            for span in paraphrase.entities
+            if 0 <= span.entity < len(record.entities)
+        ]
+        yield msgspec.structs.replace(record, text=paraphrase.text, entities=tuple(entities), paraphrases=())
 
-    def __init__(self) -> None:
+
+class SpanStatistics:
+    """Spans of a manifest, of its texts or of its paraphrases, under each reading of their offsets."""
+
+    def __init__(self, things: str = "spans") -> None:
+        self.things = things
         self.affected = dict.fromkeys(READINGS, 0)  # spans that the reading changes
         self.wrong_as_given = dict.fromkeys(READINGS, 0)
         self.wrong_as_read = dict.fromkeys(READINGS, 0)
@@ -131,8 +145,8 @@ class SpanStatistics:
         kind = self.reading()
         if kind:
             detail = (
-                f"{self.wrong_as_given[kind]} of {self.affected[kind]} spans cut a word, leave the text or miss their "
-                f"name; {self.wrong_as_read[kind]} would if they were read so"
+                f"{self.wrong_as_given[kind]} of {self.affected[kind]} {self.things} cut a word, leave the text or "
+                f"miss their name; {self.wrong_as_read[kind]} would if they were read so"
             )
             yield kind, self.first_line, detail
 

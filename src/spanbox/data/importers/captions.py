@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import msgspec
+
 from spanbox.data.importers.driver import Images, Pairs, Source, read_json
 from spanbox.data.importers.fields import FieldReader, FieldSpec, get_field, read_spec, split_name
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
@@ -26,7 +28,8 @@ def flickr8k(source: Source) -> Pairs:
     )
     images = Images(source, _beside(path, source, "Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images"))
     if path.suffix == ".csv" or _first_line(path).replace(" ", "") == "image,caption":
-        yield from _table(path, source, images, ",", {"image": "image", "text": "caption"})
+        for split, record in _table(path, source, images, ",", {"image": "image", "text": "caption"}):
+            yield split, msgspec.structs.replace(record, lang="en", source="flickr8k")
         return
     for number, line in _lines(path):
         name, _, caption = line.partition("#")
@@ -100,10 +103,10 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
                 raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
             for number, row in enumerate(reader, start=1):
                 values = {name: row.get(column) for name, column in columns.items()}
-                if not values["image"] or not values["text"]:
+                given = {name: (value or "").strip() for name, value in values.items()}
+                if not given["image"] or not given["text"]:
                     source.note("all", "wrong line", f"{path.name}:{reader.line_num}", "without an image or a text")
                     continue
-                given = {name: (value or "").strip() for name, value in values.items()}
                 split = split_name(given.get("split"))
                 if "\n" in given["text"]:  # mostly a quotation mark without its other half, which takes lines with it
                     lines = f"to line {reader.line_num}: {given['text'][:60]!r}"

@@ -6,7 +6,7 @@ becomes an entity of that category's boxes; it is `ambiguous` where the image ha
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def _split(source: Source, path: Path, split: str) -> Pairs:
                 text,
                 group=str(caption.image_id),
                 lang="en",
-                entities=tuple(link_words(text, own)),
+                entities=tuple(link_words(text, own, names.values())),
                 objects=tuple(ObjectBox(box, label=name) for name, box in own),
                 source="coco",
             ),
@@ -153,18 +153,24 @@ def _boxes(
     return found
 
 
-def link_words(text: str, objects: list[tuple[str, Box]]) -> Iterator[Entity]:
-    """Entities of the words that name a category of which the image has boxes, longest names first."""
+def link_words(text: str, objects: list[tuple[str, Box]], names: Iterable[str] = ()) -> Iterator[Entity]:
+    """Entities of the words that name a category of which the image has boxes, longest names first.
+
+    Args:
+        names: of all categories. The words of one are of no other: without a box, too, a hot dog is no dog.
+    """
     by_name: dict[str, list[Box]] = defaultdict(list)
     for name, box in objects:
         by_name[name].append(box)
+    by_name |= {name: [] for name in names if name not in by_name and not by_name.keys().isdisjoint(name.split())}
     taken: list[tuple[int, int]] = []
     for name, boxes in sorted(by_name.items(), key=lambda item: (-len(item[0]), item[0])):
         for match in _pattern(name).finditer(text):
             start, end = match.span()
             if all(end <= first or start >= last for first, last in taken):
                 taken.append((start, end))
-                yield Entity(start, end, name, boxes=tuple(boxes), ambiguous=len(boxes) > 1)
+                if boxes:
+                    yield Entity(start, end, name, boxes=tuple(boxes), ambiguous=len(boxes) > 1)
 
 
 @cache

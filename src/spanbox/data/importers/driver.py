@@ -28,6 +28,7 @@ from spanbox.data.manifest import (
     find_faults,
     is_inverted,
 )
+from spanbox.data.source import state_of
 from spanbox.errors import DataError
 from spanbox.files import check_no_input, check_writable_file, check_writable_folder, removing_new_folders, replacing
 
@@ -148,7 +149,9 @@ class _Unusable(ValueError):
 
 
 def _line(record: Record, ids: UniqueIds) -> bytes:
-    """The line of a record, with an id of its own, that a manifest accepts."""
+    """The line of a record, with an id of its own, that a manifest accepts and that has something to learn from."""
+    if not record.text.strip():
+        raise _Unusable("text: is empty")
     for name, fault in find_faults(record):
         raise _Unusable(f"{name}: {fault}")
     try:
@@ -224,7 +227,7 @@ class Images:
         """The path of an image relative to the manifest. Raises DataError for a name that leaves the folder."""
         if name.startswith("/") or ".." in Path(name).parts or "\0" in name:
             raise DataError(f"{self._source.root}: the image {name!r} lies outside of its folder; refused")
-        if name not in self._missing and not is_file(self.folder / name):
+        if name not in self._missing and state_of(self.folder / name) is None:
             self._missing.add(name)
             self._source.note(split, "missing image", name, str(self.folder / name))
         return f"{self._relative}/{name}"

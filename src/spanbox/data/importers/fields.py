@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from pydantic import Field, ValidationError
 
@@ -179,7 +180,7 @@ class FieldReader:
             for own, place in zip(entities, places, strict=True):
                 if place is not None:
                     own.append(Entity(*place, kind, boxes=boxes, ambiguous=bool(given) and not boxes))
-        return [tuple(own) for own in entities]
+        return [tuple(_merged(own)) for own in entities]
 
     def _objects(self, content: object, box: Callable[[object], Box | None]) -> tuple[ObjectBox, ...]:
         fields = self._spec.objects
@@ -220,6 +221,17 @@ def _boxes(entry: object, name: str | None) -> list[object]:
     return [given] if given and not isinstance(given[0], list) else given or []
 
 
+def _merged(entities: list[Entity]) -> Iterator[Entity]:
+    """Each entity once: sources that list an entity for each of its boxes repeat its span."""
+    by_span: dict[tuple[int, int, str], list[Entity]] = {}
+    for entity in entities:
+        by_span.setdefault((entity.start, entity.end, entity.type), []).append(entity)
+    for first, *others in by_span.values():
+        boxes = tuple(dict.fromkeys(box for entity in (first, *others) for box in entity.boxes))
+        is_lost = any(entity.ambiguous for entity in (first, *others))
+        yield msgspec.structs.replace(first, boxes=boxes, ambiguous=is_lost and not boxes) if others else first
+
+
 def _places(
     entry: object, fields: EntityFields, texts: list[str], taken: list[list[tuple[int, int]]]
 ) -> list[tuple[int, int] | None]:
@@ -246,9 +258,9 @@ def _find(text: str, name: str, taken: list[tuple[int, int]]) -> tuple[int, int]
 
 
 def split_name(given: object) -> str:
-    """The name of a split, which becomes that of a file; `all` for what cannot be one."""
-    name = "all" if given is None else str(given)
-    return name if re.fullmatch(r"\w[\w-]*", name) else "all"
+    """The name of a split, which becomes that of a file: `test-set` of `test set`; `all` where there is none."""
+    name = "" if given is None or given != given else str(given)  # NaN: none
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "all"
 
 
 def known_split(name: str) -> str | None:

@@ -1,5 +1,6 @@
 """Visual Genome: regions with their phrases, and the objects of the images; the later versions and 1.0."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from posixpath import basename
 
@@ -58,10 +59,12 @@ def visual_genome(source: Source) -> Pairs:
     path = source.file("region_descriptions.json", expected="the regions and their phrases")
     data = read_typed(source.file("image_data.json", expected="the sizes and files of the images"), list[_Image])
     files = {_one_of(image.image_id, image.id): image for image in data}
-    objects: dict[int | None, list[_Object]] = {}
+    objects: dict[int | None, tuple[ObjectBox, ...]] = {}
     if is_file(source.root / "objects.json"):
         given = read_typed(source.root / "objects.json", list[_Objects])
-        objects = {_one_of(entry.image_id, entry.id): entry.objects for entry in given}
+        for shown in given:
+            image_id = _one_of(shown.image_id, shown.id)
+            objects[image_id] = tuple(_proposals(source, image_id, files.get(image_id), shown.objects))
     else:
         source.note("all", "no objects", "objects.json", "no such file; regions are imported without proposals")
     images = Images(source, source.images or source.root)
@@ -76,11 +79,11 @@ def visual_genome(source: Source) -> Pairs:
                     "all", "region of an unknown image", _one_of(region.region_id, region.id), f"image {image_id}"
                 )
                 continue
-            yield "all", _record(source, region, image_id, image, objects.get(image_id, []), images)
+            yield "all", _record(source, region, image_id, image, objects.get(image_id, ()), images)
 
 
 def _record(
-    source: Source, region: _Region, image_id: int | None, image: _Image, objects: list[_Object], images: Images
+    source: Source, region: _Region, image_id: int | None, image: _Image, objects: tuple[ObjectBox, ...], images: Images
 ) -> Record:
     size = (image.width, image.height)
     region_id = _one_of(region.region_id, region.id)
@@ -90,11 +93,6 @@ def _record(
         source.note("all", "unusable box", region_id, f"{list(given)} in an image of {size[0]:g} x {size[1]:g}")
     elif box != given:
         source.note("all", "clipped box", region_id, f"{list(given)} in an image of {size[0]:g} x {size[1]:g}")
-    proposals = []
-    for found in objects:
-        place = clipped((found.x, found.y, found.x + found.w, found.y + found.h), size)
-        if place is not None:
-            proposals.append(ObjectBox(place, label=found.names[0] if found.names else ""))
     text = region.phrase.strip()
     return Record(
         f"{image_id}-{region_id}",
@@ -103,9 +101,24 @@ def _record(
         group=str(image_id),
         lang="en",
         entities=whole_text(text, box),
-        objects=tuple(proposals),
+        objects=objects,
         source="visual-genome",
     )
+
+
+def _proposals(
+    source: Source, image_id: int | None, image: _Image | None, objects: list[_Object]
+) -> Iterator[ObjectBox]:
+    """The objects of an image; those that cannot be used are noted, once for all its regions."""
+    if image is None:  # it has no regions that are used
+        return
+    for found in objects:
+        given = (found.x, found.y, found.x + found.w, found.y + found.h)
+        place = clipped(given, (image.width, image.height))
+        if place is None:
+            source.note("all", "unusable proposal", image_id, f"{list(given)} has no area within the image")
+        else:
+            yield ObjectBox(place, label=found.names[0] if found.names else "")
 
 
 def _file(image: _Image, folder: Path) -> str:
