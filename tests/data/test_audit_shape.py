@@ -164,11 +164,3 @@ def test_the_page_shows_each_kind_with_pictures_and_escapes_texts(tmp_path: Path
     assert page.count("data:image/jpeg;base64,") == 5  # both of the pair that is in two groups, and of the id
     assert 'x="100.0" y="1.0" width="20.0"' in page
     assert "none.png: no such file" in page
-
-
-def test_the_end_of_a_text_is_no_unknown_token(tmp_path: Path) -> None:
-    """CLIP names one token as the unknown one and as the end of a text."""
-    tokenizer = train_tokenizer(["a dog"], 100)
-    tokenizer.unk_token = tokenizer.pad_token = tokenizer.sep_token
-    report = check(tmp_path, Record("a", "a.png", "a dog"), tokens=token_check(tokenizer, 6))
-    assert "text of unknown tokens" not in report.findings

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from spanbox.data.manifest import Record
-from spanbox.data.tokenizer import mostly_unknown
 
 Check = Callable[[Record], Iterator[tuple[str, str]]]
 
@@ -16,6 +15,7 @@ def token_check(tokenizer: Any, max_tokens: int) -> Check:
         tokenizer: a fast transformers tokenizer.
         max_tokens: that a text tower reads, special tokens included.
     """
+    from spanbox.data.tokenizer import mostly_unknown  # transformers takes seconds to import
 
     def check(record: Record) -> Iterator[tuple[str, str]]:
         encoding = tokenizer([record.text], truncation=True, max_length=max_tokens).encodings[0]
