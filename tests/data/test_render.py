@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from spanbox.data.augment_image import ImagePlan, _Look
+from spanbox.data.augment_image import ImagePlan
+from spanbox.data.colours import Look
 from spanbox.data.images import Pixels
 from spanbox.data.render import FILL, render
 from spanbox.geometry import Affine
@@ -27,7 +28,7 @@ def test_colours_are_changed_as_one_after_the_other(seed: int) -> None:
     """Against a slow loop over pixels, without rounding in between."""
     generator = np.random.default_rng(seed)
     values = noise(16, 16, 3)
-    look = _Look()
+    look = Look()
     factors = generator.uniform(0.5, 1.5, size=3)
     look.brighten(factors[0])
     look.contrast(factors[1])
@@ -44,7 +45,7 @@ def test_colours_are_changed_as_one_after_the_other(seed: int) -> None:
 
 
 def test_a_full_turn_of_the_hue_changes_nothing_and_a_third_swaps_channels() -> None:
-    full, third = _Look(), _Look()
+    full, third = Look(), Look()
     full.turn_hue(1.0)
     third.turn_hue(1 / 3)
     values = noise(16, 16, 3)
@@ -55,7 +56,7 @@ def test_a_full_turn_of_the_hue_changes_nothing_and_a_third_swaps_channels() -> 
 
 
 def test_tables_are_composed() -> None:
-    look = _Look()
+    look = Look()
     look.solarize(128)
     look.posterize(2)
     values = noise(16, 16, 3)
@@ -65,7 +66,7 @@ def test_tables_are_composed() -> None:
 
 
 def test_grey_images_have_equal_channels() -> None:
-    look = _Look()
+    look = Look()
     look.saturate(0.0)
     result = as_drawn(ImagePlan(colour=look.matrix()), noise(16, 16, 3))
     assert (result.int().amax(dim=0) - result.int().amin(dim=0)).max() == 0

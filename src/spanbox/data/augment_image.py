@@ -6,8 +6,7 @@ boxes, crops of regions and masks of views follow the same map. All draws come f
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self
 from unicodedata import normalize
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
+from spanbox.data.colours import Look
 from spanbox.data.images import reduction_for
 from spanbox.geometry import WHOLE, Affine, Box, area_of, clip_box
 from spanbox.settings import Settings
@@ -43,9 +43,6 @@ DIRECTIONS = re.compile(
 
 CROP_TRIES = 10
 ERASE_TRIES = 10
-EYE = np.eye(3)
-GREY = np.tile((0.299, 0.587, 0.114), (3, 1))  # brightness by ITU-R BT.601, in every channel
-CROSS = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # product with the grey axis
 MOST_TURN, MOST_SHEAR, MOST_SHIFT = 30.0, 17.0, 0.3  # degrees, degrees, fraction: of RandAugment at magnitude 10
 
 
@@ -213,11 +210,11 @@ def draw_plan(
         to_frame = to_frame.then(Affine.mirror())
     if settings.rotation:
         to_frame = to_frame.then(Affine.rotation(generator.uniform(-settings.rotation, settings.rotation), shape))
-    look = _Look()
+    look = Look()
     for _ in range(settings.operations):
         to_frame = to_frame.then(_rand_augment(settings.magnitude / 10, look, shape, generator))
     if chance(settings.jitter):
-        look.jitter(settings, generator)
+        look.jitter(settings.brightness, settings.contrast, settings.saturation, settings.hue, generator)
     if chance(settings.grayscale):
         look.saturate(0.0)
     blur = generator.uniform(*settings.blur_sigma) / side if chance(settings.blur) else 0.0
@@ -319,7 +316,7 @@ class _Chance:
         return probability > 0 and bool(self.generator.random() < probability)
 
 
-def _rand_augment(strength: float, look: "_Look", shape: float, generator: np.random.Generator) -> Affine:
+def _rand_augment(strength: float, look: Look, shape: float, generator: np.random.Generator) -> Affine:
     """Draw one operation, of a strength in [0, 1] and either sign: colours go to `look`, the others are the map, of a
     picture whose width is `shape` times its height.
 
@@ -351,61 +348,3 @@ def _rand_augment(strength: float, look: "_Look", shape: float, generator: np.ra
         case _:
             look.solarize(256 - round(256 * strength))
     return Affine()
-
-
-@dataclass
-class _Look:
-    """Changes of colours, composed: linear ones to one matrix of red, green, blue and a constant, others to a table."""
-
-    linear: NDArray[np.float64] | None = None  # (4, 4)
-    values: NDArray[np.uint8] | None = None  # (256,)
-
-    def matrix(self) -> NDArray[np.float32] | None:
-        return None if self.linear is None else self.linear[:3].astype(np.float32)
-
-    def table(self) -> bytes | None:
-        return None if self.values is None else self.values.tobytes()
-
-    def brighten(self, factor: float) -> None:
-        self._then(factor * EYE)
-
-    def contrast(self, factor: float) -> None:
-        self._then(factor * EYE, (1 - factor) / 2)
-
-    def saturate(self, factor: float) -> None:
-        """Blend with the grey image: 0 removes the colours."""
-        self._then(factor * EYE + (1 - factor) * GREY)
-
-    def turn_hue(self, circle: float) -> None:
-        """Rotate colours about the grey axis, by a fraction of the circle: brightness is kept."""
-        turn = 2 * math.pi * circle
-        self._then(math.cos(turn) * EYE + math.sin(turn) * CROSS + (1 - math.cos(turn)) / 3)
-
-    def jitter(self, settings: ImageAugmentSettings, generator: np.random.Generator) -> None:
-        """Brightness, contrast, saturation and hue, in random order."""
-        changes: list[tuple[float, float, Callable[[float], None]]] = [
-            (1.0, settings.brightness, self.brighten),
-            (1.0, settings.contrast, self.contrast),
-            (1.0, settings.saturation, self.saturate),
-            (0.0, settings.hue, self.turn_hue),
-        ]
-        for index in generator.permutation(len(changes)):
-            middle, reach, change = changes[index]
-            if reach:
-                change(middle + generator.uniform(-reach, reach))
-
-    def posterize(self, bits: int) -> None:
-        self._look_up(np.arange(256) >> (8 - bits) << (8 - bits))
-
-    def solarize(self, threshold: int) -> None:
-        values = np.arange(256)
-        self._look_up(np.where(values < threshold, values, 255 - values))
-
-    def _then(self, matrix: NDArray[np.float64], constant: float = 0.0) -> None:
-        step = np.eye(4)
-        step[:3, :3], step[:3, 3] = matrix, constant
-        self.linear = step if self.linear is None else step @ self.linear
-
-    def _look_up(self, table: NDArray[np.int64]) -> None:
-        values = table.astype(np.uint8)
-        self.values = values if self.values is None else values[self.values]
