@@ -178,9 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _json(content: Any) -> tuple[bytes, str]:
-    return json.dumps(_finite(content), ensure_ascii=False).encode(
-        "utf-8", "replace"
-    ), "application/json; charset=utf-8"
+    text = json.dumps(_finite(content), ensure_ascii=False)
+    return text.encode("utf-8", "replace"), "application/json; charset=utf-8"
 
 
 def _finite(content: Any) -> Any:

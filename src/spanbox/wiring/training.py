@@ -157,11 +157,13 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
 def check_best(trainer: Trainer, config: RunConfig, before: RunConfig) -> None:
     """Raises ConfigError if the best checkpoint so far was chosen by another metric, or on other pairs, than the coming
     ones will be."""
+    if trainer.best is None:
+        return
     values: dict[str, tuple[Any, Any]] = {"train.best_metric": (before.train.best_metric, config.train.best_metric)}
-    if _differ(before.data.val, config.data.val):
+    if before.data.val != config.data.val and _differ(before.data.val, config.data.val):
         values["data.val"] = before.data.val, config.data.val
     for key, (old, new) in values.items():
-        if trainer.best is not None and old != new:
+        if old != new:
             raise ConfigError(
                 f"{key}={new} (the run began with {old}): the best checkpoint so far was chosen by that one, and "
                 "values by the two cannot be compared; leave it out, or start a new run"

@@ -134,9 +134,8 @@ def _candidates(hashes: Hashes, *, mirrored: bool) -> Iterator[tuple[int, NDArra
         order = np.lexsort((image, distance, query))
         order = order[query[order] != image[order]]
         numbered = query[order] * len(hashes) + image[order]  # a pair as one number
-        order = order[
-            np.sort(np.unique(numbered, return_index=True)[1])
-        ]  # each once; the nearest first, of these the earliest
+        _, once = np.unique(numbered, return_index=True)
+        order = order[np.sort(once)]  # the nearest first, of these the earliest
         kept = np.column_stack([query[order], image[order]])
         first = np.searchsorted(kept[:, 0], kept[:, 0])
         pairs.append(kept[np.arange(len(kept)) - first < NEAREST])
