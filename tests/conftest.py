@@ -1,6 +1,7 @@
 """Settings of all tests: two workers, offline, one thread, the same seed, output without colours."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything else
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
@@ -12,10 +13,20 @@ import torch
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # or rich takes a captured stream for a terminal
     os.environ.pop(name, None)
 
+SLOW_FOLDERS = {"cli", "explore", "export", "report", "search", "wiring"}
+"""Tests of whole commands, runs and pages."""
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two for the whole suite. Single files and tests run in this process, which starts sooner; `-n 2` overrides."""
     return 2 if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).parts[0] in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,6 +61,7 @@ def table_of(folder: Path, plan: AblationPlan) -> list[AblationRow]:
 
 
 class TestTable:
+    @pytest.mark.slow
     def test_the_report_reads_the_table_of_every_plan(self, tmp_path: Path) -> None:
         variants = {f"{'变体' * 20} {number}": () for number in range(200)}
         metrics = [f"matching.within_image.type.type-{number}" for number in range(80)]
@@ -169,6 +170,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestRuns:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("in_this_process")
     def test_runs_what_is_missing_and_nothing_else(self, tmp_path: Path) -> None:
         data = miniature.write_scenes(tmp_path / "scenes")
@@ -195,6 +197,7 @@ class TestRuns:
         with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings"):
             run_plan(plan, tmp_path / "runs")
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("in_this_process")
     def test_on_a_subset(self, tmp_path: Path) -> None:
         data = miniature.write_scenes(tmp_path / "scenes")

@@ -61,6 +61,7 @@ def close(features: Any, expected: torch.Tensor) -> None:
 
 
 class TestFeatures:
+    @pytest.mark.slow
     @pytest.mark.parametrize("batch_size", [1, 5, 32, np.int64(7)])
     def test_are_those_of_an_evaluation(
         self, model: Model, manifest: Manifest, bank: FeatureBank, batch_size: int

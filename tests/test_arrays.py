@@ -54,6 +54,7 @@ def test_another_array(array: np.ndarray, tmp_path: Path) -> None:
         open_array(tmp_path / "a.npy", [np.int64], 2)
 
 
+@pytest.mark.slow
 def test_every_cut_and_every_changed_byte_of_the_header(tmp_path: Path) -> None:
     """The same array, or refused: no other error, whatever the byte becomes."""
     path = tmp_path / "a.npy"

@@ -62,6 +62,7 @@ class TestPublished:
         assert batch.crops is not None
         assert settings["recipe"].images == pytest.approx(4 + (~batch.view_hidden).sum().item() / 9 + 16)
 
+    @pytest.mark.slow
     def test_every_step_learns(self, settings: dict[str, Any]) -> None:
         for name in ("code", "paper"):
             data = settings[name].read()

@@ -42,6 +42,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
+@pytest.mark.slow
 def test_folds_are_trained_scored_and_written(scenes: Path, tmp_path: Path, in_process: list[list[str]]) -> None:
     before = (scenes / "train.jsonl").read_bytes()
     done = clean(scenes / "train.jsonl", tmp_path, recipe="demo", overrides=OVERRIDES, folds=2, device="cpu")
@@ -58,6 +59,7 @@ def test_folds_are_trained_scored_and_written(scenes: Path, tmp_path: Path, in_p
     assert "Data cleaning" in (tmp_path / "review.html").read_text()
 
 
+@pytest.mark.slow
 def test_no_model_scores_a_pair_that_it_was_trained_on(
     scenes: Path, tmp_path: Path, in_process: list[list[str]]
 ) -> None:
@@ -75,6 +77,7 @@ def test_no_model_scores_a_pair_that_it_was_trained_on(
     assert len(parts[0][1] | parts[1][1]) == 32
 
 
+@pytest.mark.slow
 def test_it_continues_where_it_was_interrupted(scenes: Path, tmp_path: Path, in_process: list[list[str]]) -> None:
     options = {"recipe": "demo", "overrides": OVERRIDES, "folds": 2, "device": "cpu"}
     clean(scenes / "train.jsonl", tmp_path, **options)  # type: ignore[arg-type]
@@ -90,6 +93,7 @@ def test_it_continues_where_it_was_interrupted(scenes: Path, tmp_path: Path, in_
     assert [command[-1] for command in in_process] == ["run.overwrite=true"] * 2
 
 
+@pytest.mark.slow
 def test_models_of_other_folds_or_settings_are_trained_again(
     scenes: Path, tmp_path: Path, in_process: list[list[str]]
 ) -> None:
@@ -109,6 +113,7 @@ def test_models_of_other_folds_or_settings_are_trained_again(
     assert cleaned(1, steps=2) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_path: Path) -> None:
     run = train(miniature.demo_config(scenes, tmp_path / "run")).run_dir
     policies = Policies(pairs="weight", links="weight")

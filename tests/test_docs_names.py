@@ -43,6 +43,7 @@ def unknown_keys(text: str) -> list[str]:
     return [key for key in found if key not in known_keys() and ".architecture." not in key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "using.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(miniature.demo_config(miniature.write_scenes(tmp_path / "data"), tmp_path / "runs" / "first"))

@@ -41,6 +41,7 @@ def log(run_dir: Path) -> list[dict[str, Any]]:
 
 
 class TestRecipes:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", recipe_names())
     def test_in_miniature(self, name: str, scenes: Path, tmp_path: Path) -> None:
         schedule = [*miniature.SCHEDULE, "train.steps=2", "train.validate_every=2", "train.save_every=2"]
@@ -59,6 +60,7 @@ class TestRecipes:
         threshold = {"matching.presence.threshold"}  # chosen by validation alone
         assert evaluated == {name: value for name, value in trained.best.items() if name not in threshold}
 
+    @pytest.mark.slow
     def test_pretrained_weights_are_where_training_starts(self, scenes: Path, tmp_path: Path) -> None:
         towers = miniature.save_pretrained_towers(tmp_path / "models", scenes / "train.jsonl")
         still = ["train.steps=1", "train.optimiser.lr=1e-12", "train.optimiser.tower_lr=1e-12"]
@@ -70,6 +72,7 @@ class TestRecipes:
                 torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("languages", "size"), [(("zh",), 256), (("en", "zh"), 512)])
 def test_languages(languages: Any, size: int, tmp_path: Path) -> None:
     scenes = miniature.write_scenes(tmp_path / "scenes", languages=languages)
@@ -109,6 +112,7 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 class TestKilledAndResumed:
     """A run that is killed, at whatever moment, goes on bit for bit as if it had never stopped."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("workers", "moments"),
         [
@@ -135,6 +139,7 @@ class TestKilledAndResumed:
         best = max((line for line in whole if line["kind"] == "validation"), key=lambda line: line["retrieval.t2i.r1"])
         assert (checkpoints / "best").resolve().name == f"step-{best['step']:06d}"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [1, 2])
     def test_workers_change_nothing(
         self, workers: int, whole: list[dict[str, Any]], scenes: Path, tmp_path: Path
@@ -155,6 +160,7 @@ def mining_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestMiningWhileTraining:
+    @pytest.mark.slow
     def test_begins_after_the_first_half_epoch(self, mining_run: Path, scenes: Path, tmp_path: Path) -> None:
         train(miniature.demo_config(scenes, tmp_path / "plain", *ten_steps(workers=0)))
         mined, plain = (
@@ -179,6 +185,7 @@ class TestMiningWhileTraining:
             "step-000008.npy",
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["in step 6", "in step 7", "while saving step 6", "before pointing at step 8"])
     @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     def test_killed_and_resumed(
@@ -190,6 +197,7 @@ class TestMiningWhileTraining:
         train(miniature.demo_config(scenes, tmp_path / "run", *overrides, "train.resume=true"))
         assert log(tmp_path / "run") == log(mining_run)
 
+    @pytest.mark.slow
     def test_goes_on_in_a_copy_that_followed_the_links(self, mining_run: Path, scenes: Path, tmp_path: Path) -> None:
         """As on file systems without links, `last` does not tell its step."""
         run = shutil.copytree(mining_run, tmp_path / "run", symlinks=False)
@@ -197,6 +205,7 @@ class TestMiningWhileTraining:
         train(miniature.demo_config(scenes, run, *ten_steps(workers=0), *MINING, *late))
         assert (run / "neighbours" / "step-000012.npy").is_file()
 
+    @pytest.mark.slow
     def test_every_checkpoint_that_is_kept_can_go_on(self, scenes: Path, tmp_path: Path) -> None:
         config = partial(miniature.demo_config, scenes, tmp_path / "run", *ten_steps(workers=0), *MINING)
         train(config("train.save_every=5"))
@@ -207,6 +216,7 @@ class TestMiningWhileTraining:
         train(config("train.save_every=5", "train.resume=true"))
         assert log(tmp_path / "run") == whole
 
+    @pytest.mark.slow
     def test_the_file_that_a_resumed_run_needs_is_missing(self, scenes: Path, tmp_path: Path) -> None:
         overrides = [*ten_steps(workers=0), "data.mining.every=0.75"]
         config = miniature.demo_config(scenes, tmp_path / "run", *overrides)
@@ -220,10 +230,12 @@ class TestMiningWhileTraining:
         with pytest.raises(DataError, match=r"step-000007\.npy: .* goes on from step 10\. If data\.mining\.every"):
             train(miniature.demo_config(scenes, mining_run, *changed))
 
+    @pytest.mark.slow
     def test_a_subset_is_mined_by_itself(self, scenes: Path, tmp_path: Path) -> None:
         train(miniature.demo_config(scenes, tmp_path / "run", "data.subset=16", *MINING))
         assert len(np.load(tmp_path / "run" / "neighbours" / "step-000005.npy")) == 16
 
+    @pytest.mark.slow
     def test_with_masked_views_and_broken_images(self, scenes: Path, tmp_path: Path) -> None:
         copied = shutil.copytree(scenes, tmp_path / "scenes")
         (copied / "images" / "train" / "train-000003.jpg").write_bytes(b"no image")

@@ -85,6 +85,7 @@ def test_iou_within_each_of_several_images() -> None:
     torch.testing.assert_close(box_iou(boxes, boxes[:, :2]), expected)
 
 
+@pytest.mark.slow
 @given(first=boxes, second=boxes)
 def test_iou_equals_the_loop(first: torch.Tensor, second: torch.Tensor) -> None:
     expected = torch.tensor(geometry_reference.box_iou(first.double(), second.double()), dtype=torch.float64)
@@ -119,6 +120,7 @@ EDGE_BOXES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 4), (3, 7)], ids=str)
 @pytest.mark.parametrize(("output_size", "sampling_ratio"), [(1, 1), (1, 3), (2, 2), (3, 2), (7, 1)])
 def test_roi_align_equals_the_loop(size: tuple[int, int], output_size: int, sampling_ratio: int) -> None:

@@ -253,6 +253,7 @@ def test_intervals_that_take_queries_for_independent_would_not() -> None:
     assert covered / 300 < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [3, 5, 10, 30])
 @pytest.mark.parametrize("truth", [0.02, 0.1, 0.5, 0.9, 0.98])
 @pytest.mark.parametrize("alike", [0.0, 0.3, 0.9])

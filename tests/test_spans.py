@@ -259,6 +259,7 @@ def spans_of(draw: st.DrawFn, text: str) -> list[CharSpan]:
 
 
 class TestEditMap:
+    @pytest.mark.slow
     @given(data=st.data(), text=texts)
     def test_equals_the_loop_over_characters(self, data: st.DataObject, text: str) -> None:
         pieces = data.draw(edits(text))

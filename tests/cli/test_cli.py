@@ -228,7 +228,6 @@ class TestTrainAndEvaluate:
         assert code == 0
         assert f"{faulty}/train.jsonl: 1 boxes without an area are left out" in err
 
-    @pytest.mark.slow
     def test_demo(self, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, "HELD_OUT", 12)
         small = [*miniature.TOWERS, *miniature.SCHEDULE, "train.steps=2"]

@@ -15,7 +15,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("zh",))
 
 
-@pytest.mark.slow
 def test_from_pretraining_to_scores(scenes: Path, spanbox: Command) -> None:
     train(miniature.demo_config(scenes, Path("run"), "data.val=null", "train.steps=1"))
     test = scenes / "test.jsonl"

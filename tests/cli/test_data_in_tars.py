@@ -64,7 +64,6 @@ def test_check_show_and_sample(spanbox: Command, folders: Path, tars: Path) -> N
     assert spanbox("data", "check", "new/small.jsonl").code == 0
 
 
-@pytest.mark.slow
 def test_training_resuming_and_evaluation(spanbox: Command, folders: Path, tars: Path) -> None:
     for folder, name, workers in ((folders, "a", 0), (tars, "b", 2)):
         overrides = miniature.demo_overrides(folder, Path(name), f"data.workers={workers}")

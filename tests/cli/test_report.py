@@ -9,7 +9,6 @@ from command import Command
 from spanbox.report import page
 
 
-@pytest.mark.slow
 def test_the_page_lies_in_the_run_folder(spanbox: Command, tmp_path: Path) -> None:
     folder = run_folders.write_run(tmp_path / "run", manifest=run_folders.write_data(tmp_path / "data"))
     result = spanbox("report", str(folder), "--figures", str(tmp_path / "figures"))
@@ -19,7 +18,6 @@ def test_the_page_lies_in_the_run_folder(spanbox: Command, tmp_path: Path) -> No
     assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
 
 
-@pytest.mark.slow
 def test_several_runs_in_chinese(spanbox: Command, tmp_path: Path) -> None:
     folders = [str(run_folders.write_run(tmp_path / name)) for name in ("a", "b")]
     result = spanbox("report", *folders, "--lang", "zh", "--out", str(tmp_path / "new" / "page.html"))

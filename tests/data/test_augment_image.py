@@ -74,6 +74,7 @@ def scene_manifest(tmp_path: Path) -> Manifest:
 # ---------------------------------------------------------------- by picture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_rectangles_are_found_by_colour_at_the_moved_boxes(name: str) -> None:
     """Edges agree to about a pixel. Of a rotated rectangle that the border cuts, the box may be too large."""

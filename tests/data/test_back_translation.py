@@ -232,6 +232,7 @@ class TestFailures:
             BackTranslation(path, Path(__file__), [Fake(turned)])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     path = manifest(tmp_path, *(Record(str(i), "a.png", f"text number {i:03}") for i in range(40)))
     script = f"""

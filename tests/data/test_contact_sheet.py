@@ -78,6 +78,7 @@ def test_no_sample() -> None:
     assert "<article>" not in contact_sheet([], "", None, GRID)
 
 
+@pytest.mark.slow
 def test_of_a_manifest(tmp_path: Path) -> None:
     data = miniature.write_scenes(tmp_path / "scenes", languages=("en", "zh"))
     out = tmp_path / "pages" / "views.html"

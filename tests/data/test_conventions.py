@@ -125,6 +125,7 @@ def test_fractions_of_small_objects_are_never_told_wrongly(
     assert count < 300 or told.count(name) >= 19
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_99_of_100_sets_are_told(name: str) -> None:
     change, form, unit = CONVENTIONS[name]
@@ -165,6 +166,7 @@ def test_units_in_which_the_order_of_the_axes_does_not_show_say_so(scale: float)
     assert find_reading(boxes).remark == find_reading(changed(boxes, boxes.numbers / 2)).remark == ""
 
 
+@pytest.mark.slow
 def test_two_conventions_in_one_set_cannot_be_told() -> None:
     for seed in range(SETS):
         boxes = draw_set(seed)
@@ -174,6 +176,7 @@ def test_two_conventions_in_one_set_cannot_be_told() -> None:
         assert found.says > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.5, 0.7])
 def test_pixels_among_thousandths_are_not_taken_for_thousandths(share: float) -> None:
     """In images below 1,000 pixels all boxes in pixels fit as thousandths."""

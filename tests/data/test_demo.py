@@ -106,6 +106,7 @@ def test_named_objects_have_one_box_each() -> None:
         assert {entity.boxes[0] for entity in shown(record)} == set(boxes[: len(named_set(record))])
 
 
+@pytest.mark.slow
 def test_shares_of_the_kinds_of_scenes() -> None:
     drawn = records(count=400)
     kinds = Counter((len(record.objects), len(named_set(record))) for record in drawn)
@@ -187,6 +188,7 @@ def parse(record: Record) -> tuple[dict[str, str], str]:
     return found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", BOTH)
 def test_sentences_are_true_to_the_boxes(language: Language) -> None:
     said = set()
@@ -202,6 +204,7 @@ def test_sentences_are_true_to_the_boxes(language: Language) -> None:
     assert said == {"left", "right", "above", "below"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", BOTH)
 def test_what_follows_a_sentence_names_the_absent_thing(language: Language) -> None:
     for record in records(DemoSettings(concepts=60, languages=(language,), size=64), count=100):
@@ -212,6 +215,7 @@ def test_what_follows_a_sentence_names_the_absent_thing(language: Language) -> N
             assert entity.identity not in named_set(record)
 
 
+@pytest.mark.slow
 def test_all_sentences_occur() -> None:
     for language in BOTH:
         drawn = records(DemoSettings(concepts=60, languages=(language,), size=64), count=600)
@@ -282,6 +286,7 @@ def test_languages_are_those_asked_for() -> None:
         assert all(record.text.isascii() == (language == "en") for record in drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_named_set_is_in_two_splits(seed: int) -> None:
     """Ten concepts make 120 sets, so that nearly all of them are drawn."""
@@ -294,6 +299,7 @@ def test_no_named_set_is_in_two_splits(seed: int) -> None:
         assert not first & second
 
 
+@pytest.mark.slow
 def test_every_concept_is_named_in_every_split() -> None:
     everything = {concept.id for concept in choose_concepts(SMALL)}
     for split in SPLITS:
@@ -313,6 +319,7 @@ def test_the_manifest_is_accepted_and_its_images_load(tmp_path: Path) -> None:
             assert np.abs(pixels(stored) - pixels(image)).mean() < 12, "but for the losses of JPEG"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_equal_settings_give_equal_files(tmp_path: Path, workers: int) -> None:
     contents = []

@@ -57,6 +57,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_reader_agrees_on_the_size_as_shown(tmp_path: Path, name: str, orientation: int) -> None:

@@ -349,6 +349,7 @@ def test_a_stream_cut_between_two_batches_is_refused(tmp_path: Path) -> None:
         run("huggingface", tmp_path / "a.arrow", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["parquet", "huggingface"])
 def test_a_small_file_that_unpacks_to_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

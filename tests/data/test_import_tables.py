@@ -126,6 +126,7 @@ def test_a_line_or_a_file_without_an_end_is_not_read(tmp_path: Path, monkeypatch
     assert driver.read_typed(tmp_path / "d.json", list[int]) == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [json.loads('"\\ud800"'), "x" * 20_000_000])
 def test_what_a_manifest_cannot_hold_is_counted(tmp_path: Path, value: str) -> None:
     """Half a surrogate pair, and a line that is too long."""

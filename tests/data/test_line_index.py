@@ -44,6 +44,7 @@ def test_a_changed_manifest_is_read_again(tmp_path: Path) -> None:
     assert Manifest(path)[1].text == "a red dog"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -81,6 +81,7 @@ def assert_same(first: Batch, second: Batch) -> None:
         assert torch.equal(tensors[name], tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(manifest: Manifest, tokenizer: Any, workers: int) -> None:
     """More than two epochs; broken images are replaced on the way."""
@@ -92,6 +93,7 @@ def test_workers_change_nothing(manifest: Manifest, tokenizer: Any, workers: int
         assert (first.ids, first.incidents) == (second.ids, second.incidents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_augmented_copies_are_the_same_from_any_step_and_with_any_workers(
     manifest: Manifest, tokenizer: Any, workers: int
@@ -138,6 +140,7 @@ def test_loading_draws_nothing_from_the_global_random_state(manifest: Manifest, 
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_evaluation_visits_each_pair_once_in_order(manifest: Manifest, tokenizer: Any, workers: int) -> None:
     batches, incidents = evaluated(manifest, tokenizer, workers=workers)

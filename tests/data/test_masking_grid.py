@@ -16,6 +16,7 @@ edges = st.integers(0, 24)
 raster_boxes = st.lists(st.tuples(edges, edges, edges, edges), max_size=4)
 
 
+@pytest.mark.slow
 @trials(deadline=None)
 @given(boxes=raster_boxes, grid=st.sampled_from([1, 2, 3, 4, 6, 8]), seed=st.integers(0, 1000))
 def test_coverage_equals_the_count_of_pixels(boxes: list[tuple[int, int, int, int]], grid: int, seed: int) -> None:

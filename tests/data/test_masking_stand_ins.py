@@ -93,6 +93,7 @@ any_boxes = st.lists(st.tuples(corner, corner, corner, corner), max_size=3).map(
 )
 
 
+@pytest.mark.slow
 @trials(deadline=None)
 @given(
     regions=any_boxes,

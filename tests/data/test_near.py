@@ -46,6 +46,7 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", COPIES.values(), ids=COPIES)
 def test_copies_are_found_and_nothing_else(change: Callable[[Image.Image], Image.Image]) -> None:
     images = [picture(seed) for seed in range(60)]
@@ -108,6 +109,7 @@ def test_few_images_have_no_duplicates(count: int) -> None:
     assert list(fingerprints.near_duplicates()) == []
 
 
+@pytest.mark.slow
 def test_many_copies_of_one_picture_stay_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is compared with the nearest ones alone."""
     compared: list[int] = []

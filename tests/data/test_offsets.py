@@ -88,6 +88,7 @@ def told(records: list[Record]) -> str | None:
     return statistics.reading()
 
 
+@pytest.mark.slow
 @HOW_MANY
 @pytest.mark.parametrize("kind", CONVENTIONS, ids=str)
 @pytest.mark.parametrize(("words", "join", "named"), [(ENGLISH, " ", False), (CHINESE, "", True)], ids=["en", "zh"])

@@ -84,6 +84,7 @@ def test_the_images_of_the_parts_are_found(tmp_path: Path) -> None:
         assert all(manifest.image_path(record).is_file() for record in manifest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 10, 333, 1000, 5000])
 def test_a_sample_has_whole_groups(tmp_path: Path, count: int) -> None:
     path = write(tmp_path)

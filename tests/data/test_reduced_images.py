@@ -24,6 +24,7 @@ def test_a_reduced_image_tells_its_full_size_as_shown(tmp_path: Path) -> None:
     assert load_reduced(saved(image, tmp_path / "a.png"), at_least=100)[0].size == (640, 480)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_reduced_photo_looks_like_the_whole_one(tmp_path: Path, mode: str, progressive: bool) -> None:
@@ -70,6 +71,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(640, 480), (333, 517), (17, 9), (1, 1)])

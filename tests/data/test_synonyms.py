@@ -220,6 +220,7 @@ class TestTables:
             assert len(set(synonyms)) == len(synonyms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["words.tsv", "wn-data-cmn.tab", "data.noun", "index.noun", "cntlist.rev"])
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)

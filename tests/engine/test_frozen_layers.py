@@ -39,6 +39,7 @@ def gradients(tower: Any, states: Any) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "part", "checkpointing"), CASES)
 def test_states_and_gradients(architecture: tiny.Architecture, part: str, checkpointing: bool) -> None:
     tower, inputs = tower_and_inputs(architecture, part, gradient_checkpointing=checkpointing)

@@ -81,17 +81,20 @@ def compare(
     assert torch.equal(random, random_after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("chunk", [1, 5, 7, 24, 100])
 def test_chunked_equals_whole(chunk: int, dropout: float) -> None:
     compare(chunk, dropout=dropout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
 def test_chunked_equals_whole_with_dropout_and_an_uneven_last_chunk(sources: dict[str, Any]) -> None:
     compare(6, 5, pairs=23, dropout=0.3, **sources)
 
 
+@pytest.mark.slow
 def test_without_dropout_the_size_of_the_chunks_does_not_matter() -> None:
     """Against the batch encoded in one piece, as nobody's chunks."""
     batch = mixed_batch()
@@ -107,6 +110,7 @@ def test_without_dropout_the_size_of_the_chunks_does_not_matter() -> None:
             torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-10 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_with_learned_weights_and_temperatures(name: str) -> None:
     weight = "fixed" if name == "decoupled" else "uncertainty"  # decoupled may be negative, and is refused
@@ -116,9 +120,11 @@ def test_every_loss_with_learned_weights_and_temperatures(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
 class TestFusion:
+    @pytest.mark.slow
     def test_tokens_and_patches_cross_the_boundary_with_dropout_in_the_fusion(self, kind: str) -> None:
         compare(5, 7, pairs=12, dropout=0.3, fusion=fused(kind, dropout=0.3))
 
+    @pytest.mark.slow
     def test_the_projections_of_a_frozen_tower_learn(self, kind: str) -> None:
         compare(5, 7, pairs=12, dropout=0.3, fusion=fused(kind), prepare=FROZEN["both towers"])
         encoder, objective = doubles(fusion=fused(kind))
@@ -127,12 +133,15 @@ class TestFusion:
         for projection in (encoder.fusion.token_projection, encoder.fusion.patch_projection[0]):  # type: ignore[union-attr]
             assert projection.weight.grad.abs().max() > 0
 
+    @pytest.mark.slow
     def test_spans_and_regions_that_are_encoded_alone(self, kind: str) -> None:
         compare(5, 7, pairs=12, fusion=fused(kind), **SOURCES["by themselves"])
 
+    @pytest.mark.slow
     def test_pairs_without_spans_and_boxes(self, kind: str) -> None:
         compare(3, batch=collate(*(make_sample(number, spans=0, regions=0) for number in range(6))), fusion=fused(kind))
 
+    @pytest.mark.slow
     def test_a_single_pair(self, kind: str) -> None:
         compare(1, pairs=1, fusion=fused(kind))
 
@@ -147,11 +156,13 @@ USES_OF_VIEWS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", USES_OF_VIEWS.values(), ids=USES_OF_VIEWS)
 def test_masked_views_and_mined_negatives_cross_the_boundary_like_any_feature(loss: dict[str, Any]) -> None:
     compare(5, dropout=0.3, batch=with_views(mixed_batch()), loss=loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_augmented_copies_and_their_loss(chunk: int, dropout: float) -> None:
@@ -217,12 +228,14 @@ FROZEN: dict[str, Callable[[DualEncoder], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepare", FROZEN.values(), ids=FROZEN)
 @pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
 def test_frozen_parts(prepare: Callable[[DualEncoder], object], sources: dict[str, Any]) -> None:
     compare(5, 7, dropout=0.3, prepare=prepare, batch=with_views(mixed_batch()), **sources)
 
 
+@pytest.mark.slow
 def test_low_rank_updates() -> None:
     pytest.importorskip("peft")
 
@@ -372,11 +385,13 @@ class TestPadding:
         samples = [make_sample(number, spans=number % 4, regions=(number + 1) % 4) for number in range(PAIRS)]
         return collate(*[padded(one, *sizes[place % 5 :], *sizes) for place, one in enumerate(samples)])
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("sources", SOURCES.values(), ids=SOURCES)
     @pytest.mark.parametrize("chunk", [1, 5, 100])
     def test_chunked_equals_whole(self, sources: dict[str, Any], chunk: int) -> None:
         compare(chunk, dropout=0.3, batch=self.padded_batch(), **sources)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("filled", [True, False])
     def test_with_views(self, *, filled: bool) -> None:
         batch = with_views(self.padded_batch(), filled=filled)
@@ -387,10 +402,12 @@ class TestPadding:
         hidden[..., 0, 0] = False  # at least one cell of each picture stays
         compare(6, 5, dropout=0.3, batch=replace(batch, view_hidden=hidden))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
     def test_with_fusion(self, kind: str) -> None:
         compare(5, 7, dropout=0.3, batch=self.padded_batch()[:12], fusion=fused(kind, dropout=0.3))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("frozen", ["lowest layers", "vision tower"])
     def test_with_frozen_layers(self, frozen: str) -> None:
         """Whose outputs are kept between the passes, group by group."""

@@ -126,6 +126,7 @@ class TestMeasuredStep:
         predicted = memory.peak(pairs, {"text": 8, "image": 8}) - 1.1 * memory.state
         assert counted.peak <= predicted <= 2.5 * counted.peak
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("chunk", [4, 24])
     def test_what_frozen_layers_leave_counts_in_chunks(self, chunk: int) -> None:
         """The peak of a step whose towers keep the output of their lowest layer."""

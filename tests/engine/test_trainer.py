@@ -43,6 +43,7 @@ class TestLearning:
         for term in ("loss", "loss.coarse", "loss.fine"):
             assert last[term] < 0.1 * first[term], term
 
+    @pytest.mark.slow
     def test_the_learning_rate_follows_its_plan(self, tmp_path: Path) -> None:
         assert fit(make_trainer(tmp_path, optimiser={"lr": 1e-3, "tower_lr": 1e-5, "warmup": 0.4, "final_lr": 0.1}))
         rates = [line["lr"] for line in log(tmp_path)]
@@ -74,6 +75,7 @@ class TestLearning:
         assert fit(trainer)
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
+    @pytest.mark.slow
     def test_chunks_share_the_weights_that_are_cast_to_bfloat16(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -93,6 +95,7 @@ class TestLearning:
 
 
 class TestMinutes:
+    @pytest.mark.slow
     def test_the_run_ends_with_the_time_and_the_rate_follows_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -85,6 +85,7 @@ class TestMemory:
         with pytest.raises(ConfigError, match=r"^train\.memory_gb: a step needs .* even with one row in a chunk"):
             make_trainer(tmp_path, chunk_size="auto", memory_gb=0.0001)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("chunk_size", [1, 3])
     def test_chunks_do_not_change_the_run(self, chunk_size: int, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path / "whole"))
@@ -92,6 +93,7 @@ class TestMemory:
         assert losses(tmp_path / "chunked") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
         assert log(tmp_path / "chunked")[0]["chunk_size"] == {"text": chunk_size, "image": chunk_size}
 
+    @pytest.mark.slow
     def test_naive_accumulation_is_another_run(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path / "exact", chunk_size=2))
         fit(make_trainer(tmp_path / "naive", chunk_size=2, accumulation="naive"))

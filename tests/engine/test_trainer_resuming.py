@@ -24,6 +24,7 @@ class TestStopping:
                     os.kill(os.getpid(), number)
             yield loaded
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_finishes_the_step_and_saves(self, number: int, tmp_path: Path) -> None:
         handler = signal.getsignal(number)
@@ -33,6 +34,7 @@ class TestStopping:
         assert load_trainer_state(tmp_path / "checkpoints" / "last")["step"] == 4
         assert signal.getsignal(number) is handler
 
+    @pytest.mark.slow
     def test_what_was_stopped_goes_on_as_if_nothing_had_happened(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path / "whole", dropout=0.2))
         assert not fit(make_trainer(tmp_path / "stopped", dropout=0.2), self.interrupted(signal.SIGINT, at=3))
@@ -58,6 +60,7 @@ class TestStopping:
 
 
 class TestResuming:
+    @pytest.mark.slow
     @pytest.mark.parametrize("at", [1, 3, 5])
     def test_same_trajectory_bit_for_bit(self, at: int, tmp_path: Path) -> None:
         whole = make_trainer(tmp_path / "whole", dropout=0.2)
@@ -82,6 +85,7 @@ class TestResuming:
         assert fit(resumed(tmp_path), iter(()))
         assert losses(tmp_path) == before
 
+    @pytest.mark.slow
     def test_a_longer_run_goes_on_from_the_end_of_a_shorter_one(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path))
         assert fit(resumed(tmp_path, steps=STEPS + 2))

@@ -33,6 +33,7 @@ class TestValidation:
         assert training == [False, False]
         assert trainer.model.training
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("values", "best"), [([0.3, 0.2, 0.1], 2), ([0.1, 0.3, 0.2], 4), ([0.1, 0.2, 0.3], 6), ([0.2, 0.2, 0.2], 2)]
     )
@@ -44,6 +45,7 @@ class TestValidation:
         assert (tmp_path / "checkpoints" / "last").resolve().name == "step-000006"
         assert trainer.best_metrics == {"metric": max(values)}
 
+    @pytest.mark.slow
     def test_it_does_not_change_the_trajectory(self, tmp_path: Path) -> None:
         validate, _ = self.recorded([0.1, 0.2, 0.3])
         fit(make_trainer(tmp_path / "with", validate=validate, dropout=0.2))
@@ -81,6 +83,7 @@ class TestPatience:
             "last": "step-000004",
         }
 
+    @pytest.mark.slow
     def test_a_better_value_begins_the_count_anew(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, validate=self.validation([0.3, 0.2, 0.4, 0.1, 0.1, 0.9]), patience=2, steps=12)
         assert fit(trainer)
@@ -101,6 +104,7 @@ class TestPatience:
         assert fit(trainer)
         assert trainer.step == STEPS
 
+    @pytest.mark.slow
     def test_a_resumed_run_ends_where_the_whole_one_does(self, tmp_path: Path) -> None:
         options: dict[str, Any] = {"patience": 2, "steps": 12, "dropout": 0.2, "save_every": 5}
         whole = make_trainer(tmp_path / "whole", validate=self.validation([0.3, 0.2, 0.1]), **options)
@@ -119,6 +123,7 @@ class TestPatience:
         assert losses(tmp_path / "two") == losses(tmp_path / "whole")
         assert same(weights(whole), weights(second))
 
+    @pytest.mark.slow
     def test_what_ended_early_goes_on_with_more_patience_only(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, validate=self.validation([0.3, 0.2]), patience=1))
         still = resumed(tmp_path, validate=self.validation([]), patience=1)
@@ -141,6 +146,7 @@ class TestPatience:
 
 
 class TestBestName:
+    @pytest.mark.slow
     def test_of_one_metric_and_of_several(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         rank = "retrieval.t2i.median_rank"
 

@@ -58,6 +58,7 @@ def assert_as_exact(
         assert [wrong[pair] for pair in there] == scores[: len(there)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KIND_NAMES)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [1, 3, 30])
@@ -65,12 +66,14 @@ def test_meeting_all_keys_equals_the_exact_search(seed: int, kind: Kind, count: 
     assert_as_exact(random_bank(seed, pairs=11), kind, count=count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KIND_NAMES)
 @pytest.mark.parametrize("margin", [None, 0.5, 1.0])
 def test_meeting_all_cells_equals_the_exact_search(kind: Kind, margin: float | None) -> None:
     assert_as_exact(random_bank(5, pairs=120), kind, count=4, margin=margin, flat_below=0)
 
 
+@pytest.mark.slow
 def test_most_of_the_nearest_are_found_by_default() -> None:
     """Sentences and images of 400 topics, apart from each other as the features of two towers are."""
     generator = torch.Generator().manual_seed(0)
@@ -183,6 +186,7 @@ class TestDegenerate:
     def test_one_image_for_all(self) -> None:
         assert_as_exact(make_bank(pairs=100, group=[5] * 100), "images", count=2, flat_below=0)
 
+    @pytest.mark.slow
     def test_features_that_have_collapsed(self) -> None:
         assert_as_exact(make_bank(text=torch.ones(200, 4)), "sentences", count=2, flat_below=0)
 

@@ -193,6 +193,7 @@ class TestFusion:
         bank = self.extracted("conditioned_pooling", 2)
         assert not {"tokens", "token_count", "patches", "spans_in_context", "regions_in_context"} & {*bank.present()}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["gated", "cross_attention", "conditioned_pooling"])
     @pytest.mark.parametrize("padding", [False, True])
     def test_scores_from_a_bank_are_those_of_the_batch(self, kind: str, *, padding: bool) -> None:

@@ -27,6 +27,7 @@ def along_axes(*axes: int, features: int = 4) -> torch.Tensor:
     return torch.eye(features)[list(axes)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_matching_equals_the_plain_loop(seed: int) -> None:
     bank = random_bank(seed)

@@ -44,6 +44,7 @@ def test_equals_the_loop(seed: int, kind: Kind, count: int) -> None:
     assert_as_in_the_loop(random_bank(seed, pairs=11), kind, count=count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KIND_NAMES)
 @pytest.mark.parametrize("tile_elements", [1, 30, 100, 500])
 def test_tiles_of_any_size_find_the_same(kind: Kind, tile_elements: int) -> None:

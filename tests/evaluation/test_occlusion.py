@@ -134,6 +134,7 @@ class TestHiding:
 
 
 class TestFalls:
+    @pytest.mark.slow
     @pytest.mark.parametrize("source", ["roi_align", "crop"])
     def test_against_one_image_at_a_time(self, source: str) -> None:
         model = make_model(regions=RegionSettings(source=source)).eval()  # type: ignore[arg-type]

@@ -118,6 +118,7 @@ def test_equal_scores_are_decided_alike() -> None:
     assert choose_threshold(scored([2.0, 1.0, 1.0, 1.0], [True, False, False, True])) == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_threshold_is_better(seed: int) -> None:
     bank = random_bank(seed)

@@ -318,7 +318,6 @@ PAINTED = """[...document.querySelectorAll("canvas.heat")].map(
   (each) => each.getContext("2d").getImageData(0, 0, each.width, each.height).data.some((value) => value > 0))"""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_the_page_in_a_browser(server: ExplorerServer, tmp_path: Path) -> None:
     picture = tmp_path / "<img src=x onerror=document.title='taken'>.png"

@@ -104,7 +104,6 @@ def run_without_spanbox(code: str, folder: Path, arrays: dict[str, Any]) -> dict
     return dict(np.load(folder / "found.npz"))
 
 
-@pytest.mark.slow
 def test_transformers(
     variant: str, model: Model, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +150,6 @@ np.savez("found.npz", **{name: tensor.numpy() for name, tensor in found.items()}
     np.testing.assert_allclose(found["example"], wanted["texts"] @ wanted["images"].T, rtol=0, atol=0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("onnxruntime") is None or find_spec("onnxscript") is None, reason="needs spanbox[onnx]")
 def test_onnx(variant: str, model: Model, pictures: list[Path], tmp_path: Path) -> None:
     if variant not in ("crops and own spans", "LoRA, larger images"):
@@ -190,7 +188,6 @@ np.savez("found.npz", **found)
         )
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="needs sentence-transformers")
 def test_sentence_transformers(variant: str, model: Model, pictures: list[Path], tmp_path: Path) -> None:
     if variant == "poolers":

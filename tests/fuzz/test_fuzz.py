@@ -62,6 +62,7 @@ class TestTheFuzzerItself:
     def test_hang(self, tmp_path: Path) -> None:
         assert self.outcome(lambda: [None for _ in iter(int, 1)], tmp_path, time_limit=1) == "hang"
 
+    @pytest.mark.slow
     def test_memory(self, tmp_path: Path) -> None:
         assert self.outcome(lambda: b"x" * (5 * 2**28), tmp_path) == "above 1 GiB"
 

@@ -74,6 +74,7 @@ def assert_equal(case: Case, sides: Sides, expected: Sides) -> None:
     torch.testing.assert_close(gradients(case, sides), gradients(case, expected), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("tile_pairs", [1, 2, 3, 6, 7, 100])
 @pytest.mark.parametrize("level", [coarse, fine])
@@ -83,6 +84,7 @@ def test_equals_the_whole_matrix(level: Level, tile_pairs: int, seed: int) -> No
     assert_equal(case, tiled(*case, tile_pairs), whole(*case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(15))
 @pytest.mark.parametrize("level", [coarse, fine])
 def test_equals_the_plain_loops(level: Level, seed: int) -> None:

@@ -319,6 +319,7 @@ def features_of(batch: Batch, seed: int = 0) -> Features:
     return Features(text[:, 0].detach().requires_grad_(), image[:, 0].detach().requires_grad_(), *case(batch, seed + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @every_loss
 def test_parts_change_neither_losses_nor_gradients(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,7 @@ def assert_equal(found: Tensor, expected: Tensor, fusion: Any, objective: Object
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIR_KINDS)
 @pytest.mark.parametrize("candidates", [1, 2, 50])
 def test_chosen_pairs(kind: str, candidates: int) -> None:
@@ -61,6 +62,7 @@ def test_chosen_pairs(kind: str, candidates: int) -> None:
     assert_equal(terms(objective, fusion, features, batch)["fusion"], expected, fusion, objective, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PAIR_KINDS)
 @pytest.mark.parametrize("seed", [0, 3])
 def test_parts_in_context(kind: str, seed: int) -> None:
@@ -72,6 +74,7 @@ def test_parts_in_context(kind: str, seed: int) -> None:
     assert_equal(terms(objective, fusion, features, batch)["fusion_parts"], expected, fusion, objective, features)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("strip", [1, 2**20])
 def test_conditioned_pooling_in_strips(seed: int, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +186,7 @@ class TestChoice:
         assert not torch.equal(self.chosen("random", 5, 0)[2].column, self.chosen("random", 5, 1)[2].column)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_loss_has_finite_gradients(kind: str, name: str) -> None:

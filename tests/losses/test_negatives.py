@@ -141,6 +141,7 @@ def test_a_random_choice_is_made_among_what_is_no_likely_positive() -> None:
     assert torch.equal((chosen & ~positives).sum(dim=1), (left & ~positives).sum(dim=1).clamp(max=2))
 
 
+@pytest.mark.slow
 def test_every_negative_has_its_turn() -> None:
     """2 of 7 negatives in each of 2,000 draws: each about 571 times, with a deviation of 20; rows choose apart."""
     batch = make_batch([[1], [2]], [8, 0], [(0, 0, 0)])
@@ -177,6 +178,7 @@ def by_loops(objective: Objective, features: Features, batch: Batch, settings: d
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [HARDEST, MARGIN, HARDEST | MARGIN], ids=["hardest", "margin", "both"])
 @pytest.mark.parametrize("parts", [False, True], ids=["whole", "strips"])
 @pytest.mark.parametrize("seed", range(4))
@@ -196,6 +198,7 @@ def test_objective_equals_the_plain_loops_with_its_gradients(
     torch.testing.assert_close(gradients, wanted, rtol=1e-8, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [HARDEST, RANDOM, RANDOM | MARGIN], ids=["hardest", "random", "random and margin"])
 @pytest.mark.parametrize("loss", ["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"])
 def test_strips_choose_what_whole_rows_choose(

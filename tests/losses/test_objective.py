@@ -98,6 +98,7 @@ def test_mean_is_over_counted_rows_and_not_over_pairs() -> None:
     assert term(objective_of(), features, batch, "fine") == pytest.approx(expected.item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile_side", [None, 1, 4], ids=["whole", "tiles of one pair", "tiles of 4 logits"])
 @pytest.mark.parametrize("seed", range(15))
 def test_equals_the_plain_loops_with_their_gradients(
@@ -154,6 +155,7 @@ def test_a_matrix_above_the_limit_is_taken_tile_by_tile(
     torch.testing.assert_close(fine, objective_of(OFF)(features, batch).total, rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile_side", [1, 5, 100])
 @pytest.mark.parametrize("seed", range(5))
 def test_tiles_change_neither_losses_nor_gradients(seed: int, tile_side: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +313,7 @@ def test_one_pair_without_a_negative_has_no_coarse_loss() -> None:
     assert term(objective_of(), features_of(batch), batch, "coarse") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limits", [{}, {"MOST_LOGITS": 0, "TILE_SIDE": 5, "STRIP_LOGITS": 100}], ids=["whole", "parts"]
 )

@@ -179,6 +179,7 @@ def test_an_anchor_all_of_whose_negatives_overlap_its_box_has_none_left() -> Non
     assert table(with_boxes(make_batch([[1]], [3], [(0, 0, 0)]), [LEFT, LEFT, MOST_OF_IT])) == ["P.."]
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=150, deadline=None)
 def test_equals_the_plain_loops(seed: int) -> None:
@@ -189,6 +190,7 @@ def test_equals_the_plain_loops(seed: int) -> None:
     assert candidates.tolist() == expected_candidates
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), edges=st.tuples(*[st.integers(0, 5)] * 4))
 @settings(max_examples=100, deadline=None)
 def test_a_block_is_cut_from_the_whole(seed: int, edges: tuple[int, int, int, int]) -> None:

@@ -70,6 +70,7 @@ def assert_shares_add_up(objective: Objective, features: Features, batch: Batch,
         torch.testing.assert_close(of_all, gradient, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("views", [{}, {"form": "margin", "gate": True}, None], ids=["candidates", "margin", "none"])
 @pytest.mark.parametrize(

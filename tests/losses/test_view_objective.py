@@ -43,6 +43,7 @@ def by_loops(loss: str, objective: Objective, features: Features, batch: Batch) 
     return terms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
 @pytest.mark.parametrize("parts", [False, True], ids=["whole", "parts"])
 @pytest.mark.parametrize("seed", range(5))
@@ -63,6 +64,7 @@ def test_objective_equals_the_plain_loops_with_its_gradients(
     torch.testing.assert_close(gradients, wanted, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [{}, {"positives": False}, {"form": "margin"}, {"form": "margin", "gate": True}])
 @pytest.mark.parametrize("negatives", [{}, {"per_anchor": 2}, {"per_anchor": 3, "choice": "hardest"}])
 @pytest.mark.parametrize("loss", ["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"])
@@ -117,6 +119,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [{}, {"form": "margin"}, {"form": "margin", "gate": True}, {"form": "none"}])
 @pytest.mark.parametrize("loss", ["info_nce", "decoupled", "sigmoid"])
 @pytest.mark.parametrize("name", DEGENERATE)

@@ -121,6 +121,7 @@ class TestFrozenStatistics:
             torch.testing.assert_close(alone.grid[0], together.grid[number], rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(alone.pooled[0], together.pooled[number], rtol=1e-10, atol=1e-12)
 
+    @pytest.mark.slow
     @every_family
     def test_scale_and_shift_are_trained_and_statistics_are_not(self, architecture: tiny.Architecture) -> None:
         tower = build(architecture)
@@ -162,6 +163,7 @@ def dual_encoder(architecture: tiny.Architecture, regions: RegionSettings) -> Du
     ).double()
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("source", ["roi_align", "crop"])
 def test_chunked_gradients_are_those_of_the_whole_batch(architecture: tiny.Architecture, source: Any) -> None:
@@ -182,6 +184,7 @@ def test_chunked_gradients_are_those_of_the_whole_batch(architecture: tiny.Archi
         torch.testing.assert_close(gradient, whole[name], rtol=0, atol=1e-9 * scale, msg=name)
 
 
+@pytest.mark.slow
 def test_trained_saved_and_loaded(tmp_path: Path) -> None:
     """A run from a folder with statistics of its own; its checkpoint, and the encoder exported from it, keep them."""
     scenes = miniature.write_scenes(tmp_path / "scenes")

@@ -90,6 +90,7 @@ class TestFeatures:
 
 
 class TestPaddingAndCompany:
+    @pytest.mark.slow
     @every_source
     @pytest.mark.parametrize("row", range(5))
     def test_a_sample_alone_and_among_others(self, spans: str, regions: str, row: int) -> None:
@@ -146,6 +147,7 @@ class TestPaddingAndCompany:
 
 
 class TestGradients:
+    @pytest.mark.slow
     @every_source
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_every_parameter_gets_one(self, spans: str, regions: str, dtype: torch.dtype) -> None:
@@ -155,6 +157,7 @@ class TestGradients:
         assert without_gradient(model) == []
         assert without_gradient(objective) == []
 
+    @pytest.mark.slow
     @every_source
     @pytest.mark.parametrize("level", ["coarse", "fine"])
     def test_each_level_alone_reaches_all_of_both_towers(self, spans: str, regions: str, level: str) -> None:

@@ -35,6 +35,7 @@ def trained(tower: Tower) -> Any:
     return tower.eval().model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("architecture", TEXT, ids=lambda make: make.__name__)
 def test_text(architecture: Any, lora: Any, tmp_path: Path) -> None:
@@ -54,6 +55,7 @@ def test_text(architecture: Any, lora: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(opened(**inputs).last_hidden_state, encoder(**inputs).last_hidden_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "lora"),
     [(make, lora) for make in VISION for lora in (None, LORA)] + [(make, None) for make in BATCH_NORMALISED],

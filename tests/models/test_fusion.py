@@ -49,6 +49,7 @@ def assert_equal(found: Tensor, expected: Tensor, fusion: Any, features: Feature
 beside_padding = pytest.mark.parametrize("pictures", [lambda batch: batch, padded], ids=["whole", "padded"])
 
 
+@pytest.mark.slow
 @every_kind
 @beside_padding
 @pytest.mark.parametrize("seed", [0, 1])
@@ -87,6 +88,7 @@ def test_states_of_tokens_are_those_of_a_loop(heads: int, layers: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @every_pair_kind
 @beside_padding
 def test_parts_in_context_are_those_of_a_loop(kind: str, pictures: Any) -> None:
@@ -121,6 +123,7 @@ class TestHonest:
         part = all_scores(fusion, features[1:3], batch[1:3])
         torch.testing.assert_close(part, whole[1:3, 1:3], rtol=1e-12, atol=1e-14)
 
+    @pytest.mark.slow
     def test_nor_on_the_size_of_a_block(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         fusion, batch = make_fusion(kind), fusion_batch(0)
         features = fusion_features(batch)

@@ -86,6 +86,7 @@ def held_out(scores: Callable[[Features], Tensor], sets: int = 8) -> Tensor:
         return torch.cat([recall(scores(noise(100 + seed))) for seed in range(sets)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_is_fitted_and_tells_nothing_about_other_pairs(kind: str) -> None:
     fusion = make_fusion(kind).float()
@@ -106,6 +107,7 @@ def test_noise_is_fitted_and_tells_nothing_about_other_pairs(kind: str) -> None:
     assert_chance(held_out(scores))
 
 
+@pytest.mark.slow
 def test_the_careless_form_is_caught() -> None:
     torch.manual_seed(0)
     model, own = Careless(), torch.arange(PAIRS)

@@ -47,6 +47,7 @@ def spans() -> Tensor:
 
 @pytest.mark.parametrize("architecture", tiny.VISION_ARCHITECTURES, ids=lambda architecture: architecture["model_type"])
 class TestFamilies:
+    @pytest.mark.slow
     def test_similarity_is_the_cosine_with_each_patch_as_a_region(self, architecture: tiny.Architecture) -> None:
         model, pixels, features = make(architecture), image(), spans()
         maps = span_heatmaps(model, pixels, features)
@@ -74,6 +75,7 @@ class TestFamilies:
         totals = rollout.sum(dim=(1, 2))
         assert ((totals > 0.25) & (totals < 1 + 1e-5)).all()
 
+    @pytest.mark.slow
     def test_leaves_the_tower_as_it_was(self, architecture: tiny.Architecture) -> None:
         model, pixels = make(architecture), image()
         before = model.vision.model.config.to_dict(), model.vision.model.config._attn_implementation

@@ -167,6 +167,7 @@ class TestViT:
 
 
 class TestEveryTower:
+    @pytest.mark.slow
     @TYPES
     def test_nothing_depends_on_the_padding_or_on_the_company(self, architecture: dict[str, Any]) -> None:
         torch.manual_seed(0)

@@ -70,6 +70,7 @@ def masked_lm(tmp_path: Path) -> tuple[BertForMaskedLM, Path]:
 
 
 class TestLoading:
+    @pytest.mark.slow
     def test_with_lora(self, masked_lm: tuple[BertForMaskedLM, Path]) -> None:
         """The weights below the updates are the folder's, and can be had again without it."""
         original, folder = masked_lm

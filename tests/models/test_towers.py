@@ -101,6 +101,7 @@ class TestText:
         torch.testing.assert_close(padded.tokens[1:, :4], alone.tokens, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(padded.pooled[1:], alone.pooled, rtol=1e-10, atol=1e-12)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), TEXT_POOLS)
     def test_pooled_state_has_seen_every_real_token(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = text_tower(architecture, pool)
@@ -118,6 +119,7 @@ class TestText:
         (states.tokens.square().sum() + states.pooled.sum()).backward()
         assert_every_parameter_has_a_gradient(tower)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), TEXT_POOLS)
     def test_rebuilt_from_its_own_settings(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = text_tower(architecture, pool)
@@ -231,6 +233,7 @@ class TestSiglipText:
 
 
 class TestVision:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), VISION_POOLS)
     def test_shapes(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = vision_tower(architecture, pool)
@@ -269,6 +272,7 @@ class TestVision:
             quarters = change.reshape(2, 4, 2, 4).sum(dim=(1, 3))
             assert divmod(quarters.argmax().item(), 2) == (row, column)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), VISION_POOLS)
     def test_every_parameter_has_a_gradient(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = vision_tower(architecture, pool)
@@ -276,6 +280,7 @@ class TestVision:
         (states.grid.square().sum() + states.pooled.sum()).backward()
         assert_every_parameter_has_a_gradient(tower)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), VISION_POOLS)
     def test_rebuilt_from_its_own_settings(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = vision_tower(architecture, pool, image_size=48)

@@ -94,6 +94,7 @@ def saved_bytes(tower: TextTower | VisionTower) -> int:
 
 
 class TestLayers:
+    @pytest.mark.slow
     @every_family
     def test_run_one_after_the_other(self, architecture: tiny.Architecture) -> None:
         tower = build(architecture)
@@ -112,6 +113,7 @@ class TestLayers:
 
 
 class TestFreeze:
+    @pytest.mark.slow
     @every_family
     @pytest.mark.parametrize("which", ["lowest", "every"])
     def test_the_graph_begins_above_the_frozen_layers(self, architecture: tiny.Architecture, which: str) -> None:
@@ -126,6 +128,7 @@ class TestFreeze:
             value.backward()
         assert gradients(tower).keys() == trained(tower)
 
+    @pytest.mark.slow
     @every_family
     def test_all_above_the_frozen_layers_is_trained(self, architecture: tiny.Architecture) -> None:
         """Without the higher layers those are the heads: a final norm, a pooler, a last convolution."""
@@ -136,6 +139,7 @@ class TestFreeze:
         assert trained(tower) == upper | heads
         assert trained(build(architecture, freeze=len(tower.layers))) == heads
 
+    @pytest.mark.slow
     @every_family
     def test_all(self, architecture: tiny.Architecture) -> None:
         """No graph, and evaluation mode whatever the model around it is in."""
@@ -153,6 +157,7 @@ class TestFreeze:
         assert not build(tiny.bert(), freeze=LAYERS).training
         assert build(tiny.bert(), freeze=LAYERS, pool="pooler").training
 
+    @pytest.mark.slow
     @every_family
     def test_nothing(self, architecture: tiny.Architecture) -> None:
         assert trained(build(architecture)) == dict(build(architecture).named_parameters()).keys()
@@ -170,6 +175,7 @@ class TestFreeze:
 
 
 class TestGradientCheckpointing:
+    @pytest.mark.slow
     @every_transformer
     def test_same_states_and_gradients_with_fewer_bytes(self, architecture: tiny.Architecture) -> None:
         dropped = with_dropout(architecture, 0.3)
@@ -181,6 +187,7 @@ class TestGradientCheckpointing:
         torch.testing.assert_close(gradients(checkpointed), gradients(plain), rtol=0, atol=0)
         assert saved_bytes(checkpointed) < saved_bytes(plain) / 2
 
+    @pytest.mark.slow
     @every_transformer
     def test_dropout_is_on(self, architecture: tiny.Architecture) -> None:
         """So that the test above compares something: without it the loss is another one."""
@@ -223,6 +230,7 @@ class TestGradientCheckpointing:
 
 
 class TestLora:
+    @pytest.mark.slow
     @every_family_for_lora
     def test_only_the_updates_are_trained(self, architecture: tiny.Architecture) -> None:
         tower = build(architecture, lora={"rank": 2})
@@ -232,11 +240,13 @@ class TestLora:
         linear = [module for module in build(architecture).layers.modules() if isinstance(module, nn.Linear)]
         assert len(trained(tower)) == 2 * len(linear)
 
+    @pytest.mark.slow
     @every_family_for_lora
     def test_nothing_changes_at_first(self, architecture: tiny.Architecture) -> None:
         plain, updated = build(architecture).eval(), build(architecture, lora={}).eval()
         torch.testing.assert_close(loss(updated), loss(plain))
 
+    @pytest.mark.slow
     @every_family_for_lora
     def test_rebuilt_from_its_own_settings(self, architecture: tiny.Architecture) -> None:
         lora = LoraSettings(rank=3, alpha=5.0, dropout=0.1)

@@ -15,7 +15,6 @@ import miniature
 from spanbox.search.embedding import PART
 from spanbox.wiring import train
 
-pytestmark = pytest.mark.slow
 PARTS = 8
 DONE = 2  # parts that are finished when a rank is killed
 ONE = [sys.executable, "-m", "spanbox"]

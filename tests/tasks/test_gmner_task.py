@@ -73,6 +73,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=max(1e-10 * scale, 1e-15), msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grounds", [True, False])
 @pytest.mark.parametrize("chunk", [1, 3, 5])
 def test_chunked_equals_whole(chunk: int, grounds: bool) -> None:

@@ -79,7 +79,6 @@ def test_a_run_with_another_state_of_training_does_not_go_on(tmp_path: Path, sce
         train(resumed(run, scenes))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("day", DAYS)
 def test_every_command_takes_it(day: str, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = unpack(day, tmp_path)

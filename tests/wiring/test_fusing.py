@@ -20,7 +20,6 @@ from spanbox.report.page import make_report
 from spanbox.wiring import EvaluationOptions, evaluate_to_folder, fusing, load, plan, train
 from spanbox.wiring.embedding import embed, evaluation_dataset
 
-pytestmark = pytest.mark.slow
 KINDS = ("gated", "cross_attention", "conditioned_pooling")
 SMALL = ["model.fusion.width=16", "model.fusion.heads=2", "model.fusion.dropout=0.1"]
 

@@ -100,7 +100,6 @@ def test_the_log_and_the_best_checkpoint(trained: Path) -> None:
     assert (trained / "checkpoints" / "best").exists()
 
 
-@pytest.mark.slow
 def test_a_resumed_run_is_the_same_bit_for_bit(
     scenes: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +174,6 @@ def test_a_broken_image_costs_the_boxes_alone(scenes: Path, trained: Path) -> No
     assert len(found.predictions) == len(lines)
 
 
-@pytest.mark.slow
 def test_texts_alone_need_no_image(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     for split in ("train", "val"):

@@ -16,7 +16,6 @@ from spanbox.errors import CheckpointError, ConfigError
 from spanbox.wiring import load, plan, train
 from spanbox.wiring.gmner_training import train_gmner
 
-pytestmark = pytest.mark.slow
 STILL = ("train.optimiser.lr=1e-12", "train.optimiser.weight_decay=0")
 FUSED = ("model.fusion.kind=gated", "model.fusion.width=16", "model.fusion.heads=2")
 

@@ -39,7 +39,6 @@ def losses(scenes: Path, run: Path, *overrides: str) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.slow
 def test_equal_losses_and_each_image_once(scenes: Path, tmp_path: Path, encoded: list[int]) -> None:
     expected = losses(scenes, tmp_path / "without")
     every_time = sum(encoded)
