@@ -146,6 +146,22 @@ def test_groups_of_one_image_file_are_one_group_when_merged(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_group_with_the_path_of_an_image_is_still_one_group_when_merged(tmp_path: Path, others: int) -> None:
+    """As `data fix` makes of copies of an image: the first pair has no group, the others have its path."""
+    (tmp_path / "照片").mkdir()
+    paths = [tmp_path / "照片" / "x.jsonl", tmp_path / "y.jsonl"][: 1 + others]
+    write_manifest(
+        paths[0], [Record("1", "a.png", "猫"), Record("2", "b.png", "狗", group="a.png"), Record("3", "c.png", "d")]
+    )
+    if others:
+        write_manifest(paths[1], [Record("4", "a.png", "another")])
+    merge(paths, tmp_path / "new" / "m.jsonl")
+    first, second, third, *rest = (record.group_key for record in Manifest(tmp_path / "new" / "m.jsonl"))
+    assert first == second != third
+    assert len({first, third, *rest}) == 2 + others
+
+
 def test_a_split_without_pairs_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path = write(tmp_path, 10)  # 4 groups
     with pytest.raises(DataError, match="has 4 groups, none of them for test"):
