@@ -173,6 +173,28 @@ def test_names_ids_groups_and_repetitions(tmp_path: Path) -> None:
     assert (fixed[2].meta, fixed[2].relevance) == ({"kept": 1}, 0.5)
 
 
+def test_groups_with_images_of_equal_pixels_are_one_and_a_second_repair_finds_nothing(tmp_path: Path) -> None:
+    """A pair of such a group keeps its other images: without them they would be each other's negatives."""
+    for name, seed in (("a.png", 0), ("copy.png", 0), ("b.png", 1), ("c.png", 2)):
+        noise(tmp_path / name, (40, 40), seed)
+    pairs = [
+        Record("1", "a.png", "猫"),
+        Record("2", "copy.png", "狗", group="g"),
+        Record("3", "b.png", "鸟", group="g"),
+        Record("4", "c.png", "鱼"),
+        Record("5", "b.png", "鸟", group="a.png"),  # the third pair again, in what is the same group
+    ]
+    write_manifest(tmp_path / "m.jsonl", pairs)
+    done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert [(record.id, record.group_key) for record in Manifest(tmp_path / "fixed.jsonl")] == [
+        ("1", "a.png"), ("2", "a.png"), ("3", "a.png"), ("4", "c.png"),
+    ]  # fmt: skip
+    assert done == {"images of equal pixels in different groups: one group": 2, "pairs given twice: removed": 1}
+    again, _ = fix_manifest(tmp_path / "fixed.jsonl", tmp_path / "again.jsonl")
+    assert not again
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "fixed.jsonl").read_bytes()
+
+
 def test_what_is_not_certain_stays(tmp_path: Path) -> None:
     """Ten boxes of another format are too few, and a box without area has no certain repair."""
     bad = [with_boxes(r, lambda b: (b[0], b[1], b[2] - b[0], b[3] - b[1])) for r in records(tmp_path, 5)]
