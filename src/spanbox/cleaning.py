@@ -28,7 +28,7 @@ from spanbox.processes import Jobs
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
 from spanbox.wiring.embedding import embed, evaluation_dataset
-from spanbox.wiring.loading import load
+from spanbox.wiring.loading import Loaded, load
 
 ALL_PROPOSALS = 10_000  # of an image: every one may be the box of an entity
 
@@ -62,14 +62,15 @@ def clean(
 
     Args:
         path: the manifest.
-        recipe: recipe or config of the models of the folds; `overrides` are its settings.
+        recipe: recipe or config of the models of the folds; `overrides` are its settings. Boxes without an area are
+            refused or left out as its `data.inverted_boxes` says, or that of the run.
         run: a run or checkpoint whose model has not seen the data, instead of folds.
         folds: number of folds.
         jobs: folds that are trained at the same time, each with its share of the cores.
         device: where the pairs are scored.
 
     Raises:
-        ConfigError: neither or both of `recipe` and `run`, or a wrong setting.
+        ConfigError: neither or both of `recipe` and `run`, a wrong setting, or settings for a run.
         DataError: the manifest is wrong, or too small for so many folds.
         OutputError: `out` cannot be written, or the new manifest would replace the original.
         TrainingError: the training of a fold failed.
@@ -78,20 +79,26 @@ def clean(
         raise ConfigError(
             "give either --recipe, to train a model for each fold, or --run, a model that has not seen the data"
         )
+    if run is not None and overrides:
+        raise ConfigError(
+            f"{overrides[0]}: settings are those of --recipe; with --run nothing is trained, leave them out"
+        )
     new = out / f"{path.stem}.jsonl"
     check_no_input(new, [path])
-    if recipe is not None:
-        load_config(recipe, overrides)  # before anything is written
-    manifest = Manifest(path)
-    check_writable_folder(out)
     if run is not None:
-        scored = [_score(run, manifest.path, range(len(manifest)), device, seed)]
+        loaded = load(run, device)
+        manifest = Manifest(path, loaded.config.data.inverted_boxes)
+        check_writable_folder(out)
+        scored = [_score(loaded, path, range(len(manifest)), seed)]
     else:
         assert recipe is not None
+        manifest = Manifest(path, load_config(recipe, overrides).data.inverted_boxes)
+        check_writable_folder(out)
         members = fold_members(manifest, folds, seed)
         trained = _train_folds(manifest, members, out / "folds", recipe, overrides, jobs)
         scored = [
-            _score(model, held_out, own, device, seed) for (model, held_out), own in zip(trained, members, strict=True)
+            _score(load(model, device), held_out, own, seed)
+            for (model, held_out), own in zip(trained, members, strict=True)
         ]
     verdicts = judge([scores for scores, _ in scored])
     judged = Judged.of(verdicts.pairs, verdicts.links)
@@ -179,13 +186,12 @@ def _train_fold(number: int, run: Path, path: Path, record: Mapping[str, Any], j
     write_text(path, json.dumps({**record, "done": True}))
 
 
-def _score(run: Path, path: Path, members: Sequence[int], device: str, seed: int) -> tuple[FoldScores, list[Incident]]:
-    """P-values of the pairs of a manifest by the model of a run, and the incidents in their data.
+def _score(loaded: Loaded, path: Path, members: Sequence[int], seed: int) -> tuple[FoldScores, list[Incident]]:
+    """P-values of the pairs of a manifest by a model, and the incidents in their data.
 
     Args:
         members: their places in the manifest that is cleaned.
     """
-    loaded = load(run, device)
     dataset = evaluation_dataset(loaded.config, loaded.model, Manifest(path, loaded.config.data.inverted_boxes))
     dataset.limits = replace(dataset.limits, proposals=ALL_PROPOSALS, max_regions=None, max_spans=None)
     bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
