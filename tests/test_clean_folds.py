@@ -149,6 +149,24 @@ def test_groups_stay_together(tmp_path: Path) -> None:
         fold_members(Manifest(tmp_path / "m.jsonl"), 11, seed=0)
 
 
+def test_pairs_of_one_image_file_stay_together_whatever_their_groups(tmp_path: Path) -> None:
+    names = [
+        ("a.png", "1"),
+        ("b.png", "2"),
+        ("./a.png", "2"),
+        ("c.png", ""),
+        ("c.png", "4"),
+        ("d.png", ""),
+        ("e.png", ""),
+    ]
+    records = [Record(str(i), image, "猫", group=group) for i, (image, group) in enumerate(names)]
+    write_manifest(tmp_path / "m.jsonl", records)
+    for seed in range(5):
+        folds = [set(own) for own in fold_members(Manifest(tmp_path / "m.jsonl"), 2, seed)]
+        assert sum(map(len, folds)) == 7
+        assert all(together <= own or not together & own for together in ({0, 1, 2}, {3, 4}) for own in folds)
+
+
 def test_refusals(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="give either --recipe"):
         clean(scenes / "train.jsonl", tmp_path)

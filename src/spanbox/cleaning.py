@@ -1,8 +1,8 @@
 """Cleaning of a manifest: every pair and link is scored by a model that was not trained on it.
 
-The pairs are cut into folds by group, so that no image is on both sides. A model is trained on the other folds for each
-(or a given run scores all), and its scores become probabilities (`evaluation/verdicts.py`). The new manifest, all
-verdicts and a page for review are written; the original is not changed. An interrupted cleaning continues.
+The pairs are cut into folds by group and image file, so that no image is on both sides. A model is trained on the other
+folds for each (or a given run scores all), and its scores become probabilities (`evaluation/verdicts.py`). The new
+manifest, all verdicts and a page for review are written; the original is not changed. An interrupted cleaning goes on.
 """
 
 import json
@@ -17,8 +17,9 @@ import numpy as np
 
 from spanbox.config import dump_config, load_config
 from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
-from spanbox.data.manifest import Manifest, relocated, write_manifest
+from spanbox.data.manifest import Manifest, normal_path, relocated, write_manifest
 from spanbox.data.neighbours import manifest_digest
+from spanbox.data.partition import JoinedGroups
 from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError, DataError
@@ -111,10 +112,19 @@ def clean(
 
 
 def fold_members(manifest: Manifest, folds: int, seed: int) -> list[list[int]]:
-    """The places of the pairs of each fold; all pairs of a group are in one. Raises DataError."""
+    """The places of the pairs of each fold; all pairs of a group, or of groups that share an image file, are in one.
+
+    Raises:
+        DataError: there are too few groups.
+    """
     groups: dict[str, list[int]] = {}
+    joined, of_image = JoinedGroups[str](), dict[str, str]()
     for place in range(len(manifest)):
-        groups.setdefault(manifest[place].group_key, []).append(place)
+        record = manifest[place]
+        groups.setdefault(record.group_key, []).append(place)
+        joined.join(of_image.setdefault(normal_path(record.image), record.group_key), record.group_key)
+    for group in joined.others():
+        groups[joined.first(group)] += groups.pop(group)
     if len(groups) < 2 * folds:
         raise DataError(f"{manifest.path}: {len(groups)} groups are too few for {folds} folds; set --folds lower")
     order = sorted(groups, key=lambda group: stable_id(f"fold {seed} {group}"))
