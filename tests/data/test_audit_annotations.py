@@ -134,6 +134,19 @@ def test_inverted_boxes_of_another_format_are_not_to_be_dropped(
     assert report.findings["inverted box"].advice == f"do not drop them: {kind}"
 
 
+def test_inverted_boxes_are_not_to_be_dropped_where_a_part_of_the_set_is_of_another_format(tmp_path: Path) -> None:
+    """Of boxes as x y width height most are not inverted: they would stay, and be wrong."""
+    sizes = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in PIXELS]
+    for others in (3, 5):
+        report = boxes_of(tmp_path, *sizes, *others * PIXELS)
+        assert report.findings["inverted box"].advice == "do not drop them: boxes of unknown convention"
+        (note,) = (finding for finding in report.notes if finding.kind.startswith("boxes "))
+        assert "x1 below x0 or y1 below y0; some of the others may be of another format" in note.examples[0].detail
+    flat = [(x0, y0, x0, y0) for x0, y0, _, _ in PIXELS]  # boxes without a size: placeholders, mostly
+    report = boxes_of(tmp_path, *flat, *4 * PIXELS)
+    assert report.findings["inverted box"].advice == PROBLEMS["inverted box"]
+
+
 def test_a_few_inverted_boxes_are_only_that(tmp_path: Path) -> None:
     report = boxes_of(tmp_path, *PIXELS, (90.0, 30.0, 60.0, 100.0), (50.0, 90.0, 60.0, 10.0))
     assert [finding.kind for finding in report.problems] == ["inverted box"]
