@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from spanbox.data.synonyms import Synonyms
-from spanbox.data.words import find_words, indefinite_article, is_language, starts_sentence
+from spanbox.data.words import find_words, indefinite_article, is_english_or_chinese, is_language, starts_sentence
 from spanbox.settings import PathText, Settings
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
@@ -244,7 +244,7 @@ def _deletable(current: AugmentedText, language: str, synonyms: Synonyms) -> Ite
     The first word of a sentence stays, and the one after an indefinite article. Of a script without spaces only words
     that have synonyms are known as such. Negations and numbers are known of English and Chinese only.
     """
-    if not _is_judged(language):
+    if not is_english_or_chinese(language):
         return
     text, words = current.text, list(find_words(current.text))
     for start, end, is_unspaced in words:
@@ -313,14 +313,9 @@ def _clauses(text: str) -> Iterator[_Clause]:
         start = closed
 
 
-def _is_judged(language: str) -> bool:
-    """Whether the words are known that a language negates, counts or refers with."""
-    return is_language(language, "en") or is_language(language, "zh")
-
-
 def _is_movable(clause: str, language: str) -> bool:
     """Whether a clause says the same wherever it stands. Only English and Chinese can be judged."""
-    if not _is_judged(language) or _QUOTES.search(clause):
+    if not is_english_or_chinese(language) or _QUOTES.search(clause):
         return False
     plain = clause.lower()
     for opening in _INDEPENDENT:
