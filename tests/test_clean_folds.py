@@ -155,7 +155,7 @@ def test_pairs_of_one_image_file_stay_together_whatever_their_groups(tmp_path: P
         ("b.png", "2"),
         ("./a.png", "2"),
         ("c.png", ""),
-        ("c.png", "4"),
+        (f"{tmp_path}/c.png", "4"),
         ("d.png", ""),
         ("e.png", ""),
     ]

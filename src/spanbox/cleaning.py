@@ -17,7 +17,7 @@ import numpy as np
 
 from spanbox.config import dump_config, load_config
 from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
-from spanbox.data.manifest import Manifest, normal_path, relocated, write_manifest
+from spanbox.data.manifest import Manifest, image_file, relocated, write_manifest
 from spanbox.data.neighbours import manifest_digest
 from spanbox.data.partition import JoinedGroups
 from spanbox.documents import DocumentError, quoted, read_json
@@ -119,10 +119,11 @@ def fold_members(manifest: Manifest, folds: int, seed: int) -> list[list[int]]:
     """
     groups: dict[str, list[int]] = {}
     joined, of_image = JoinedGroups[str](), dict[str, str]()
+    folder = manifest.path.parent.resolve()
     for place in range(len(manifest)):
         record = manifest[place]
         groups.setdefault(record.group_key, []).append(place)
-        joined.join(of_image.setdefault(normal_path(record.image), record.group_key), record.group_key)
+        joined.join(of_image.setdefault(image_file(record, folder), record.group_key), record.group_key)
     for group in joined.others():
         groups[joined.first(group)] += groups.pop(group)
     if len(groups) < 2 * folds:

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 
 from spanbox.data.importers import UniqueIds
-from spanbox.data.manifest import Manifest, Record, normal_path, relocated, write_manifest
+from spanbox.data.manifest import Manifest, Record, image_file, relocated, write_manifest
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
 from spanbox.structures import stable_id
@@ -38,7 +38,7 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
     """
     for name in shares:  # before any is written
         check_no_input(out / f"{name}.jsonl", [path])
-    manifest = Manifest(path, "keep")
+    manifest, folder = Manifest(path, "keep"), path.parent.resolve()
     groups: dict[int, list[int]] = defaultdict(list)
     strata: dict[int, set[str]] = defaultdict(set)
     joined, of_image = JoinedGroups[int](), dict[int, int]()
@@ -47,7 +47,7 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
         key = stable_id(f"split {seed} {record.group_key}")
         groups[key].append(place)
         strata[key] |= {f"lang {record.lang}", *(f"type {entity.type}" for entity in record.entities)}
-        same_image = of_image.setdefault(stable_id(normal_path(record.image)), key)
+        same_image = of_image.setdefault(stable_id(image_file(record, folder)), key)
         joined.join(*sorted((joined.first(same_image), joined.first(key))))  # the least, in whatever order they come
     for key in joined.others():
         groups[joined.first(key)] += groups.pop(key)
@@ -121,7 +121,7 @@ def merge(paths: Sequence[Path], out: Path) -> int:
                 new = msgspec.structs.replace(moved, group=group, source=record.source or name)
                 yield _Moved(number, record.group_key, new)
 
-    first_of = _groups_that_are_one(moved_records())
+    first_of = _groups_that_are_one(moved_records(), folder)
 
     def records() -> Iterator[Record]:
         ids = UniqueIds()
@@ -140,18 +140,21 @@ class _Moved(NamedTuple):
     record: Record  # as it is in the new manifest, but for its id
 
 
-def _groups_that_are_one(moved: Iterator[_Moved]) -> dict[str, str]:
+def _groups_that_are_one(moved: Iterator[_Moved], folder: Path) -> dict[str, str]:
     """For the groups that are one with an earlier group of the new manifest, the first group that they are joined to.
 
     Groups are one where they were one before, which may be named by the path of one of its images and so be the default
     of that, and where they share an image file with a group of an earlier manifest.
+
+    Args:
+        folder: of the new manifest, resolved.
     """
     joined = JoinedGroups[str]()
     shown: dict[str, tuple[int, str]] = {}  # by image: where it is first, and in which group
     names: dict[tuple[int, str], str] = {}  # of each group of each manifest: its first name in the new one
     for manifest, group, record in moved:
         joined.join(names.setdefault((manifest, group), record.group_key), record.group_key)
-        earlier, other = shown.setdefault(normal_path(record.image), (manifest, record.group_key))
+        earlier, other = shown.setdefault(image_file(record, folder), (manifest, record.group_key))
         if earlier != manifest:
             joined.join(other, record.group_key)
     return {group: joined.first(group) for group in joined.others()}
