@@ -258,6 +258,15 @@ def test_boxes_at_the_edges_of_upright_and_wide_photographs_stay(tmp_path: Path)
     assert Manifest(tmp_path / "fixed.jsonl")[:] == made
 
 
+def test_the_same_box_in_every_image_shows_no_size_of_the_images(tmp_path: Path) -> None:
+    """As of a logo: it touches the edges of a square of its own size, in each image."""
+    good = [with_boxes(record, lambda box: (0.0, 0.0, 40.0, 40.0)) for record in records(tmp_path)]
+    write_manifest(tmp_path / "m.jsonl", good)
+    assert not any(kind.startswith("boxes ") for kind in audit([tmp_path / "m.jsonl"]).findings)
+    fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert list(Manifest(tmp_path / "fixed.jsonl")) == good
+
+
 def test_an_image_name_that_the_system_refuses_stays(tmp_path: Path) -> None:
     made = [Record("1", "a" * 300 + ".png", "a cat"), Record("2", "a\0b.png", "a dog")]
     write_manifest(tmp_path / "m.jsonl", made)
