@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import miniature
@@ -124,6 +125,23 @@ def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_pat
     assert not (tmp_path / "out" / "folds").exists()
 
 
+def test_boxes_without_an_area_are_left_out_where_the_settings_say_so(
+    scenes: Path, tmp_path: Path, in_process: list[list[str]]
+) -> None:
+    data = Path(shutil.copytree(scenes, tmp_path / "scenes")) / "train.jsonl"
+    first, *others = Manifest(data)
+    flat = msgspec.structs.replace(first.entities[0], boxes=((9.0, 9.0, 9.0, 20.0),))
+    write_manifest(data, [msgspec.structs.replace(first, entities=(flat, *first.entities[1:])), *others])
+    options = {"recipe": "demo", "folds": 2, "device": "cpu"}
+    with pytest.raises(DataError, match=r"set data\.inverted_boxes=drop"):
+        clean(data, tmp_path / "out", overrides=OVERRIDES, **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+    drop = [*OVERRIDES, "data.inverted_boxes=drop"]
+    done = clean(data, tmp_path / "out", overrides=drop, **options)  # type: ignore[arg-type]
+    assert sum(count for name, count in done.verdicts.items() if name.endswith("pair")) == 32
+    Manifest(done.manifest)  # raises where there are boxes without an area
+
+
 def test_groups_stay_together(tmp_path: Path) -> None:
     records = [Record(str(i), f"{i // 3}.png", "x") for i in range(60)]
     write_manifest(tmp_path / "m.jsonl", records)
@@ -136,6 +154,24 @@ def test_groups_stay_together(tmp_path: Path) -> None:
         fold_members(Manifest(tmp_path / "m.jsonl"), 11, seed=0)
 
 
+def test_pairs_of_one_image_file_stay_together_whatever_their_groups(tmp_path: Path) -> None:
+    names = [
+        ("a.png", "1"),
+        ("b.png", "2"),
+        ("./a.png", "2"),
+        ("c.png", ""),
+        (f"{tmp_path}/c.png", "4"),
+        ("d.png", ""),
+        ("e.png", ""),
+    ]
+    records = [Record(str(i), image, "猫", group=group) for i, (image, group) in enumerate(names)]
+    write_manifest(tmp_path / "m.jsonl", records)
+    for seed in range(5):
+        folds = [set(own) for own in fold_members(Manifest(tmp_path / "m.jsonl"), 2, seed)]
+        assert sum(map(len, folds)) == 7
+        assert all(together <= own or not together & own for together in ({0, 1, 2}, {3, 4}) for own in folds)
+
+
 def test_refusals(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="give either --recipe"):
         clean(scenes / "train.jsonl", tmp_path)
@@ -143,6 +179,8 @@ def test_refusals(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         clean(scenes / "train.jsonl", scenes, recipe="demo")
     with pytest.raises(ConfigError, match=r"train\.stepz: unknown key"):
         clean(scenes / "train.jsonl", tmp_path / "new", recipe="demo", overrides=["train.stepz=1"])
+    with pytest.raises(ConfigError, match=r"train.steps=5: settings are those of --recipe"):
+        clean(scenes / "train.jsonl", tmp_path / "new", run=tmp_path / "run", overrides=["train.steps=5"])
     assert not (tmp_path / "new").exists()
 
 

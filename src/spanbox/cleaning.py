@@ -1,8 +1,8 @@
 """Cleaning of a manifest: every pair and link is scored by a model that was not trained on it.
 
-The pairs are cut into folds by group, so that no image is on both sides. A model is trained on the other folds for each
-(or a given run scores all), and its scores become probabilities (`evaluation/verdicts.py`). The new manifest, all
-verdicts and a page for review are written; the original is not changed. An interrupted cleaning continues.
+The pairs are cut into folds by group and image file, so that no image is on both sides. A model is trained on the other
+folds for each (or a given run scores all), and its scores become probabilities (`evaluation/verdicts.py`). The new
+manifest, all verdicts and a page for review are written; the original is not changed. An interrupted cleaning goes on.
 """
 
 import json
@@ -17,8 +17,9 @@ import numpy as np
 
 from spanbox.config import dump_config, load_config
 from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
-from spanbox.data.manifest import Manifest, relocated, write_manifest
+from spanbox.data.manifest import Manifest, image_file, relocated, write_manifest
 from spanbox.data.neighbours import manifest_digest
+from spanbox.data.partition import JoinedGroups
 from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError, DataError
@@ -28,7 +29,7 @@ from spanbox.processes import Jobs
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
 from spanbox.wiring.embedding import embed, evaluation_dataset
-from spanbox.wiring.loading import load
+from spanbox.wiring.loading import Loaded, load
 
 ALL_PROPOSALS = 10_000  # of an image: every one may be the box of an entity
 
@@ -62,14 +63,15 @@ def clean(
 
     Args:
         path: the manifest.
-        recipe: recipe or config of the models of the folds; `overrides` are its settings.
+        recipe: recipe or config of the models of the folds; `overrides` are its settings. Boxes without an area are
+            refused or left out as its `data.inverted_boxes` says, or that of the run.
         run: a run or checkpoint whose model has not seen the data, instead of folds.
         folds: number of folds.
         jobs: folds that are trained at the same time, each with its share of the cores.
         device: where the pairs are scored.
 
     Raises:
-        ConfigError: neither or both of `recipe` and `run`, or a wrong setting.
+        ConfigError: neither or both of `recipe` and `run`, a wrong setting, or settings for a run.
         DataError: the manifest is wrong, or too small for so many folds.
         OutputError: `out` cannot be written, or the new manifest would replace the original.
         TrainingError: the training of a fold failed.
@@ -78,20 +80,26 @@ def clean(
         raise ConfigError(
             "give either --recipe, to train a model for each fold, or --run, a model that has not seen the data"
         )
+    if run is not None and overrides:
+        raise ConfigError(
+            f"{overrides[0]}: settings are those of --recipe; with --run nothing is trained, leave them out"
+        )
     new = out / f"{path.stem}.jsonl"
     check_no_input(new, [path])
-    if recipe is not None:
-        load_config(recipe, overrides)  # before anything is written
-    manifest = Manifest(path)
-    check_writable_folder(out)
     if run is not None:
-        scored = [_score(run, manifest.path, range(len(manifest)), device, seed)]
+        loaded = load(run, device)
+        manifest = Manifest(path, loaded.config.data.inverted_boxes)
+        check_writable_folder(out)
+        scored = [_score(loaded, path, range(len(manifest)), seed)]
     else:
         assert recipe is not None
+        manifest = Manifest(path, load_config(recipe, overrides).data.inverted_boxes)
+        check_writable_folder(out)
         members = fold_members(manifest, folds, seed)
         trained = _train_folds(manifest, members, out / "folds", recipe, overrides, jobs)
         scored = [
-            _score(model, held_out, own, device, seed) for (model, held_out), own in zip(trained, members, strict=True)
+            _score(load(model, device), held_out, own, seed)
+            for (model, held_out), own in zip(trained, members, strict=True)
         ]
     verdicts = judge([scores for scores, _ in scored])
     judged = Judged.of(verdicts.pairs, verdicts.links)
@@ -104,10 +112,20 @@ def clean(
 
 
 def fold_members(manifest: Manifest, folds: int, seed: int) -> list[list[int]]:
-    """The places of the pairs of each fold; all pairs of a group are in one. Raises DataError."""
+    """The places of the pairs of each fold; all pairs of a group, or of groups that share an image file, are in one.
+
+    Raises:
+        DataError: there are too few groups.
+    """
     groups: dict[str, list[int]] = {}
+    joined, of_image = JoinedGroups[str](), dict[str, str]()
+    folder = manifest.path.parent.resolve()
     for place in range(len(manifest)):
-        groups.setdefault(manifest[place].group_key, []).append(place)
+        record = manifest[place]
+        groups.setdefault(record.group_key, []).append(place)
+        joined.join(of_image.setdefault(image_file(record, folder), record.group_key), record.group_key)
+    for group in joined.others():
+        groups[joined.first(group)] += groups.pop(group)
     if len(groups) < 2 * folds:
         raise DataError(f"{manifest.path}: {len(groups)} groups are too few for {folds} folds; set --folds lower")
     order = sorted(groups, key=lambda group: stable_id(f"fold {seed} {group}"))
@@ -179,13 +197,12 @@ def _train_fold(number: int, run: Path, path: Path, record: Mapping[str, Any], j
     write_text(path, json.dumps({**record, "done": True}))
 
 
-def _score(run: Path, path: Path, members: Sequence[int], device: str, seed: int) -> tuple[FoldScores, list[Incident]]:
-    """P-values of the pairs of a manifest by the model of a run, and the incidents in their data.
+def _score(loaded: Loaded, path: Path, members: Sequence[int], seed: int) -> tuple[FoldScores, list[Incident]]:
+    """P-values of the pairs of a manifest by a model, and the incidents in their data.
 
     Args:
         members: their places in the manifest that is cleaned.
     """
-    loaded = load(run, device)
     dataset = evaluation_dataset(loaded.config, loaded.model, Manifest(path, loaded.config.data.inverted_boxes))
     dataset.limits = replace(dataset.limits, proposals=ALL_PROPOSALS, max_regions=None, max_spans=None)
     bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)

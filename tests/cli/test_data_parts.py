@@ -1,6 +1,7 @@
 """`spanbox data split`, `merge`, `sample`, `card`, `fix`, `clean` and `import`, and relevance in all of them."""
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
 
@@ -202,6 +203,20 @@ class TestClean:
 
 
 class TestImport:
+    def test_the_next_command_can_be_copied_whatever_the_names_of_the_folders(
+        self, data: Command, few: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "t.csv").write_text("image,text\n0.png,一只猫\n", encoding="utf-8")
+        for arguments in (
+            ("import", "table", "t.csv", "it's 数据 1"),
+            ("fix", "it's 数据 1/all.jsonl", "new $x/f.jsonl"),
+        ):
+            code, out, _ = data(*arguments)
+            assert code == 0
+            _, subcommand, verb, *paths = shlex.split(out.rpartition("Next: ")[2])
+            assert (subcommand, verb) == ("data", "check")
+            assert [Path(path).is_file() for path in paths] == [True]
+
     def test_lists_every_format_with_what_it_expects(self, data: Command) -> None:
         code, out, _ = data("import", "--list")
         assert code == 0

@@ -8,6 +8,7 @@ from PIL import Image
 
 from audited import BOX, found, image, manifest
 from spanbox.data.audit import PROBLEMS, AuditReport, audit
+from spanbox.data.audit.spans import find_odd_spans
 from spanbox.data.manifest import Entity, ObjectBox, Record
 
 
@@ -134,6 +135,19 @@ def test_inverted_boxes_of_another_format_are_not_to_be_dropped(
     assert report.findings["inverted box"].advice == f"do not drop them: {kind}"
 
 
+def test_inverted_boxes_are_not_to_be_dropped_where_a_part_of_the_set_is_of_another_format(tmp_path: Path) -> None:
+    """Of boxes as x y width height most are not inverted: they would stay, and be wrong."""
+    sizes = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in PIXELS]
+    for others in (3, 5):
+        report = boxes_of(tmp_path, *sizes, *others * PIXELS)
+        assert report.findings["inverted box"].advice == "do not drop them: boxes of unknown convention"
+        (note,) = (finding for finding in report.notes if finding.kind.startswith("boxes "))
+        assert "x1 below x0 or y1 below y0; some of the others may be of another format" in note.examples[0].detail
+    flat = [(x0, y0, x0, y0) for x0, y0, _, _ in PIXELS]  # boxes without a size: placeholders, mostly
+    report = boxes_of(tmp_path, *flat, *4 * PIXELS)
+    assert report.findings["inverted box"].advice == PROBLEMS["inverted box"]
+
+
 def test_a_few_inverted_boxes_are_only_that(tmp_path: Path) -> None:
     report = boxes_of(tmp_path, *PIXELS, (90.0, 30.0, 60.0, 100.0), (50.0, 90.0, 60.0, 10.0))
     assert [finding.kind for finding in report.problems] == ["inverted box"]
@@ -205,6 +219,38 @@ def test_spans_that_cut_a_word_are_a_note(tmp_path: Path, text: str, start: int,
     report = spans_of(tmp_path, (text, start, end))
     assert report.ok
     assert ("span cuts a word" in report.findings) == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "identity", "cut"),
+    [
+        ("追着红球，旁边", 2, 4, "红球", False),
+        ("追着红球，旁边", 3, 5, "红球", True),  # counted from 1
+        ("追着红球，旁边", 1, 3, "红球", True),
+        ("追着红球，旁边", 3, 4, "红球", False),  # a part of the name
+        ("追着红球，旁边", 1, 5, "红球", False),  # the name with what stands beside it
+        ("追着红球，旁边", 5, 7, "红球", False),
+        ("追着红球，旁边", 3, 5, "1F534", False),  # an identity that is no name
+        ("哈哈哈", 1, 3, "哈哈", False),
+        ("😀ロンドン塔を見る", 2, 7, "ロンドン塔", True),  # UTF-16
+        ("고양이가 잔다", 1, 4, "고양이", True),
+        ("猫", 0, 1, "猫", False),
+    ],
+)
+def test_spans_that_begin_or_end_inside_their_name_are_a_note_in_any_script(
+    tmp_path: Path, text: str, start: int, end: int, identity: str, cut: bool
+) -> None:
+    image(tmp_path, "a.png")
+    report = audit([manifest(tmp_path, Record("1", "a.png", text, entities=(Entity(start, end, identity=identity),)))])
+    assert report.ok
+    assert ("span cuts a word" in report.findings) == cut
+
+
+def test_long_names_in_a_long_text_take_linear_time() -> None:
+    """Seconds if the places of a name are looked for one by one."""
+    for end in ("", "。"):
+        entities = tuple(Entity(start, start + 3, identity="哈" * 5000 + end) for start in range(0, 9000, 3))
+        assert not list(find_odd_spans(Record("1", "a.png", "哈" * 10_000, entities=entities)))
 
 
 @pytest.mark.parametrize("character", ["\u200b", "\ue123", "\xad", "\ufffd"])

@@ -7,7 +7,7 @@ from PIL import Image
 
 from audited import found, image, manifest
 from spanbox.data.audit import AuditReport, audit
-from spanbox.data.manifest import Record
+from spanbox.data.manifest import Record, relocated
 
 
 def shared(tmp_path: Path, first: Record, second: Record, decode: bool = True) -> AuditReport:
@@ -46,6 +46,22 @@ def test_a_group_in_two_splits(tmp_path: Path) -> None:
 def test_equal_relative_paths_in_two_folders_are_two_images(tmp_path: Path) -> None:
     image(tmp_path, "a.png"), image(tmp_path / "test", "a.png", "blue")
     assert shared(tmp_path, Record("1", "a.png", "t"), Record("2", "a.png", "u")).findings == {}
+
+
+@pytest.mark.parametrize("folder", ["images", "../图片"])
+def test_manifests_that_moved_to_one_folder_share_no_group_by_the_names_of_their_images(
+    tmp_path: Path, folder: str
+) -> None:
+    """As `train/m.jsonl` and `test/m.jsonl`, each with its own `images/a.png`, that `data fix` writes to one folder."""
+    moved = []
+    for split, colour in (("train", "red"), ("test", "blue")):
+        old = tmp_path / split / "sets"
+        old.mkdir(parents=True)
+        image(old / folder, "a.png", colour)
+        record = relocated(Record(split, f"{folder}/a.png", split), old.resolve(), tmp_path.resolve())
+        assert record.group == f"{folder}/a.png"
+        moved.append(manifest(tmp_path, record, name=f"{split}.jsonl"))
+    assert audit(moved).findings == {}
 
 
 def test_the_same_text_in_two_splits_is_a_note(tmp_path: Path) -> None:

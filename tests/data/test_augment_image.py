@@ -19,6 +19,7 @@ from spanbox.data.draws import Draws
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest, ObjectBox, Record
 from spanbox.data.masking import MaskSettings
+from spanbox.data.paraphrases import Paraphrase
 from spanbox.data.prepare import prepare
 from spanbox.errors import DataError
 from spanbox.geometry import Affine, box_area, in_fractions
@@ -231,6 +232,28 @@ def test_proposals_follow_too() -> None:
 )
 def test_words_of_direction(text: str, *, found: bool) -> None:
     assert has_direction(text) == found
+
+
+@pytest.mark.parametrize(
+    ("lang", "further", "flips"),
+    [
+        ("", "", True),
+        ("en-GB", "", True),
+        ("zh", "", True),
+        ("de", "", False),
+        ("en", "fr", False),
+        ("ru", "en", False),
+    ],
+)
+def test_images_of_languages_whose_directions_are_not_known_are_not_mirrored(
+    tmp_path: Path, lang: str, further: str, flips: bool
+) -> None:
+    scene().save(tmp_path / "x.png")
+    others = (Paraphrase("chien", lang=further),)
+    data = save_manifest(tmp_path, [Record("1", "x.png", "Hund links", lang=lang, paraphrases=others)])
+    dataset, plain = (PairDataset(data, limits_of(flip=flip), 0, replace_broken=True) for flip in (1.0, 0.0))
+    pixels, as_it_is = dataset[0, 0].pixels, plain[0, 0].pixels  # type: ignore[union-attr]
+    assert torch.equal(pixels, as_it_is.flip(-1) if flips else as_it_is)
 
 
 def test_texts_with_a_direction_are_not_mirrored(tmp_path: Path) -> None:

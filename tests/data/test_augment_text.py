@@ -132,6 +132,18 @@ class TestDeletion:
         texts = {augmented("有三只红色猫", self.DELETE, seed=seed, synonyms=synonyms).text for seed in range(30)}
         assert texts == {"有三只红色猫", "有三只猫"}
 
+    @pytest.mark.parametrize(
+        ("text", "language"),
+        [
+            ("Ein Hund läuft nicht ohne Leine durch zwei Parks", "de-AT"),
+            ("Un chien qui ne court pas sans laisse", "fr"),
+            ("Собака не бежит без поводка", "ru"),
+            ("الكلب لا يركض بدون مقود", "ar"),
+        ],
+    )
+    def test_all_words_of_languages_stay_of_which_no_negations_are_known(self, text: str, language: str) -> None:
+        assert {augmented(text, self.DELETE, language=language, seed=seed).text for seed in range(30)} == {text}
+
     def test_words_that_touch_marks_stay(self) -> None:
         assert self.never("RT @user see #cats (now) at x.com/a") == {"RT", "user", "cats", "now", "x", "com", "a"}
 

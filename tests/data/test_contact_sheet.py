@@ -13,8 +13,9 @@ from PIL import Image
 import miniature
 from encoders import make_sample
 from spanbox.data.contact_sheet import contact_sheet
-from spanbox.data.manifest import Record, write_manifest
+from spanbox.data.manifest import Entity, Record, write_manifest
 from spanbox.data.masking import STRATEGIES, MaskSettings
+from spanbox.errors import DataError
 from spanbox.structures import Sample
 from spanbox.wiring.showing import COPIES, show_samples
 
@@ -143,3 +144,24 @@ def test_changed_words_are_escaped() -> None:
     sample = replace(make_sample(0), text_changes=(("<b>", "&"),))
     page = contact_sheet([make_sample(0)], "", None, GRID, augmented=[[sample]])
     assert "<del>&lt;b&gt;</del> <ins>&amp;</ins>" in page
+
+
+def test_a_page_of_data_with_boxes_without_an_area_can_be_made(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40), "red").save(tmp_path / "x.png")
+    flat = Entity(0, 1, boxes=((5.0, 5.0, 5.0, 9.0),))
+    write_manifest(tmp_path / "flat.jsonl", [Record(id="x", image="x.png", text="一 field", entities=(flat,))])
+
+    def show(*overrides: str) -> int:
+        return show_samples(
+            *(tmp_path / "flat.jsonl", tmp_path / "x.html"),
+            n=1,
+            with_views=True,
+            with_augmented=True,
+            size=48,
+            patch=16,
+            overrides=overrides,
+        )
+
+    with pytest.raises(DataError, match=r"set data\.inverted_boxes=drop"):
+        show()
+    assert show("data.inverted_boxes=drop") == 1

@@ -64,7 +64,7 @@ def test_coco(tmp_path: Path) -> None:
     assert spans(second) == {"puppy": (BOX,)}
     assert third.entities == ()
     assert len(third.objects) == 3
-    assert first.group == second.group
+    assert first.group_key == second.group_key
     assert first.text == "Two men and a dog ."
     assert summary.splits["val"].oddity_counts == {"box of a crowd": 1, "unusable box": 1}
 
@@ -78,6 +78,19 @@ def test_an_empty_caption_is_left_out_and_counted(tmp_path: Path) -> None:
     assert [record.text for record in records(root, "val")] == ["A dog ."]
     assert summary.oddity_counts["unusable record"] == 2
     assert ("7-1", "text: is empty") in [(oddity.where, oddity.detail) for oddity in summary.oddities]
+
+
+def test_coco_of_own_photos_whose_ids_begin_anew_in_each_split_shares_no_group(tmp_path: Path) -> None:
+    """Programs that write the format of COCO count the images of each split from 1: they are others all the same."""
+    root = coco(tmp_path / "src")
+    for kind in ("captions", "instances"):
+        content = (root / "annotations" / f"{kind}_val2017.json").read_bytes()
+        (root / "annotations" / f"{kind}_train2017.json").write_bytes(content)
+    image(root / "train2017" / "7.jpg", (90, 60))
+    run("coco", root)
+    train, val = records(root, "train"), records(root, "val")
+    assert len({record.group_key for record in train}) == len({record.group_key for record in val}) == 1
+    assert train[0].group_key != val[0].group_key
 
 
 def test_words_that_name_a_category() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from import_sources import coco, flickr30k, image, instances, refcoco, reference, run, write_json, write_tar
+from spanbox.data.importers.driver import Source, run_import
 from spanbox.data.importers.formats import FORMATS
+from spanbox.data.manifest import Manifest
 from spanbox.errors import DataError
 
 SOURCES: dict[str, Callable[[Path], Path]] = {
@@ -55,10 +57,30 @@ def test_a_missing_source_names_what_is_missing(tmp_path: Path, name: str) -> No
 
 
 def test_names_of_images_cannot_leave_their_folder(tmp_path: Path) -> None:
-    for bad in ("../../etc/passwd", "/etc/passwd"):
+    for bad, advice in (("../../etc/passwd", "correct its name"), ("/etc/passwd", "as --images")):
         root = coco(tmp_path / "src")
         content = instances()
         content["images"][0]["file_name"] = bad
         write_json(root / "annotations" / "instances_val2017.json", content)
-        with pytest.raises(DataError, match="lies outside of its folder"):
+        with pytest.raises(DataError, match=f"lies outside of .*; .*{advice}"):
             run("coco", root)
+
+
+def test_absolute_paths_into_the_folder_of_the_images_are_those_images(tmp_path: Path) -> None:
+    """The folder may be given by a link, and the paths by the folder that it leads to."""
+    image(tmp_path / "照片 1" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "照片 1")
+    (tmp_path / "s.yaml").write_text("{image: image, text: text}")
+    names = [
+        str(tmp_path / "照片 1" / "a.png"),
+        str(tmp_path / "照片 1" / "../x.png"),
+        str(tmp_path / "link" / "a.png"),
+    ]
+    for folder, usable in (("照片 1", [0]), ("link", [0, 2])):
+        write_json(tmp_path / "m.json", [{"image": name, "text": "猫"} for name in names])
+        source = Source(tmp_path / "m.json", tmp_path / "out", tmp_path / folder, tmp_path / "s.yaml")
+        counts = run_import("json", FORMATS["json"].importer, source).splits["all"].oddity_counts
+        assert counts == {"unusable record": 3 - len(usable)}
+        found = Manifest(tmp_path / "out" / "all.jsonl")
+        assert [int(record.id) - 1 for record in found] == usable
+        assert all(found.image_path(record).is_file() for record in found)

@@ -72,6 +72,23 @@ def test_groups_that_share_an_image_are_in_one_split(tmp_path: Path, reverse: bo
     assert train == {4 * chain + place for chain in {number // 4 for number in train} for place in range(4)}
 
 
+def test_absolute_and_relative_paths_are_of_one_image(tmp_path: Path) -> None:
+    """As in a manifest that several programs wrote; without an image of its own each pair would be a group."""
+    records = [
+        Record(f"{number} {kind}", f"{folder}{number}.png", f"猫 {kind}")
+        for kind, folder in (("relative", "图片/"), ("absolute", f"{tmp_path}/图片/"))
+        for number in range(20)
+    ]
+    write_manifest(tmp_path / "m.jsonl", records)
+    split(tmp_path / "m.jsonl", tmp_path / "out", {"train": 1, "test": 1})
+    train = [record.id.split() for record in Manifest(tmp_path / "out" / "train.jsonl")]
+    assert Counter(number for number, _ in train) == dict.fromkeys({number for number, _ in train}, 2)
+    for part in (0, 1):
+        write_manifest(tmp_path / f"{part}.jsonl", records[20 * part : 20 * part + 20])
+    merge([tmp_path / "0.jsonl", tmp_path / "1.jsonl"], tmp_path / "new" / "merged.jsonl")
+    assert len({record.group_key for record in Manifest(tmp_path / "new" / "merged.jsonl")}) == 20
+
+
 def test_the_images_of_the_parts_are_found(tmp_path: Path) -> None:
     path = write(tmp_path, 40)
     for number in range(16):
@@ -145,6 +162,22 @@ def test_groups_of_one_image_file_are_one_group_when_merged(tmp_path: Path) -> N
         ("images/1.jpg", "coco/train/1"), ("images/3.jpg", "coco/train/1"), ("images/4.jpg", "refcoco/train/b"),
         ("images/3.jpg", "coco/train/1"), ("images/4.jpg", "refcoco/train/b"), ("images/5.jpg", "images/5.jpg"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_group_with_the_path_of_an_image_is_still_one_group_when_merged(tmp_path: Path, others: int) -> None:
+    """As `data fix` makes of copies of an image: the first pair has no group, the others have its path."""
+    (tmp_path / "照片").mkdir()
+    paths = [tmp_path / "照片" / "x.jsonl", tmp_path / "y.jsonl"][: 1 + others]
+    write_manifest(
+        paths[0], [Record("1", "a.png", "猫"), Record("2", "b.png", "狗", group="a.png"), Record("3", "c.png", "d")]
+    )
+    if others:
+        write_manifest(paths[1], [Record("4", "a.png", "another")])
+    merge(paths, tmp_path / "new" / "m.jsonl")
+    first, second, third, *rest = (record.group_key for record in Manifest(tmp_path / "new" / "m.jsonl"))
+    assert first == second != third
+    assert len({first, third, *rest}) == 2 + others
 
 
 def test_a_split_without_pairs_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -173,6 +173,28 @@ def test_names_ids_groups_and_repetitions(tmp_path: Path) -> None:
     assert (fixed[2].meta, fixed[2].relevance) == ({"kept": 1}, 0.5)
 
 
+def test_groups_with_images_of_equal_pixels_are_one_and_a_second_repair_finds_nothing(tmp_path: Path) -> None:
+    """A pair of such a group keeps its other images: without them they would be each other's negatives."""
+    for name, seed in (("a.png", 0), ("copy.png", 0), ("b.png", 1), ("c.png", 2)):
+        noise(tmp_path / name, (40, 40), seed)
+    pairs = [
+        Record("1", "a.png", "猫"),
+        Record("2", "copy.png", "狗", group="g"),
+        Record("3", "b.png", "鸟", group="g"),
+        Record("4", "c.png", "鱼"),
+        Record("5", "b.png", "鸟", group="a.png"),  # the third pair again, in what is the same group
+    ]
+    write_manifest(tmp_path / "m.jsonl", pairs)
+    done, _ = fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert [(record.id, record.group_key) for record in Manifest(tmp_path / "fixed.jsonl")] == [
+        ("1", "a.png"), ("2", "a.png"), ("3", "a.png"), ("4", "c.png"),
+    ]  # fmt: skip
+    assert done == {"images of equal pixels in different groups: one group": 2, "pairs given twice: removed": 1}
+    again, _ = fix_manifest(tmp_path / "fixed.jsonl", tmp_path / "again.jsonl")
+    assert not again
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "fixed.jsonl").read_bytes()
+
+
 def test_what_is_not_certain_stays(tmp_path: Path) -> None:
     """Ten boxes of another format are too few, and a box without area has no certain repair."""
     bad = [with_boxes(r, lambda b: (b[0], b[1], b[2] - b[0], b[3] - b[1])) for r in records(tmp_path, 5)]
@@ -234,6 +256,15 @@ def test_boxes_at_the_edges_of_upright_and_wide_photographs_stay(tmp_path: Path)
     write_manifest(tmp_path / "m.jsonl", made)
     assert not fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl").done.total()
     assert Manifest(tmp_path / "fixed.jsonl")[:] == made
+
+
+def test_the_same_box_in_every_image_shows_no_size_of_the_images(tmp_path: Path) -> None:
+    """As of a logo: it touches the edges of a square of its own size, in each image."""
+    good = [with_boxes(record, lambda box: (0.0, 0.0, 40.0, 40.0)) for record in records(tmp_path)]
+    write_manifest(tmp_path / "m.jsonl", good)
+    assert not any(kind.startswith("boxes ") for kind in audit([tmp_path / "m.jsonl"]).findings)
+    fix_manifest(tmp_path / "m.jsonl", tmp_path / "fixed.jsonl")
+    assert list(Manifest(tmp_path / "fixed.jsonl")) == good
 
 
 def test_an_image_name_that_the_system_refuses_stays(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from spanbox.data.repair import fix_manifest
 from spanbox.errors import DataError
 from spanbox.files import check_no_input, check_no_other_output, check_writable_file, removing_new_folders, write_text
 from spanbox.progress import progress_of
-from spanbox.terminal import make_console
+from spanbox.terminal import command, make_console
 
 app = typer.Typer(no_args_is_help=True, help="Import, check, repair, annotate, split and show data.")
 import_app = typer.Typer(no_args_is_help=True, help="Convert a published data set to manifests, one per split.")
@@ -213,7 +213,7 @@ def fix(
     for name, count in (*done.items(), *left.items()):
         print(f"{count:,} {name}")
     print(f"Repaired: {out}" if done.total() else f"Nothing to repair with certainty; copied to {out}")
-    print(f"Next: spanbox data check {out}")
+    print(f"Next: {command('data', 'check', out)}")
 
 
 def _show_import(summary: ImportSummary, out: Path) -> None:
@@ -231,8 +231,8 @@ def _show_import(summary: ImportSummary, out: Path) -> None:
     for kind in kinds:
         counts = ", ".join(f"{s.oddity_counts[kind]:,} in {s.manifest}" for s in splits if s.oddity_counts[kind])
         _print(console, f"  {kind}: {counts}")
-    manifests = " ".join(str(out / split.manifest) for split in splits if split.counts["pairs"])
-    _print(console, f"\nAll are listed in {out / 'import.json'}. Next: spanbox data check {manifests}")
+    check = command("data", "check", *(out / split.manifest for split in splits if split.counts["pairs"]))
+    _print(console, f"\nAll are listed in {out / 'import.json'}. Next: {check}")
 
 
 def _show_audit(report: AuditReport) -> None:

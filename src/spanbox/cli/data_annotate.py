@@ -7,6 +7,7 @@ import typer
 
 from spanbox.errors import ConfigError
 from spanbox.progress import progress_of
+from spanbox.terminal import command
 
 
 def annotate(
@@ -80,4 +81,4 @@ def annotate(
     for kind, count in sorted(work.counts.items()):
         if count:
             print(f"  {kind}: {count:,}")
-    print(f"written to {out}. Next: spanbox data check {out}")
+    print(f"written to {out}. Next: {command('data', 'check', out)}")

@@ -7,6 +7,7 @@ import typer
 
 from spanbox.errors import ConfigError
 from spanbox.progress import Progress
+from spanbox.terminal import command
 
 
 def paraphrase(
@@ -60,5 +61,5 @@ def paraphrase(
     print(f"{work.pairs:,} pairs, {work.translated:,} texts translated")
     for kind, count in sorted(work.counts.items()):
         print(f"  {kind}: {count:,}")
-    print(f"written to {out}. Next: spanbox data check {out}")
+    print(f"written to {out}. Next: {command('data', 'check', out)}")
     print("data.augment.text.paraphrases=0.5 draws them in training")

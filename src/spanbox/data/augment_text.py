@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from spanbox.data.synonyms import Synonyms
-from spanbox.data.words import find_words, indefinite_article, is_language, starts_sentence
+from spanbox.data.words import find_words, indefinite_article, is_english_or_chinese, is_language, starts_sentence
 from spanbox.settings import PathText, Settings
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
@@ -78,7 +78,10 @@ class TextAugmentSettings(Settings):
     )
     synonyms: float = Field(0.0, ge=0, le=1, description="probability that a word with synonyms is replaced by one")
     deletion: float = Field(
-        0.0, ge=0, le=0.5, description="probability that a word is deleted; negations, numbers and entities stay"
+        0.0,
+        ge=0,
+        le=0.5,
+        description="probability that a word is deleted; negations, numbers and entities stay. In English and Chinese",
     )
     swap: float = Field(
         0.0, ge=0, le=1, description="probability that two clauses that do not refer to each other change places"
@@ -239,8 +242,10 @@ def _deletable(current: AugmentedText, language: str, synonyms: Synonyms) -> Ite
     """Words that may be deleted, with the white space before them.
 
     The first word of a sentence stays, and the one after an indefinite article. Of a script without spaces only words
-    that have synonyms are known as such.
+    that have synonyms are known as such. Negations and numbers are known of English and Chinese only.
     """
+    if not is_english_or_chinese(language):
+        return
     text, words = current.text, list(find_words(current.text))
     for start, end, is_unspaced in words:
         if is_unspaced or starts_sentence(text, start) or not _stands_alone(text, start, end):
@@ -310,7 +315,7 @@ def _clauses(text: str) -> Iterator[_Clause]:
 
 def _is_movable(clause: str, language: str) -> bool:
     """Whether a clause says the same wherever it stands. Only English and Chinese can be judged."""
-    if not (is_language(language, "en") or is_language(language, "zh")) or _QUOTES.search(clause):
+    if not is_english_or_chinese(language) or _QUOTES.search(clause):
         return False
     plain = clause.lower()
     for opening in _INDEPENDENT:

@@ -17,6 +17,7 @@ from spanbox.data.masking import Proposals, draw_views
 from spanbox.data.prepare import least_reduction, prepare
 from spanbox.data.sample_text import TextAugmenter
 from spanbox.data.sampler import Key
+from spanbox.data.words import is_english_or_chinese
 from spanbox.errors import DataError
 from spanbox.structures import Incident, Sample, SampleViews
 
@@ -181,12 +182,17 @@ class PairDataset(Dataset[Sample | Incident]):
 
 
 def _directed_groups(manifest: Manifest) -> frozenset[str]:
-    """Groups with a text that a mirror image may contradict: each text of an image is a positive of it."""
-    return frozenset(
-        record.group_key
-        for record in manifest
-        if any(has_direction(text) for text in (record.text, *(other.text for other in record.paraphrases)))
-    )
+    """Groups with a text that a mirror image may contradict: each text of an image is a positive of it.
+
+    Of other languages than English and Chinese the words of direction are not known.
+    """
+
+    def may_be_directed(record: Record) -> bool:
+        further = ((other.text, other.lang or record.lang) for other in record.paraphrases)
+        texts = ((record.text, record.lang), *further)
+        return any(has_direction(text) or not is_english_or_chinese(lang) for text, lang in texts)
+
+    return frozenset(record.group_key for record in manifest if may_be_directed(record))
 
 
 def _at_most(count: int, limit: int | None) -> int:

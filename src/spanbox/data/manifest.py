@@ -109,6 +109,15 @@ def normal_path(path: str) -> str:
     return normpath(path).replace("//", "/")  # POSIX keeps two slashes at the start
 
 
+def image_file(record: Record, folder: Path) -> str:
+    """The path of a record's image from the root, in its simplest spelling: equal for relative and absolute ones.
+
+    Args:
+        folder: of the manifest, resolved.
+    """
+    return normal_path(str(folder / record.image))
+
+
 def encode_record(record: Record) -> bytes:
     """The record as one line of a manifest, with its newline."""
     return _encoder.encode(record) + b"\n"

@@ -9,12 +9,12 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from spanbox.data.importers import UniqueIds
-from spanbox.data.manifest import Manifest, Record, normal_path, relocated, write_manifest
+from spanbox.data.manifest import Manifest, Record, image_file, relocated, write_manifest
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
 from spanbox.structures import stable_id
@@ -38,16 +38,16 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
     """
     for name in shares:  # before any is written
         check_no_input(out / f"{name}.jsonl", [path])
-    manifest = Manifest(path, "keep")
+    manifest, folder = Manifest(path, "keep"), path.parent.resolve()
     groups: dict[int, list[int]] = defaultdict(list)
     strata: dict[int, set[str]] = defaultdict(set)
-    joined, of_image = _Joined[int](), dict[int, int]()
+    joined, of_image = JoinedGroups[int](), dict[int, int]()
     for place in range(len(manifest)):
         record = manifest[place]
         key = stable_id(f"split {seed} {record.group_key}")
         groups[key].append(place)
         strata[key] |= {f"lang {record.lang}", *(f"type {entity.type}" for entity in record.entities)}
-        same_image = of_image.setdefault(stable_id(normal_path(record.image)), key)
+        same_image = of_image.setdefault(stable_id(image_file(record, folder)), key)
         joined.join(*sorted((joined.first(same_image), joined.first(key))))  # the least, in whatever order they come
     for key in joined.others():
         groups[joined.first(key)] += groups.pop(key)
@@ -112,42 +112,55 @@ def merge(paths: Sequence[Path], out: Path) -> int:
     check_no_input(out, paths)
     folder, names = out.parent.resolve(), _names(paths)
 
-    def moved_records() -> Iterator[tuple[int, Record]]:
-        """The number of the manifest of each record, and the record as it is in the new one, but for its id."""
+    def moved_records() -> Iterator[_Moved]:
         for number, path in enumerate(paths):
             old, name = path.parent.resolve(), names[path.resolve()]
             for record in Manifest(path, "keep"):
                 moved = relocated(record, old, folder)
                 group = f"{name}/{record.group}" if record.group and len(paths) > 1 else record.group
-                yield number, msgspec.structs.replace(moved, group=group, source=record.source or name)
+                new = msgspec.structs.replace(moved, group=group, source=record.source or name)
+                yield _Moved(number, record.group_key, new)
 
-    first_of = _groups_of_shared_images(moved_records()) if len(paths) > 1 else {}
+    first_of = _groups_that_are_one(moved_records(), folder)
 
     def records() -> Iterator[Record]:
         ids = UniqueIds()
-        for _, record in moved_records():
+        for _, _, record in moved_records():
             group = first_of.get(record.group_key)
             yield msgspec.structs.replace(record, id=ids.add(record.id), group=group or record.group)
 
     return write_manifest(out, records())
 
 
-def _groups_of_shared_images(records: Iterator[tuple[int, Record]]) -> dict[str, str]:
-    """For the groups that share an image file with one of an earlier manifest, the first group that they are joined to.
+class _Moved(NamedTuple):
+    """A record of one of several manifests."""
+
+    manifest: int
+    group: str  # in its manifest
+    record: Record  # as it is in the new manifest, but for its id
+
+
+def _groups_that_are_one(moved: Iterator[_Moved], folder: Path) -> dict[str, str]:
+    """For the groups that are one with an earlier group of the new manifest, the first group that they are joined to.
+
+    Groups are one where they were one before, which may be named by the path of one of its images and so be the default
+    of that, and where they share an image file with a group of an earlier manifest.
 
     Args:
-        records: with the numbers of their manifests.
+        folder: of the new manifest, resolved.
     """
-    joined = _Joined[str]()
+    joined = JoinedGroups[str]()
     shown: dict[str, tuple[int, str]] = {}  # by image: where it is first, and in which group
-    for number, record in records:
-        earlier, other = shown.setdefault(normal_path(record.image), (number, record.group_key))
-        if earlier != number:
+    names: dict[tuple[int, str], str] = {}  # of each group of each manifest: its first name in the new one
+    for manifest, group, record in moved:
+        joined.join(names.setdefault((manifest, group), record.group_key), record.group_key)
+        earlier, other = shown.setdefault(image_file(record, folder), (manifest, record.group_key))
+        if earlier != manifest:
             joined.join(other, record.group_key)
     return {group: joined.first(group) for group in joined.others()}
 
 
-class _Joined(Generic[Group]):
+class JoinedGroups(Generic[Group]):
     """Which groups are one: each set of them is known by its first."""
 
     def __init__(self) -> None:

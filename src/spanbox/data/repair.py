@@ -31,6 +31,7 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.paraphrases import ParaphraseSpan
+from spanbox.data.partition import JoinedGroups
 from spanbox.data.source import exists
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
@@ -51,8 +52,8 @@ class Repairs(NamedTuple):
 def fix_manifest(path: Path, out: Path, on_progress: OnProgress | None = None) -> Repairs:
     """Write a repaired copy of a manifest.
 
-    Repairs: boxes and offsets of another convention; names of images in another spelling; ids used twice; images of
-    equal pixels in different groups; pairs given twice with all their annotations.
+    Repairs: boxes and offsets of another convention; names of images in another spelling; ids used twice; groups with
+    images of equal pixels, which become one; pairs given twice with all their annotations.
 
     Args:
         path: the manifest; it is not changed.
@@ -74,12 +75,15 @@ class _Repair:
         self.boxes = {source: BoxStatistics(source) for source in ("entities", "objects")}
         self.spans = SpanStatistics()
         self.paraphrased_spans = SpanStatistics("spans of paraphrases")
+        self.groups, self.shown = JoinedGroups[str](), dict[int, str]()  # shown: by the pixels of an image, its group
         self.total = sum(1 for _ in manifest_lines(path))
 
     def run(self) -> Repairs:
         folder = self.path.parent.resolve()
         for number, record in self._records(0):
-            facts = _facts(folder / _found_image(record, folder), decode=False)
+            named = msgspec.structs.replace(record, image=_found_image(record, folder))
+            facts = _facts(folder / named.image, decode=False)
+            self._join_groups(named.group_key, folder / named.image)
             self.spans.add(record, number)
             for paraphrased in paraphrased_pairs(record):
                 self.paraphrased_spans.add(paraphrased, number)
@@ -87,6 +91,12 @@ class _Repair:
                 self.boxes[field.partition("[")[0]].add(box, record.image, facts, number)
         write_manifest(self.out, self._repaired(folder))
         return Repairs(+self.counts, +self.left)
+
+    def _join_groups(self, group: str, image: Path) -> None:
+        """Make the group of an image one with that of an earlier image of equal pixels."""
+        facts = _facts(image, decode=True)
+        if facts is not None and facts.content is not None:
+            self.groups.join(self.shown.setdefault(facts.content, group), group)
 
     def _records(self, done: int) -> Iterator[tuple[int, Record]]:
         for count, (number, _, line) in enumerate(manifest_lines(self.path), start=1):
@@ -97,23 +107,22 @@ class _Repair:
     def _repaired(self, folder: Path) -> Iterator[Record]:
         read_span, read_paraphrased = self._certain_span(self.spans), self._certain_span(self.paraphrased_spans)
         readings = self._certain_boxes()
-        ids, groups, seen = UniqueIds(), dict[int, str](), set[bytes]()  # seen: hashes, since lines fill the memory
+        ids, seen = UniqueIds(), set[bytes]()  # seen: hashes, since lines fill the memory
         for _, record in self._records(self.total):
             named = self._with_found_image(record, folder)
             image = folder / named.image
             with_boxes = self._with_boxes(named, image, readings)
             repaired = self._with_paraphrased_spans(self._with_spans(with_boxes, read_span), read_paraphrased)
-            content = blake2b(encode_record(msgspec.structs.replace(repaired, id="")), digest_size=16).digest()
+            group = self.groups.first(repaired.group_key)
+            in_group = msgspec.structs.replace(repaired, id="", group=group)
+            content = blake2b(encode_record(in_group), digest_size=16).digest()
             if content in seen:
                 self.counts["pairs given twice: removed"] += 1
                 continue
             seen.add(content)
-            facts = _facts(image, decode=True)
-            if facts is not None and facts.content is not None:
-                group = groups.setdefault(facts.content, repaired.group_key)
-                if group != repaired.group_key:
-                    self.counts["images of equal pixels in different groups: one group"] += 1
-                    repaired = msgspec.structs.replace(repaired, group=group)
+            if group != repaired.group_key:
+                self.counts["images of equal pixels in different groups: one group"] += 1
+                repaired = msgspec.structs.replace(repaired, group=group)
             new_id = ids.add(repaired.id)
             self.counts["ids used twice: made unique"] += new_id != repaired.id
             yield relocated(msgspec.structs.replace(repaired, id=new_id), folder, self.out.parent.resolve())

@@ -101,6 +101,11 @@ def is_language(tag: str, name: str) -> bool:
     return not tag or tag.lower().replace("_", "-").split("-")[0] == name
 
 
+def is_english_or_chinese(tag: str) -> bool:
+    """Whether a language tag is of a language whose negations, numbers and directions are known, or is empty."""
+    return is_language(tag, "en") or is_language(tag, "zh")
+
+
 def indefinite_article(word: str) -> str:
     """`a` or `an`, by the sound of the English word that follows."""
     if word[:1].isdigit():

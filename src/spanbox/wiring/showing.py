@@ -35,8 +35,8 @@ def show_samples(
         OutputError: `out` cannot be written; checked first.
     """
     check_writable_file(out, ".html")
-    opened = Manifest(manifest)
     data = load_config("demo", overrides).data
+    opened = Manifest(manifest, data.inverted_boxes)
     settings = data.views
     grid = mask_grid(settings, size, patch)
     limits = SampleLimits(size, data.aspect, proposals=PROPOSALS, views=settings, view_grid=grid)

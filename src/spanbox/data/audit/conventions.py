@@ -144,6 +144,12 @@ def find_reading(boxes: Boxes) -> Reading:
         return Reading("", unit, 0.0, int(wrong.sum()), count, count, f"they fit as {names}")
     if count >= 2 * FEWEST and wrong.sum() >= UNCLEAR * count:
         return Reading("", "", 0.0, int(wrong.sum()), count, count, "they fit in no known convention")
+    turned_round = int(np.any(boxes.numbers[:, :2] > boxes.numbers[:, 2:], axis=1).sum())
+    if turned_round >= max(
+        FEWEST, EVIDENCE * count
+    ):  # no annotator draws so many; the others of that format look right
+        reason = f"{turned_round:,} have x1 below x0 or y1 below y0; some of the others may be of another format, too"
+        return Reading("", "", 0.0, turned_round, count, count, reason)
     return documented
 
 
@@ -232,13 +238,15 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     """Sizes at which the images were annotated, where boxes touch all four edges of an image of that size.
 
     Boxes of photographs with one longer side, upright and across, touch the edges of a square of that side. They touch
-    the edges of their images as shown more often.
+    the edges of their images as shown more often. Equal boxes count once: a logo in a corner of all shows no size.
     """
     if boxes.images < FEWEST_IMAGES:
         return
     far, longest = boxes.numbers[:, 2:], boxes.shown.max(axis=1, keepdims=True)
     touching_shown = _touching(far, boxes.shown)
-    if any((boxes.numbers[:, axis] <= EDGE * boxes.shown[:, axis] + TOLERANCE).sum() < TOUCHING for axis in (0, 1)):
+    _, different = np.unique(boxes.numbers, axis=0, return_index=True)
+    near_edges = boxes.numbers[different, :2] <= EDGE * boxes.shown[different] + TOLERANCE
+    if (near_edges.sum(axis=0) < TOUCHING).any():
         return
     units = {
         "images scaled by one factor": far / boxes.shown,
@@ -248,7 +256,7 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     for unit, extent in units.items():
         right, low = extent.max(axis=0)
         size = float(max(right, low))
-        touching = (extent >= (1 - EDGE) * size).sum(axis=0)
+        touching = (extent[different] >= (1 - EDGE) * size).sum(axis=0)
         shows_size = (touching >= TOUCHING) & (touching > MORE_OFTEN * touching_shown)
         if size <= 0 or not shows_size.all() or not _fits(boxes, CORNERS, unit, size):
             continue

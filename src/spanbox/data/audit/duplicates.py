@@ -45,7 +45,7 @@ class Columns:
         image_key = hash_text(str(image))
         # Between manifests the default group is the file, since the path is relative to its own manifest. Within one,
         # groups are compared by their names, as in training.
-        group_key = hash_text(f"group {record.group}") if record.group else image_key
+        group_key = image_key if _is_path_of(image, record.group) else hash_text(f"group {record.group}")
         wording = " ".join(record.text.casefold().split())
         values = (
             *(manifest, line, hash_text(record.id), image_key, content),
@@ -65,6 +65,15 @@ class Columns:
         """The number of different values in a column, in one manifest or in all."""
         values = self[name]
         return len(np.unique(values if manifest is None else values[self["manifest"] == manifest]))
+
+
+def _is_path_of(image: Path, group: str) -> bool:
+    """Whether a group is the default one: none, or the path that its image had beside a manifest in another folder,
+    which the commands that write manifests keep as the group."""
+    below = group
+    while below.startswith("../"):
+        below = below.removeprefix("../")
+    return not group or str(image).endswith(f"/{below}")
 
 
 def find_duplicates(columns: Columns) -> Iterator[Duplicate]:

@@ -162,18 +162,29 @@ class SpanStatistics:
 
 
 def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
-    """Spans that cut a word, begin or end with white space, or hold no visible character, as (kind, detail)."""
+    """Spans that cut a word or name, begin or end with white space, or hold no visible character, as (kind, detail)."""
     for i, entity in enumerate(record.entities):
         start, end, text = entity.start, entity.end, record.text
         if not 0 <= start < end <= len(text) or not text[start:end].strip():
             continue
-        if surely_cuts_word(text, start) or surely_cuts_word(text, end):
+        cuts_word = surely_cuts_word(text, start) or surely_cuts_word(text, end)
+        if cuts_word or _cuts_name(text, (start, end), entity.identity):
             excerpt = text[max(0, start - 12) : end + 12]
             yield "span cuts a word", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r} in {excerpt!r}"
         if text[start].isspace() or text[end - 1].isspace():
             yield "span with white space at its edge", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r}"
         if all(category(character) in _INVISIBLE or character == "\ufffd" for character in text[start:end]):
             yield "span without a visible character", f"entities[{i}]: [{start}, {end}) is {text[start:end]!a}"
+
+
+def _cuts_name(text: str, span: Span, name: str) -> bool:
+    """Whether a span begins or ends inside a name and is no part of it.
+
+    So a span that was moved shows in scripts without spaces, too. A part of a name alone may be meant.
+    """
+    length = len(name)
+    cuts = any(name and text.find(name, max(0, edge - length + 1), edge + length - 1) >= 0 for edge in span)
+    return cuts and text[slice(*span)] not in name
 
 
 def is_wrong(text: str, span: Span, identity: str = "") -> bool:

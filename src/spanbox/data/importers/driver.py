@@ -224,13 +224,31 @@ class Images:
         self._missing: set[str] = set()
 
     def path(self, split: str, name: str) -> str:
-        """The path of an image relative to the manifest. Raises DataError for a name that leaves the folder."""
+        """The path of an image relative to the manifest.
+
+        Args:
+            split: of the pair.
+            name: the path of the image in the folder, or an absolute one that leads into it.
+
+        Raises:
+            DataError: the name leaves the folder.
+        """
+        name = self._in_folder(name)
         if name.startswith("/") or ".." in Path(name).parts or "\0" in name:
-            raise DataError(f"{self._source.root}: the image {name!r} lies outside of its folder; refused")
+            folder = "give the folder that holds all images as --images" if name.startswith("/") else "correct its name"
+            raise DataError(f"{self._source.root}: the image {name!r} lies outside of {self.folder}; {folder}")
         if name not in self._missing and state_of(self.folder / name) is None:
             self._missing.add(name)
             self._source.note(split, "missing image", name, str(self.folder / name))
         return f"{self._relative}/{name}"
+
+    def _in_folder(self, name: str) -> str:
+        """The name with the folder taken away, if it is an absolute path that leads into it."""
+        if name.startswith("/"):
+            for folder in (self.folder.absolute(), self.folder.resolve()):
+                if Path(name).is_relative_to(folder):
+                    return Path(name).relative_to(folder).as_posix()
+        return name
 
     def store(self, content: bytes) -> str | None:
         """Write an image that the source holds to `OUT/images`, and return its path relative to the manifest.
