@@ -272,6 +272,20 @@ class TestRuns:
         with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings"):
             run_plan(plan, tmp_path / "runs")
 
+    def test_a_plan_whose_folder_was_moved_goes_on(self, commands: list[str], tmp_path: Path) -> None:
+        data = pairs_of(tmp_path)
+        fields = {"variants": {"base": []}, "metrics": ["retrieval.i2t.r1"], "overrides": ["data.val=null"]}
+        fields["overrides"].append(f"data.train={data}")
+        plan = load_plan(write_plan(tmp_path, test=str(data), seeds=[0], **fields))
+        run_plan(plan, tmp_path / "runs")
+        folder = tmp_path / "runs" / "base-0"
+        (_, recipe, *settings), _ = json.loads((folder / "commands.json").read_text(encoding="utf-8"))
+        (folder / "config.yaml").write_text(dump_config(without_actions(load_config(recipe, settings))))
+        moved = (tmp_path / "runs").rename(tmp_path / "移动 #2")
+        more = load_plan(write_plan(tmp_path, test=str(data), seeds=[0, 1], **fields))
+        run_plan(more, moved)
+        assert commands == ["base, seed 0", "base, seed 1"]
+
     @pytest.mark.parametrize("missing", ["test", "data.train", "data.val"])
     def test_a_manifest_that_is_missing_costs_no_run(self, missing: str, commands: list[str], tmp_path: Path) -> None:
         data = pairs_of(tmp_path)

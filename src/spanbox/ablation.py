@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -207,7 +208,8 @@ def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
         made_with = read_json(_commands_file(out, variant, seed))
     except (OSError, ValueError):
         made_with = None
-    if made_with != _commands(plan, out, variant, seed) or not _has_settings_of_recipe(plan, out, variant, seed):
+    same_commands = _without_folder(made_with) == _without_folder(_commands(plan, out, variant, seed))
+    if not same_commands or not _has_settings_of_recipe(plan, out, variant, seed):
         raise ConfigError(
             f"{_run_folder(out, variant, seed)}: holds a run with other settings than the plan; remove it, or choose "
             "another folder for the plan (--out)"
@@ -220,7 +222,7 @@ def _has_settings_of_recipe(plan: AblationPlan, out: Path, variant: str, seed: i
     folder = _run_folder(out, variant, seed)
     asked = without_actions(load_config(plan.recipe, _overrides(plan, variant, seed, folder)))
     try:
-        made = load_config(str(folder / "config.yaml"))
+        made = load_config(str(folder / "config.yaml"), [_run_dir(folder)])
     except ConfigError:
         return False
     if asked.train.start is not None:  # the model is that of another run
@@ -237,6 +239,15 @@ def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[li
     ]
 
 
+def _without_folder(commands: Any) -> tuple[list[Any], list[Any]] | None:
+    """The arguments of the commands of a run but its folder, which may be moved; None for what are no such commands."""
+    match commands:
+        case [["train", *settings], ["evaluate", _, *options]]:
+            return [one for one in settings if not str(one).startswith("run.dir=")], options
+        case _:
+            return None
+
+
 def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> list[str]:
     budget = f"train.steps={plan.steps}" if plan.steps else f"train.minutes={plan.minutes}"
     subset = [f"data.subset={plan.subset}"] if plan.subset else []
@@ -246,8 +257,12 @@ def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> lis
         budget,
         *plan.variants[variant],
         f"seed={seed}",
-        f"run.dir={_as_yaml(str(folder))}",
+        _run_dir(folder),
     ]
+
+
+def _run_dir(folder: Path) -> str:
+    return f"run.dir={_as_yaml(str(folder))}"
 
 
 def _as_yaml(text: str) -> str:
