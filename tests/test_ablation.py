@@ -122,6 +122,14 @@ class TestTable:
 
 
 class TestPlans:
+    def test_steps_where_the_recipe_is_in_minutes(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(dump_config(load_config("demo", ["train.minutes=30"])), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"base: train\.minutes=30 would count in place of the plan's steps"):
+            load_plan(write_plan(tmp_path, recipe=str(recipe)))
+        assert load_plan(write_plan(tmp_path, recipe=str(recipe), overrides=["train.minutes=null"])).steps == 2
+        assert load_plan(write_plan(tmp_path, recipe=str(recipe), steps=None, minutes=1)).minutes == 1
+
     @pytest.mark.parametrize(
         ("fields", "problem"),
         [

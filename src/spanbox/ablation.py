@@ -41,7 +41,7 @@ class AblationPlan(Settings):
         (0, 1, 2), min_length=1, max_length=100, description="each variant is trained with each seed"
     )
     subset: int | None = Field(
-        None, ge=2, description="number of training pairs, spread evenly over the manifest; null: all"
+        None, ge=2, description="number of training pairs, spread evenly over the manifest; null: as in the recipe"
     )
     steps: int | None = Field(None, ge=1, description="budget of a run in steps")
     minutes: float | None = Field(None, gt=0, description="budget of a run in minutes of training")
@@ -103,7 +103,12 @@ def load_plan(path: Path) -> AblationPlan:
     first = next(iter(plan.variants))
     runs = [(variant, plan.seeds[0]) for variant in plan.variants] + [(first, seed) for seed in plan.seeds]
     for variant, seed in runs:
-        load_config(plan.recipe, _overrides(plan, variant, seed, Path("unused")))
+        minutes = load_config(plan.recipe, _overrides(plan, variant, seed, Path("unused"))).train.minutes
+        if plan.steps is not None and minutes is not None:
+            raise ConfigError(
+                f"{path}: {variant}: train.minutes={minutes:g} would count in place of the plan's steps; set "
+                "train.minutes=null in overrides, or where the variant sets it, or give the plan minutes, not steps"
+            )
     return plan
 
 
