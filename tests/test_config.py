@@ -181,6 +181,8 @@ class TestWrongValues:
         ("override", "said"),
         [
             ("train.batch_size=1", "train.batch_size: Input should be greater than or equal to 2; found 1"),
+            ("data.cache_gb=1e300", "data.cache_gb: Input should be less than or equal to 1000000; found 1e+300"),
+            ("train.memory_gb=1e300", "train.memory_gb: Input should be less than or equal to 1000000; found 1e+300"),
             ("train.steps=0", "train.steps: Input should be greater than or equal to 1; found 0"),
             ("train.optimiser.lr=-1", "train.optimiser.lr: Input should be greater than 0; found -1"),
             ("train.optimiser.lr=.nan", "train.optimiser.lr: Input should be a finite number; found nan"),
