@@ -146,6 +146,17 @@ class TestOverrides:
     def test_value_is_not_yaml(self) -> None:
         assert problem("train.steps=[1").startswith("'train.steps=[1': the value cannot be read as YAML: ")
 
+    @pytest.mark.parametrize("folder", ["runs/a #1", "运行/二 #2 😀", "runs/it's #3", "runs/a#4"])
+    def test_a_number_sign_begins_no_comment(self, folder: str) -> None:
+        assert load_config("demo", [f"run.dir={folder}"]).run.dir == folder
+        assert load_config("demo", [f'run.dir="{folder}"']).run.dir == folder
+
+    def test_what_is_no_text_has_no_comment(self) -> None:
+        expected = (
+            "train.steps: Input should be a valid integer, unable to parse string as an integer; found '5 # five'"
+        )
+        assert expected in problem("train.steps=5 # five")
+
 
 class TestUnknownKeys:
     @pytest.mark.parametrize(
