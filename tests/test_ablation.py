@@ -138,6 +138,7 @@ class TestPlans:
             ({"variants": {"../out": []}}, "cannot be the name of a variant"),
             ({"variants": {}}, "variants"),
             ({"variants": {"a" * 300: []}}, "cannot be the name of a variant"),
+            ({"variants": {"学" * 81: []}}, "cannot be the name of a variant, .* that is 80 Chinese characters"),
             ({"variants": {"a\nb": []}}, "cannot be the name of a variant"),
             ({"seeds": []}, "seeds"),
             ({"seeds": [1, 1]}, "1 is given twice"),
@@ -251,7 +252,7 @@ class TestRuns:
             run_plan(plan, tmp_path / "runs")
         assert commands == [last]
 
-    @pytest.mark.parametrize("name", ["base", "lr #2", "a: b", "大 😀", "'it"])
+    @pytest.mark.parametrize("name", ["base", "lr #2", "a: b", "大 😀", "'it", "学" * 80, "b" * 240])
     def test_each_run_is_in_the_folder_of_its_variant(self, name: str, commands: list[str], tmp_path: Path) -> None:
         data = pairs_of(tmp_path)
         overrides = [f"data.train={data}", "data.val=null"]

@@ -26,7 +26,7 @@ from spanbox.progress import Progress
 from spanbox.report.reading import MOST_PARTS, MOST_ROWS, AblationRow
 from spanbox.settings import PathText, Settings
 
-LONGEST_NAME = 100  # of a variant, which names a folder
+LONGEST_NAME = 240  # bytes of a variant, which names a folder: 255 at most, with the seed
 
 
 class AblationPlan(Settings):
@@ -70,8 +70,11 @@ class AblationPlan(Settings):
     def _names_are_folders(cls, variants: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name in variants:
             is_plain = name.strip() and name.isprintable() and not name.startswith(".")
-            if not is_plain or "/" in name or "\\" in name or len(name) > LONGEST_NAME:
-                raise ValueError(f"{name[:LONGEST_NAME]!r} cannot be the name of a variant, which is also a folder")
+            if not is_plain or "/" in name or "\\" in name or len(name.encode()) > LONGEST_NAME:
+                raise ValueError(
+                    f"{name[:LONGEST_NAME]!r} cannot be the name of a variant, which is also a folder: give at most "
+                    f"{LONGEST_NAME} bytes, that is {LONGEST_NAME // 3} Chinese characters, without / and line ends"
+                )
         return variants
 
     @field_validator("seeds", "metrics")
