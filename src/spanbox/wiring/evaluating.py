@@ -228,8 +228,9 @@ def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
     """The file of the figures, and the folder of all other files; None: they are not written."""
     if out is not None and out.suffix == ".json":
         return out, None
-    belongs_to_a_run = path.parent.name == "checkpoints"
-    folder = out or (path.parent.parent if belongs_to_a_run else path)
+    of_checkpoint = path.absolute().parent  # absolute: the working folder may be that of the checkpoints
+    belongs_to_a_run = of_checkpoint.name == "checkpoints"
+    folder = out or (of_checkpoint.parent if belongs_to_a_run else path)
     return folder / "metrics.json", folder / "evaluation"
 
 
