@@ -127,6 +127,16 @@ class TestMetricThatIsNotMeasured:
         found = rf"^train\.best_metric: no entity of data\.val counts for '{re.escape(metric)}'.*{match}"
         self.refuse(scenes, tmp_path, metric, found, f"data.val={path}")
 
+    def test_images_of_which_none_can_be_read(self, scenes: Path, tmp_path: Path) -> None:
+        lines = [
+            json.loads(line) | {"image": "images/gone.png"} for line in (scenes / "val.jsonl").read_text().splitlines()
+        ]
+        path = scenes / "gone.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        settings = [f"data.val={path}", "train.best_metric=matching.within_image"]
+        with pytest.raises(DataError, match=r"gone\.jsonl: none of its images can be read; `spanbox data check"):
+            train(miniature.demo_config(scenes, tmp_path / "run", *settings))
+
     def test_boxes_that_the_limits_leave_out(self, scenes: Path, tmp_path: Path) -> None:
         coarse = ["data.max_regions=0", "loss.fine.weight=0"]
         self.refuse(scenes, tmp_path, "matching.within_image", "needs entities with boxes", *coarse)

@@ -199,7 +199,11 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
 
 
 def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
-    """What each pair adds to the metrics of matching. Of the images only the headers are read."""
+    """What each pair adds to the metrics of matching. Of the images only the headers are read.
+
+    Raises:
+        DataError: while iterating; no image can be read.
+    """
     data = config.data
     limits = SampleLimits(
         image_size=1,  # any: boxes are fractions
@@ -207,15 +211,21 @@ def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
         max_regions=None if data.max_regions else 0,
         proposals=data.proposals,
     )
+    any_is_read = False
     for record in manifest:
         try:
             with open_picture(manifest.image_path(record)) as picture:
                 size = picture.size
         except DataError:
             continue  # such a pair is left out of a validation
+        any_is_read = True
         found = annotate(record.text, record.entities, record.objects, size, limits)
         types = [record.entities[entity].type or None for entity in found.entities]
         yield from counted_in_pair(found.regions, found.links, found.shown, types)
+    if not any_is_read:
+        raise DataError(
+            f"{manifest.path}: none of its images can be read; `spanbox data check {manifest.path}` lists them"
+        )
 
 
 def _figures_alone(bank: FeatureBank, dataset: PairDataset, progress: StartProgress) -> dict[str, float]:
