@@ -123,6 +123,14 @@ class TestTable:
 
 
 class TestPlans:
+    def test_steps_where_the_recipe_is_in_minutes(self, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(dump_config(load_config("demo", ["train.minutes=30"])), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"base: train\.minutes=30 would count in place of the plan's steps"):
+            load_plan(write_plan(tmp_path, recipe=str(recipe)))
+        assert load_plan(write_plan(tmp_path, recipe=str(recipe), overrides=["train.minutes=null"])).steps == 2
+        assert load_plan(write_plan(tmp_path, recipe=str(recipe), steps=None, minutes=1)).minutes == 1
+
     @pytest.mark.parametrize(
         ("fields", "problem"),
         [
@@ -131,6 +139,7 @@ class TestPlans:
             ({"variants": {"../out": []}}, "cannot be the name of a variant"),
             ({"variants": {}}, "variants"),
             ({"variants": {"a" * 300: []}}, "cannot be the name of a variant"),
+            ({"variants": {"学" * 81: []}}, "cannot be the name of a variant, .* that is 80 Chinese characters"),
             ({"variants": {"a\nb": []}}, "cannot be the name of a variant"),
             ({"seeds": []}, "seeds"),
             ({"seeds": [1, 1]}, "1 is given twice"),
@@ -246,7 +255,7 @@ class TestRuns:
             run_plan(plan, tmp_path / "runs")
         assert commands == [last]
 
-    @pytest.mark.parametrize("name", ["base", "lr #2", "a: b", "大 😀", "'it"])
+    @pytest.mark.parametrize("name", ["base", "lr #2", "a: b", "大 😀", "'it", "学" * 80, "b" * 240])
     def test_each_run_is_in_the_folder_of_its_variant(self, name: str, commands: list[str], tmp_path: Path) -> None:
         data = pairs_of(tmp_path)
         overrides = [f"data.train={data}", "data.val=null"]
@@ -274,6 +283,20 @@ class TestRuns:
         recipe.write_text(dump_config(other), encoding="utf-8")
         with pytest.raises(ConfigError, match=r"base-0: holds a run with other settings"):
             run_plan(plan, tmp_path / "runs")
+
+    def test_a_plan_whose_folder_was_moved_goes_on(self, commands: list[str], tmp_path: Path) -> None:
+        data = pairs_of(tmp_path)
+        fields = {"variants": {"base": []}, "metrics": ["retrieval.i2t.r1"], "overrides": ["data.val=null"]}
+        fields["overrides"].append(f"data.train={data}")
+        plan = load_plan(write_plan(tmp_path, test=str(data), seeds=[0], **fields))
+        run_plan(plan, tmp_path / "runs")
+        folder = tmp_path / "runs" / "base-0"
+        (_, recipe, *settings), _ = json.loads((folder / "commands.json").read_text(encoding="utf-8"))
+        (folder / "config.yaml").write_text(dump_config(without_actions(load_config(recipe, settings))))
+        moved = (tmp_path / "runs").rename(tmp_path / "移动 #2")
+        more = load_plan(write_plan(tmp_path, test=str(data), seeds=[0, 1], **fields))
+        run_plan(more, moved)
+        assert commands == ["base, seed 0", "base, seed 1"]
 
     @pytest.mark.parametrize("missing", ["test", "data.train", "data.val"])
     def test_a_manifest_that_is_missing_costs_no_run(self, missing: str, commands: list[str], tmp_path: Path) -> None:

@@ -146,6 +146,17 @@ class TestOverrides:
     def test_value_is_not_yaml(self) -> None:
         assert problem("train.steps=[1").startswith("'train.steps=[1': the value cannot be read as YAML: ")
 
+    @pytest.mark.parametrize("folder", ["runs/a #1", "运行/二 #2 😀", "runs/it's #3", "runs/a#4"])
+    def test_a_number_sign_begins_no_comment(self, folder: str) -> None:
+        assert load_config("demo", [f"run.dir={folder}"]).run.dir == folder
+        assert load_config("demo", [f'run.dir="{folder}"']).run.dir == folder
+
+    def test_what_is_no_text_has_no_comment(self) -> None:
+        expected = (
+            "train.steps: Input should be a valid integer, unable to parse string as an integer; found '5 # five'"
+        )
+        assert expected in problem("train.steps=5 # five")
+
 
 class TestUnknownKeys:
     @pytest.mark.parametrize(
@@ -181,6 +192,8 @@ class TestWrongValues:
         ("override", "said"),
         [
             ("train.batch_size=1", "train.batch_size: Input should be greater than or equal to 2; found 1"),
+            ("data.cache_gb=1e300", "data.cache_gb: Input should be less than or equal to 1000000; found 1e+300"),
+            ("train.memory_gb=1e300", "train.memory_gb: Input should be less than or equal to 1000000; found 1e+300"),
             ("train.steps=0", "train.steps: Input should be greater than or equal to 1; found 0"),
             ("train.optimiser.lr=-1", "train.optimiser.lr: Input should be greater than 0; found -1"),
             ("train.optimiser.lr=.nan", "train.optimiser.lr: Input should be a finite number; found nan"),

@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -25,7 +26,7 @@ from spanbox.progress import Progress
 from spanbox.report.reading import MOST_PARTS, MOST_ROWS, AblationRow
 from spanbox.settings import PathText, Settings
 
-LONGEST_NAME = 100  # of a variant, which names a folder
+LONGEST_NAME = 240  # bytes of a variant, which names a folder: 255 at most, with the seed
 
 
 class AblationPlan(Settings):
@@ -40,7 +41,7 @@ class AblationPlan(Settings):
         (0, 1, 2), min_length=1, max_length=100, description="each variant is trained with each seed"
     )
     subset: int | None = Field(
-        None, ge=2, description="number of training pairs, spread evenly over the manifest; null: all"
+        None, ge=2, description="number of training pairs, spread evenly over the manifest; null: as in the recipe"
     )
     steps: int | None = Field(None, ge=1, description="budget of a run in steps")
     minutes: float | None = Field(None, gt=0, description="budget of a run in minutes of training")
@@ -69,8 +70,11 @@ class AblationPlan(Settings):
     def _names_are_folders(cls, variants: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for name in variants:
             is_plain = name.strip() and name.isprintable() and not name.startswith(".")
-            if not is_plain or "/" in name or "\\" in name or len(name) > LONGEST_NAME:
-                raise ValueError(f"{name[:LONGEST_NAME]!r} cannot be the name of a variant, which is also a folder")
+            if not is_plain or "/" in name or "\\" in name or len(name.encode()) > LONGEST_NAME:
+                raise ValueError(
+                    f"{name[:LONGEST_NAME]!r} cannot be the name of a variant, which is also a folder: give at most "
+                    f"{LONGEST_NAME} bytes, that is {LONGEST_NAME // 3} Chinese characters, without / and line ends"
+                )
         return variants
 
     @field_validator("seeds", "metrics")
@@ -102,7 +106,12 @@ def load_plan(path: Path) -> AblationPlan:
     first = next(iter(plan.variants))
     runs = [(variant, plan.seeds[0]) for variant in plan.variants] + [(first, seed) for seed in plan.seeds]
     for variant, seed in runs:
-        load_config(plan.recipe, _overrides(plan, variant, seed, Path("unused")))
+        minutes = load_config(plan.recipe, _overrides(plan, variant, seed, Path("unused"))).train.minutes
+        if plan.steps is not None and minutes is not None:
+            raise ConfigError(
+                f"{path}: {variant}: train.minutes={minutes:g} would count in place of the plan's steps; set "
+                "train.minutes=null in overrides, or where the variant sets it, or give the plan minutes, not steps"
+            )
     return plan
 
 
@@ -207,7 +216,8 @@ def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
         made_with = read_json(_commands_file(out, variant, seed))
     except (OSError, ValueError):
         made_with = None
-    if made_with != _commands(plan, out, variant, seed) or not _has_settings_of_recipe(plan, out, variant, seed):
+    same_commands = _without_folder(made_with) == _without_folder(_commands(plan, out, variant, seed))
+    if not same_commands or not _has_settings_of_recipe(plan, out, variant, seed):
         raise ConfigError(
             f"{_run_folder(out, variant, seed)}: holds a run with other settings than the plan; remove it, or choose "
             "another folder for the plan (--out)"
@@ -220,7 +230,7 @@ def _has_settings_of_recipe(plan: AblationPlan, out: Path, variant: str, seed: i
     folder = _run_folder(out, variant, seed)
     asked = without_actions(load_config(plan.recipe, _overrides(plan, variant, seed, folder)))
     try:
-        made = load_config(str(folder / "config.yaml"))
+        made = load_config(str(folder / "config.yaml"), [_run_dir(folder)])
     except ConfigError:
         return False
     if asked.train.start is not None:  # the model is that of another run
@@ -237,6 +247,15 @@ def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[li
     ]
 
 
+def _without_folder(commands: Any) -> tuple[list[Any], list[Any]] | None:
+    """The arguments of the commands of a run but its folder, which may be moved; None for what are no such commands."""
+    match commands:
+        case [["train", *settings], ["evaluate", _, *options]]:
+            return [one for one in settings if not str(one).startswith("run.dir=")], options
+        case _:
+            return None
+
+
 def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> list[str]:
     budget = f"train.steps={plan.steps}" if plan.steps else f"train.minutes={plan.minutes}"
     subset = [f"data.subset={plan.subset}"] if plan.subset else []
@@ -246,8 +265,12 @@ def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> lis
         budget,
         *plan.variants[variant],
         f"seed={seed}",
-        f"run.dir={_as_yaml(str(folder))}",
+        _run_dir(folder),
     ]
+
+
+def _run_dir(folder: Path) -> str:
+    return f"run.dir={_as_yaml(str(folder))}"
 
 
 def _as_yaml(text: str) -> str:

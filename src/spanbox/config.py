@@ -5,6 +5,7 @@ Each section is declared beside the component that it configures; this module jo
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -187,10 +188,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{shown}: {parent} holds a value, not a section")
         node = child
     try:
-        node[last] = parse_yaml(value)
+        node[last] = value.strip() if _COMMENT.fullmatch(value) else parse_yaml(value)
     except DocumentError as error:
         reason = str(error).removeprefix("line 1: ")
         raise ConfigError(f"{shown}: the value cannot be read as YAML: {reason}") from None
+
+
+_COMMENT = re.compile(r"\s*[^\s'\"\[{#].*?\s#.*")
+"""A value without quotes or brackets in which YAML would take the rest for a comment: a path, say. It is a text."""
 
 
 def _short(value: object) -> str:

@@ -69,7 +69,13 @@ def test_groups_of_a_plan_can_be_gathered() -> None:
 
 @pytest.mark.parametrize(
     ("levels", "grid", "expected"),
-    [(8, 4, [2, 4, 6, 8, 10, 12, 14, 16]), (4, 3, [3, 5, 7, 9]), (8, 2, [1, 2, 3, 4]), (8, 1, [1])],
+    [
+        (8, 4, [2, 4, 6, 8, 10, 12, 14, 16]),
+        (4, 3, [3, 5, 7, 9]),
+        (8, 2, [1, 2, 3, 4]),
+        (8, 1, [1]),
+        (10**30, 2, [1, 2, 3, 4]),
+    ],
 )
 def test_levels(levels: int, grid: int, expected: list[int]) -> None:
     assert kept_levels(levels, grid**2) == expected

@@ -189,6 +189,15 @@ def test_a_run_that_stopped_early_is_not_still_going(tmp_path: Path) -> None:
     assert "still going" not in html
 
 
+def test_a_run_that_went_on_after_an_early_stop_is_like_any_other(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "run", steps=20)
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 10, "kind": "early stop", "since_best": 3}\n')
+    html = page(folder).html
+    assert "Stopped early" not in html
+    assert "Step 20 of 40" in html
+
+
 def test_an_older_version_has_figures_without_intervals(tmp_path: Path) -> None:
     metrics = {"retrieval.i2t.r1": 0.5, "retrieval.i2t.count": 8, "retrieval.i2t.chance_r1": 0.125}
     (tmp_path / "metrics.json").write_text(json.dumps({"checkpoint": "step-1", "data": "x.jsonl"} | metrics))

@@ -91,6 +91,15 @@ def test_the_temperature_is_set_where_no_fine_level_learned_one(scenes: Path, tm
     assert line["temperature.regions"] == pytest.approx(0.3, rel=0.01)
 
 
+def test_the_temperature_is_that_which_a_schedule_reached(scenes: Path, tmp_path: Path) -> None:
+    schedule = ["temperature=0.2", "temperature_end=0.02", "temperature_schedule=linear"]
+    settings = ["data.val=null", "train.steps=5", *(f"loss.fine.{one}" for one in schedule)]
+    train(miniature.demo_config(scenes, tmp_path / "cooled", *settings))
+    train_small(GmnerStart(tmp_path / "cooled"), scenes, tmp_path / "ner", "data.val=null", "train.steps=1")
+    line = json.loads((tmp_path / "ner" / "log.jsonl").read_text().splitlines()[0])
+    assert line["temperature.regions"] == pytest.approx(0.2 - 0.18 * 0.9, rel=0.02)  # of the last of five steps
+
+
 def test_the_log_and_the_best_checkpoint(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "train"]

@@ -1,6 +1,7 @@
 """What a run refuses before its first step."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,39 @@ class TestMetricThatIsNotMeasured:
     def test_a_type_that_no_entity_has(self, scenes: Path, tmp_path: Path) -> None:
         name = "matching.within_image.type.车"
         self.refuse(scenes, tmp_path, name, r"no entity with a box has the type '车' in data\.val\. Types there: \w+")
+
+    @pytest.mark.parametrize(
+        ("metric", "match"),
+        [
+            ("matching.presence.auc", "no named entities in images with boxes"),
+            ("matching.within_image.candidates.6+", r"such as matching\.within_image, "),
+            ("matching.within_image.size.small", r"such as matching\.within_image, "),
+            ("matching.within_image.hard", r"such as matching\.within_image, "),
+        ],
+    )
+    def test_what_no_entity_counts_for(self, metric: str, match: str, scenes: Path, tmp_path: Path) -> None:
+        lines = [json.loads(line) for line in (scenes / "val.jsonl").read_text().splitlines()]
+        for line in lines:
+            line["objects"] = []
+            line["entities"] = [entity | {"boxes": [[0, 0, 60, 60]]} for entity in line["entities"][:1]]
+        path = scenes / "one-box.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        found = rf"^train\.best_metric: no entity of data\.val counts for '{re.escape(metric)}'.*{match}"
+        self.refuse(scenes, tmp_path, metric, found, f"data.val={path}")
+
+    def test_images_of_which_none_can_be_read(self, scenes: Path, tmp_path: Path) -> None:
+        lines = [
+            json.loads(line) | {"image": "images/gone.png"} for line in (scenes / "val.jsonl").read_text().splitlines()
+        ]
+        path = scenes / "gone.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        settings = [f"data.val={path}", "train.best_metric=matching.within_image"]
+        with pytest.raises(DataError, match=r"gone\.jsonl: none of its images can be read; `spanbox data check"):
+            train(miniature.demo_config(scenes, tmp_path / "run", *settings))
+
+    def test_boxes_that_the_limits_leave_out(self, scenes: Path, tmp_path: Path) -> None:
+        coarse = ["data.max_regions=0", "loss.fine.weight=0"]
+        self.refuse(scenes, tmp_path, "matching.within_image", "needs entities with boxes", *coarse)
 
     def test_boxes_where_there_are_none(self, scenes: Path, tmp_path: Path) -> None:
         lines = [json.loads(line) for line in (scenes / "val.jsonl").read_text().splitlines()]

@@ -205,3 +205,10 @@ class TestChangedSettings:
     def test_a_rate_can_be_set_on_resume(self, copied: Path) -> None:
         overrides = ["train.resume=true", "train.steps=7", "train.optimiser.lr=1e-5"]
         assert train(load_config(str(copied / "config.yaml"), overrides)).step == 7
+
+    def test_a_fixed_temperature_can_be_set_on_resume(self, scenes: Path, tmp_path: Path) -> None:
+        fixed = ["train.steps=2", "train.log_every=1", "loss.coarse.temperature_schedule=fixed"]
+        train(miniature.demo_config(scenes, tmp_path / "run", *fixed))
+        overrides = ["train.resume=true", "train.steps=3", "loss.coarse.temperature=0.5"]
+        train(load_config(str(tmp_path / "run" / "config.yaml"), overrides))
+        assert [line["temperature.coarse"] for line in log(tmp_path / "run")] == pytest.approx([0.07, 0.07, 0.5])

@@ -26,7 +26,7 @@ from spanbox.data.neighbours import MiningSettings
 from spanbox.data.sampler import Key, StepSampler
 from spanbox.errors import DataError, SpanboxError
 from spanbox.processes import available_cores, end_with_parent
-from spanbox.settings import PathText, Settings
+from spanbox.settings import MOST_GB, PathText, Settings
 from spanbox.structures import Batch, Incident, Sample
 
 Collate = Callable[[Sequence[Sample]], Collated]
@@ -45,7 +45,7 @@ class DataSettings(Settings):
         "with the towers, else the number of cores minus one, at most 8",
     )
     cache_gb: float = Field(
-        0.0, ge=0, description="cache of decoded samples per loader process; useful if the whole set fits"
+        0.0, ge=0, le=MOST_GB, description="cache of decoded samples per loader process; useful if the whole set fits"
     )
     aspect: Aspect = Field(
         "squash",

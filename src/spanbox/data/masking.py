@@ -171,6 +171,7 @@ def mask_grid(settings: MaskSettings, image_size: int, tower_patch: int | None) 
 
 def kept_levels(levels: int, cells: int) -> list[int]:
     """The possible numbers of visible cells, ascending: at least one cell, at most all."""
+    levels = min(levels, cells)  # more give no further number
     return sorted({math.ceil(level * cells / levels) for level in range(1, levels + 1)})
 
 

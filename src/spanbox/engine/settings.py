@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, field_validator
 from spanbox.engine.distributed import Parallel
 from spanbox.engine.optimiser import OptimiserSettings
 from spanbox.engine.trackers import TrackerName
-from spanbox.settings import PathText, Settings
+from spanbox.settings import MOST_GB, PathText, Settings
 
 
 class TrainSettings(Settings):
@@ -18,7 +18,10 @@ class TrainSettings(Settings):
         "many as fit into memory_gb",
     )
     memory_gb: float | None = Field(
-        None, gt=0, description="memory limit of training; default: the free memory of the GPU, 8 GB on a CPU"
+        None,
+        gt=0,
+        le=MOST_GB,
+        description="memory limit of training; default: the free memory of the GPU, 8 GB on a CPU",
     )
     accumulation: Literal["exact", "naive"] = Field(
         "exact",

@@ -23,6 +23,7 @@ from spanbox.structures import NOT_KNOWN, SHOWN
 BoolArray = NDArray[np.bool_]
 
 PREFIX = "matching.presence"
+AUC = f"{PREFIX}.auc"
 THRESHOLD = f"{PREFIX}.threshold"
 """Metric: the score from which an entity counts as shown."""
 
@@ -59,7 +60,7 @@ def presence_figures(
         return {}, {}
     figures, facts = {}, {f"{PREFIX}.count": float((~presence.has_box).sum())}
     if (presence.scored & presence.has_box).any() and (presence.scored & ~presence.has_box).any():
-        figures[f"{PREFIX}.auc"] = _auc_figure(presence, intervals)
+        figures[AUC] = _auc_figure(presence, intervals)
     if threshold is not None:
         figures[f"{PREFIX}.f1"] = _f1_figure(presence, threshold, intervals)
         facts[THRESHOLD] = threshold

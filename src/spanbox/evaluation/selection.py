@@ -1,17 +1,25 @@
 """Selection of the best checkpoint by a metric or a weighted sum of metrics (`train.best_metric`).
 
 An unknown name is refused before training, as is a metric that the validation data or the model cannot give: matching
-without boxes, a type that no entity with a box has, matching in context without fusion.
+without boxes, the entities of a type or size that no entity with a box has, matching in context without fusion.
+
+    K spans and R regions of a pair
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
+import torch
+from torch import Tensor
+
 from spanbox.errors import ConfigError
-from spanbox.evaluation.matching import ACROSS, CANDIDATES, SIZES
+from spanbox.evaluation.matching import ACROSS, CANDIDATES, SIZES, within_image_outcomes
+from spanbox.evaluation.own_image import OwnImage
+from spanbox.evaluation.presence import AUC
 from spanbox.evaluation.ranking import RECALL_DEPTHS
 from spanbox.evaluation.reranking import IN_CONTEXT
 from spanbox.metric_names import ANNOTATIONS, WITHIN
+from spanbox.structures import NAMED_ONLY, SHOWN
 
 BestMetric = str | dict[str, float]
 """The name of a metric, or the weights of several."""
@@ -29,7 +37,7 @@ SELECTABLE: dict[str, int] = {
     IN_CONTEXT: 1,
     "grounding.accuracy": 1,
     "grounding.pointing": 1,
-    "matching.presence.auc": 1,
+    AUC: 1,
     **{f"embedding.{level}.{name}": -1 for level in _EMBEDDING for name in ("alignment", "modality_gap")},
     **{f"embedding.{level}.uniformity.{kind}": -1 for level, kinds in _EMBEDDING.items() for kind in kinds},
 }
@@ -37,6 +45,9 @@ SELECTABLE: dict[str, int] = {
 
 BY_TYPE = f"{WITHIN}.type."
 """Prefix of the metrics of one entity type; the types depend on the data. Larger is better."""
+
+KINDS = {SHOWN: "shown entities in images with boxes", NAMED_ONLY: "named entities in images with boxes"}
+"""What the AUC of presence compares."""
 
 
 def check_selectable(best_metric: BestMetric, key: str) -> None:
@@ -56,13 +67,33 @@ def check_selectable(best_metric: BestMetric, key: str) -> None:
             )
 
 
-def check_measurable(best_metric: BestMetric, key: str, shown_types: Iterable[str | None], *, in_context: bool) -> None:
+def counted_in_pair(regions: Tensor, links: Tensor, shown: Sequence[int], types: Sequence[str | None]) -> set[str]:
+    """What a pair adds to the metrics of matching, by the names of those within the image, and `KINDS`.
+
+    Args:
+        regions: (R, 4), normalised.
+        links: (K, R) bool.
+        shown: K, SHOWN, NAMED_ONLY or NOT_KNOWN.
+        types: K, of the entities; None where it is unknown.
+    """
+    if not len(regions):
+        return set()
+    kinds = {KINDS[state] for state in shown if state in KINDS}
+    if not links.any():
+        return kinds
+    spans = len(links)
+    boxes = regions.expand(spans, -1, -1)
+    own = OwnImage(torch.zeros(links.shape), torch.ones_like(links), links, boxes, torch.zeros(spans).long())
+    return kinds | {name for name, outcome in within_image_outcomes(own, types).items() if len(outcome)}
+
+
+def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], *, in_context: bool) -> None:
     """Check before training that the validation data and the model give `best_metric`.
 
     Args:
         best_metric: one that `check_selectable` lets pass.
         key: its config key.
-        shown_types: the type of each entity with a box. Read as far as needed.
+        counted: what the pairs of the data add, see `counted_in_pair`. Read as far as needed.
         in_context: whether the model matches entities and boxes in context.
 
     Raises:
@@ -74,19 +105,35 @@ def check_measurable(best_metric: BestMetric, key: str, shown_types: Iterable[st
             f"{key}: {IN_CONTEXT!r} needs model.fusion.kind=gated or cross_attention, and loss.fine.weight and "
             f"loss.fusion.parts_weight above 0; set them, or choose {WITHIN!r}"
         )
-    wanted = {name.removeprefix(BY_TYPE) for name in names if name.startswith(BY_TYPE)}
-    need_boxes = [name for name in names if name.startswith(_NEED_BOXES)]
-    found: set[str | None] = set()
-    for shown_type in shown_types if need_boxes else ():
-        found.add(shown_type)
-        if wanted <= found:
+    needs = {name: _needs(name) for name in names if name.startswith(_NEED_BOXES)}
+    needed = set[str]().union(*needs.values())
+    found = set[str]()
+    for name in counted if needed else ():
+        found.add(name)
+        if needed <= found:
             return
-    if need_boxes and not found:
-        others = [name for name in SELECTABLE if not name.startswith(_NEED_BOXES)]
-        raise ConfigError(f"{key}: {_no_boxes(need_boxes[0], others)}")
-    for missing in sorted(wanted - found):
-        types = ", ".join(sorted(filter(None, found))) or "none"
-        raise ConfigError(f"{key}: no entity with a box has the type {missing!r} in data.val. Types there: {types}")
+    for name, its in needs.items():
+        if WITHIN not in found:
+            others = [other for other in SELECTABLE if not other.startswith(_NEED_BOXES)]
+            raise ConfigError(f"{key}: {_no_boxes(name, others)}")
+        if its <= found:
+            continue
+        if name.startswith(BY_TYPE):
+            types = ", ".join(sorted(one.removeprefix(BY_TYPE) for one in found if one.startswith(BY_TYPE))) or "none"
+            wanted = name.removeprefix(BY_TYPE)
+            raise ConfigError(f"{key}: no entity with a box has the type {wanted!r} in data.val. Types there: {types}")
+        missing = "" if its == {name} else f" (there are no {' and no '.join(sorted(its - found))})"
+        measured = [other for other in SELECTABLE if other.startswith(WITHIN) and other in found]
+        raise ConfigError(
+            f"{key}: no entity of data.val counts for {name!r}{missing}; choose another, such as {', '.join(measured)}"
+        )
+
+
+def _needs(name: str) -> set[str]:
+    """What a metric that needs boxes is measured on, see `counted_in_pair`."""
+    if name == AUC:
+        return set(KINDS.values())
+    return {name if name.startswith(WITHIN) else WITHIN}
 
 
 def selection_value(metrics: Mapping[str, float], best_metric: BestMetric) -> float:

@@ -15,7 +15,7 @@ from spanbox.losses.levels import coarse_contrast, copies_contrast, fine_contras
 from spanbox.losses.negatives import selected
 from spanbox.losses.noise import with_agreed_links
 from spanbox.losses.relations import WHOLE
-from spanbox.losses.settings import CURVES, LevelSettings, LossSettings
+from spanbox.losses.settings import LevelSettings, LossSettings
 from spanbox.losses.views import Gate, sentence_ranking, span_ranking
 from spanbox.structures import Features, Losses, Targets, stable_id
 
@@ -91,7 +91,9 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def set_progress(self, done: float, step: int = 0) -> None:
-        """Set scheduled temperatures and weights for the share `done` of the run.
+        """Set the temperatures that are not learned, and the weights, for the share `done` of the run.
+
+        Fixed ones too: a run that goes on has those of its checkpoint until then.
 
         Args:
             step: of the run; random negatives depend on it.
@@ -100,7 +102,7 @@ class Objective(nn.Module):
         if self.fusion is not None:
             self.fusion.done, self.fusion.step = done, step
         for name, level in self.settings.levels().items():
-            if level.temperature_schedule in CURVES:
+            if "temperature" not in level.learned:
                 self._log_scales()[name].fill_(-math.log(level.temperature_at(done)))
 
     @torch.no_grad()

@@ -192,7 +192,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         config=read("config.yaml", _read_yaml, {}),
         training=tuple(lines.get("train", ())),
         validation=tuple(lines.get("validation", ())),
-        stopped_early="early stop" in lines,
+        stopped_early=_stopped_early(lines),
         checkpoint=str(measured.get("checkpoint", "")),
         data=str(measured.get("data", "")),
         fingerprint=str(measured.get("fingerprint", "")),
@@ -312,6 +312,12 @@ def _read_log(path: Path, name: str) -> dict[str, list[dict[str, Any]]]:
         if lines[kind][-1] is not line:
             lines[kind].append(line)
     return lines
+
+
+def _stopped_early(lines: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether the run ended by its patience, and did not go on with a larger one."""
+    last = {kind: of_kind[-1]["step"] for kind, of_kind in lines.items()}
+    return "early stop" in last and last["early stop"] >= last.get("train", 0)
 
 
 def _log_line(content: bytes) -> dict[str, Any] | None:

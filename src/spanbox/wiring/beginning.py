@@ -128,6 +128,8 @@ def _set_by(loss: LossSettings, before: LossSettings) -> set[str]:
     levels_before = before.levels()
     for name, level in loss.levels().items():
         old = levels_before.get(name)
+        if old == level:  # all goes on from there, also a temperature that follows a schedule
+            continue
         learned_before = old.learned if old is not None and old.loss == level.loss else {}
         for key, parameter in PARAMETERS.items():
             if key not in level.learned or learned_before.get(key) != level.learned[key]:

@@ -19,9 +19,13 @@ from typing import Any
 import torch
 
 from spanbox.config import RunConfig
+from spanbox.data.annotate import annotate
 from spanbox.data.dataset import PairDataset
+from spanbox.data.images import open_picture
+from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.engine.device import choose_precision, make_encode
+from spanbox.errors import DataError
 from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
@@ -30,7 +34,7 @@ from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import THRESHOLD, choose_threshold
 from spanbox.evaluation.reranking import RERANKED
-from spanbox.evaluation.selection import check_measurable, check_selectable, selection_value
+from spanbox.evaluation.selection import check_measurable, check_selectable, counted_in_pair, selection_value
 from spanbox.files import (
     PARTIAL,
     check_no_input,
@@ -179,9 +183,8 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
         return None
     check_selectable(config.train.best_metric, "train.best_metric")
     manifest = open_manifest(config, config.data.val, "data.val")
-    shown_types = (entity.type for record in manifest for entity in record.entities if entity.boxes)
     in_context = matches_in_context(config)
-    check_measurable(config.train.best_metric, "train.best_metric", shown_types, in_context=in_context)
+    check_measurable(config.train.best_metric, "train.best_metric", _counted(config, manifest), in_context=in_context)
 
     def validate(tokenizer: Any, model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
         dataset = evaluation_dataset(config, model, manifest)
@@ -195,6 +198,36 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
     return validate
 
 
+def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
+    """What each pair adds to the metrics of matching. Of the images only the headers are read.
+
+    Raises:
+        DataError: while iterating; no image can be read.
+    """
+    data = config.data
+    limits = SampleLimits(
+        image_size=1,  # any: boxes are fractions
+        max_spans=None if data.max_spans else 0,
+        max_regions=None if data.max_regions else 0,
+        proposals=data.proposals,
+    )
+    any_is_read = False
+    for record in manifest:
+        try:
+            with open_picture(manifest.image_path(record)) as picture:
+                size = picture.size
+        except DataError:
+            continue  # such a pair is left out of a validation
+        any_is_read = True
+        found = annotate(record.text, record.entities, record.objects, size, limits)
+        types = [record.entities[entity].type or None for entity in found.entities]
+        yield from counted_in_pair(found.regions, found.links, found.shown, types)
+    if not any_is_read:
+        raise DataError(
+            f"{manifest.path}: none of its images can be read; `spanbox data check {manifest.path}` lists them"
+        )
+
+
 def _figures_alone(bank: FeatureBank, dataset: PairDataset, progress: StartProgress) -> dict[str, float]:
     """Every metric that validation can use, without intervals."""
     pairs = Pairs(bank, dataset)
@@ -205,8 +238,9 @@ def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
     """The file of the figures, and the folder of all other files; None: they are not written."""
     if out is not None and out.suffix == ".json":
         return out, None
-    belongs_to_a_run = path.parent.name == "checkpoints"
-    folder = out or (path.parent.parent if belongs_to_a_run else path)
+    of_checkpoint = path.absolute().parent  # absolute: the working folder may be that of the checkpoints
+    belongs_to_a_run = of_checkpoint.name == "checkpoints"
+    folder = out or (of_checkpoint.parent if belongs_to_a_run else path)
     return folder / "metrics.json", folder / "evaluation"
 
 
