@@ -362,7 +362,7 @@ def _threshold(checkpoint: Path) -> float | None:
     """The threshold that validation chose for a checkpoint; of a run from before checkpoints held it, the one of its
     last evaluation. None where there is none."""
     validation, evaluation = (
-        read_object(path) for path in (checkpoint / VALIDATION, checkpoint.parents[1] / "metrics.json")
+        read_object(path) for path in (checkpoint / VALIDATION, checkpoint.parent.parent / "metrics.json")
     )
     of_this_one = evaluation if evaluation.get("checkpoint") == checkpoint.resolve().name else {}
     found = validation.get(THRESHOLD, of_this_one.get(THRESHOLD))

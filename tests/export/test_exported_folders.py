@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +23,7 @@ from spanbox.data.images import load_image
 from spanbox.data.render import to_square
 from spanbox.errors import ConfigError, OutputError
 from spanbox.export import Target, export_model
+from spanbox.export.card import model_card
 from spanbox.wiring import train
 
 TEXTS = ["A red boat", "a butterfly above the two blue kites，蝴蝶"]
@@ -224,6 +226,11 @@ class TestFolder:
         for part in ("# my run", "On the validation set", "| image to sentence, R@1 |", "train.jsonl", "`cc-by-4.0`"):
             assert part in body
         assert str(tmp_path) not in body  # no folders of the machine
+
+    def test_the_card_of_a_checkpoint_directly_below_the_root(self, plain: Model, tmp_path: Path) -> None:
+        """As containers mount it."""
+        model = replace(plain, checkpoint=Path("/no-such-checkpoint"))
+        assert "None were computed" in model_card(model, "onnx", tmp_path, [], None)
 
     def test_an_occupied_folder_is_left_alone(self, plain: Model, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()

@@ -176,7 +176,7 @@ def _training(model: Model) -> list[str]:
 def _metrics(model: Model) -> list[str]:
     """The metrics of the last evaluation of the checkpoint, else of its validation."""
     checkpoint = model.checkpoint.resolve()
-    for path in (checkpoint.parents[1] / "metrics.json", checkpoint / VALIDATION):
+    for path in (checkpoint.parent.parent / "metrics.json", checkpoint / VALIDATION):
         found = read_object(path)
         if found.get("checkpoint", checkpoint.name) != checkpoint.name or not found.keys() & METRICS.keys():
             continue
