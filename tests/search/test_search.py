@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from spanbox.search import embedding
 from spanbox.search.embedding import Embedded, embed_source, items_file
 from spanbox.search.index import Index, open_index
 from spanbox.search.page import search_page
-from spanbox.search.query import encode_query
+from spanbox.search.query import encode_query, query_image
 from spanbox.search.sources import Kind, open_source
 from spanbox.wiring import train
 
@@ -344,6 +345,27 @@ class TestRefusals:
         write(model, scenes / "test.jsonl", tmp_path / "out.npy", "images")
         with pytest.raises(DataError, match=r"nowhere\.JPG: no such image"):
             encode_query(model, open_index(tmp_path / "out.npy"), "nowhere.JPG")
+
+
+def test_an_image_in_a_tar_as_the_query(model: Model, scenes: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(scenes / "images" / "test", arcname="")
+    records = list(Manifest(scenes / "test.jsonl"))
+    members = [f"images.tar/{Path(record.image).name}" for record in records]
+    in_tar = [Record(record.id, member, record.text) for record, member in zip(records, members, strict=True)]
+    write_manifest(tmp_path / "in_tar.jsonl", in_tar)
+    write(model, tmp_path / "in_tar.jsonl", tmp_path / "out.npy", "images")
+    index = open_index(tmp_path / "out.npy")
+    (hit,) = index.nearest(encode_query(model, index, f"{tmp_path}/{members[3]}"), 1)
+    assert hit.values["image"] == members[3]
+    with pytest.raises(DataError, match=r"nowhere\.jpg: no such image"):
+        encode_query(model, index, f"{tmp_path}/images.tar/nowhere.jpg")
+
+
+def test_a_query_that_is_also_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("kite").mkdir()
+    assert query_image("kite") is None
 
 
 def make_index(features: torch.Tensor) -> Index:
