@@ -25,7 +25,7 @@ from spanbox.search.embedding import Embedded, embed_source, items_file
 from spanbox.search.index import Index, open_index
 from spanbox.search.page import search_page
 from spanbox.search.query import encode_query, query_image
-from spanbox.search.sources import Kind, open_source
+from spanbox.search.sources import Kind, Source, open_source
 from spanbox.wiring import train
 
 KINDS: tuple[Kind, ...] = ("images", "texts", "spans", "regions")
@@ -116,10 +116,33 @@ def test_an_interrupted_run_gives_the_same_file(
 def test_parts_of_another_source_are_not_used(model: Model, scenes: Path, tmp_path: Path) -> None:
     parts = tmp_path / ".out.npy.parts"
     parts.mkdir()
-    (parts / "description.json").write_text("{}")
-    (parts / "part-000000.json").write_text("[]")
+    (parts / "0123456789abcdef-000000.json").write_text("[]")
     assert write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts").resumed == 0
     assert len(open_index(tmp_path / "out.npy")) == 12
+
+
+def test_a_second_command_that_writes_the_same_file(
+    model: Model, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other settings: neither takes parts of the other."""
+    source = open_source(scenes / "test.jsonl", "images")
+    encode, calls = embedding._encode, list[int]()
+
+    def encode_with_a_second_command(model: Model, source: Source, items: Any, batch_size: int) -> Any:
+        calls.append(batch_size)
+        if calls == [2, 2]:  # the first is in its second part
+            with pytest.raises(Interrupted):
+                embed_source(model, source, tmp_path / "out.npy", batch_size=1, ranks=Ranks())
+        elif calls == [2, 2, 1, 1]:  # the second has written its first part
+            raise Interrupted
+        return encode(model, source, items, batch_size)
+
+    monkeypatch.setattr(embedding, "_encode", encode_with_a_second_command)
+    with pytest.raises(OutputError, match="another command writes the same file"):
+        embed_source(model, source, tmp_path / "out.npy", batch_size=2, ranks=Ranks())
+    assert not (tmp_path / "out.npy").exists()
+    done = embed_source(model, source, tmp_path / "out.npy", batch_size=1, ranks=Ranks())
+    assert done == Embedded(12, 1, [])
 
 
 @pytest.mark.parametrize("form", ["manifest", "csv", "folder"])
