@@ -17,7 +17,7 @@ import torch
 import miniature
 import spanbox
 from spanbox.api import Model
-from spanbox.data.manifest import Manifest, ObjectBox, Record, write_manifest
+from spanbox.data.manifest import Box, Manifest, ObjectBox, Record, write_manifest
 from spanbox.engine.distributed import Ranks
 from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.search import embedding
@@ -222,10 +222,13 @@ def test_a_disk_that_fills_up_leaves_features_with_their_own_rows(
     assert (out.read_bytes(), items_file(out).read_bytes()) == before
 
 
-def test_a_box_outside_its_image_costs_no_other_box(model: Model, scenes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("box", [(900.0, 900.0, 950.0, 950.0), (30.0, 30.0, 10.0, 10.0)])
+def test_a_box_outside_its_image_or_inverted_costs_no_other_box(
+    model: Model, scenes: Path, tmp_path: Path, box: Box
+) -> None:
     manifest = Manifest(scenes / "test.jsonl")
     own = [each.box for each in manifest[0].objects]
-    objects = tuple(ObjectBox(box) for box in (own[0], (900.0, 900.0, 950.0, 950.0), *own[1:]))
+    objects = tuple(ObjectBox(each) for each in (own[0], box, *own[1:]))
     records = [Record(id="odd", image=manifest[0].image, text="a", objects=objects), *list(manifest)[1:3]]
     write_manifest(scenes / "outside.jsonl", records)
     done = write(model, scenes / "outside.jsonl", tmp_path / "out.npy", "regions")
