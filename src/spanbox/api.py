@@ -283,8 +283,11 @@ class Model(Loaded):
 
         Raises:
             DataError: the image cannot be read, a box has no area within it, a span is not in the text or has no token.
-            ConfigError: no boxes are given, and the model has no features of patches; or the threshold is no number.
+            ConfigError: no boxes are given, and the model has no features of patches; no loss trained the features of
+                spans and regions; or the threshold is no number.
         """
+        if reason := self.untrained("fine"):
+            raise ConfigError(f"grounding: {reason}; train with loss.fine.weight above 0, on data with boxes")
         if not checked_text(text).strip() and spans is None:
             raise DataError("the text is empty; give a sentence or a phrase")
         found = [(0, len(text))] if spans is None else find_spans(text, spans)

@@ -28,8 +28,12 @@ WRITERS: dict[Target, Callable[[Model, Path], list[str]]] = {
     "onnx": write_onnx,
     "sentence-transformers": write_sentence_transformers,
 }
-
-
+LEVELS: dict[Target, tuple[Literal["coarse", "fine"], ...]] = {
+    "transformers": ("coarse", "fine"),
+    "onnx": ("coarse", "fine"),
+    "sentence-transformers": ("coarse",),
+}
+"""Levels whose features a target has."""
 FUSION_NOTE = "Without the fusion: fused scores of pairs take `spanbox.load` and its `pair_scores`."
 
 
@@ -58,6 +62,7 @@ def export_model(model: Model, target: Target, out: Path, licence: str | None = 
         aside.mkdir()
         try:
             notes = [*WRITERS[target](model, aside), *([FUSION_NOTE] if model.model.fusion is not None else [])]
+            notes += filter(None, (model.untrained(level) for level in LEVELS[target]))
             write_text(aside / "README.md", model_card(model, target, aside, notes, licence))
             aside.replace(out)
         except BaseException:

@@ -11,7 +11,7 @@ from spanbox.data.source import exists
 from spanbox.errors import DataError
 from spanbox.search.embedding import weights_digest
 from spanbox.search.index import Index
-from spanbox.search.sources import IMAGE_SUFFIXES
+from spanbox.search.sources import IMAGE_SUFFIXES, LEVELS
 
 LONGEST_PATH = 4096
 
@@ -40,7 +40,7 @@ def encode_query(model: Model, index: Index, query: str) -> NDArray[np.float32]:
     image = query_image(query)
     if image is None and Path(query).suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"{query}: no such image; give the path of an image, or a text")
-    fine = index.kind in ("spans", "regions")
+    fine = LEVELS[index.kind] == "fine"
     if image is not None:
         if not fine:
             return np.asarray(model.encode_images(image))

@@ -16,6 +16,13 @@ from spanbox.spans import CharSpan
 from spanbox.wiring.embedding import digest_of_images, images_of
 
 Kind = Literal["images", "texts", "spans", "regions"]
+LEVELS: dict[Kind, Literal["coarse", "fine"]] = {
+    "images": "coarse",
+    "texts": "coarse",
+    "spans": "fine",
+    "regions": "fine",
+}
+"""The level that trains the features."""
 COLUMNS: dict[Kind, dict[str, type]] = {
     "images": {"id": str, "image": str},
     "texts": {"id": str, "text": str},
