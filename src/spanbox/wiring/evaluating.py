@@ -205,8 +205,8 @@ def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
     """The file of the figures, and the folder of all other files; None: they are not written."""
     if out is not None and out.suffix == ".json":
         return out, None
-    belongs_to_a_run = path.parent.name == "checkpoints"
-    folder = out or (path.parent.parent if belongs_to_a_run else path)
+    checkpoints = path.absolute().parent  # a checkpoint may be named from inside of this folder
+    folder = out or (checkpoints.parent if checkpoints.name == "checkpoints" else path)
     return folder / "metrics.json", folder / "evaluation"
 
 

@@ -35,6 +35,15 @@ class TestPlaces:
         assert read(path)["checkpoint"] == "step-000003"
         assert "metrics.json" not in {path.name for path in checkpoint.iterdir()}
 
+    def test_of_a_checkpoint_named_from_its_folder(
+        self, copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for folder, name in (("", "step-000003"), ("step-000003", ".")):
+            monkeypatch.chdir(copied / "checkpoints" / folder)
+            _, path = evaluate_to_folder(Path(name), scenes / "test.jsonl", options=LIGHT, device="cpu")
+            assert path == copied / "metrics.json"
+            assert "metrics.json" not in {path.name for path in (copied / "checkpoints" / "step-000003").iterdir()}
+
     def test_of_a_checkpoint_alone_into_its_folder(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         alone = shutil.copytree(run / "checkpoints" / "last", tmp_path / "alone")
         _, path = evaluate_to_folder(alone, scenes / "test.jsonl", options=LIGHT, device="cpu")
