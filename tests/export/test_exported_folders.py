@@ -22,7 +22,7 @@ from spanbox.api import Model
 from spanbox.data.images import load_image
 from spanbox.data.render import to_square
 from spanbox.errors import ConfigError, OutputError
-from spanbox.export import Target, export_model
+from spanbox.export import WRITERS, Target, export_model
 from spanbox.export.card import model_card
 from spanbox.wiring import train
 
@@ -238,6 +238,35 @@ class TestFolder:
         with pytest.raises(OutputError, match="is not empty"):
             export_model(plain, "transformers", tmp_path / "out")
         assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+    def test_an_empty_folder_is_filled(self, plain: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also a link to one, and the working folder: neither can be replaced by another folder."""
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "link").symlink_to("elsewhere")
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        for out in (tmp_path / "link", Path()):
+            export_model(plain, "sentence-transformers", out)
+            assert {"README.md", "modules.json"} <= {path.name for path in out.iterdir()}
+            assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+    def test_two_exports_at_once(self, plain: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither writes into the files of the other; the first to end has the folder."""
+        write, exports = WRITERS["sentence-transformers"], list[str]()
+
+        def write_beside_another(model: Model, folder: Path) -> list[str]:
+            notes = write(model, folder)
+            exports.append("started")
+            if len(exports) == 1:
+                export_model(plain, "sentence-transformers", tmp_path / "out", "the-second")
+            assert (folder / "modules.json").exists()
+            return notes
+
+        monkeypatch.setitem(WRITERS, "sentence-transformers", write_beside_another)
+        with pytest.raises(OutputError, match="out: cannot be written"):
+            export_model(plain, "sentence-transformers", tmp_path / "out", "the-first")
+        assert "the-second" in (tmp_path / "out" / "README.md").read_text()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_a_file_in_its_place(self, plain: Model, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("")
