@@ -66,11 +66,14 @@ def model(variant: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def pictures(scenes: Path, tmp_path: Path) -> list[Path]:
-    """Two pictures; the second is stored on its side, as phones store photos."""
+    """Two pictures; the second is stored on its side, as phones store photos, and its edges are transparent."""
     upright, other = sorted((scenes / "images" / "test").iterdir())[:2]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     with Image.open(other) as image:
+        visible = Image.new("L", image.size)
+        visible.paste(255, (16, 16, 48, 48))
+        image.putalpha(visible)
         image.save(tmp_path / "turned.png", exif=exif)
     return [upright, tmp_path / "turned.png"]
 
