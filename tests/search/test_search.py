@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,17 @@ def test_an_interrupted_run_gives_the_same_file(
     assert write(model, source, resumed, "images").resumed == 1
     assert calls == 4  # of three parts the first was not encoded again
     assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_a_large_manifest_is_not_held_in_memory(tmp_path: Path) -> None:
+    records = [Record(id=str(number), image="a.jpg", text="a" * 40_000) for number in range(500)]
+    write_manifest(tmp_path / "large.jsonl", records)
+    Manifest(tmp_path / "large.jsonl")  # its index is made once
+    tracemalloc.start()
+    open_source(tmp_path / "large.jsonl", "texts")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (tmp_path / "large.jsonl").stat().st_size / 10
 
 
 def test_parts_of_another_source_are_not_used(model: Model, scenes: Path, tmp_path: Path) -> None:

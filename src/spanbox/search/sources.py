@@ -79,7 +79,9 @@ def open_source(path: Path, kind: Kind, column: str | None = None) -> Source:
         raise DataError(f"{path}: --column names a column of a CSV file; expected a file that ends in .csv")
     manifest = Manifest(path, "keep")  # a box without an area cannot be encoded, and is listed as all that cannot
     images = images_of(manifest) if kind in ("images", "regions") else ()
-    digest = _digest(path.read_bytes(), images)
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "blake2b").digest()  # a manifest may be larger than memory
+    digest = _digest(content, images)
     return Source(kind, path.parent, len(manifest), lambda index: _of_record(manifest, manifest[index], kind), digest)
 
 
