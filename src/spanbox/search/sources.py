@@ -77,7 +77,7 @@ def open_source(path: Path, kind: Kind, column: str | None = None) -> Source:
         return _of_csv(path, kind, column)
     if column is not None:
         raise DataError(f"{path}: --column names a column of a CSV file; expected a file that ends in .csv")
-    manifest = Manifest(path, "keep")  # a box without an area cannot be encoded, and is listed as all that cannot
+    manifest = Manifest(path, "keep")  # a box without an area is left out, as all that cannot be encoded
     images = images_of(manifest) if kind in ("images", "regions") else ()
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "blake2b").digest()  # a manifest may be larger than memory
