@@ -261,6 +261,26 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
         open_source(tmp_path, "images")
 
 
+def test_an_item_whose_features_are_not_finite_is_left_out(
+    model: Model, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model gives that has diverged: in the file they would end every search."""
+    bad = Manifest(scenes / "test.jsonl")[3]
+    encode = Model.encode_texts
+
+    def diverged(self: Model, texts: Any, **options: Any) -> Any:
+        features = encode(self, texts, **options)
+        features[[text == bad.text for text in texts]] = np.nan
+        return features
+
+    monkeypatch.setattr(Model, "encode_texts", diverged)
+    done = write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts")
+    assert bad.id in {incident.sample for incident in done.incidents}
+    assert done.rows == 12 - len(done.incidents) > 0
+    assert "not finite" in done.incidents[0].detail
+    assert np.isfinite(open_index(tmp_path / "out.npy").features).all()
+
+
 def test_a_folder_of_images(model: Model, scenes: Path, tmp_path: Path) -> None:
     folder = scenes / "images" / "test"
     (folder / "notes.txt").write_text("no image")
@@ -435,6 +455,9 @@ class TestNearest:
         found = index.nearest(features[7].numpy(), 3, approximate=True)
         assert found[0].row == 7
         assert found[0].score == pytest.approx(1, abs=1e-5)
+        features[3] = torch.nan
+        with pytest.raises(DataError, match="some features are not finite; embed again"):
+            make_index(features).nearest(features[7].numpy(), 3, approximate=True)
 
     def test_the_page_escapes_what_the_data_holds(self) -> None:
         index = make_index(torch.eye(3))

@@ -195,7 +195,10 @@ def _encode_what_can_be(
 ) -> list[tuple[Item, NDArray[np.float32]]]:
     """Items with their features. Where one fails, each is encoded by itself, and then each span or box of it."""
     try:
-        return list(zip(items, _features(model, source, items), strict=True))
+        features = _features(model, source, items)
+        if not all(np.isfinite(each).all() for each in features):
+            raise DataError("its features are not finite; the training of this model may have diverged")
+        return list(zip(items, features, strict=True))
     except DataError as error:
         apart = [[item] for item in items] if len(items) > 1 else [[part] for part in _parts_of(items[0])]
         if len(apart) == 1:
