@@ -14,7 +14,7 @@ from PIL import Image
 
 import miniature
 import spanbox
-from spanbox.api import Model
+from spanbox.api import Model, _threshold
 from spanbox.data.images import image_size, load_image
 from spanbox.data.manifest import Manifest
 from spanbox.errors import DataError
@@ -404,6 +404,10 @@ class TestThreshold:
         checkpoint = shutil.copytree(model.checkpoint, tmp_path / "checkpoint")
         (checkpoint / "validation.json").write_text(content)
         assert spanbox.load(checkpoint).threshold is None
+
+    def test_of_a_checkpoint_directly_below_the_root(self) -> None:
+        """As containers mount it."""
+        assert _threshold(Path("/no-such-checkpoint")) is None
 
 
 def test_a_device_of_pytorch(model: Model) -> None:

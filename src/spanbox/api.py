@@ -283,8 +283,11 @@ class Model(Loaded):
 
         Raises:
             DataError: the image cannot be read, a box has no area within it, a span is not in the text or has no token.
-            ConfigError: no boxes are given, and the model has no features of patches; or the threshold is no number.
+            ConfigError: no boxes are given, and the model has no features of patches; no loss trained the features of
+                spans and regions; or the threshold is no number.
         """
+        if reason := self.untrained("fine"):
+            raise ConfigError(f"grounding: {reason}; train with loss.fine.weight above 0, on data with boxes")
         if not checked_text(text).strip() and spans is None:
             raise DataError("the text is empty; give a sentence or a phrase")
         found = [(0, len(text))] if spans is None else find_spans(text, spans)
@@ -362,7 +365,7 @@ def _threshold(checkpoint: Path) -> float | None:
     """The threshold that validation chose for a checkpoint; of a run from before checkpoints held it, the one of its
     last evaluation. None where there is none."""
     validation, evaluation = (
-        read_object(path) for path in (checkpoint / VALIDATION, checkpoint.parents[1] / "metrics.json")
+        read_object(path) for path in (checkpoint / VALIDATION, checkpoint.parent.parent / "metrics.json")
     )
     of_this_one = evaluation if evaluation.get("checkpoint") == checkpoint.resolve().name else {}
     found = validation.get(THRESHOLD, of_this_one.get(THRESHOLD))

@@ -49,6 +49,23 @@ def test_an_index_whose_run_was_moved(folder: Path, spanbox: Command) -> None:
     assert spanbox("search", "images.npy", "a kite", "--model", "moved", "--device", "cpu").code == 0
 
 
+def test_a_model_of_the_coarse_level_alone(folder: Path, spanbox: Command) -> None:
+    """Spans and regions have random projections; sentences and images are as good as those of any model."""
+    train(miniature.demo_config(folder, Path("coarse").absolute(), "train.steps=1", "loss.fine.weight=0"))
+    manifest = Manifest(folder / "test.jsonl")
+    code, _, err = spanbox("ground", "coarse", manifest.image_path(manifest[0]), "a [kite]", "--device", "cpu")
+    assert (code, "loss.fine.weight=0" in err, Path("grounded.png").exists()) == (2, True, False)
+    said = "trained with loss.fine.weight=0, so features of spans and regions come from random projections"
+    for what, is_said in (("regions", True), ("images", False)):
+        code, _, err = spanbox("embed", "coarse", manifest.path, f"{what}.npy", "--what", what, "--device", "cpu")
+        assert (code, said in err) == (0, is_said)
+        code, _, err = spanbox("search", f"{what}.npy", "a kite", "--device", "cpu")
+        assert (code, said in err) == (0, is_said)
+    for to, is_said in (("transformers", True), ("sentence-transformers", False)):
+        code, out, _ = spanbox("export", "coarse", f"exported-{to}", "--to", to)
+        assert (code, said in out, said in Path(f"exported-{to}/README.md").read_text()) == (0, is_said, is_said)
+
+
 def test_ground(folder: Path, spanbox: Command) -> None:
     manifest = Manifest(folder / "test.jsonl")
     image, boxes = manifest.image_path(manifest[0]), [list(each.box) for each in manifest[0].objects]

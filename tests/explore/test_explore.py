@@ -102,6 +102,17 @@ class TestAnswers:
         hits = ask(server, "POST", "/api/search", {"text": "a red kite"})[1]["models"][0]["hits"]
         assert [hit["pair"] for hit in hits if hit["score"] is None] == [hits[-1]["pair"]] == [0]
 
+    def test_a_model_of_the_coarse_level_alone_gives_words_no_score(self, server: ExplorerServer, folder: Path) -> None:
+        """Nor heatmaps: their projections are random."""
+        searched = server.session.models[0]
+        config = miniature.demo_config(folder, folder / "one", "loss.fine.weight=0")
+        coarse = replace(searched, model=replace(searched.model, config=config))
+        answer = Session([coarse], server.session.manifest).ground("2", None)
+        assert answer["boxes"]
+        assert {(unit["heat"], unit["score"], len(unit["scores"])) for unit in answer["models"][0]["units"]} == {
+            (None, None, 0)
+        }
+
     def test_words_that_the_model_does_not_know_are_named(self, server: ExplorerServer) -> None:
         for text, unknown in (("a μικρό red kite μικρό", ["μικρό"]), ("a red kite", [])):
             assert ask(server, "POST", "/api/search", {"text": text})[1]["unknown"] == unknown

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +22,8 @@ from spanbox.api import Model
 from spanbox.data.images import load_image
 from spanbox.data.render import to_square
 from spanbox.errors import ConfigError, OutputError
-from spanbox.export import Target, export_model
+from spanbox.export import WRITERS, Target, export_model
+from spanbox.export.card import model_card
 from spanbox.wiring import train
 
 TEXTS = ["A red boat", "a butterfly above the two blue kites，蝴蝶"]
@@ -64,11 +66,14 @@ def model(variant: str, scenes: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def pictures(scenes: Path, tmp_path: Path) -> list[Path]:
-    """Two pictures; the second is stored on its side, as phones store photos."""
+    """Two pictures; the second is stored on its side, as phones store photos, and its edges are transparent."""
     upright, other = sorted((scenes / "images" / "test").iterdir())[:2]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     with Image.open(other) as image:
+        visible = Image.new("L", image.size)
+        visible.paste(255, (16, 16, 48, 48))
+        image.putalpha(visible)
         image.save(tmp_path / "turned.png", exif=exif)
     return [upright, tmp_path / "turned.png"]
 
@@ -222,12 +227,46 @@ class TestFolder:
             assert part in body
         assert str(tmp_path) not in body  # no folders of the machine
 
+    def test_the_card_of_a_checkpoint_directly_below_the_root(self, plain: Model, tmp_path: Path) -> None:
+        """As containers mount it."""
+        model = replace(plain, checkpoint=Path("/no-such-checkpoint"))
+        assert "None were computed" in model_card(model, "onnx", tmp_path, [], None)
+
     def test_an_occupied_folder_is_left_alone(self, plain: Model, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.txt").write_text("mine")
         with pytest.raises(OutputError, match="is not empty"):
             export_model(plain, "transformers", tmp_path / "out")
         assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+    def test_an_empty_folder_is_filled(self, plain: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also a link to one, and the working folder: neither can be replaced by another folder."""
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "link").symlink_to("elsewhere")
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        for out in (tmp_path / "link", Path()):
+            export_model(plain, "sentence-transformers", out)
+            assert {"README.md", "modules.json"} <= {path.name for path in out.iterdir()}
+            assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+    def test_two_exports_at_once(self, plain: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Neither writes into the files of the other; the first to end has the folder."""
+        write, exports = WRITERS["sentence-transformers"], list[str]()
+
+        def write_beside_another(model: Model, folder: Path) -> list[str]:
+            notes = write(model, folder)
+            exports.append("started")
+            if len(exports) == 1:
+                export_model(plain, "sentence-transformers", tmp_path / "out", "the-second")
+            assert (folder / "modules.json").exists()
+            return notes
+
+        monkeypatch.setitem(WRITERS, "sentence-transformers", write_beside_another)
+        with pytest.raises(OutputError, match="out: cannot be written"):
+            export_model(plain, "sentence-transformers", tmp_path / "out", "the-first")
+        assert "the-second" in (tmp_path / "out" / "README.md").read_text()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_a_file_in_its_place(self, plain: Model, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("")

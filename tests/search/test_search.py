@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import shutil
+import tarfile
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ from spanbox.search import embedding
 from spanbox.search.embedding import Embedded, embed_source, items_file
 from spanbox.search.index import Index, open_index
 from spanbox.search.page import search_page
-from spanbox.search.query import encode_query
-from spanbox.search.sources import Kind, open_source
+from spanbox.search.query import encode_query, query_image
+from spanbox.search.sources import Kind, Source, open_source
 from spanbox.wiring import train
 
 KINDS: tuple[Kind, ...] = ("images", "texts", "spans", "regions")
@@ -112,13 +114,47 @@ def test_an_interrupted_run_gives_the_same_file(
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+def test_a_large_manifest_is_not_held_in_memory(tmp_path: Path) -> None:
+    records = [Record(id=str(number), image="a.jpg", text="a" * 40_000) for number in range(500)]
+    write_manifest(tmp_path / "large.jsonl", records)
+    Manifest(tmp_path / "large.jsonl")  # its index is made once
+    tracemalloc.start()
+    open_source(tmp_path / "large.jsonl", "texts")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (tmp_path / "large.jsonl").stat().st_size / 10
+
+
 def test_parts_of_another_source_are_not_used(model: Model, scenes: Path, tmp_path: Path) -> None:
     parts = tmp_path / ".out.npy.parts"
     parts.mkdir()
-    (parts / "description.json").write_text("{}")
-    (parts / "part-000000.json").write_text("[]")
+    (parts / "0123456789abcdef-000000.json").write_text("[]")
     assert write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts").resumed == 0
     assert len(open_index(tmp_path / "out.npy")) == 12
+
+
+def test_a_second_command_that_writes_the_same_file(
+    model: Model, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With other settings: neither takes parts of the other."""
+    source = open_source(scenes / "test.jsonl", "images")
+    encode, calls = embedding._encode, list[int]()
+
+    def encode_with_a_second_command(model: Model, source: Source, items: Any, batch_size: int) -> Any:
+        calls.append(batch_size)
+        if calls == [2, 2]:  # the first is in its second part
+            with pytest.raises(Interrupted):
+                embed_source(model, source, tmp_path / "out.npy", batch_size=1, ranks=Ranks())
+        elif calls == [2, 2, 1, 1]:  # the second has written its first part
+            raise Interrupted
+        return encode(model, source, items, batch_size)
+
+    monkeypatch.setattr(embedding, "_encode", encode_with_a_second_command)
+    with pytest.raises(OutputError, match="another command writes the same file"):
+        embed_source(model, source, tmp_path / "out.npy", batch_size=2, ranks=Ranks())
+    assert not (tmp_path / "out.npy").exists()
+    done = embed_source(model, source, tmp_path / "out.npy", batch_size=1, ranks=Ranks())
+    assert done == Embedded(12, 1, [])
 
 
 @pytest.mark.parametrize("form", ["manifest", "csv", "folder"])
@@ -199,14 +235,14 @@ def test_a_disk_that_fills_up_leaves_features_with_their_own_rows(
 
 
 @pytest.mark.parametrize(
-    "unusable", [(900.0, 900.0, 950.0, 950.0), (20.0, 8.0, 20.0, 30.0)], ids=["outside", "no area"]
+    "box",
+    [(900.0, 900.0, 950.0, 950.0), (30.0, 30.0, 10.0, 10.0), (20.0, 8.0, 20.0, 30.0)],
+    ids=["outside", "inverted", "no area"],
 )
-def test_a_box_that_cannot_be_used_costs_no_other_box(
-    model: Model, scenes: Path, tmp_path: Path, unusable: Box
-) -> None:
+def test_a_box_that_cannot_be_used_costs_no_other_box(model: Model, scenes: Path, tmp_path: Path, box: Box) -> None:
     manifest = Manifest(scenes / "test.jsonl")
     own = [each.box for each in manifest[0].objects]
-    objects = tuple(ObjectBox(box) for box in (own[0], unusable, *own[1:]))
+    objects = tuple(ObjectBox(each) for each in (own[0], box, *own[1:]))
     records = [Record(id="odd", image=manifest[0].image, text="a", objects=objects), *list(manifest)[1:3]]
     write_manifest(scenes / "odd.jsonl", records)
     done = write(model, scenes / "odd.jsonl", tmp_path / "out.npy", "regions")
@@ -225,6 +261,26 @@ def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
     with pytest.raises(DataError, match=r"'\\udcff\.jpg' is no name in UTF-8"):
         open_source(tmp_path, "images")
+
+
+def test_an_item_whose_features_are_not_finite_is_left_out(
+    model: Model, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model gives that has diverged: in the file they would end every search."""
+    bad = Manifest(scenes / "test.jsonl")[3]
+    encode = Model.encode_texts
+
+    def diverged(self: Model, texts: Any, **options: Any) -> Any:
+        features = encode(self, texts, **options)
+        features[[text == bad.text for text in texts]] = np.nan
+        return features
+
+    monkeypatch.setattr(Model, "encode_texts", diverged)
+    done = write(model, scenes / "test.jsonl", tmp_path / "out.npy", "texts")
+    assert bad.id in {incident.sample for incident in done.incidents}
+    assert done.rows == 12 - len(done.incidents) > 0
+    assert "not finite" in done.incidents[0].detail
+    assert np.isfinite(open_index(tmp_path / "out.npy").features).all()
 
 
 def test_a_folder_of_images(model: Model, scenes: Path, tmp_path: Path) -> None:
@@ -351,6 +407,27 @@ class TestRefusals:
             encode_query(model, open_index(tmp_path / "out.npy"), "nowhere.JPG")
 
 
+def test_an_image_in_a_tar_as_the_query(model: Model, scenes: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(scenes / "images" / "test", arcname="")
+    records = list(Manifest(scenes / "test.jsonl"))
+    members = [f"images.tar/{Path(record.image).name}" for record in records]
+    in_tar = [Record(record.id, member, record.text) for record, member in zip(records, members, strict=True)]
+    write_manifest(tmp_path / "in_tar.jsonl", in_tar)
+    write(model, tmp_path / "in_tar.jsonl", tmp_path / "out.npy", "images")
+    index = open_index(tmp_path / "out.npy")
+    (hit,) = index.nearest(encode_query(model, index, f"{tmp_path}/{members[3]}"), 1)
+    assert hit.values["image"] == members[3]
+    with pytest.raises(DataError, match=r"nowhere\.jpg: no such image"):
+        encode_query(model, index, f"{tmp_path}/images.tar/nowhere.jpg")
+
+
+def test_a_query_that_is_also_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("kite").mkdir()
+    assert query_image("kite") is None
+
+
 def make_index(features: torch.Tensor) -> Index:
     rows = [{"id": str(row), "text": f"<b>{row}</b>"} for row in range(len(features))]
     return Index(Path("x.npy"), "texts", Path(), Path(), "", features.numpy(), rows)
@@ -380,6 +457,9 @@ class TestNearest:
         found = index.nearest(features[7].numpy(), 3, approximate=True)
         assert found[0].row == 7
         assert found[0].score == pytest.approx(1, abs=1e-5)
+        features[3] = torch.nan
+        with pytest.raises(DataError, match="some features are not finite; embed again"):
+            make_index(features).nearest(features[7].numpy(), 3, approximate=True)
 
     def test_the_page_escapes_what_the_data_holds(self) -> None:
         index = make_index(torch.eye(3))

@@ -1,15 +1,19 @@
-"""Checkpoints whose descriptions are damaged: each is refused with the file and the reason."""
+"""Checkpoints whose descriptions are damaged: each is refused with the file and the reason. Levels without a loss."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 import miniature
+from spanbox.config import load_config
 from spanbox.errors import CheckpointError, SpanboxError
 from spanbox.wiring import load, train
+
+LEVELS: tuple[Literal["coarse", "fine"], ...] = ("coarse", "fine")
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +21,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scenes = miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
     run = tmp_path_factory.mktemp("runs") / "run"
     return train(miniature.demo_config(scenes, run, "data.val=null", "train.steps=1")).run_dir
+
+
+@pytest.mark.parametrize(
+    ("overrides", "untrained"),
+    [
+        ([], []),
+        (["loss.fine.weight=0"], ["fine"]),
+        (["loss.coarse.weight=0"], ["coarse"]),
+        (["loss.fine.weight=0", "model.projections=shared"], []),
+        (["loss.fine.weight=0", "train.start=runs/towers"], []),
+    ],
+)
+def test_levels_without_trained_features(trained: Path, overrides: list[str], untrained: list[str]) -> None:
+    loaded = replace(load(trained), config=load_config("demo", overrides))
+    assert [level for level in LEVELS if loaded.untrained(level)] == untrained
 
 
 @pytest.fixture

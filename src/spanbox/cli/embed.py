@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from spanbox.cli.show import print_incidents
+from spanbox.cli.show import print_incidents, print_untrained
 
 Kind = Literal["images", "texts", "spans", "regions"]
 
@@ -32,12 +32,14 @@ def embed(
     from spanbox.engine.distributed import Ranks
     from spanbox.files import check_no_input
     from spanbox.search.embedding import check_output, embed_source, items_file
-    from spanbox.search.sources import open_source
+    from spanbox.search.sources import LEVELS, open_source
 
     check_output(out)
     check_no_input(items_file(out), [source])
     with Ranks() as ranks:
         loaded = spanbox.load(model, device)
+        if ranks.is_main:
+            print_untrained(loaded, LEVELS[what])
         embedded = embed_source(loaded, open_source(source, what, column), out, batch_size=batch_size, ranks=ranks)
     if embedded is not None:
         print_incidents(embedded.incidents)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from spanbox.cli.show import print_untrained
 from spanbox.errors import ConfigError, OutputError
 
 
@@ -28,6 +29,9 @@ def explore(
     from spanbox.explore.server import ExplorerServer
 
     session = open_session(models, data, device)
+    for searched in session.models:
+        print_untrained(searched.model, "coarse")
+        print_untrained(searched.model, "fine")
     try:
         server = ExplorerServer(session, port)
     except OSError as error:

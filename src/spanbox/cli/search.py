@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from spanbox.cli.show import plain, print_unknown_words
+from spanbox.cli.show import plain, print_unknown_words, print_untrained
 from spanbox.errors import DataError
 from spanbox.terminal import make_console
 
@@ -37,6 +37,7 @@ def search(
     from spanbox.search.index import open_index
     from spanbox.search.page import search_page
     from spanbox.search.query import encode_query, query_image
+    from spanbox.search.sources import LEVELS
 
     if html is not None:
         check_writable_file(html, ".html")
@@ -48,6 +49,7 @@ def search(
         )
     loaded = spanbox.load(model or opened.checkpoint, device)
     feature = encode_query(loaded, opened, query)
+    print_untrained(loaded, LEVELS[opened.kind])
     if query_image(query) is None:
         print_unknown_words(loaded, query)
     hits = opened.nearest(feature, top, approximate=approximate)

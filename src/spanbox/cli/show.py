@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +28,12 @@ def print_unknown_words(model: "Model", text: str) -> None:
     """Print on stderr which words of a text the model does not know; nothing where it knows all."""
     if unknown := model.unknown_words(text):
         print(f"the model's tokenizer does not know: {', '.join(unknown)}", file=sys.stderr)
+
+
+def print_untrained(model: "Model", level: Literal["coarse", "fine"]) -> None:
+    """Print on stderr that the features of a level mean nothing, where no loss trained them."""
+    if reason := model.untrained(level):
+        print(f"{model.checkpoint}: {reason}", file=sys.stderr)
 
 
 def print_incidents(incidents: "Sequence[Incident]") -> None:

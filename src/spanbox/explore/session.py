@@ -253,9 +253,9 @@ def _grounded(
                 "shown": grounded.shown,
                 "scores": [],
             }
-    except ConfigError:  # a model of crops has no heatmaps
+    except ConfigError:  # a model of crops has no heatmaps, one of the coarse level alone no scores of words
         found = {span: {"heat": None, "box": None, "score": None, "shown": None, "scores": []} for span in spans}
-    if boxes and spans:
+    if boxes and spans and not model.untrained("fine"):
         regions = model.encode_regions(image, boxes)
         scores = model.similarity(model.encode_spans(text, spans), regions)
         for span, row in zip(spans, scores.tolist(), strict=True):

@@ -10,7 +10,7 @@ projections have no bias, so a ViT trained here has no place in it.
 
 from collections.abc import Callable
 from pathlib import Path
-from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from spanbox.api import Model
@@ -28,8 +28,12 @@ WRITERS: dict[Target, Callable[[Model, Path], list[str]]] = {
     "onnx": write_onnx,
     "sentence-transformers": write_sentence_transformers,
 }
-
-
+LEVELS: dict[Target, tuple[Literal["coarse", "fine"], ...]] = {
+    "transformers": ("coarse", "fine"),
+    "onnx": ("coarse", "fine"),
+    "sentence-transformers": ("coarse",),
+}
+"""Levels whose features a target has."""
 FUSION_NOTE = "Without the fusion: fused scores of pairs take `spanbox.load` and its `pair_scores`."
 
 
@@ -51,16 +55,18 @@ def export_model(model: Model, target: Target, out: Path, licence: str | None = 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: exists already and is not empty; name another folder, or remove it")
-    check_writable_folder(out.parent)
-    aside = out.parent / f".{out.name}{PARTIAL}"
-    with explained(out), quiet():
-        rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        try:
-            notes = [*WRITERS[target](model, aside), *([FUSION_NOTE] if model.model.fusion is not None else [])]
-            write_text(aside / "README.md", model_card(model, target, aside, notes, licence))
-            aside.replace(out)
-        except BaseException:
-            rmtree(aside, ignore_errors=True)
-            raise
+    is_there = out.is_dir()  # then it is filled, since a mount point, a link or the working folder cannot be replaced
+    parent = out if is_there else out.parent
+    check_writable_folder(parent)
+    with explained(out), quiet(), TemporaryDirectory(PARTIAL, f".{out.name}-", parent) as aside:
+        folder = Path(aside) / "exported"
+        folder.mkdir()
+        notes = [*WRITERS[target](model, folder), *([FUSION_NOTE] if model.model.fusion is not None else [])]
+        notes += filter(None, (model.untrained(level) for level in LEVELS[target]))
+        write_text(folder / "README.md", model_card(model, target, folder, notes, licence))
+        if is_there:
+            for path in folder.iterdir():
+                path.replace(out / path.name)
+        else:
+            folder.replace(out)
     return notes

@@ -33,6 +33,13 @@ processor = AutoImageProcessor.from_pretrained("vision", use_fast=False)
 vision = AutoModel.from_pretrained("vision").eval()
 
 
+def opened(path):
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
 def feature(part, pooled):
     return torch.nn.functional.normalize(pooled @ heads[f"{part}.weight"].T + heads[f"{part}.bias"], dim=-1)
 
@@ -43,8 +50,7 @@ with torch.no_grad():
     tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
     states = text(**tokens)
     texts = feature("text", TEXT_POOL)
-    upright = [ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in IMAGES]
-    pixels = processor(upright, return_tensors="pt")["pixel_values"]
+    pixels = processor([opened(path) for path in IMAGES], return_tensors="pt")["pixel_values"]
     states = vision(pixels)
     images = feature("image", IMAGE_POOL)
 scores = texts @ images.T  # cosines
@@ -176,7 +182,7 @@ def _training(model: Model) -> list[str]:
 def _metrics(model: Model) -> list[str]:
     """The metrics of the last evaluation of the checkpoint, else of its validation."""
     checkpoint = model.checkpoint.resolve()
-    for path in (checkpoint.parents[1] / "metrics.json", checkpoint / VALIDATION):
+    for path in (checkpoint.parent.parent / "metrics.json", checkpoint / VALIDATION):
         found = read_object(path)
         if found.get("checkpoint", checkpoint.name) != checkpoint.name or not found.keys() & METRICS.keys():
             continue

@@ -27,7 +27,7 @@ from spanbox.arrays import DamagedArrayError, open_array
 from spanbox.documents import DocumentError, read_json
 from spanbox.engine.distributed import Ranks
 from spanbox.errors import ConfigError, DataError, OutputError
-from spanbox.files import check_writable_file, explained, replacing, write_text
+from spanbox.files import check_writable_file, explained, remove_entry, replacing, write_text
 from spanbox.progress import Progress
 from spanbox.search.sources import COLUMNS, Item, Kind, Source
 from spanbox.structures import Incident
@@ -99,24 +99,24 @@ def import_pyarrow() -> Any:
 
 
 class _Parts:
-    """The folder of finished parts. A part is a `.npy` of features and a `.json` of rows, which is written last."""
+    """The folder of finished parts. A part is a `.npy` of features and a `.json` of rows, which is written last.
+
+    Names of parts begin with a digest of all that their features depend on, so that two processes that write one file
+    by different models never take parts of each other.
+    """
 
     def __init__(self, out: Path, description: dict[str, Any]) -> None:
         self.folder = out.parent / f".{out.name}.parts"
         self.description = description
+        self.digest = hashlib.blake2b(json.dumps(description).encode(), digest_size=8).hexdigest()
 
     def prepare(self) -> None:
         """Make the folder; parts of another model, source or setting are removed."""
-        described = self.folder / "description.json"
-        try:
-            known = read_json(described) == self.description
-        except (DocumentError, OSError):
-            known = False
         with explained(self.folder):
-            if not known:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.mkdir()
-                write_text(described, json.dumps(self.description))
+            self.folder.mkdir(exist_ok=True)
+            for path in self.folder.iterdir():
+                if not path.name.startswith((self.digest, ".")):  # not what a process is writing
+                    remove_entry(path)
 
     def is_finished(self, number: int) -> bool:
         return self._rows(number).is_file()
@@ -134,6 +134,11 @@ class _Parts:
             rows = [tuple(row) for row in content["rows"]]
             incidents = [Incident(*each) for each in content["incidents"]]
             assert len(rows) == len(features)
+        except FileNotFoundError:
+            raise OutputError(
+                f"{self.folder}: finished parts are gone, as where another command writes the same file; wait for it, "
+                "or name another file"
+            ) from None
         except (AssertionError, DamagedArrayError, DocumentError, KeyError, OSError, TypeError) as error:
             raise OutputError(f"{self.folder}: a finished part is damaged ({error}); remove this folder") from None
         return rows, features, incidents
@@ -142,10 +147,10 @@ class _Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _features(self, number: int) -> Path:
-        return self.folder / f"part-{number:06d}.npy"
+        return self.folder / f"{self.digest}-{number:06d}.npy"
 
     def _rows(self, number: int) -> Path:
-        return self.folder / f"part-{number:06d}.json"
+        return self.folder / f"{self.digest}-{number:06d}.json"
 
 
 def _description(model: Model, source: Source, batch_size: int) -> dict[str, Any]:
@@ -190,7 +195,10 @@ def _encode_what_can_be(
 ) -> list[tuple[Item, NDArray[np.float32]]]:
     """Items with their features. Where one fails, each is encoded by itself, and then each span or box of it."""
     try:
-        return list(zip(items, _features(model, source, items), strict=True))
+        features = _features(model, source, items)
+        if not all(np.isfinite(each).all() for each in features):
+            raise DataError("its features are not finite; the training of this model may have diverged")
+        return list(zip(items, features, strict=True))
     except DataError as error:
         apart = [[item] for item in items] if len(items) > 1 else [[part] for part in _parts_of(items[0])]
         if len(apart) == 1:

@@ -83,7 +83,7 @@ class Index:
         for start in range(0, len(self), BLOCK):
             block = torch.from_numpy(np.asarray(self.features[start : start + BLOCK] @ asked))
             if not block.isfinite().all():
-                raise DataError(f"{self.path}: some features are not finite; embed again")
+                raise self._not_finite()
             scores = torch.cat([best_scores, block])
             rows = torch.cat([best_rows, torch.arange(start, start + len(block))])
             kept = _top(scores, count)
@@ -95,9 +95,14 @@ class Index:
         found = rows[0] >= 0  # fewer items in the probed cells
         return scores[0][found].tolist(), rows[0][found].tolist()
 
+    def _not_finite(self) -> DataError:
+        return DataError(f"{self.path}: some features are not finite; embed again")
+
     @cached_property
     def _inverted_file(self) -> Any:
         faiss = import_faiss()
+        if not all(np.isfinite(self.features[start : start + BLOCK]).all() for start in range(0, len(self), BLOCK)):
+            raise self._not_finite()
         cells = max(1, min(round(CELLS_PER_ROOT * len(self) ** 0.5), len(self) // 40))
         made = faiss.IndexIVFFlat(
             faiss.IndexFlatIP(self.features.shape[1]), self.features.shape[1], cells, faiss.METRIC_INNER_PRODUCT

@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from spanbox.api import Model
 from spanbox.data.images import image_size
+from spanbox.data.source import exists
 from spanbox.errors import DataError
 from spanbox.search.embedding import weights_digest
 from spanbox.search.index import Index
-from spanbox.search.sources import IMAGE_SUFFIXES
+from spanbox.search.sources import IMAGE_SUFFIXES, LEVELS
 
 LONGEST_PATH = 4096
 
@@ -39,7 +40,7 @@ def encode_query(model: Model, index: Index, query: str) -> NDArray[np.float32]:
     image = query_image(query)
     if image is None and Path(query).suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"{query}: no such image; give the path of an image, or a text")
-    fine = index.kind in ("spans", "regions")
+    fine = LEVELS[index.kind] == "fine"
     if image is not None:
         if not fine:
             return np.asarray(model.encode_images(image))
@@ -51,8 +52,9 @@ def encode_query(model: Model, index: Index, query: str) -> NDArray[np.float32]:
 
 
 def query_image(query: str) -> Path | None:
-    """The image file that a query names; None for a text."""
+    """The image, a file or a member of a tar, that a query names; None for a text."""
+    path = Path(query)
     try:
-        return Path(query) if len(query) < LONGEST_PATH and Path(query).is_file() else None
+        return path if len(query) < LONGEST_PATH and exists(path) and not path.is_dir() else None
     except (OSError, ValueError):  # no path that the system accepts
         return None

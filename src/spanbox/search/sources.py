@@ -16,6 +16,13 @@ from spanbox.spans import CharSpan
 from spanbox.wiring.embedding import digest_of_images, images_of
 
 Kind = Literal["images", "texts", "spans", "regions"]
+LEVELS: dict[Kind, Literal["coarse", "fine"]] = {
+    "images": "coarse",
+    "texts": "coarse",
+    "spans": "fine",
+    "regions": "fine",
+}
+"""The level that trains the features."""
 COLUMNS: dict[Kind, dict[str, type]] = {
     "images": {"id": str, "image": str},
     "texts": {"id": str, "text": str},
@@ -70,9 +77,11 @@ def open_source(path: Path, kind: Kind, column: str | None = None) -> Source:
         return _of_csv(path, kind, column)
     if column is not None:
         raise DataError(f"{path}: --column names a column of a CSV file; expected a file that ends in .csv")
-    manifest = Manifest(path, "keep")
+    manifest = Manifest(path, "keep")  # a box without an area is left out, as all that cannot be encoded
     images = images_of(manifest) if kind in ("images", "regions") else ()
-    digest = _digest(path.read_bytes(), images)
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "blake2b").digest()  # a manifest may be larger than memory
+    digest = _digest(content, images)
     return Source(kind, path.parent, len(manifest), lambda index: _of_record(manifest, manifest[index], kind), digest)
 
 

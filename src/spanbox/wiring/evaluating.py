@@ -238,9 +238,8 @@ def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
     """The file of the figures, and the folder of all other files; None: they are not written."""
     if out is not None and out.suffix == ".json":
         return out, None
-    of_checkpoint = path.absolute().parent  # absolute: the working folder may be that of the checkpoints
-    belongs_to_a_run = of_checkpoint.name == "checkpoints"
-    folder = out or (of_checkpoint.parent if belongs_to_a_run else path)
+    checkpoints = path.absolute().parent  # a checkpoint may be named from inside of this folder
+    folder = out or (checkpoints.parent if checkpoints.name == "checkpoints" else path)
     return folder / "metrics.json", folder / "evaluation"
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +21,8 @@ from spanbox.models.tower_settings import TowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.wiring.building import PARTS, build_objective, fitted_to
 
+FEATURES = {"coarse": "sentences and images", "fine": "spans and regions"}
+"""What each level compares."""
 TYPES = "types"  # key of `architecture.json` that a GMNER model has, and no other
 
 
@@ -38,6 +40,20 @@ class Loaded:
     def reranks(self) -> bool:
         """Whether its fusion learned to score pairs of a sentence and an image (`loss.fusion.weight` above 0)."""
         return self.model.fusion is not None and self.config.loss.fusion.weight > 0
+
+    def untrained(self, level: Literal["coarse", "fine"]) -> str | None:
+        """Why the features of a level mean nothing: their projections have random weights. None where they do not.
+
+        A run that began with another one (`train.start`) has the projections of that one.
+        """
+        shared = self.config.model.projections == "shared"
+        fused = level == "fine" and self.reranks  # tokens and patches are projected as spans and regions
+        if level in self.config.loss.levels() or shared or fused or self.config.train.start is not None:
+            return None
+        return (
+            f"this model was trained with loss.{level}.weight=0, so features of {FEATURES[level]} come from random "
+            "projections and mean nothing"
+        )
 
     def save_towers(self, folder: Path | str) -> None:
         """Save both encoders as transformers folders, `text/` and `vision/`, with tokenizer and image processor.

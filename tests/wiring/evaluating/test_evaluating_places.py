@@ -35,13 +35,14 @@ class TestPlaces:
         assert read(path)["checkpoint"] == "step-000003"
         assert "metrics.json" not in {path.name for path in checkpoint.iterdir()}
 
-    def test_of_a_checkpoint_in_the_working_folder_into_its_run(
+    def test_of_a_checkpoint_named_from_its_folder(
         self, copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.chdir(copied / "checkpoints")
-        evaluate_to_folder(Path("step-000003"), scenes / "test.jsonl", options=LIGHT, device="cpu")
-        assert read(copied / "metrics.json")["checkpoint"] == "step-000003"
-        assert not Path("step-000003", "metrics.json").exists()
+        for folder, name in (("", "step-000003"), ("step-000003", ".")):
+            monkeypatch.chdir(copied / "checkpoints" / folder)
+            _, path = evaluate_to_folder(Path(name), scenes / "test.jsonl", options=LIGHT, device="cpu")
+            assert path == copied / "metrics.json"
+            assert "metrics.json" not in {path.name for path in (copied / "checkpoints" / "step-000003").iterdir()}
 
     def test_of_a_checkpoint_alone_into_its_folder(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         alone = shutil.copytree(run / "checkpoints" / "last", tmp_path / "alone")
