@@ -53,15 +53,24 @@ class TestErrorsOfTheSystem:
         assert err.startswith(f"spanbox: some/file: {os.strerror(number)}; ")
         assert remedy in err
 
-    @pytest.mark.parametrize("error", [MemoryError(), RecursionError("maximum depth"), OSError("without a number")])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            *(MemoryError(), RecursionError("maximum depth"), OSError("without a number")),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 512000000000000 bytes."),
+        ],
+    )
     def test_without_a_number(self, error: Exception, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         fail_with(error, monkeypatch)
         code, _, err = spanbox("losses")
         assert (code, err.count("\n"), err.startswith("spanbox: ")) == (2, 1, True)
 
-    def test_a_mistake_of_the_program_is_not_hidden(self, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-        fail_with(KeyError("x"), monkeypatch)
-        with pytest.raises(KeyError):
+    @pytest.mark.parametrize("mistake", [KeyError("x"), RuntimeError("shapes cannot be multiplied")])
+    def test_a_mistake_of_the_program_is_not_hidden(
+        self, mistake: Exception, spanbox: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fail_with(mistake, monkeypatch)
+        with pytest.raises(type(mistake)):
             spanbox("losses")
 
     def test_interrupted(self, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ def demo(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings of the demo recipe")
     ] = None,
 ) -> None:
-    """Train two small encoders on drawn scenes and evaluate them: about three minutes on two cores.
+    """Train two small encoders on drawn scenes and evaluate them: about five minutes on two cores.
 
     The same as these commands, one after another:
 

@@ -48,7 +48,7 @@ HELP = """Train an image encoder and a text encoder that match sentences with im
 
 Start here:
 
-    spanbox demo                         train on built-in scenes, in about three minutes
+    spanbox demo                         train on built-in scenes, in a few minutes
 
 On your own data:
 
@@ -145,12 +145,19 @@ def main() -> None:
         code = _fail(_describe(error))
     except UnicodeEncodeError as error:  # of a file name, in a locale such as C without UTF-8 mode
         code = _fail(f"{error.object!r} cannot be a file name in this locale; set PYTHONUTF8=1")
-    except MemoryError:
-        code = _fail("out of memory; use smaller input or settings, `spanbox plan` shows what fits")
     except RecursionError:
         code = _fail("some input is nested too deeply to be read")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_of_allocator(error):
+            raise
+        code = _fail("out of memory; use smaller input or settings, `spanbox plan` shows what fits")
     _discard_unwritten()
     sys.exit(code)
+
+
+def _is_of_allocator(error: RuntimeError) -> bool:
+    """Whether PyTorch found no memory. It has a class of its own for this on GPUs only."""
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory"))
 
 
 class _Terminated(SystemExit):

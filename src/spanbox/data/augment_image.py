@@ -94,6 +94,7 @@ class ImageAugmentSettings(Settings):
     operations: int = Field(
         0,
         ge=0,
+        le=100,
         description="RandAugment: number of operations, each drawn from identity, rotation, shear, shift, brightness, "
         "contrast, saturation, posterize and solarize; the geometric ones move the boxes",
     )

@@ -10,10 +10,10 @@ from functools import partial
 from multiprocessing.queues import Queue
 from threading import current_thread, main_thread
 from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from torch.utils.data import DataLoader, Dataset
 
 from spanbox.data.augment import AugmentSettings
@@ -39,7 +39,7 @@ class DataSettings(Settings):
     train: PathText | None = Field(None, description="manifest to train on; paths are relative to the working folder")
     val: PathText | None = Field(None, description="manifest to validate on and to choose the best checkpoint by")
     subset: int | None = Field(None, ge=2, description="train on this many pairs, spread evenly over the manifest")
-    workers: NonNegativeInt | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
         "auto",
         description="loader processes; 0: load in the training process; auto: 0 on a CPU, where they would compete "
         "with the towers, else the number of cores minus one, at most 8",
