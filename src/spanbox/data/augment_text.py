@@ -36,16 +36,17 @@ _NEVER_DELETED = re.compile(
 _NEVER_DELETED_ZH = re.compile(r"[不没沒无無非未别別假]|除了|[\d零一二两兩三四五六七八九十百千万萬亿億半]")
 # Clauses that refer to others, or continue them, stay in their order.
 _REFERRING = re.compile(
-    "it|its|he|him|his|she|her|hers|they|them|their|theirs|this|that|these|those|latter|former|first|second|third|last|"
-    "other|another|one|ones|both|such|same|here|there|then|so|but|and|or|because|therefore|however|also|too|instead|while|"
-    "although|though|since|until|after|before|finally|next|later"
+    "(it|its|itself|he|him|his|himself|she|her|hers|herself|they|them|their|theirs|themselves|this|that|these|those|"
+    "latter|former|first|second|third|last|others?|another|ones?|each|either|neither|both|such|same|here|there|then|so|"
+    "but|and|or|because|therefore|however|also|too|instead|while|although|though|since|until|after|before|finally|next|"
+    "later)('[a-z]+)?"  # it's, they're
 )
 _REFERRING_ZH = re.compile(
-    "[它牠他她其此该該这這那]|前者|[后後]者|第[一二三四]|然[后後]|但|而|所以|因此|因[为為]|接[着著]|[还還]有|[并並]|也|又|再|"
+    "[它牠他她其此该該这這那]|前者|[后後]者|[二两兩]者|各自|另|第[一二三四]|然[后後]|但|而|所以|因此|因[为為]|接[着著]|[还還]有|[并並]|也|又|再|"
     "[随隨][后後]|最[后後]|之[后後]|之前|不[过過]"
 )
 # Openings that refer to no other clause.
-_INDEPENDENT = "there is", "there are", "there was", "there were", "这里", "這裡", "這裏"
+_INDEPENDENT = "there is", "there's", "there are", "there was", "there were", "这里", "這裡", "這裏"
 _QUOTES = re.compile('["“”‘’「」『』《》()（）\\[\\]]')
 _ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co|approx|a\.m|p\.m)|\b\w)$", re.I
