@@ -26,14 +26,14 @@ from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
 # Without these words a text would say the opposite, or another number.
 _NUMBER = (
-    "(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
-    "(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion|dozen|half|quarter)s?"
+    "(zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
+    "(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion|trillion|dozen|half|quarter)s?"
 )
 _NEVER_DELETED = re.compile(
     "no|not|never|none|nor|neither|nobody|nothing|nowhere|without|cannot|hardly|barely|scarcely|except|but|unless|if|only|"
-    rf"non|fake|former|.*n['’]t|.*\d.*|{_NUMBER}([‐-].+)?"
+    rf"non|lack|lacks|lacking|fake|former|.*n['’]t|.*\d.*|{_NUMBER}([‐-].+)?"
 )
-_NEVER_DELETED_ZH = re.compile(r"[不没沒无無非未别別假]|除了|[\d零一二两兩三四五六七八九十百千万萬亿億半]")
+_NEVER_DELETED_ZH = re.compile(r"[不没沒无無非未别別假]|除了|[\d零〇一二两兩三四五六七八九十百千万萬亿億半]")
 # Clauses that refer to others, or continue them, stay in their order.
 _REFERRING = re.compile(
     "(it|its|itself|he|him|his|himself|she|her|hers|herself|they|them|their|theirs|themselves|this|that|these|those|"
