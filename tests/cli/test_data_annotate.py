@@ -98,10 +98,23 @@ def test_a_pipeline_of_spacy_and_a_detector_from_a_folder(
     assert "objects found" in out
 
 
+@pytest.mark.parametrize("labels", ["鞋,红色 帽子", "鞋，红色 帽子，", "鞋、红色 帽子"])
+def test_labels_between_english_or_chinese_commas(
+    annotate: Command, plugin: str, plain: Path, tmp_path: Path, labels: str
+) -> None:
+    code, _, _ = annotate(plain / "val.jsonl", "out.jsonl", "--detector", f"{plugin}:detect", "--labels", labels)
+    assert code == 0
+    assert [each.label for each in Manifest(tmp_path / "out.jsonl")[0].objects] == ["鞋", "红色 帽子"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "give a --tagger, a --detector, or both"),
+        (("--tagger", "json:loads", "--labels", "shoe"), "--labels needs a --detector"),
+        (("--tagger", "json:loads", "--link"), "--link needs a --detector"),
+        (("--tagger", "json:loads", "--spans", "both"), "--spans both needs a pipeline of spaCy"),
+        (("--detector", "json:loads", "--spans", "noun-phrases"), "--spans noun-phrases needs a pipeline of spaCy"),
         (("--tagger", "none"), "--tagger: 'none' is no import path"),
         (("--tagger", "nowhere:tag"), "--tagger: the module 'nowhere' cannot be imported"),
         (("--tagger", "json:none"), "--tagger: 'json' has no function 'none'"),

@@ -86,9 +86,14 @@ def test_a_text_in_another_script_than_its_language_is_a_note(tmp_path: Path) ->
         ("ja", "猫"),
         ("", "猫"),
         ("xx", "猫"),
+        ("zh_CN", "a red cat"),
+        ("zh_CN", "Nike Air Max 90 运动鞋"),
+        ("ru", "чехол Apple iPhone 15 Pro Max"),
+        ("en", "红色的猫 cat"),
+        ("ru", "红色的猫 кот"),
     ]
     report = check(tmp_path, *(Record(str(i), "a.png", text, lang=lang) for i, (lang, text) in enumerate(texts)))
-    assert lines(report, "language and script differ") == [1, 2]
+    assert lines(report, "language and script differ") == [1, 2, 8, 11, 12]
 
 
 def test_rare_types_are_a_note(tmp_path: Path) -> None:

@@ -89,6 +89,19 @@ def test_an_entity_without_a_box_gets_the_region_that_shows_it(manifest: Manifes
     assert first(manifest, judged(link(None, 0.0, THREE, 0.4, number=1)), "relink") == manifest[0].entities
 
 
+@pytest.mark.parametrize("policy", ["drop", "relink"])
+def test_an_ambiguous_entity_with_one_box_left_or_found_is_so_no_longer(tmp_path: Path, policy: str) -> None:
+    cat, dog = Entity(0, 3, boxes=(ONE, TWO), ambiguous=True), Entity(8, 11, ambiguous=True)
+    record = Record("0", "0.png", "cat and dog", entities=(cat, dog), objects=(ObjectBox(THREE),))
+    manifest = save_manifest(tmp_path, [record])
+    verdicts = judged(link(ONE, 0.1), link(TWO, 0.95), link(None, 0.0, THREE, 0.75, number=1))
+    cat, dog = first(manifest, verdicts, policy)
+    assert (cat.boxes, cat.ambiguous) == ((TWO,), False)
+    assert (dog.boxes, dog.ambiguous) == (((THREE,), False) if policy == "relink" else ((), True))
+    cat, _ = first(manifest, judged(link(ONE, 0.9), link(TWO, 0.95)), policy)
+    assert (cat.boxes, cat.ambiguous) == ((ONE, TWO), True)
+
+
 def test_of_two_boxes_that_differ_by_little_the_judged_one_is_meant(tmp_path: Path) -> None:
     """Two annotators drew one object for two phrases; the box of the second phrase is wrong."""
     near = (ONE[0] + 0.3, *ONE[1:])

@@ -1,5 +1,6 @@
 """The objects of the demo scenes, and the fonts that may draw them."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def test_what_is_no_font_of_emoji_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.ttf").write_bytes(b"no font")
     with pytest.raises(DataError, match=r"a\.ttf: is no font with emoji of 109 pixels"):
         draw_scene("test", 0, DemoSettings(art=str(tmp_path / "a.ttf")))
+    os.mkfifo(tmp_path / "pipe.ttf")  # whose reader would wait for ever
+    with pytest.raises(DataError, match=r"pipe\.ttf: is no font"):
+        demo_artwork._written("🐈", str(tmp_path / "pipe.ttf"))
     with pytest.raises(DataError, match="is no font"):
         write_demo(tmp_path / "out", {"train": 1}, DemoSettings(art=str(tmp_path / "a.ttf")))
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,6 +126,16 @@ def test_a_line_or_a_file_without_an_end_is_not_read(tmp_path: Path, monkeypatch
             driver.read_json(tmp_path / "d.json")
     (tmp_path / "d.json").write_bytes(b"\xef\xbb\xbf [1]")
     assert driver.read_typed(tmp_path / "d.json", list[int]) == [1]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_lines_of_what_is_no_file_are_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "pages.jsonl")
+    (tmp_path / "spec.yaml").write_text("{image: file, text: title}")
+    source = Source(tmp_path / "pages.jsonl", tmp_path / "out", spec=tmp_path / "spec.yaml")
+    with pytest.raises(DataError, match=r"pages\.jsonl: is not a file that can be read"):
+        run_import("json", FORMATS["json"].importer, source)
 
 
 @pytest.mark.slow

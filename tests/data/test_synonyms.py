@@ -146,6 +146,27 @@ class TestMultilingual:
             "庞大的": ("巨大的",),
         }
 
+    def test_roots_and_broken_plurals_of_arabic_are_no_lemmas(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path,
+            "00000001-n\tarb:lemma\tكتاب",
+            "00000001-n\tarb:lemma:root\tكتب",
+            "00000001-n\tarb:lemma:brokenplural\tكتب",
+            "00000001-n\tarb:lemma\tمؤلف",
+        )
+        assert read_multilingual(path) == ("ar", {"كتاب": ("مؤلف",), "مؤلف": ("كتاب",)})
+
+    def test_without_a_language_in_the_rows_that_of_the_header_counts(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "00000001-n\tlemma\t汽车", "00000001-n\tlemma\t轿车")
+        assert read_multilingual(path)[0] == "zh"
+        path.write_text("00000001-n\tlemma\t汽车\n00000001-n\tlemma\t轿车\n", encoding="utf-8")
+        assert read_multilingual(path)[0] == ""
+
+    @pytest.mark.parametrize(("code", "language"), [("qcn", "zh"), ("als", "sq"), ("pol", "pl"), ("xyz", "xyz")])
+    def test_language_of_its_pairs(self, tmp_path: Path, code: str, language: str) -> None:
+        path = self.write(tmp_path, f"00000001-n\t{code}:lemma\ta", f"00000001-n\t{code}:lemma\tb")
+        assert read_multilingual(path)[0] == language
+
     def test_of_a_folder(self, tmp_path: Path) -> None:
         self.write(tmp_path, "00000001-n\tcmn:lemma\t汽车", "00000001-n\tcmn:lemma\t轿车")
         matches = list(load_synonyms([str(tmp_path)]).find("红色的汽车停了", "zh"))

@@ -322,6 +322,12 @@ class TestCsv:
         with pytest.raises(DataError, match=message):
             open_source(tmp_path / "t.csv", "texts", column)
 
+    @pytest.mark.timeout(20)
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "t.csv")
+        with pytest.raises(DataError, match=r"t\.csv: cannot be read as CSV .*not a regular file"):
+            open_source(tmp_path / "t.csv", "texts", None)
+
     def test_an_ending_in_capitals_and_a_column_with_a_semicolon(self, tmp_path: Path) -> None:
         (tmp_path / "T.CSV").write_bytes(b"what; why\na red kite\n")
         assert open_source(tmp_path / "T.CSV", "texts", "what; why").item(0).text == "a red kite"

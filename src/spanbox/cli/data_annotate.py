@@ -1,5 +1,6 @@
 """`spanbox data annotate`: entities and objects for a manifest that has none, by a tagger and a detector."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -61,10 +62,14 @@ def annotate(
     """
     if tagger is None and detector is None:
         raise ConfigError("give a --tagger, a --detector, or both")
+    if detector is None and (labels or link):
+        raise ConfigError(f"{'--labels' if labels else '--link'} needs a --detector, which finds boxes")
+    if spans != "entities" and not (tagger or "").startswith("spacy:"):
+        raise ConfigError(f"--spans {spans} needs a pipeline of spaCy, --tagger spacy:PIPELINE")
     from spanbox.data.auto_annotate import AutoAnnotation, Options
     from spanbox.wiring.annotating import make_detector, make_tagger
 
-    names = tuple(name.strip() for name in labels.split(",") if name.strip())
+    names = tuple(name.strip() for name in re.split("[,，、]", labels) if name.strip())
     work = AutoAnnotation(
         manifest,
         out,

@@ -26,26 +26,27 @@ from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
 # Without these words a text would say the opposite, or another number.
 _NUMBER = (
-    "(one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
-    "(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion|dozen|half|quarter)s?"
+    "(zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
+    "(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion|trillion|dozen|half|quarter)s?"
 )
 _NEVER_DELETED = re.compile(
     "no|not|never|none|nor|neither|nobody|nothing|nowhere|without|cannot|hardly|barely|scarcely|except|but|unless|if|only|"
-    rf"non|fake|former|.*n['’]t|.*\d.*|{_NUMBER}([‐-].+)?"
+    rf"non|lack|lacks|lacking|fake|former|.*n['’]t|.*\d.*|{_NUMBER}([‐-].+)?"
 )
-_NEVER_DELETED_ZH = re.compile(r"[不没沒无無非未别別假]|除了|[\d零一二两兩三四五六七八九十百千万萬亿億半]")
+_NEVER_DELETED_ZH = re.compile(r"[不没沒无無非未别別假]|除了|[\d零〇一二两兩三四五六七八九十百千万萬亿億半]")
 # Clauses that refer to others, or continue them, stay in their order.
 _REFERRING = re.compile(
-    "it|its|he|him|his|she|her|hers|they|them|their|theirs|this|that|these|those|latter|former|first|second|third|last|"
-    "other|another|one|ones|both|such|same|here|there|then|so|but|and|or|because|therefore|however|also|too|instead|while|"
-    "although|though|since|until|after|before|finally|next|later"
+    "(it|its|itself|he|him|his|himself|she|her|hers|herself|they|them|their|theirs|themselves|this|that|these|those|"
+    "latter|former|first|second|third|last|others?|another|ones?|each|either|neither|both|such|same|here|there|then|so|"
+    "but|and|or|because|therefore|however|also|too|instead|while|although|though|since|until|after|before|finally|next|"
+    "later)('[a-z]+)?"  # it's, they're
 )
 _REFERRING_ZH = re.compile(
-    "[它牠他她其此该該这這那]|前者|[后後]者|第[一二三四]|然[后後]|但|而|所以|因此|因[为為]|接[着著]|[还還]有|[并並]|也|又|再|"
+    "[它牠他她其此该該这這那]|前者|[后後]者|[二两兩]者|各自|另|第[一二三四]|然[后後]|但|而|所以|因此|因[为為]|接[着著]|[还還]有|[并並]|也|又|再|"
     "[随隨][后後]|最[后後]|之[后後]|之前|不[过過]"
 )
 # Openings that refer to no other clause.
-_INDEPENDENT = "there is", "there are", "there was", "there were", "这里", "這裡", "這裏"
+_INDEPENDENT = "there is", "there's", "there are", "there was", "there were", "这里", "這裡", "這裏"
 _QUOTES = re.compile('["“”‘’「」『』《》()（）\\[\\]]')
 _ABBREVIATION = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co|approx|a\.m|p\.m)|\b\w)$", re.I

@@ -93,6 +93,8 @@ def cleaned_records(manifest: Manifest, judged: Judged, policies: Policies, coun
     - `weight`: the probability becomes the relevance.
     - `relink`: a wrong box is replaced by the region that fits, if one does, else dropped; an entity without a box gets
       the region that shows it.
+
+    An `ambiguous` entity for which one box is left or found is so no longer.
     """
     for place in range(len(manifest)):
         record = manifest[place]
@@ -170,11 +172,12 @@ def _with_verdicts(
     if policy == "relink" and bare is not None and bare.verdict == "box found" and not entity.boxes:
         kept[in_pixels(bare.proposed)] = round(bare.proposed_right, 4)
         counts["boxes added"] += 1
+    has_one_left = len(kept) == 1 and tuple(kept) != entity.boxes
     return msgspec.structs.replace(
         entity,
         boxes=tuple(kept),
         relevance=tuple(kept.values()) if any(value < 1 for value in kept.values()) else (),
-        ambiguous=entity.ambiguous or (dropped and not kept),
+        ambiguous=(entity.ambiguous and not has_one_left) or (dropped and not kept),
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from spanbox.data.demo_sentences import Language
+from spanbox.documents import refuse_special
 from spanbox.errors import DataError
 
 EMOJI_SIZE = 109  # pixels: the only size of bitmap emoji in Noto's font
@@ -75,6 +77,7 @@ def _glyph(emoji: str, font: str) -> Image.Image:
 
 def _written(text: str, font: str) -> Image.Image:
     try:
+        refuse_special(Path(font))
         opened = ImageFont.truetype(font, EMOJI_SIZE)
     except OSError as error:
         raise DataError(

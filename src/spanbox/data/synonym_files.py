@@ -40,9 +40,9 @@ _SYNSET = re.compile(r"\d{8}-[nvars]")
 _LANGUAGES = dict(
     re.findall(
         r"(\w+):(\w+)",
-        "arb:ar bul:bg cat:ca cmn:zh dan:da deu:de ell:el eng:en eus:eu fas:fa fin:fi fra:fr glg:gl heb:he hrv:hr "
-        "ind:id isl:is ita:it jpn:ja lit:lt nld:nl nno:nn nob:nb pol:pl por:pt ron:ro slk:sk slv:sl spa:es sqi:sq "
-        "swe:sv tha:th zsm:ms",
+        "als:sq arb:ar bul:bg cat:ca cmn:zh dan:da deu:de ell:el eng:en eus:eu fas:fa fin:fi fra:fr glg:gl heb:he "
+        "hrv:hr ind:id isl:is ita:it jpn:ja lit:lt nld:nl nno:nn nob:nb pol:pl por:pt qcn:zh ron:ro slk:sk slv:sl "
+        "spa:es sqi:sq swe:sv tha:th zsm:ms",
     )
 )
 _EXPECTED = (
@@ -94,14 +94,17 @@ def _read_tab_file(path: Path) -> tuple[str, Table]:
     return read_multilingual(path) if _SYNSET.match(first) else ("", read_table(path))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of every line that is neither blank nor a comment (`#`)."""
+def _text(path: Path) -> str:
     try:
-        text = read_text(path, MAX_BYTES)
+        return read_text(path, MAX_BYTES)
     except (DocumentError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read as a file of synonyms: {reason}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that is neither blank nor a comment (`#`)."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip() and not line.startswith("#"):
             yield number, line.rstrip("\r")
 
@@ -134,7 +137,9 @@ def read_multilingual(path: Path) -> tuple[str, Table]:
     for number, line in _lines(path):
         synset, _, rest = line.partition("\t")
         relation, _, word = rest.partition("\t")
-        language, _, kind = relation.rpartition(":")  # older files have no language here
+        language, colon, kind = relation.partition(":")  # kinds of lemmas that are none: `arb:lemma:root`
+        if not colon:  # as in older files, whose header alone has the language
+            language, kind = "", relation
         if not _SYNSET.fullmatch(synset) or not kind or not word:
             raise DataError(
                 f"{path}, line {number}: {line[:40]!r} is no entry of the Open Multilingual WordNet; expected a synset "
@@ -153,7 +158,14 @@ def read_multilingual(path: Path) -> tuple[str, Table]:
         shared = [other for other in members[min(own)] if other != word and own <= senses[other]]
         if shared and _is_usable(word):
             table[word] = tuple(filter(_is_usable, shared))
+    code = code or _language_of_header(path)
     return _LANGUAGES.get(code, code), table
+
+
+def _language_of_header(path: Path) -> str:
+    """The language of a first line `# name TAB language TAB ...`; empty without one."""
+    name, _, rest = _text(path).partition("\n")[0].partition("\t")
+    return rest.partition("\t")[0].strip() if name.startswith("#") else ""
 
 
 def read_wordnet(folder: Path) -> Table:

@@ -96,9 +96,14 @@ def starts_sentence(text: str, place: int) -> bool:
     return not any(map(str.isalnum, before)) or _SENTENCE_END.search(before) is not None
 
 
+def primary_language(tag: str) -> str:
+    """The language of a tag such as `en-GB` or `zh_TW`: `en`, `zh`."""
+    return tag.lower().replace("_", "-").split("-")[0]
+
+
 def is_language(tag: str, name: str) -> bool:
-    """Whether a language tag such as `en-GB` or `zh_TW` is of a language; an empty one may be of any."""
-    return not tag or tag.lower().replace("_", "-").split("-")[0] == name
+    """Whether a language tag is of a language; an empty one may be of any."""
+    return not tag or primary_language(tag) == name
 
 
 def is_english_or_chinese(tag: str) -> bool:

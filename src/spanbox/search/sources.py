@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spanbox.data.manifest import Box, Manifest, Record
+from spanbox.documents import refuse_special
 from spanbox.errors import DataError
 from spanbox.spans import CharSpan
 from spanbox.wiring.embedding import digest_of_images, images_of
@@ -147,6 +148,7 @@ def _column(path: Path, name: str | None) -> Sequence[str]:
     """The values of a column of a CSV file with a head; without a name its only one."""
     csv.field_size_limit(MAX_FIELD)
     try:
+        refuse_special(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             heads = next(reader, [])

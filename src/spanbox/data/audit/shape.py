@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from spanbox.data.images import ImageFacts
 from spanbox.data.manifest import Record
+from spanbox.data.words import primary_language
 
 SIZES = {"small": (0.0, 1 / 300), "medium": (1 / 300, 3 / 100), "large": (3 / 100, math.inf)}
 """Share of its image that a box takes: from, to below. COCO's bounds, on an image of 640 x 480."""
@@ -100,10 +101,15 @@ def _far_from_median(values: NDArray[np.float64]) -> tuple[float, NDArray[np.boo
 
 
 def find_language_conflict(record: Record) -> Iterator[tuple[str, str]]:
-    """A text whose script is not one of its language, as (kind, detail)."""
-    expected = SCRIPT_OF_LANGUAGE.get(record.lang.partition("-")[0].casefold())
+    """A text whose script is not one of its language, as (kind, detail).
+
+    Names in Latin letters are usual in texts of other scripts, and may be most of their letters.
+    """
+    expected = SCRIPT_OF_LANGUAGE.get(primary_language(record.lang))
     script = script_of(record.text)
-    if expected and script not in (*expected, "none"):
+    if not expected or script in (*expected, "none"):
+        return
+    if script != "Latin" or not any(_script(character) in expected for character in record.text):
         yield (
             "language and script differ",
             f"lang {record.lang!r}, but the text is mostly {script}: {record.text[:40]!r}",
