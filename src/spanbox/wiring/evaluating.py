@@ -9,6 +9,7 @@ Outputs are checked before anything is encoded. The files of an evaluation are w
 leaves those of the evaluation before it.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from spanbox.data.images import open_picture
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.engine.device import choose_precision, make_encode
-from spanbox.errors import DataError
+from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
@@ -85,7 +86,8 @@ class EvaluationOptions:
     """Parts of an evaluation besides its figures.
 
     Attributes:
-        threshold_from: manifest used to choose the visibility threshold; None: the config's data.val, if it exists.
+        threshold_from: manifest used to choose the visibility threshold, not the evaluated one; None: the config's
+            data.val, if it is another one that exists.
         examples: retrievals of each kind and direction, and half of the wrong and of the right matches; 0: none.
         occlusion: entities in the occlusion test; 0: no test.
         rerank: candidates that the towers propose and the fusion re-ranks, if the model has one; 0: none.
@@ -133,6 +135,7 @@ def evaluate_to_folder(
     Raises:
         OutputError: an output cannot be written; said before anything is encoded, where that is possible.
         DataError: the manifest is wrong, or predictions are wanted and it has no candidates for them.
+        ConfigError: the threshold is to be chosen on the pairs that are evaluated.
     """
     options = options or EvaluationOptions()
     loaded = load(path, device)
@@ -142,7 +145,7 @@ def evaluate_to_folder(
     _check_outputs(metrics_path, folder, options.predictions, inputs)
     if options.predictions is not None:
         check_objects(opened)
-    validation = _validation(loaded, options.threshold_from)
+    validation = _validation(loaded, options.threshold_from, manifest)
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
     reranked = options.rerank if loaded.reranks else 0
     stored = _features(loaded, dataset, folder, keep_states=reranked > 0)
@@ -279,12 +282,29 @@ def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None, *, keep
     return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset, keep_states=keep_states))
 
 
-def _validation(loaded: Loaded, given: Path | None) -> Manifest | None:
-    """The manifest used to choose the visibility threshold."""
+def _validation(loaded: Loaded, given: Path | None, evaluated: Path) -> Manifest | None:
+    """The manifest used to choose the visibility threshold: never the evaluated one, which would flatter the model.
+
+    Raises:
+        ConfigError: the given one is the evaluated one.
+    """
     val = loaded.config.data.val
-    if given is None and (val is None or not Path(val).is_file()):
+    chosen = given if given is not None or val is None else Path(val)
+    if chosen is None or (given is None and not chosen.is_file()):
         return None
-    return open_manifest(loaded.config, str(given or val), "--threshold-from")
+    if chosen.resolve() != evaluated.resolve():
+        return open_manifest(loaded.config, str(chosen), "--threshold-from")
+    if given is not None:
+        raise ConfigError(
+            f"--threshold-from: {given} is evaluated, and no threshold is chosen on the data that are measured; give "
+            "another manifest, or leave it out"
+        )
+    print(
+        f"{evaluated}: data.val of this run, so no threshold of visibility is chosen on it; --threshold-from names "
+        "other data",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _threshold(loaded: Loaded, bank: FeatureBank, validation: Manifest | None, folder: Path | None) -> float | None:
