@@ -35,7 +35,13 @@ from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import THRESHOLD, choose_threshold
 from spanbox.evaluation.reranking import RERANKED
-from spanbox.evaluation.selection import check_measurable, check_selectable, counted_in_pair, selection_value
+from spanbox.evaluation.selection import (
+    UNIFORMITY,
+    check_measurable,
+    check_selectable,
+    counted_in_pair,
+    selection_value,
+)
 from spanbox.files import (
     PARTIAL,
     check_no_input,
@@ -202,7 +208,7 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
 
 
 def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
-    """What each pair adds to the metrics of matching. Of the images only the headers are read.
+    """What the pairs add to the metrics that not all data give. Of the images only the headers are read.
 
     Raises:
         DataError: while iterating; no image can be read.
@@ -214,18 +220,22 @@ def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
         max_regions=None if data.max_regions else 0,
         proposals=data.proposals,
     )
-    any_is_read = False
+    first_image: dict[str, str] = {}  # with features of each kind
     for record in manifest:
         try:
             with open_picture(manifest.image_path(record)) as picture:
                 size = picture.size
         except DataError:
             continue  # such a pair is left out of a validation
-        any_is_read = True
         found = annotate(record.text, record.entities, record.objects, size, limits)
-        types = [record.entities[entity].type or None for entity in found.entities]
-        yield from counted_in_pair(found.regions, found.links, found.shown, types)
-    if not any_is_read:
+        entities = [record.entities[entity] for entity in found.entities]
+        types, ambiguous = [entity.type or None for entity in entities], [entity.ambiguous for entity in entities]
+        yield from counted_in_pair(found.regions, found.links, found.shown, types, ambiguous)
+        features = {"sentences": 1, "images": 1, "spans": len(entities), "regions": len(found.regions)}
+        for kind, number in features.items():
+            if number and first_image.setdefault(kind, record.group_key) != record.group_key:
+                yield UNIFORMITY[kind]
+    if not first_image:
         raise DataError(
             f"{manifest.path}: none of its images can be read; `spanbox data check {manifest.path}` lists them"
         )
