@@ -269,7 +269,7 @@ def wrong_pairs(bank: FeatureBank, kind: str, margin: float | None = None) -> li
                 bank.group[own] == bank.group[other]
                 or bank.wording[own] == bank.wording[other]
                 or query_names[query] & key_names[key]
-                or (margin is not None and score > margin * best_positive)
+                or (margin is not None and best_positive > 0 and score > margin * best_positive)
             )
             if not may_be_right:
                 wrong[own][other] = max(score, wrong[own].get(other, -math.inf))

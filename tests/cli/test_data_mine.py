@@ -73,6 +73,15 @@ def test_a_corpus_of_one_pair(spanbox: Command, run: Trained, scenes: Path, tmp_
     assert (load_neighbours(tmp_path / "n.npy", one, 1) == -1).all()
 
 
+def test_more_neighbours_than_there_are_pairs(spanbox: Command, run: Trained, scenes: Path, tmp_path: Path) -> None:
+    """Places for them would take 5 TB."""
+    manifest = Manifest(scenes / "test.jsonl")
+    code, out, _ = spanbox(run.run_dir, manifest.path, "--out", "n.npy", "--k", 10**10, "--by", "coarse")
+    assert code == 0
+    assert "100.0% of the pairs have fewer than 10000000000 neighbours" in out
+    assert load_neighbours(tmp_path / "n.npy", manifest.path, len(manifest)).shape == (len(manifest), len(manifest))
+
+
 def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
     spanbox: Command, run: Trained, scenes: Path, tmp_path: Path
 ) -> None:

@@ -59,8 +59,14 @@ def test_lists_of_no_length(manifest: Manifest, tmp_path: Path) -> None:
 
 
 def test_a_missing_file(manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such file of neighbours; make it: spanbox data mine CHECKPOINT"):
+    with pytest.raises(DataError, match=r"no such file of neighbours; make it: spanbox data mine .* --out .*none\.npy"):
         load(tmp_path / "none.npy", manifest)
+
+
+def test_a_part_of_the_manifest(saved: Path, manifest: Manifest) -> None:
+    """To mine the same manifest again would not help."""
+    with pytest.raises(DataError, match=r"of 3 pairs, and the run trains on 2 of .*Set data\.subset as it was"):
+        load_neighbours(saved, manifest.path, 2)
 
 
 def test_a_manifest_that_has_changed(saved: Path, manifest: Manifest) -> None:
@@ -127,7 +133,7 @@ def test_a_description_that_is_missing_or_damaged(saved: Path, manifest: Manifes
 @pytest.mark.parametrize(
     ("array", "fault"),
     [
-        (NEIGHBOURS[:2], r"neighbours of 3 pairs, found 2"),
+        (NEIGHBOURS[:2], r"neighbours of 2 pairs, and the run trains on 3"),
         (NEIGHBOURS[0], r"expected 2 dimensions, found shape \(2,\)"),
         (NEIGHBOURS.astype(np.float32), "expected int32, found float32"),
         (NEIGHBOURS + 1, "places from -1 to 3, expected -1 to 2"),

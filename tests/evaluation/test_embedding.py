@@ -62,6 +62,12 @@ def test_a_single_image_has_no_uniformity() -> None:
     assert metrics["embedding.coarse.alignment.count"] == 3
 
 
+def test_a_sample_of_a_single_image_has_no_uniformity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a set in which nearly all regions are of one image; the mean over no pair would be NaN."""
+    monkeypatch.setattr(embedding, "SAMPLE", 1)
+    assert not any(".uniformity." in name for name in embedding_metrics(make_bank(text=torch.eye(3))))
+
+
 def test_features_that_are_nan_leave_their_level_out() -> None:
     bank = random_bank(0)
     bank = replace(bank, regions=bank.regions.index_fill(0, torch.tensor([0]), math.nan))

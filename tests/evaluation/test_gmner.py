@@ -132,7 +132,9 @@ class TestSeveralPredictions:
         """Models read spans without it, so no model could find such an entity."""
         record = Record(id="a", image="a.jpg", text=f"姚明{space}在北京", entities=(Entity(0, 3, type="PER"),))
         assert counts(scored(record, predicted(0, 2, "PER")))["gmner"] == (1, 1, 1)
-        assert counts(scored(record, predicted(0, 2, "PER"), predicted(0, 3, "PER")))["gmner"] == (1, 1, 1)
+        repeated = scored(record, predicted(0, 2, "PER"), predicted(0, 3, "PER"))
+        assert counts(repeated)["gmner"] == (1, 1, 1)
+        assert repeated.notes == ("1 predictions repeat another one of their pair: they count once",)
         assert counts(scored(record, predicted(2, 3, "PER")))["gmner"] == (0, 1, 1)
 
     def test_an_entity_that_the_data_repeats_counts_once(self) -> None:

@@ -119,6 +119,13 @@ class TestWhatMayBeRight:
         assert mine_neighbours(bank, count=2, by="sentences").neighbours[0].tolist() == [1, 2]
         assert mine_neighbours(bank, count=2, by="sentences", margin=0.95).neighbours[0].tolist() == [2, -1]
 
+    def test_a_margin_leaves_out_nothing_where_the_positive_is_not_similar(self) -> None:
+        """Of an untrained model; what it finds similar would be skipped, and what is left is easy."""
+        text = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        image = torch.tensor([[-0.5, 1.0], [0.9, 1.0], [-0.9, 1.0]])
+        bank = make_bank(text=text, image=image)
+        assert mine_neighbours(bank, count=2, by="sentences", margin=0.95).neighbours[0].tolist() == [1, 2]
+
 
 class TestSeveralKinds:
     def test_interleave(self) -> None:

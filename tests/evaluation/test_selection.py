@@ -1,6 +1,7 @@
 """What chooses the best checkpoint."""
 
 import pytest
+import torch
 
 from banks import make_bank, random_bank
 from spanbox.errors import ConfigError
@@ -40,7 +41,9 @@ class TestWhatCanChoose:
 
     def test_all_that_is_measured_can_choose_but_for_what_describes_the_data(self) -> None:
         bank = random_bank(0)
-        measured = evaluate(bank, ["人物"] * len(bank.spans), intervals=False).metrics
+        ambiguous = torch.zeros(len(bank.spans), dtype=torch.bool)
+        ambiguous[bank.links[0, 0]] = True
+        measured = evaluate(bank, ["人物"] * len(bank.spans), ambiguous, intervals=False).metrics
         figures = {name for name in measured if name.rpartition(".")[2] not in ANNOTATIONS}
         by_type = "matching.within_image.type.人物"
         described = {"matching.within_image.mean_candidates", "matching.within_image.trivial"}

@@ -155,8 +155,24 @@ def test_other_data_has_no_difference() -> None:
     assert difference(run("a", [1.0]), run("b", [0.0]), "a") is None
 
 
-def test_other_candidates_have_no_difference() -> None:
-    assert difference(run("a", [1.0], chance=0.2), run("a", [0.0]), "a") is None
+@pytest.mark.parametrize("name", ["a", f"{WITHIN}.type.PER", "matching.across_set.mean_rank"])
+def test_other_candidates_have_no_difference(name: str) -> None:
+    assert difference(run(name, [1.0], chance=0.2), run(name, [0.0]), name) is None
+
+
+def test_other_candidates_have_no_difference_of_medians() -> None:
+    """A median rank has no chance level; that of the mean rank says how many candidates there are."""
+    runs = []
+    for chance in (20.0, 30.0):
+        ranks = {"x.median_rank": 3.0, "x.mean_rank": 4.0, "x.mean_rank.chance": chance}
+        runs.append(Run("run", Path("run"), fingerprint="x", metrics=ranks))
+    assert difference(runs[0], runs[1], "x.median_rank") is None
+    assert difference(runs[0], runs[0], "x.median_rank") is not None
+
+
+def test_distances_by_chance_do_not_depend_on_candidates() -> None:
+    name = "embedding.coarse.alignment"
+    assert difference(run(name, [1.0], chance=0.2), run(name, [0.0]), name) is not None
 
 
 def test_a_single_image_has_a_difference_without_an_interval() -> None:

@@ -1,6 +1,7 @@
 """GMNER from pretraining to scores: training, resuming, prediction, texts alone, and everything that can be wrong."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,26 @@ def test_data_that_cannot_be_trained_on(fault: str, scenes: Path, pretrained: Pa
     overrides = [f"data.train={scenes}/{fault}.jsonl", "data.val=null"]
     with pytest.raises(DataError, match=message):
         train_small(GmnerStart(pretrained), scenes, tmp_path / "ner", *overrides)
+    assert not (tmp_path / "ner").exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "train.start=runs/other",
+        "train.cache_frozen=cache",
+        "data.views.count=2",
+        "data.neighbours=neighbours.npy",
+        "data.mining.every=1",
+        "data.augment={copies: 2, image: {preset: light}}",
+    ],
+)
+def test_settings_of_pretraining_alone_are_refused(
+    setting: str, scenes: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}.*: is (used|read) by `spanbox train` alone; "):
+        train_small(GmnerStart(pretrained), scenes, tmp_path / "ner", setting)
     assert not (tmp_path / "ner").exists()
 
 

@@ -115,6 +115,7 @@ class TestMetricThatIsNotMeasured:
             ("matching.within_image.candidates.6+", r"such as matching\.within_image, "),
             ("matching.within_image.size.small", r"such as matching\.within_image, "),
             ("matching.within_image.hard", r"such as matching\.within_image, "),
+            ("matching.within_image.links.certain", "no ambiguous entities with boxes"),
         ],
     )
     def test_what_no_entity_counts_for(self, metric: str, match: str, scenes: Path, tmp_path: Path) -> None:
@@ -126,6 +127,20 @@ class TestMetricThatIsNotMeasured:
         path.write_text("\n".join(map(json.dumps, lines)))
         found = rf"^train\.best_metric: no entity of data\.val counts for '{re.escape(metric)}'.*{match}"
         self.refuse(scenes, tmp_path, metric, found, f"data.val={path}")
+
+    @pytest.mark.parametrize("kind", ["images", "sentences", "spans", "regions"])
+    def test_uniformity_over_a_single_image(self, kind: str, scenes: Path, tmp_path: Path) -> None:
+        """Two captions of it; of spans and regions another image without entities does not help."""
+        first, second, *_ = [json.loads(line) for line in (scenes / "val.jsonl").read_text().splitlines()]
+        pairs, level = [first, first | {"id": "again"}], "coarse"
+        if kind in ("spans", "regions"):
+            level = "fine"
+            pairs.append({key: second[key] for key in ("id", "text", "image")})
+        path = scenes / "one-image.jsonl"
+        path.write_text("\n".join(map(json.dumps, pairs)))
+        metric = f"embedding.{level}.uniformity.{kind}"
+        match = rf"^train\.best_metric: '{metric}' compares {kind} of different images, and data\.val has only"
+        self.refuse(scenes, tmp_path, metric, match, f"data.val={path}")
 
     def test_images_of_which_none_can_be_read(self, scenes: Path, tmp_path: Path) -> None:
         lines = [

@@ -15,7 +15,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="VAL.jsonl",
-            help="manifest used to choose the visibility threshold; default: the run's data.val, if it exists",
+            help="manifest used to choose the visibility threshold, never the one that is evaluated; default: the "
+            "run's data.val, if it exists",
         ),
     ] = None,
     out: Annotated[

@@ -112,9 +112,10 @@ def load_neighbours(path: Path, manifest: Path, pairs: int) -> Neighbours:
     Raises:
         DataError: no such file, a damaged one, or one that was mined for another manifest or another state of it.
     """
-    mine_again = f"mine again: spanbox data mine CHECKPOINT {manifest} --out {path}"
+    command = f"spanbox data mine CHECKPOINT {manifest} --out {path}"
+    mine_again = f"mine again: {command}"
     if not path.is_file():
-        raise DataError(f"{path}: no such file of neighbours; make it: spanbox data mine CHECKPOINT {manifest}")
+        raise DataError(f"{path}: no such file of neighbours; make it: {command}")
     try:
         described = _read_description(_description(path))
         neighbours: Neighbours = open_array(path, [np.int32], 2)
@@ -127,7 +128,11 @@ def load_neighbours(path: Path, manifest: Path, pairs: int) -> Neighbours:
             f"{path}: was mined for {described.manifest}, and {manifest} has other lines or another order; {mine_again}"
         )
     if len(neighbours) != pairs:
-        raise DataError(f"{path}: expected neighbours of {pairs} pairs, found {len(neighbours)}; {mine_again}")
+        raise DataError(
+            f"{path}: holds neighbours of {len(neighbours)} pairs, and the run trains on {pairs} of {manifest}. Set "
+            "data.subset as it was when they were mined, null for `spanbox data mine`; or write fewer pairs as a "
+            "manifest of their own (spanbox data sample) and mine that"
+        )
     lowest, highest = neighbours.min(initial=-1), neighbours.max(initial=-1)
     if lowest < -1 or highest >= pairs:
         raise DataError(f"{path}: holds places from {lowest} to {highest}, expected -1 to {pairs - 1}; {mine_again}")

@@ -106,7 +106,7 @@ class _Candidates:
     def __init__(self, search: Search, pair_ids: Sequence[Tensor], margin: float | None, flat_below: int) -> None:
         self._faiss = import_faiss()
         self._search = search
-        self._highest = None if margin is None else margin * search.positive
+        self._highest = None if margin is None else search.highest_wrong(margin)
         named = _columns(search.query_identity, len(search.queries), absent=-1)
         shown = _columns(search.key_identity, len(search.keys), absent=-2)
         self._ids = [(ids[search.query_pair], ids[search.key_pair]) for ids in pair_ids]  # of queries, of keys

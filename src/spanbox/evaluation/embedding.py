@@ -67,8 +67,9 @@ def embedding_figures(bank: FeatureBank, *, intervals: bool = True) -> dict[str,
         if not _finite(*(kind.features for kind in kinds.values())):
             continue
         for name, kind in kinds.items():
-            if bool((kind.image != kind.image[0]).any()):
-                figures[f"embedding.{level}.uniformity.{name}"] = uniformity(_sample(kind), intervals=intervals)
+            sampled = _sample(kind)
+            if bool((sampled.image != sampled.image[0]).any()):
+                figures[f"embedding.{level}.uniformity.{name}"] = uniformity(sampled, intervals=intervals)
         figures[f"embedding.{level}.modality_gap"] = modality_gap(*kinds.values(), intervals=intervals)
     return figures
 

@@ -327,7 +327,12 @@ def _notes(
     missing = sum(record.id not in predictions for record in records)
     if missing:
         yield f"{missing:,} of {len(records):,} pairs have no line of predictions: all their entities are missed"
-    repeated = sum(len(one.entities) - len(set(one.entities)) for one in predictions.values())
+    texts = {record.id: record.text for record in records}
+    repeated = sum(
+        len(one.entities) - len({_trimmed(texts[one.id], entity) for entity in one.entities})
+        for one in predictions.values()
+        if one.id in texts
+    )
     if repeated:
         yield f"{repeated:,} predictions repeat another one of their pair: they count once"
     flat = sum(entity.box is not None and is_inverted(entity.box) for entity in entities)

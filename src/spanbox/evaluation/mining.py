@@ -58,6 +58,13 @@ class Search:
     def to(self, device: torch.device | str) -> "Search":
         return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+    def highest_wrong(self, margin: float) -> Tensor:
+        """The similarity (Q,) above which a key may be right: `margin` times that of the query's positive.
+
+        None is, where that is not above 0: an untrained positive is no reference, as in `likely_positives`.
+        """
+        return torch.where(self.positive > 0, margin * self.positive, torch.inf)
+
 
 class Nearest(NamedTuple):
     """The nearest wrong pairs of each pair, nearest first."""
@@ -117,8 +124,8 @@ def nearest_wrong(
     Args:
         search: on the device that computes the similarities.
         pair_ids: (P,) int64 each; pairs that share any of these ids are no negatives of each other.
-        margin: skip keys above this fraction of the positive's similarity, 0.95 in the source (TopK-PercPos of Moreira
-            et al., NV-Retriever, 2024). None: keep all.
+        margin: skip keys above this fraction of the positive's similarity, if that is above 0; 0.95 in the source
+            (TopK-PercPos of Moreira et al., NV-Retriever, 2024). None: keep all.
         tile_elements: similarities in memory at a time; exceeded only if two single pairs have more.
     """
     pairs = len(pair_ids[0])
@@ -273,7 +280,7 @@ def _score_pairs(search: Search, rows: slice, columns: slice, pairs: int, margin
     torch.nan_to_num_(scores_QN, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     scores_QN[_same_identity(search, queries, keys)] = -torch.inf
     if margin is not None:
-        scores_QN.masked_fill_(scores_QN > margin * search.positive[queries, None], -torch.inf)
+        scores_QN.masked_fill_(scores_QN > search.highest_wrong(margin)[queries, None], -torch.inf)
     scores_RN = _best_of_segments(scores_QN, queries_of_pair)
     return _best_of_segments(scores_RN.T, keys_of_pair).T.contiguous()
 

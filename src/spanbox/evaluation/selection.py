@@ -1,7 +1,8 @@
 """Selection of the best checkpoint by a metric or a weighted sum of metrics (`train.best_metric`).
 
 An unknown name is refused before training, as is a metric that the validation data or the model cannot give: matching
-without boxes, the entities of a type or size that no entity with a box has, matching in context without fusion.
+without boxes, the entities of a type or size that no entity with a box has, uniformity over a single image, matching in
+context without fusion.
 
     K spans and R regions of a pair
 """
@@ -26,20 +27,25 @@ BestMetric = str | dict[str, float]
 
 _RANKING = {**dict.fromkeys([*(f"r{k}" for k in RECALL_DEPTHS), "map"], 1), "median_rank": -1, "mean_rank": -1}
 _PARTS = ("r5", "hard", *(f"size.{size}" for size in SIZES), *(f"candidates.{number}" for number in CANDIDATES))
+_LINKS = {name: f"{WITHIN}.links.{name}" for name in ("ambiguous", "certain")}
 _EMBEDDING = {"coarse": ("sentences", "images"), "fine": ("spans", "regions")}
 _NEED_BOXES = ("matching.", "grounding.", "embedding.fine.")
+
+UNIFORMITY = {kind: f"embedding.{level}.uniformity.{kind}" for level, kinds in _EMBEDDING.items() for kind in kinds}
+"""Uniformity of each kind of features, measured where they are of several images."""
 
 SELECTABLE: dict[str, int] = {
     **{f"{family}.{name}": sign for family in ("retrieval.i2t", "retrieval.t2i") for name, sign in _RANKING.items()},
     WITHIN: 1,
     **{f"{WITHIN}.{part}": 1 for part in _PARTS},
+    **dict.fromkeys(_LINKS.values(), 1),
     **{f"{ACROSS}.{name}": sign for name, sign in _RANKING.items()},
     IN_CONTEXT: 1,
     "grounding.accuracy": 1,
     "grounding.pointing": 1,
     AUC: 1,
     **{f"embedding.{level}.{name}": -1 for level in _EMBEDDING for name in ("alignment", "modality_gap")},
-    **{f"embedding.{level}.uniformity.{kind}": -1 for level, kinds in _EMBEDDING.items() for kind in kinds},
+    **dict.fromkeys(UNIFORMITY.values(), -1),
 }
 """Metrics that can select the best checkpoint: 1 if larger is better, -1 if smaller is."""
 
@@ -48,6 +54,9 @@ BY_TYPE = f"{WITHIN}.type."
 
 KINDS = {SHOWN: "shown entities in images with boxes", NAMED_ONLY: "named entities in images with boxes"}
 """What the AUC of presence compares."""
+
+AMBIGUITY = {True: "ambiguous entities with boxes", False: "entities with boxes that are not ambiguous"}
+"""What the parts of matching by ambiguity compare."""
 
 
 def check_selectable(best_metric: BestMetric, key: str) -> None:
@@ -67,20 +76,24 @@ def check_selectable(best_metric: BestMetric, key: str) -> None:
             )
 
 
-def counted_in_pair(regions: Tensor, links: Tensor, shown: Sequence[int], types: Sequence[str | None]) -> set[str]:
-    """What a pair adds to the metrics of matching, by the names of those within the image, and `KINDS`.
+def counted_in_pair(
+    regions: Tensor, links: Tensor, shown: Sequence[int], types: Sequence[str | None], ambiguous: Sequence[bool]
+) -> set[str]:
+    """What a pair adds to the metrics of matching, by the names of those within the image, `KINDS` and `AMBIGUITY`.
 
     Args:
         regions: (R, 4), normalised.
         links: (K, R) bool.
         shown: K, SHOWN, NAMED_ONLY or NOT_KNOWN.
         types: K, of the entities; None where it is unknown.
+        ambiguous: K, whether the data does not say which of the boxes of an entity is meant.
     """
     if not len(regions):
         return set()
     kinds = {KINDS[state] for state in shown if state in KINDS}
     if not links.any():
         return kinds
+    kinds |= {AMBIGUITY[ambiguous[span]] for span in links.any(dim=1).nonzero()[:, 0].tolist()}
     spans = len(links)
     boxes = regions.expand(spans, -1, -1)
     own = OwnImage(torch.zeros(links.shape), torch.ones_like(links), links, boxes, torch.zeros(spans).long())
@@ -93,7 +106,8 @@ def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], 
     Args:
         best_metric: one that `check_selectable` lets pass.
         key: its config key.
-        counted: what the pairs of the data add, see `counted_in_pair`. Read as far as needed.
+        counted: what the pairs of the data add, see `counted_in_pair`, and the `UNIFORMITY` of each kind of features of
+            which they have those of several images. Read as far as needed.
         in_context: whether the model matches entities and boxes in context.
 
     Raises:
@@ -105,7 +119,7 @@ def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], 
             f"{key}: {IN_CONTEXT!r} needs model.fusion.kind=gated or cross_attention, and loss.fine.weight and "
             f"loss.fusion.parts_weight above 0; set them, or choose {WITHIN!r}"
         )
-    needs = {name: _needs(name) for name in names if name.startswith(_NEED_BOXES)}
+    needs = {name: _needs(name) for name in names}
     needed = set[str]().union(*needs.values())
     found = set[str]()
     for name in counted if needed else ():
@@ -113,7 +127,7 @@ def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], 
         if needed <= found:
             return
     for name, its in needs.items():
-        if WITHIN not in found:
+        if name.startswith(_NEED_BOXES) and WITHIN not in found:
             others = [other for other in SELECTABLE if not other.startswith(_NEED_BOXES)]
             raise ConfigError(f"{key}: {_no_boxes(name, others)}")
         if its <= found:
@@ -122,18 +136,31 @@ def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], 
             types = ", ".join(sorted(one.removeprefix(BY_TYPE) for one in found if one.startswith(BY_TYPE))) or "none"
             wanted = name.removeprefix(BY_TYPE)
             raise ConfigError(f"{key}: no entity with a box has the type {wanted!r} in data.val. Types there: {types}")
+        if name in UNIFORMITY.values():
+            kind = name.rpartition(".")[2]
+            raise ConfigError(
+                f"{key}: {name!r} compares {kind} of different images, and data.val has only those of one image; add "
+                "pairs of other images, or choose another metric, such as 'retrieval.t2i.r1'"
+            )
         missing = "" if its == {name} else f" (there are no {' and no '.join(sorted(its - found))})"
-        measured = [other for other in SELECTABLE if other.startswith(WITHIN) and other in found]
+        measured = [other for other in SELECTABLE if other.startswith(WITHIN) and _needs(other) <= found]
         raise ConfigError(
             f"{key}: no entity of data.val counts for {name!r}{missing}; choose another, such as {', '.join(measured)}"
         )
 
 
 def _needs(name: str) -> set[str]:
-    """What a metric that needs boxes is measured on, see `counted_in_pair`."""
+    """What a metric is measured on, see `check_measurable`; nothing that every pair has."""
     if name == AUC:
         return set(KINDS.values())
-    return {name if name.startswith(WITHIN) else WITHIN}
+    if name == _LINKS["ambiguous"]:
+        return {AMBIGUITY[True]}
+    if name == _LINKS["certain"]:  # absent without ambiguous entities
+        return set(AMBIGUITY.values())
+    if name.startswith(WITHIN):
+        return {name}
+    of_boxes = {WITHIN} if name.startswith(_NEED_BOXES) else set()
+    return of_boxes | ({name} & set(UNIFORMITY.values()))
 
 
 def selection_value(metrics: Mapping[str, float], best_metric: BestMetric) -> float:

@@ -31,7 +31,12 @@ class NoiseSettings(Settings):
     kind: Literal["none", "small_loss"] = Field(
         "none", description="small_loss: leave out links with the largest losses of the batch"
     )
-    share: float = Field(0.2, gt=0, lt=1, description="share of the links left out at the end of the warm-up and after")
+    share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of the links with the largest losses that each level leaves out after the warm-up",
+    )
     warm_up: float = Field(0.3, ge=0, lt=1, description="share of the run over which the share left out grows from 0")
 
 

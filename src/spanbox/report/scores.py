@@ -113,8 +113,8 @@ def difference(run: Run, first: Run, name: str) -> Difference | None:
     """
     if not same_data(run, first) or name not in run.metrics or name not in first.metrics:
         return None
-    chances = [one.metrics.get(f"{name}.chance", 0.0) for one in (run, first)]
-    if is_rate(name) and abs(chances[0] - chances[1]) > SAME_CHANCE:
+    chances = [_chance_of_candidates(one, name) for one in (run, first)]
+    if abs(chances[0] - chances[1]) > SAME_CHANCE:
         return None
     ours, theirs = run.outcomes.get(name), first.outcomes.get(name)
     if ours is None or theirs is None or not np.array_equal(ours.image, theirs.image) or not len(ours.image):
@@ -122,6 +122,14 @@ def difference(run: Run, first: Run, name: str) -> Difference | None:
     rates = is_rate(name) and all(bool(((one.values >= 0) & (one.values <= 1)).all()) for one in (ours, theirs))
     value, interval = paired_difference(ours.values, theirs.values, ours.image, rates=rates)
     return Difference(value, interval, interval and _is_better(name, interval))
+
+
+def _chance_of_candidates(run: Run, name: str) -> float:
+    """The chance level of a metric where it depends on the number of candidates alone; otherwise 0."""
+    if name.startswith("embedding."):  # that of distances depends on the features
+        return 0.0
+    ranking = name.replace(".median_rank", ".mean_rank")  # a median has no chance level of its own
+    return run.metrics.get(f"{ranking}.chance", 0.0)
 
 
 def better_direction(name: str) -> Literal[-1, 0, 1]:

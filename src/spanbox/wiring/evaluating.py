@@ -9,6 +9,7 @@ Outputs are checked before anything is encoded. The files of an evaluation are w
 leaves those of the evaluation before it.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from spanbox.data.images import open_picture
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
 from spanbox.engine.device import choose_precision, make_encode
-from spanbox.errors import DataError
+from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.examples import DIRECTIONS, RetrievalExample, retrieval_examples
@@ -34,7 +35,13 @@ from spanbox.evaluation.occlusion import Query, draw_linked_spans, measure_falls
 from spanbox.evaluation.outcomes import Outcome, figures_of
 from spanbox.evaluation.presence import THRESHOLD, choose_threshold
 from spanbox.evaluation.reranking import RERANKED
-from spanbox.evaluation.selection import check_measurable, check_selectable, counted_in_pair, selection_value
+from spanbox.evaluation.selection import (
+    UNIFORMITY,
+    check_measurable,
+    check_selectable,
+    counted_in_pair,
+    selection_value,
+)
 from spanbox.files import (
     PARTIAL,
     check_no_input,
@@ -85,7 +92,8 @@ class EvaluationOptions:
     """Parts of an evaluation besides its figures.
 
     Attributes:
-        threshold_from: manifest used to choose the visibility threshold; None: the config's data.val, if it exists.
+        threshold_from: manifest used to choose the visibility threshold, not the evaluated one; None: the config's
+            data.val, if it is another one that exists.
         examples: retrievals of each kind and direction, and half of the wrong and of the right matches; 0: none.
         occlusion: entities in the occlusion test; 0: no test.
         rerank: candidates that the towers propose and the fusion re-ranks, if the model has one; 0: none.
@@ -133,6 +141,7 @@ def evaluate_to_folder(
     Raises:
         OutputError: an output cannot be written; said before anything is encoded, where that is possible.
         DataError: the manifest is wrong, or predictions are wanted and it has no candidates for them.
+        ConfigError: the threshold is to be chosen on the pairs that are evaluated.
     """
     options = options or EvaluationOptions()
     loaded = load(path, device)
@@ -142,7 +151,7 @@ def evaluate_to_folder(
     _check_outputs(metrics_path, folder, options.predictions, inputs)
     if options.predictions is not None:
         check_objects(opened)
-    validation = _validation(loaded, options.threshold_from)
+    validation = _validation(loaded, options.threshold_from, manifest)
     dataset = evaluation_dataset(loaded.config, loaded.model, opened)
     reranked = options.rerank if loaded.reranks else 0
     stored = _features(loaded, dataset, folder, keep_states=reranked > 0)
@@ -199,7 +208,7 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
 
 
 def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
-    """What each pair adds to the metrics of matching. Of the images only the headers are read.
+    """What the pairs add to the metrics that not all data give. Of the images only the headers are read.
 
     Raises:
         DataError: while iterating; no image can be read.
@@ -211,18 +220,22 @@ def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
         max_regions=None if data.max_regions else 0,
         proposals=data.proposals,
     )
-    any_is_read = False
+    first_image: dict[str, str] = {}  # with features of each kind
     for record in manifest:
         try:
             with open_picture(manifest.image_path(record)) as picture:
                 size = picture.size
         except DataError:
             continue  # such a pair is left out of a validation
-        any_is_read = True
         found = annotate(record.text, record.entities, record.objects, size, limits)
-        types = [record.entities[entity].type or None for entity in found.entities]
-        yield from counted_in_pair(found.regions, found.links, found.shown, types)
-    if not any_is_read:
+        entities = [record.entities[entity] for entity in found.entities]
+        types, ambiguous = [entity.type or None for entity in entities], [entity.ambiguous for entity in entities]
+        yield from counted_in_pair(found.regions, found.links, found.shown, types, ambiguous)
+        features = {"sentences": 1, "images": 1, "spans": len(entities), "regions": len(found.regions)}
+        for kind, number in features.items():
+            if number and first_image.setdefault(kind, record.group_key) != record.group_key:
+                yield UNIFORMITY[kind]
+    if not first_image:
         raise DataError(
             f"{manifest.path}: none of its images can be read; `spanbox data check {manifest.path}` lists them"
         )
@@ -279,12 +292,29 @@ def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None, *, keep
     return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset, keep_states=keep_states))
 
 
-def _validation(loaded: Loaded, given: Path | None) -> Manifest | None:
-    """The manifest used to choose the visibility threshold."""
+def _validation(loaded: Loaded, given: Path | None, evaluated: Path) -> Manifest | None:
+    """The manifest used to choose the visibility threshold: never the evaluated one, which would flatter the model.
+
+    Raises:
+        ConfigError: the given one is the evaluated one.
+    """
     val = loaded.config.data.val
-    if given is None and (val is None or not Path(val).is_file()):
+    chosen = given if given is not None or val is None else Path(val)
+    if chosen is None or (given is None and not chosen.is_file()):
         return None
-    return open_manifest(loaded.config, str(given or val), "--threshold-from")
+    if chosen.resolve() != evaluated.resolve():
+        return open_manifest(loaded.config, str(chosen), "--threshold-from")
+    if given is not None:
+        raise ConfigError(
+            f"--threshold-from: {given} is evaluated, and no threshold is chosen on the data that are measured; give "
+            "another manifest, or leave it out"
+        )
+    print(
+        f"{evaluated}: data.val of this run, so no threshold of visibility is chosen on it; --threshold-from names "
+        "other data",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _threshold(loaded: Loaded, bank: FeatureBank, validation: Manifest | None, folder: Path | None) -> float | None:

@@ -113,8 +113,7 @@ def train_gmner(config: RunConfig, pretrained: Path | None = None) -> Trained:
 
 def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
     settings = config.gmner
-    if config.train.start is not None:
-        raise ConfigError("train.start: is read by `spanbox train` alone; here give the pretrained run by --from RUN")
+    _check_settings_used(config)
     if config.train.best_metric not in _figures(config):
         raise ConfigError(
             f"train.best_metric: {config.train.best_metric!r} is not measured here; set it to one of "
@@ -162,6 +161,23 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
         ranks=ranks,
     )
     return run_trainer(trainer, config, resume_from, lambda progress: _batches(config, manifest, tokenizer, trainer))
+
+
+def _check_settings_used(config: RunConfig) -> None:
+    """Raises ConfigError for a setting that pretraining alone uses."""
+    if config.train.start is not None:
+        raise ConfigError("train.start: is read by `spanbox train` alone; here give the pretrained run by --from RUN")
+    data = config.data
+    given = {
+        "train.cache_frozen": config.train.cache_frozen is not None,
+        "data.views.count": data.views.count > 0,
+        "data.neighbours": data.neighbours is not None,
+        "data.mining.every": data.mining.every is not None,
+        "data.augment.copies": data.augment.copies > 1,
+    }
+    for key, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"{key}: is used by `spanbox train` alone; leave it out here")
 
 
 def _new_model(config: RunConfig, pretrained: Path | None, manifest: Manifest) -> LoadedGmner:

@@ -55,7 +55,7 @@ def mine(
     with progress("searching", len(KINDS[settings.by]) * len(bank)) as searching:
         mined = mine_neighbours(
             bank,
-            count=settings.count,
+            count=min(settings.count, len(bank)),  # more would take memory for nothing
             by=settings.by,
             margin=settings.margin,
             device=device,

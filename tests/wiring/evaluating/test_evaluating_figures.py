@@ -9,6 +9,7 @@ import pytest
 
 from evaluations import LIGHT, read, replace
 from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.errors import ConfigError
 from spanbox.intervals import bootstrap_mean, rate_interval
 from spanbox.metric_names import is_rate
 from spanbox.structures import stable_id
@@ -81,6 +82,20 @@ class TestFigures:
             figures, _ = evaluate_to_folder(run, scenes / "test.jsonl", tmp_path / "m.json", options, "cpu")
             thresholds.append(figures.metrics["matching.presence.threshold"])
         assert thresholds[0] == thresholds[1] != thresholds[2]
+
+    def test_no_threshold_of_the_data_that_are_measured(
+        self, run: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        validation, out = scenes / "val.jsonl", tmp_path / "m.json"
+        metrics = evaluate_to_folder(run, validation, out, LIGHT, "cpu")[0].metrics
+        assert "matching.presence.auc" in metrics
+        assert not {"matching.presence.f1", "matching.presence.threshold"} & metrics.keys()
+        assert "val.jsonl: data.val of this run, so no threshold" in capsys.readouterr().err
+        again = EvaluationOptions(threshold_from=scenes / "." / "val.jsonl", examples=0, occlusion=0)
+        with pytest.raises(ConfigError, match=r"^--threshold-from: .*val\.jsonl is evaluated"):
+            evaluate_to_folder(run, validation, out, again, "cpu")
+        other = EvaluationOptions(threshold_from=scenes / "test.jsonl", examples=0, occlusion=0)
+        assert "matching.presence.f1" in evaluate_to_folder(run, validation, out, other, "cpu")[0].metrics
 
     def test_no_validation_data_no_threshold(self, copied: Path, copied_scenes: Path, scenes: Path) -> None:
         best = copied / "checkpoints" / "best" / "config.yaml"
