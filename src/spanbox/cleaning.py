@@ -17,9 +17,9 @@ import numpy as np
 
 from spanbox.config import dump_config, load_config
 from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
+from spanbox.data.joined_groups import JoinedGroups
 from spanbox.data.manifest import Manifest, image_file, relocated, write_manifest
 from spanbox.data.neighbours import manifest_digest
-from spanbox.data.partition import JoinedGroups
 from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError, DataError

@@ -280,7 +280,7 @@ class TestMistakes:
     def test_inverted_box(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 3, lambda record: first_box(record).reverse())
         outcome = spanbox("train", "demo", *overrides(faulty))
-        self.refused(outcome, f"{faulty}/train.jsonl, line 3: ", "has no area", "train with data.inverted_boxes=drop")
+        self.refused(outcome, f"{faulty}/train.jsonl, line 3: ", "has no area", "set data.inverted_boxes=drop in train")
 
     def test_missing_image_folder(self, spanbox: Command, faulty: Path) -> None:
         shutil.rmtree(faulty / "images" / "train")

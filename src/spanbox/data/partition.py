@@ -9,18 +9,18 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from spanbox.data.importers import UniqueIds
+from spanbox.data.joined_groups import JoinedGroups
 from spanbox.data.manifest import Manifest, Record, image_file, relocated, write_manifest
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
 from spanbox.structures import stable_id
 
 OnProgress = Callable[[int, int], None]
-Group = TypeVar("Group", int, str)
 
 
 def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, int]:
@@ -158,32 +158,6 @@ def _groups_that_are_one(moved: Iterator[_Moved], folder: Path) -> dict[str, str
         if earlier != manifest:
             joined.join(other, record.group_key)
     return {group: joined.first(group) for group in joined.others()}
-
-
-class JoinedGroups(Generic[Group]):
-    """Which groups are one: each set of them is known by its first."""
-
-    def __init__(self) -> None:
-        self._earlier: dict[Group, Group] = {}  # of each group but the first ones
-
-    def first(self, group: Group) -> Group:
-        """The first of the groups that a group is joined to; itself where there are none."""
-        passed = []
-        while group in self._earlier:
-            passed.append(group)
-            group = self._earlier[group]
-        self._earlier.update(dict.fromkeys(passed, group))  # so that no way gets long
-        return group
-
-    def join(self, one: Group, other: Group) -> None:
-        """Make two groups one, known by the first of `one`."""
-        first, second = self.first(one), self.first(other)
-        if first != second:
-            self._earlier[second] = first
-
-    def others(self) -> list[Group]:
-        """The groups that are joined to an earlier one."""
-        return list(self._earlier)
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

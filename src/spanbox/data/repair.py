@@ -19,6 +19,7 @@ from spanbox.data.audit.names import find_other_spelling
 from spanbox.data.audit.spans import READINGS, SpanStatistics, paraphrased_pairs
 from spanbox.data.images import ImageFacts, image_facts, turn_boxes
 from spanbox.data.importers import UniqueIds
+from spanbox.data.joined_groups import JoinedGroups
 from spanbox.data.manifest import (
     Box,
     Entity,
@@ -31,7 +32,6 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.paraphrases import ParaphraseSpan
-from spanbox.data.partition import JoinedGroups
 from spanbox.data.source import exists
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
