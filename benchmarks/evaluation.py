@@ -31,6 +31,7 @@ from spanbox.evaluation.bank_files import open_bank, write_bank
 from spanbox.evaluation.evaluate import evaluate
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.models.heatmaps import span_heatmaps
+from spanbox.structures import SHOWN
 from workload import make_model
 
 WIDTH = 256
@@ -56,11 +57,13 @@ def random_parts(images: int, captions: int) -> Iterator[FeatureBank]:
             image=unit(len(texts)),
             group=texts // captions,
             sample=texts,
+            place=texts,
             wording=texts,
             spans=unit(len(span)),
             span_pair=pair.repeat_interleave(SPANS),
             span_identity=torch.randint(20_000, (len(span),), generator=generator),
             span_entity=torch.arange(SPANS).repeat(len(texts)),
+            span_shown=torch.full((len(span),), SHOWN, dtype=torch.int8),
             regions=unit(REGIONS * len(texts)),
             region_pair=pair.repeat_interleave(REGIONS),
             region_box=torch.cat([low, low + 0.5], dim=1),

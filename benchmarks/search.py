@@ -46,7 +46,7 @@ def make_index(items: int, generator: np.random.Generator) -> Index:
         block[:] = centres[generator.integers(CENTRES, size=len(block))]
         block += 0.7 * generator.normal(size=block.shape).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return Index(Path("index.npy"), "images", Path(), Path(), features, Numbered(items))
+    return Index(Path("index.npy"), "images", Path(), Path(), "", features, Numbered(items))
 
 
 def measure(index: Index, queries: NDArray[np.float32], concurrent: int, *, approximate: bool) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,14 @@ class TestNearest:
     def test_features_that_are_not_finite(self) -> None:
         with pytest.raises(DataError, match="some features are not finite; embed again"):
             make_index(torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])).nearest(np.ones(2, np.float32), 2)
+
+    def test_many_at_once_find_what_each_finds_alone(self) -> None:
+        features = torch.nn.functional.normalize(torch.randn(500, 16), dim=1)
+        index = make_index(features)
+        queries = list(features[:50].numpy())
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda query: index.nearest(query, 5), queries))
+        assert found == [index.nearest(query, 5) for query in queries]
 
     @pytest.mark.skipif(find_spec("faiss") is None, reason="needs faiss")
     def test_approximately(self) -> None:

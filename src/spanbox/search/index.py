@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from spanbox.arrays import DamagedArrayError, open_array
 from spanbox.errors import DataError
@@ -29,6 +28,8 @@ PROBED = 1 / 16
 """Cells of the inverted file per square root of the number of items, and the share of them that a query compares."""
 TRAINED_ON = 64
 """Features per cell that the cells are learned from."""
+_SEARCHING = Lock()
+"""Held by an exact search, which uses all cores: 50 at once wait for each other's threads for many seconds."""
 
 
 class Hit(NamedTuple):
@@ -73,19 +74,22 @@ class Index:
         """
         if not len(self):
             return []
-        search = self._approximately if approximate else self._exactly
-        scores, rows = search(query, min(count, len(self)))
+        if approximate:
+            scores, rows = self._approximately(query, min(count, len(self)))
+        else:
+            with _SEARCHING:
+                scores, rows = self._exactly(query, min(count, len(self)))
         return [Hit(row, score, dict(self.columns[row])) for row, score in zip(rows, scores, strict=True)]
 
     def _exactly(self, query: NDArray[np.float32], count: int) -> tuple[list[float], list[int]]:
-        best_scores, best_rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        best_scores, best_rows = np.empty(0, np.float32), np.empty(0, np.int64)
         asked = np.asarray(query, np.float32)
         for start in range(0, len(self), BLOCK):
-            block = torch.from_numpy(np.asarray(self.features[start : start + BLOCK] @ asked))
-            if not block.isfinite().all():
+            block = np.asarray(self.features[start : start + BLOCK] @ asked)
+            if not np.isfinite(block).all():
                 raise self._not_finite()
-            scores = torch.cat([best_scores, block])
-            rows = torch.cat([best_rows, torch.arange(start, start + len(block))])
+            scores = np.concatenate([best_scores, block])
+            rows = np.concatenate([best_rows, np.arange(start, start + len(block))])
             kept = _top(scores, count)
             best_scores, best_rows = scores[kept], rows[kept]
         return best_scores.tolist(), best_rows.tolist()
@@ -133,11 +137,11 @@ def open_index(path: Path) -> Index:
         raise DataError(f"{path}: no index that `spanbox embed` wrote ({error})") from None
 
 
-def _top(scores: Tensor, count: int) -> Tensor:
+def _top(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Indices of the largest scores, best first; of equal ones the first."""
-    least = scores.topk(min(count, len(scores))).values[-1]
-    above = (scores >= least).nonzero()[:, 0]
-    return above[scores[above].sort(descending=True, stable=True).indices[:count]]
+    place = max(0, len(scores) - count)
+    above = np.flatnonzero(scores >= np.partition(scores, place)[place])
+    return above[np.argsort(-scores[above], kind="stable")[:count]]
 
 
 class _Meta(msgspec.Struct):
