@@ -82,8 +82,10 @@ class _Repair:
         folder = self.path.parent.resolve()
         for number, record in self._records(0):
             named = msgspec.structs.replace(record, image=_found_image(record, folder))
-            facts = _facts(folder / named.image, decode=False)
-            self._join_groups(named.group_key, folder / named.image)
+            facts = _facts(folder / named.image, decode=True)
+            if facts is not None and facts.content is not None:
+                self.groups.join(self.shown.setdefault(facts.content, named.group_key), named.group_key)
+            facts = facts or _facts(folder / named.image, decode=False)  # a damaged image may still have a size
             self.spans.add(record, number)
             for paraphrased in paraphrased_pairs(record):
                 self.paraphrased_spans.add(paraphrased, number)
@@ -91,12 +93,6 @@ class _Repair:
                 self.boxes[field.partition("[")[0]].add(box, record.image, facts, number)
         write_manifest(self.out, self._repaired(folder))
         return Repairs(+self.counts, +self.left)
-
-    def _join_groups(self, group: str, image: Path) -> None:
-        """Make the group of an image one with that of an earlier image of equal pixels."""
-        facts = _facts(image, decode=True)
-        if facts is not None and facts.content is not None:
-            self.groups.join(self.shown.setdefault(facts.content, group), group)
 
     def _records(self, done: int) -> Iterator[tuple[int, Record]]:
         for count, (number, _, line) in enumerate(manifest_lines(self.path), start=1):

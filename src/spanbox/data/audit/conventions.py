@@ -145,9 +145,7 @@ def find_reading(boxes: Boxes) -> Reading:
     if count >= 2 * FEWEST and wrong.sum() >= UNCLEAR * count:
         return Reading("", "", 0.0, int(wrong.sum()), count, count, "they fit in no known convention")
     turned_round = int(np.any(boxes.numbers[:, :2] > boxes.numbers[:, 2:], axis=1).sum())
-    if turned_round >= max(
-        FEWEST, EVIDENCE * count
-    ):  # no annotator draws so many; the others of that format look right
+    if turned_round >= max(FEWEST, EVIDENCE * count):  # no annotator draws so many; others of that format look right
         reason = f"{turned_round:,} have x1 below x0 or y1 below y0; some of the others may be of another format, too"
         return Reading("", "", 0.0, turned_round, count, count, reason)
     return documented
