@@ -1,6 +1,5 @@
 """Embedding to files and search in them: the same features as in memory, interrupted or not, exact against a loop."""
 
-import csv
 import errno
 import json
 import os
@@ -16,6 +15,7 @@ import pytest
 
 import miniature
 import spanbox
+from embedded import write
 from spanbox.api import Model
 from spanbox.data.manifest import Box, Manifest, ObjectBox, Record, write_manifest
 from spanbox.engine.distributed import Ranks
@@ -31,27 +31,9 @@ KINDS: tuple[Kind, ...] = ("images", "texts", "spans", "regions")
 SUFFIXES = [".npy", pytest.param(".parquet", marks=pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow"))]
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"), languages=("en", "zh"))
-
-
-@pytest.fixture(scope="module")
-def model(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    run = tmp_path_factory.mktemp("runs") / "run"
-    train(miniature.demo_config(scenes, run))
-    return spanbox.load(run)
-
-
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "PART", 5)
-
-
-def write(model: Model, source: Path, out: Path, kind: Kind, column: str | None = None) -> Embedded:
-    done = embed_source(model, open_source(source, kind, column), out, batch_size=2, ranks=Ranks())
-    assert done is not None
-    return done
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -279,56 +261,6 @@ def test_an_item_whose_features_are_not_finite_is_left_out(
     assert done.rows == 12 - len(done.incidents) > 0
     assert "not finite" in done.incidents[0].detail
     assert np.isfinite(open_index(tmp_path / "out.npy").features).all()
-
-
-def test_a_folder_of_images(model: Model, scenes: Path, tmp_path: Path) -> None:
-    folder = scenes / "images" / "test"
-    (folder / "notes.txt").write_text("no image")
-    write(model, folder, tmp_path / "out.npy", "images")
-    index = open_index(tmp_path / "out.npy")
-    names = sorted(path.name for path in folder.glob("*.jpg"))
-    assert [row["image"] for row in index.columns] == names
-    np.testing.assert_allclose(index.features[1], model.encode_images(folder / names[1]), atol=2e-6)
-
-
-class TestCsv:
-    def test_a_column_of_texts(self, model: Model, tmp_path: Path) -> None:
-        with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["n", "title"], [1, 'a "red", boat'], [2, "蝴蝶\n两只"]])
-        write(model, tmp_path / "t.csv", tmp_path / "out.npy", "texts", "title")
-        index = open_index(tmp_path / "out.npy")
-        assert [row["text"] for row in index.columns] == ['a "red", boat', "蝴蝶\n两只"]
-        np.testing.assert_allclose(index.features[1], model.encode_texts("蝴蝶\n两只"), atol=2e-6)
-
-    @pytest.mark.parametrize(
-        ("content", "column", "message"),
-        [
-            (b"a,b\n1,2\n", None, "--column is None; its columns are 'a', 'b'"),
-            (b"a,b\n1,2\n", "c", "--column is 'c'"),
-            (b"a,b\n1\n", "b", r"t\.csv:2: 1 fields in 2 columns"),
-            (b"title\na red kite, above a boat\n", None, r"t\.csv:2: 2 fields in 1 columns; quote a field"),
-            (b"a,a\n1,2\n", "a", "its columns are 'a', 'a'"),
-            (b"title;image\na red kite;a.jpg\n", None, "its only column is 'title;image'; separate columns by commas"),
-            (b"title\timage\na red kite\ta.jpg\n", None, "separate columns by commas"),
-            (b"", None, "its columns are"),
-            (b"a\n\xff\n", None, "cannot be read as CSV in UTF-8"),
-            (b'a\n"b', None, "cannot be read as CSV"),
-        ],
-    )
-    def test_files_that_are_wrong(self, tmp_path: Path, content: bytes, column: str | None, message: str) -> None:
-        (tmp_path / "t.csv").write_bytes(content)
-        with pytest.raises(DataError, match=message):
-            open_source(tmp_path / "t.csv", "texts", column)
-
-    @pytest.mark.timeout(20)
-    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "t.csv")
-        with pytest.raises(DataError, match=r"t\.csv: cannot be read as CSV .*not a regular file"):
-            open_source(tmp_path / "t.csv", "texts", None)
-
-    def test_an_ending_in_capitals_and_a_column_with_a_semicolon(self, tmp_path: Path) -> None:
-        (tmp_path / "T.CSV").write_bytes(b"what; why\na red kite\n")
-        assert open_source(tmp_path / "T.CSV", "texts", "what; why").item(0).text == "a red kite"
 
 
 class TestRefusals:
