@@ -16,6 +16,7 @@ def test_of_the_demo_without_its_data() -> None:
     chunked, whole = ({"text": size, "image": size} for size in (8, 64))
     assert made.plain.peak(64, chunked) < made.plain.peak(64, whole)
     assert made.budget == CPU_BUDGET
+    assert set(made.seconds) == {"float32", "bfloat16"}
 
 
 def test_frozen_and_low_rank_towers_need_less() -> None:

@@ -1,4 +1,4 @@
-"""`spanbox plan`: predicted memory of a training step."""
+"""`spanbox plan`: predicted memory of a training step, and the faster precision on a CPU."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = [2**power for power in range(4, 13)]  # 16 to 4096
 MIB, GIB = 2**20, 2**30
+CLEARLY_FASTER = 0.9  # of the time in float32; less gain is not worth the rounding
 
 
 def plan(
@@ -21,7 +22,7 @@ def plan(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example train.memory_gb=8")
     ] = None,
 ) -> None:
-    """Predict which batch and chunk sizes fit into memory.
+    """Predict which batch and chunk sizes fit into memory; on a CPU, time both precisions.
 
     Measures small chunks on the device of the training; loads the towers but no data:
 
@@ -37,6 +38,8 @@ def plan(
     console.print(_batches(made.plain, made.checkpointed, made.budget))
     print("text, image: the largest chunks, in texts and images; *: with gradient checkpointing")
     print("losses, whole (all in one chunk), peak: predicted memory in GiB; peaks include 10 % for the allocator")
+    if made.seconds:
+        print(precision_advice(made.seconds))
 
 
 def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
@@ -76,6 +79,17 @@ def _batches(plain: "StepMemory", checkpointed: "StepMemory", budget: int) -> Ta
             chunks += fitting or ["none fits", *[""] * len(towers)]
         table.add_row(str(size), _gib(plain.losses(size)), _gib(plain.peak(size, whole)), *chunks)
     return table
+
+
+def precision_advice(seconds: dict[str, float]) -> str:
+    """Time of the towers in each precision, and which to set."""
+    plain, short = seconds["float32"], seconds["bfloat16"]
+    times = f"{1000 * plain:,.1f} ms a pair in float32, {1000 * short:,.1f} ms in bfloat16 ({short / plain:.2f}x)"
+    if short < CLEARLY_FASTER * plain:
+        advice = "bfloat16 is faster on this CPU: set train.precision=bfloat16"
+    else:
+        advice = "keep float32, which train.precision=auto is on a CPU"
+    return f"towers, forward and backward: {times}; {advice}"
 
 
 def _gib(size: int) -> str:

@@ -1,12 +1,13 @@
-"""Memory plan of a config, for `spanbox plan`."""
+"""Memory and precision of a config, for `spanbox plan`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from spanbox.config import RunConfig
 from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.memory import StepMemory, measure_step, memory_budget
+from spanbox.engine.speed import seconds_per_pair
 from spanbox.engine.task import Forward, parameters
 from spanbox.models.trainable import checkpoint_gradients
 from spanbox.tasks.pretraining import Pretraining
@@ -23,6 +24,7 @@ class Plan:
         plain, checkpointed: memory of a step without and with gradient checkpointing of both towers.
         budget: available bytes.
         device: device of the measurement.
+        seconds: of the towers per pair by precision, on a CPU; empty on a GPU, where `auto` knows.
     """
 
     parameters: int
@@ -31,10 +33,11 @@ class Plan:
     checkpointed: StepMemory
     budget: int
     device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def plan(config: RunConfig) -> Plan:
-    """Measure the memory of a training step. Loads the towers but no data; takes seconds."""
+    """Measure the memory of a training step, and the towers in each precision. Loads the towers but no data."""
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     objective = build_objective(config)
@@ -45,6 +48,7 @@ def plan(config: RunConfig) -> Plan:
     forward = Forward(task, device, precision)
     example = example_batches(config, model)
     plain = measure_step(forward, example)
+    seconds = seconds_per_pair(task, device, example) if device.type == "cpu" else {}
     for part in PARTS:
         tower = getattr(model, part)
         if tower.model.supports_gradient_checkpointing:
@@ -58,4 +62,5 @@ def plan(config: RunConfig) -> Plan:
         checkpointed=checkpointed,
         budget=memory_budget(config.train.memory_gb, device, plain.weights),
         device=device,
+        seconds=seconds,
     )
