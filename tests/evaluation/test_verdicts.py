@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from spanbox.evaluation.agreement import within_pair
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.mixture import choose, fit_mixture, p_values
 from spanbox.evaluation.verdicts import judge, score_fold
@@ -92,6 +93,65 @@ def test_moved_links_are_found_with_the_right_box() -> None:
     assert len(wrong.keys() - set(moved)) <= 0.02 * 1200
     right = [span for span in moved if span in wrong and wrong[span].has_better and wrong[span].proposed]
     assert sum(round(4 * wrong[span].proposed[0]) == span % 4 for span in right) >= 0.9 * len(moved)  # type: ignore[index]
+
+
+def with_scenes(bank: FeatureBank) -> FeatureBank:
+    """The same bank, with a part that all spans and regions of a pair share, of another strength in each pair."""
+    generator = torch.Generator().manual_seed(3)
+    strength = 3 * torch.rand(len(bank), 1, generator=generator)
+    scene = (strength * normalize(torch.randn(len(bank), DIM, generator=generator), dim=-1))[bank.span_pair]
+    return replace(bank, spans=normalize(bank.spans + scene, dim=-1), regions=normalize(bank.regions + scene, dim=-1))
+
+
+@pytest.mark.parametrize("every", [5, 2])
+def test_moved_links_are_found_where_scores_say_more_of_the_image_than_of_the_region(every: int) -> None:
+    """As in a model that was trained on wrong boxes."""
+    moved = list(range(0, 1200, every))
+    verdicts = judge([score_fold(with_moved_links(with_scenes(make_bank(300)), moved), 0)])
+    wrong = {4 * link.place + link.entity for link in verdicts.links if link.is_wrong}
+    assert len(wrong & set(moved)) >= 0.95 * len(moved)
+    assert len(wrong - set(moved)) <= 0.01 * 1200
+    assert abs(verdicts.wrong_links - 1 / every) < 0.02
+
+
+def with_one_region(bank: FeatureBank) -> FeatureBank:
+    """Only the first span and the first region of each pair."""
+    first = torch.arange(0, len(bank.spans), PER_PAIR)
+    spans = {name: getattr(bank, name)[first] for name in ("spans", "span_pair", "span_identity", "span_entity")}
+    regions = {name: getattr(bank, name)[first] for name in ("regions", "region_pair", "region_box")}
+    links = torch.arange(len(first)).repeat(2, 1).T
+    return replace(bank, **spans, **regions, span_shown=bank.span_shown[first], links=links)
+
+
+def test_single_regions_are_compared_with_those_of_other_images() -> None:
+    bank = with_one_region(make_bank(300))
+    wrong = list(range(0, 300, 10))
+    regions = bank.regions.clone()
+    regions[wrong] = normalize(torch.randn(len(wrong), DIM, generator=torch.Generator().manual_seed(4)), dim=-1)
+    links = judge([score_fold(replace(bank, regions=regions), 0)]).links
+    found = {link.place for link in links if link.is_wrong}
+    judged = {link.place for link in links}
+    assert len(judged & set(wrong)) > 10  # of pairs that do not belong together no link is judged
+    assert len(found & set(wrong)) >= 0.9 * len(judged & set(wrong))
+    assert len(found - set(wrong)) <= 6
+
+
+def test_scores_within_the_pair_are_those_of_a_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pair, identity = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([7, 8, 7, 7, 5, 6])
+    width = torch.tensor([3, 3, 3, 2, 1, 1])
+    candidates = torch.arange(3) < width[:, None]
+    scores = torch.randn(6, 3, generator=generator)
+    found = within_pair(scores, candidates, pair, identity)
+    overall = scores[candidates].double().mean()
+    for span in range(6):
+        own = pair == pair[span]
+        cells = scores[own][candidates[own]].double()
+        mean = (cells.sum() + 4 * overall) / (len(cells) + 4)
+        for region in range(int(width[span])):
+            others = scores[own & (identity != identity[span]), region].double()
+            baseline = (others.sum() + mean) / (len(others) + 1)
+            assert float(found[span, region]) == pytest.approx(float(scores[span, region] - baseline))
 
 
 def test_entities_without_a_box_get_the_region_that_shows_them_if_one_does() -> None:

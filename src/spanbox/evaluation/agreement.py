@@ -4,6 +4,10 @@ A score is compared with those of its row and of its column: some sentences and 
 Wrong pairs are a sentence and the image of another group; wrong links are a span and a region of an image of another
 group. The scores of both levels are in units of the spread of wrong ones, so they can be added.
 
+All regions of an image score higher with the words of its own sentence than with others, the more so the noisier the
+links are that a model was trained on. So links are also compared within their pair: with what the other spans of the
+sentence score with the same region.
+
 Suffixes of names:  N pairs    J sampled pairs    S spans    M regions    C sampled regions
 """
 
@@ -37,7 +41,8 @@ class LinkEvidence(NamedTuple):
 
     own: OwnImage
     scores_SR: Floats  # of each span with the regions of its image
-    wrong: Floats  # (m,)
+    within_SR: Floats  # the same, above what the other spans of the sentence score with the region
+    wrong: Floats  # (m,): of wrong links, to compare `scores_SR` with
 
 
 def pair_evidence(bank: FeatureBank, seed: int) -> dict[bool, tuple[NDArray[np.int64], Evidence]]:
@@ -88,7 +93,33 @@ def link_evidence(bank: FeatureBank, seed: int) -> LinkEvidence:
         return (by_row + (scores - column_mean[columns]) / column_spread[columns]) / 2
 
     wrong = standard(scores_SC, regions_C[None, :].expand(len(bank.spans), -1))[other_SC]
-    return LinkEvidence(own, _to_numpy(standard(own.scores_SR, place_SR)), _thinned(wrong, seed))
+    scores_SR = standard(own.scores_SR, place_SR)
+    within_SR = within_pair(scores_SR, own.candidates_SR, bank.span_pair, bank.span_identity)
+    return LinkEvidence(own, _to_numpy(scores_SR), _to_numpy(within_SR), _thinned(wrong, seed))
+
+
+def within_pair(scores_SR: Tensor, candidates_SR: Tensor, pair_S: Tensor, identity_S: Tensor) -> Tensor:
+    """Scores above the mean of the spans of other identities of the pair with the same region.
+
+    The mean counts that of all scores of the pair as one more, which in turn counts the mean of the set as four more:
+    so a pair of one span, or of one region, has a mean too.
+    """
+    cells_SR = candidates_SR.double()
+    scores_SR = torch.where(candidates_SR, scores_SR.double(), 0.0)
+    keys_S2 = torch.stack([pair_S, identity_S], dim=1)
+    own_U, entity_S = keys_S2.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+
+    def sums(values_SR: Tensor, group_S: Tensor, groups: int) -> Tensor:
+        return values_SR.new_zeros(groups, values_SR.shape[1]).index_add_(0, group_S, values_SR)[group_S]
+
+    pairs = int(pair_S.max()) + 1 if len(pair_S) else 0
+    total_SR, number_SR = (sums(values, pair_S, pairs) for values in (scores_SR, cells_SR))
+    overall = scores_SR.sum() / cells_SR.sum().clamp(min=1)
+    mean_S1 = (total_SR.sum(dim=1, keepdim=True) + 4 * overall) / (number_SR.sum(dim=1, keepdim=True) + 4)
+    others_SR, other_SR = (
+        whole - sums(values, entity_S, len(own_U)) for whole, values in ((total_SR, scores_SR), (number_SR, cells_SR))
+    )
+    return scores_SR - (others_SR + mean_S1) / (other_SR + 1)
 
 
 def _fine_evidence(

@@ -2,6 +2,7 @@
 
 The scores of each fold become p-values against its own wrong items (`agreement`); the p-values of all folds together
 give the probabilities (`mixture`). A pair, a box or a proposal is taken for right where that is more probable than not.
+Links are compared within their images, with the other regions of those whose given box scores highest.
 
     N pairs    L links: a span with one box, or with none    R other regions of its image, padded
 """
@@ -22,7 +23,7 @@ from spanbox.geometry import SAME_OBJECT_IOU, box_iou
 from spanbox.structures import NAMED_ONLY, SHOWN
 
 Integers = NDArray[np.int64]
-FEWEST_WRONG = 100  # other regions of own images from which they are the wrong ones to compare with
+FEWEST_WRONG = 100  # other regions of own images from which they are the wrong ones to compare with; else other images
 
 
 class FoldScores(NamedTuple):
@@ -33,11 +34,12 @@ class FoldScores(NamedTuple):
     pair_p: Floats  # (N,)
     link_place: Integers  # (L,)
     link_entity: Integers  # (L,)
-    link_score: Floats  # (L,), NaN without a box
+    link_score: Floats  # (L,), within the pair; NaN without a box
+    link_p: Floats  # (L,), against regions of other images
     link_box: Floats  # (L, 4), normalised; NaN without a box
-    other_score: Floats  # (L, R), NaN on padding
+    other_score: Floats  # (L, R), within the pair; NaN on padding
+    other_p: Floats  # (L, R)
     other_box: Floats  # (L, R, 4)
-    wrong: Floats  # (m,): scores of spans with regions of other images
 
 
 class Verdicts(NamedTuple):
@@ -67,7 +69,10 @@ def score_fold(bank: FeatureBank, seed: int) -> FoldScores:
     rows, columns = np.nonzero(linked_SR & (shown == SHOWN)[:, None])
     bare = np.flatnonzero(shown == NAMED_ONLY)
     span = np.r_[rows, bare]
-    link_score = np.r_[links.scores_SR[rows, columns], np.full(len(bare), np.nan)]
+    p_SR = p_values(links.scores_SR, links.wrong)
+    link_score, link_p = (
+        np.r_[values_SR[rows, columns], np.full(len(bare), np.nan)] for values_SR in (links.within_SR, p_SR)
+    )
     link_box = np.concatenate([boxes_SR4[rows, columns], np.full((len(bare), 4), np.nan)])
     free = free_SR[span]
     free[: len(rows)] &= ~_same_object(boxes_SR4[rows], link_box[: len(rows)])
@@ -78,10 +83,11 @@ def score_fold(bank: FeatureBank, seed: int) -> FoldScores:
         places[span],
         bank.span_entity.numpy()[span],
         link_score,
+        link_p,
         link_box,
-        np.where(free, links.scores_SR[span], np.nan),
+        np.where(free, links.within_SR[span], np.nan),
+        p_SR[span],
         boxes_SR4[span],
-        links.wrong,
     )
 
 
@@ -111,62 +117,51 @@ def judge(folds: Sequence[FoldScores]) -> Verdicts:
 
 
 def _judge_links(folds: Sequence[FoldScores]) -> tuple[list[JudgedLink], float]:
-    """Verdicts on all links, and the estimated share of wrong ones.
-
-    Twice: first against regions of other images, then against the other regions of the own image of links that came out
-    right. A region scores higher with the words of its own image than with those of another, whatever it shows.
-    """
+    """Verdicts on all links, and the estimated share of wrong ones."""
     table = _Links.of(folds)
-    first = table.probabilities(table.p_values(), table.other_p_values())
-    believed = table.has_box & (first.present >= LIKELY)
-    other = table.other_score[believed]
-    wrong = other[np.isfinite(other)]
+    wrong = table.wrong_scores()
+    p, other_p = table.p, table.other_p
     if len(wrong) >= FEWEST_WRONG:
         p, other_p = (p_values(score, wrong) for score in (table.score, table.other_score))
-        first = table.probabilities(p, other_p)
-    return table.verdicts(first), 1 - float(first.present[table.has_box].mean()) if table.has_box.any() else 0.0
+    choice = table.probabilities(p, other_p)
+    return table.verdicts(choice), 1 - float(choice.present[table.has_box].mean()) if table.has_box.any() else 0.0
 
 
 class _Links(NamedTuple):
     """The links of all folds."""
 
-    fold: Integers  # (L,)
-    place: Integers
+    place: Integers  # (L,)
     entity: Integers
     score: Floats
+    p: Floats
     box: Floats
     other_score: Floats
+    other_p: Floats
     other_box: Floats
-    wrong: list[Floats]
 
     @classmethod
     def of(cls, folds: Sequence[FoldScores]) -> "_Links":
         width = max((fold.other_score.shape[1] for fold in folds), default=0)
         return cls(
-            np.repeat(np.arange(len(folds)), [len(fold.link_score) for fold in folds]),
             np.concatenate([fold.link_place for fold in folds]),
             np.concatenate([fold.link_entity for fold in folds]),
             np.concatenate([fold.link_score for fold in folds]),
+            np.concatenate([fold.link_p for fold in folds]),
             np.concatenate([fold.link_box for fold in folds]),
             np.concatenate([_widened(fold.other_score, width) for fold in folds]),
+            np.concatenate([_widened(fold.other_p, width) for fold in folds]),
             np.concatenate([_widened(fold.other_box, width) for fold in folds]),
-            [fold.wrong for fold in folds],
         )
 
     @property
     def has_box(self) -> NDArray[np.bool_]:
         return np.isfinite(self.score)
 
-    def p_values(self) -> Floats:
-        return self._against_other_images(self.score)
-
-    def other_p_values(self) -> Floats:
-        return self._against_other_images(self.other_score)
-
-    def _against_other_images(self, scores: Floats) -> Floats:
-        found = np.full(scores.shape, np.nan)
-        for number, wrong in enumerate(self.wrong):
-            found[self.fold == number] = p_values(scores[self.fold == number], wrong)
+    def wrong_scores(self) -> Floats:
+        """Scores (m,) of the other regions, of links whose own box scores above them: hardly one of these is right."""
+        best = np.where(np.isfinite(self.other_score), self.other_score, -np.inf).max(axis=1, initial=-np.inf)
+        beside = self.other_score[self.has_box & (np.nan_to_num(self.score) > best)]
+        found: Floats = beside[np.isfinite(beside)]
         return found
 
     def probabilities(self, p: Floats, other_p: Floats) -> Choice:
@@ -208,9 +203,9 @@ def _of_pairs(fold: FoldScores, places: set[int]) -> FoldScores:
     )
 
 
-def _no_links() -> tuple[Integers, Integers, Floats, Floats, Floats, Floats, Floats]:
-    none = np.empty(0, dtype=np.int64)
-    return none, none, np.empty(0), np.empty((0, 4)), np.empty((0, 0)), np.empty((0, 0, 4)), np.empty(0)
+def _no_links() -> tuple[Integers, Integers, Floats, Floats, Floats, Floats, Floats, Floats]:
+    none, empty = np.empty(0, dtype=np.int64), np.empty(0)
+    return none, none, empty, empty, np.empty((0, 4)), np.empty((0, 0)), np.empty((0, 0)), np.empty((0, 0, 4))
 
 
 def _widened(values: Floats, width: int) -> Floats:
