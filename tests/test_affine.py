@@ -36,6 +36,7 @@ def near(box: Box) -> Any:
     return pytest.approx(box, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.slow
 @given(CHAINS, st.floats(0, 1), st.floats(0, 1))
 def test_a_composition_is_one_map_after_the_other(steps: list[Affine], x: float, y: float) -> None:
     by_steps = point(x, y)
@@ -44,6 +45,7 @@ def test_a_composition_is_one_map_after_the_other(steps: list[Affine], x: float,
     assert composed(steps).box(point(x, y)) == near(by_steps)
 
 
+@pytest.mark.slow
 @given(CHAINS, st.floats(0, 1), st.floats(0, 1))
 def test_the_inverse_leads_back(steps: list[Affine], x: float, y: float) -> None:
     there = composed(steps)

@@ -76,6 +76,7 @@ class TestFeatures:
         close(np.concatenate(spans), bank.spans[order])
         close(np.concatenate(model.encode_regions(images, objects, batch_size=batch_size)), bank.regions)
 
+    @pytest.mark.slow
     def test_numpy_or_tensor(self, model: Model) -> None:
         array = model.encode_texts(["a boat", "a red kite"])
         tensor = model.encode_texts(["a boat", "a red kite"], convert_to_tensor=True)
@@ -388,6 +389,7 @@ class TestGround:
 
 
 class TestThreshold:
+    @pytest.mark.slow
     def test_of_an_earlier_run_is_that_of_its_evaluation(self, model: Model, tmp_path: Path) -> None:
         run = shutil.copytree(model.checkpoint.parents[1], tmp_path / "run", symlinks=True)
         best = (run / "checkpoints" / "best").resolve()
@@ -399,6 +401,7 @@ class TestThreshold:
         (run / "metrics.json").write_text(json.dumps(evaluated | {"checkpoint": "step-000001"}))
         assert spanbox.load(run).threshold is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("content", ["", "[]", "{", '{"matching.presence.threshold": "high"}'])
     def test_a_damaged_file_gives_none(self, model: Model, tmp_path: Path, content: str) -> None:
         checkpoint = shutil.copytree(model.checkpoint, tmp_path / "checkpoint")

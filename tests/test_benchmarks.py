@@ -41,12 +41,14 @@ class TestPublished:
             "recipe": published.recipe_setting("tiny", "crop", tokenizer, manifest, tmp_path, "cpu"),
         }
 
+    @pytest.mark.slow
     def test_images_of_a_step(self, settings: dict[str, Any]) -> None:
         for name, whole in (("code", 4 * (1 + 1 + 16)), ("paper", 4 * (1 + 15 + 16))):
             _, images, _, crops = settings[name].read()
             assert len(images) + len(crops) == settings[name].images == whole
             assert settings[name].spans == 4
 
+    @pytest.mark.slow
     def test_the_published_code_paints_all_boxes_into_one_copy(self, settings: dict[str, Any]) -> None:
         def black(images: torch.Tensor) -> float:
             return (images < 8).all(dim=1).float().mean().item()
@@ -54,6 +56,7 @@ class TestPublished:
         one, fifteen = (settings[name].read()[1][4:] for name in ("code", "paper"))
         assert black(one) > 2 * black(fifteen) > 0
 
+    @pytest.mark.slow
     def test_the_recipe_contrasts_all_spans(self, settings: dict[str, Any]) -> None:
         batch: Batch = settings["recipe"].read()
         assert settings["recipe"].spans == 16
@@ -82,6 +85,7 @@ class TestOpenClipLoop:
         with pytest.raises(SystemExit, match=r"^this benchmark needs open_clip .*`pip install open_clip_torch`$"):
             script.import_open_clip()
 
+    @pytest.mark.slow
     def test_the_temperature_and_the_norms_have_no_weight_decay(self, load: Any) -> None:
         script = load("open_clip_loop")
         model = script.Clip(load("workload").make_model("small"), pad_id=0)
@@ -177,6 +181,7 @@ class TestCatalogue:
 
 
 class TestPlantedNoise:
+    @pytest.mark.slow
     def test_what_is_planted_is_known_and_counted(self, load: Any, tmp_path: Path) -> None:
         """Verdicts that name every fault and nothing else have precision and recall 1."""
         planted = load("planted_noise")

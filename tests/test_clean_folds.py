@@ -125,6 +125,7 @@ def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_pat
     assert not (tmp_path / "out" / "folds").exists()
 
 
+@pytest.mark.slow
 def test_boxes_without_an_area_are_left_out_where_the_settings_say_so(
     scenes: Path, tmp_path: Path, in_process: list[list[str]]
 ) -> None:

@@ -169,6 +169,7 @@ class TestMiningWhileTraining:
         assert mined[:2] == plain[:2]
         assert mined[2] != plain[2]
 
+    @pytest.mark.slow
     def test_what_was_mined_is_what_the_checkpoint_would_mine(
         self, mining_run: Path, scenes: Path, tmp_path: Path
     ) -> None:
@@ -225,6 +226,7 @@ class TestMiningWhileTraining:
         with pytest.raises(DataError, match=r"step-000003\.npy: no such file of neighbours"):
             train(miniature.demo_config(scenes, tmp_path / "run", *overrides, "train.resume=true"))
 
+    @pytest.mark.slow
     def test_a_resumed_run_that_mines_at_other_steps_names_the_key(self, mining_run: Path, scenes: Path) -> None:
         changed = [*ten_steps(workers=0), *MINING, "train.steps=12", "data.mining.every=1.75", "train.resume=true"]
         with pytest.raises(DataError, match=r"step-000007\.npy: .* goes on from step 10\. If data\.mining\.every"):

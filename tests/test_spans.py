@@ -160,6 +160,7 @@ def test_special_tokens_and_padding_belong_to_no_span(tokenizer: Tokenizer) -> N
     assert all(mask[1 : real - 1])
 
 
+@pytest.mark.slow
 def test_equals_the_loop_on_real_offsets(tokenizer: Tokenizer) -> None:
     for text in CORPUS:
         spans = [(start, end) for start in range(0, len(text), 3) for end in range(start, len(text) + 1, 2)]
@@ -268,6 +269,7 @@ class TestEditMap:
         for span in data.draw(spans_of(text)):
             assert edit.map_span(span) == text_reference.mapped_span(text, pieces, span)
 
+    @pytest.mark.slow
     @given(data=st.data(), text=texts)
     def test_a_span_through_any_chain_of_edits_reads_the_same_or_its_replacement(
         self, data: st.DataObject, text: str
@@ -287,6 +289,7 @@ class TestEditMap:
                     assert expected == current[place[0] : place[1]]
                 current, place = edit.text, mapped
 
+    @pytest.mark.slow
     @given(data=st.data(), text=texts)
     def test_a_protected_span_is_kept_by_every_edit_around_it(self, data: st.DataObject, text: str) -> None:
         for start, end in data.draw(spans_of(text)):

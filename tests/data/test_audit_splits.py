@@ -71,6 +71,7 @@ def test_the_same_text_in_two_splits_is_a_note(tmp_path: Path) -> None:
     assert [finding.kind for finding in report.notes] == ["same text in two manifests"]
 
 
+@pytest.mark.slow
 def test_every_pair_of_a_later_split_is_counted(tmp_path: Path) -> None:
     image(tmp_path, "a.png"), image(tmp_path, "copy.jpg", "blue")
     train = manifest(tmp_path, Record("1", "a.png", "t"))

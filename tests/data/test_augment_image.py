@@ -103,6 +103,7 @@ def test_a_moved_box_is_not_the_old_one() -> None:
     assert len(pictures) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_crop_of_a_region_shows_its_rectangle(name: str) -> None:
     limits = limits_of(**CHAINS[name] | {"operations": 0})

@@ -42,6 +42,7 @@ def boxes_in_fractions(draw: st.DrawFn) -> Box:
     return x[0], y[0], max(x[1], x[0] + 0.01), max(y[1], y[0] + 0.01)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(SETTINGS, SIZES, boxes_in_fractions(), st.integers(0, 1000), st.tuples(FRACTIONS, FRACTIONS))
 def test_any_plan_is_a_map_that_boxes_can_follow(
@@ -82,6 +83,7 @@ def test_windows_grow_to_whole_pixels_of_the_decoded_image(
         assert min((x1 - x0) * size[0], (y1 - y0) * size[1]) >= reduction * side
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(SETTINGS, st.tuples(st.integers(1, 90), st.integers(1, 90)), boxes_in_fractions(), st.integers(0, 1000))
 def test_any_image_and_box_give_a_whole_sample(

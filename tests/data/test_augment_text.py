@@ -98,6 +98,7 @@ class TestSynonyms:
         result = augmented("A picture above a 👩‍👩‍👧 car", ALWAYS)
         assert result.changes == (("picture", "image"), ("above", "over"), ("car", "automobile"))
 
+    @pytest.mark.slow
     def test_a_long_text(self) -> None:
         """In time: no step looks at all of the text for each word."""
         text = "A picture of an old car. Mr. Smith sleeps. The dog runs; no car. " * 700
@@ -285,6 +286,7 @@ def texts_with_spans(draw: st.DrawFn) -> tuple[str, list[CharSpan]]:
     return text, [(start, end) for start, end in pairs if text[start:end].strip()]
 
 
+@pytest.mark.slow
 @given(texts_with_spans(), st.integers(0, 2**32 - 1), st.sampled_from(["", "en", "zh"]))
 def test_protected_spans_read_the_same_in_any_script(
     case: tuple[str, list[CharSpan]], seed: int, language: str
@@ -295,6 +297,7 @@ def test_protected_spans_read_the_same_in_any_script(
     assert bool(result.text.strip()) == bool(text.strip())
 
 
+@pytest.mark.slow
 @given(texts_with_spans(), st.integers(0, 2**32 - 1))
 def test_replaced_spans_read_as_their_replacements(case: tuple[str, list[CharSpan]], seed: int) -> None:
     text, spans = case

@@ -97,6 +97,7 @@ def test_of_a_manifest(tmp_path: Path) -> None:
     assert out.read_text(encoding="utf-8").count("<article>") == 32
 
 
+@pytest.mark.slow
 def test_augmented_samples_stand_beside_their_original(tmp_path: Path) -> None:
     """With their moved boxes, and the words that were changed."""
     data = miniature.write_scenes(tmp_path / "scenes", languages=("en", "zh"))
@@ -112,6 +113,7 @@ def test_augmented_samples_stand_beside_their_original(tmp_path: Path) -> None:
     assert "<del>" in page
 
 
+@pytest.mark.slow
 def test_the_standard_changes_are_shown_if_none_are_set(tmp_path: Path) -> None:
     data = miniature.write_scenes(tmp_path / "scenes")
     out = tmp_path / "augmented.html"

@@ -143,6 +143,7 @@ def test_99_of_100_sets_are_told(name: str) -> None:
     assert wrong <= 0.01 * SETS
 
 
+@pytest.mark.slow
 def test_boxes_of_unturned_photographs_are_told() -> None:
     right = 0
     for seed in range(SETS):
@@ -195,6 +196,7 @@ def test_objects_in_the_middle_of_their_images_are_not_taken_for_another_size() 
     assert find_reading(changed(boxes, middle)).is_as_documented
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [12, 40, 200])
 @pytest.mark.parametrize(
     "sizes", [[(640, 480), (640, 427), (480, 640)], [(500, 375), (333, 500)], [(2048, 1536), (1536, 2048)]]

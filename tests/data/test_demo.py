@@ -127,6 +127,7 @@ def test_boxes_lie_inside_the_scene_and_apart() -> None:
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 192])
 def test_boxes_fit_what_is_drawn_to_the_pixel(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Compared with the same scene drawn from transparent artwork, which is its background alone."""
@@ -331,6 +332,7 @@ def test_equal_settings_give_equal_files(tmp_path: Path, workers: int) -> None:
     assert len(contents[0]) == 75
 
 
+@pytest.mark.slow
 def test_a_larger_demo_begins_as_a_smaller_one(tmp_path: Path) -> None:
     write_demo(tmp_path / "small", {"train": 2}, SMALL)
     write_demo(tmp_path / "large", {"train": 4}, SMALL)

@@ -29,6 +29,7 @@ class TestRelations:
     SETTINGS = replace(SMALL, relations="several")
     each = pytest.mark.parametrize("relations", ["one", "several"])
 
+    @pytest.mark.slow
     @each
     @pytest.mark.parametrize("split", SPLITS)
     def test_a_pair_differs_in_which_object_is_where(self, split: Split, relations: Relations) -> None:

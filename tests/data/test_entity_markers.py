@@ -88,6 +88,7 @@ texts = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @given(st.data(), texts)
 def test_a_translator_that_copies_gives_the_text_back(data: st.DataObject, text: str) -> None:
     places = st.integers(0, len(text))

@@ -119,6 +119,7 @@ def filled(pixels: Tensor, hidden: Tensor, fill: PixelFill, seed: int = 0) -> Te
     return fill_pixels(pixels, hidden, fill, np.random.default_rng(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("grid", [1, 3, 8, 24])
 def test_filled_pixels_equal_the_plain_loop(fill: PixelFill, grid: int) -> None:

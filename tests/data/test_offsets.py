@@ -108,6 +108,7 @@ def test_chinese_without_names_is_told_by_its_punctuation_and_its_end_or_not_at_
     assert found.count(kind) >= 0.99 * sets
 
 
+@pytest.mark.slow
 @HOW_MANY
 @pytest.mark.parametrize("kind", CONVENTIONS, ids=str)
 def test_chinese_without_names_is_never_told_wrongly_for_long(kind: str | None, sets: int) -> None:

@@ -59,6 +59,7 @@ def padded(name: str, limits: SampleLimits, step: int = 0) -> Sample:
 # ---------------------------------------------------------------- the map
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     SIZES, st.integers(1, 400), st.tuples(FRACTIONS, FRACTIONS, FRACTIONS, FRACTIONS), st.tuples(FRACTIONS, FRACTIONS)
@@ -93,6 +94,7 @@ AUGMENTED = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(AUGMENTED, SIZES, st.integers(0, 1000))
 def test_a_drawn_plan_keeps_shapes(changes: ImageAugmentSettings, size: tuple[int, int], seed: int) -> None:

@@ -103,6 +103,7 @@ def test_a_jpeg_that_is_cut_off_is_broken_for_both(tmp_path: Path, decoder: str,
         picture.decode(reduction)
 
 
+@pytest.mark.slow
 def test_what_looks_like_a_jpeg_is_read_by_its_content(tmp_path: Path, decoder: str) -> None:
     saved(photo(), tmp_path / "a.png").rename(tmp_path / "a.jpg")
     saved(photo(), tmp_path / "b.jpg", quality=90).rename(tmp_path / "b.png")
@@ -127,6 +128,7 @@ def test_a_damaged_jpeg_reads_alike_or_is_refused_by_both(tmp_path: Path, where:
     assert np.array_equal(*results)
 
 
+@pytest.mark.slow
 def test_damaged_jpegs_of_many_kinds_are_read_alike_or_refused_alike(tmp_path: Path) -> None:
     """Bytes changed, cut off, or replaced by others of another number."""
     generator = np.random.default_rng(1)

@@ -129,6 +129,7 @@ def gradients(batch: Batch, step: Any, **sizes: int) -> list[torch.Tensor]:
     return [losses.total.detach(), *(p.grad for p in (*model.parameters(), *objective.parameters()) if p.requires_grad)]
 
 
+@pytest.mark.slow
 def test_in_chunks_it_is_exact() -> None:
     batch = batch_of(*map(weighted, range(13)))
     expected = gradients(batch, in_one_graph, text=13, image=13)

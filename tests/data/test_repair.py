@@ -65,6 +65,7 @@ def test_boxes_of_another_convention(tmp_path: Path) -> None:
     assert (tmp_path / "m.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_boxes_of_images_that_are_not_there_yet(tmp_path: Path) -> None:
     """Those in pixels are converted with the others; those in a unit of their image are counted."""
     good = records(tmp_path)
@@ -206,6 +207,7 @@ def test_what_is_not_certain_stays(tmp_path: Path) -> None:
     assert (tmp_path / "fixed.jsonl").read_bytes() == (tmp_path / "m.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_convention_that_some_boxes_contradict_stays(tmp_path: Path) -> None:
     good = records(tmp_path, 60)
     bad = [with_boxes(record, lambda b: (*b[:2], b[2] - b[0], b[3] - b[1])) for record in good]
@@ -258,6 +260,7 @@ def test_boxes_at_the_edges_of_upright_and_wide_photographs_stay(tmp_path: Path)
     assert Manifest(tmp_path / "fixed.jsonl")[:] == made
 
 
+@pytest.mark.slow
 def test_the_same_box_in_every_image_shows_no_size_of_the_images(tmp_path: Path) -> None:
     """As of a logo: it touches the edges of a square of its own size, in each image."""
     good = [with_boxes(record, lambda box: (0.0, 0.0, 40.0, 40.0)) for record in records(tmp_path)]
@@ -303,6 +306,7 @@ def test_boxes_turn_with_their_image(tmp_path: Path, orientation: int) -> None:
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x0, y0, x1, y1)
 
 
+@pytest.mark.slow
 def test_lines_are_not_held_in_memory(tmp_path: Path) -> None:
     """A hundred lines of 100 kB each: two are one pair, which only a memory of all lines tells."""
     lines = [Record(str(i), "none.png", "a cat", meta={"notes": f"{i % 99} " * 33_333}) for i in range(100)]

@@ -170,6 +170,7 @@ def test_a_model_folder_without_its_tokenizer_is_refused(tmp_path: Path, kind: s
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.json", "vocab.txt"])
 def test_a_file_beyond_the_limit_is_not_read(
     tokenizer: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

@@ -152,6 +152,7 @@ class TestMeasuredStep:
         assert torch.equal(torch.get_rng_state(), state)
         assert all(parameter.grad is None for parameter in model.parameters())
 
+    @pytest.mark.slow
     def test_state_counts_what_is_trained(self) -> None:
         model = make_model()
         model.text.requires_grad_(False)
@@ -163,6 +164,7 @@ class TestMeasuredStep:
         assert (memory.towers["text"].trained, memory.towers["image"].trained) == (False, True)
         assert memory.towers["text"].chunk.row < 0.5 * measured().towers["text"].chunk.row
 
+    @pytest.mark.slow
     def test_chunks_make_it_smaller(self) -> None:
         memory = measured()
         whole, chunked = ({"text": size, "image": size} for size in (64, 8))

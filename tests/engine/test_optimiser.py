@@ -43,6 +43,7 @@ class TestGroups:
         for parameter in [*tower.parameters(), *head.parameters()]:
             assert group_of(optimiser, parameter)["weight_decay"] == (0.1 if parameter.dim() >= 2 else 0.0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("architecture", "without"),
         [

@@ -80,6 +80,7 @@ def test_two_replacements_without_a_checkpoint_keep_the_first_run(tmp_path: Path
     assert content(tmp_path)["log.jsonl"] == "old"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", range(1, 2 * len(RUN_FILES)))
 def test_a_crash_at_any_move_loses_nothing(moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed while the old run is moved away or put back; then settled by the next start."""

@@ -66,6 +66,7 @@ class TestLearning:
         trainer.train_step(*load(0)[:2])
         assert trainer.task.objective.temperatures() == pytest.approx({"coarse": 0.01, "fine": 0.01})
 
+    @pytest.mark.slow
     def test_a_fixed_temperature_stays(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, loss={"coarse": {"temperature_schedule": "fixed", "temperature": 0.2}}))
         assert [line["temperature.coarse"] for line in log(tmp_path)] == pytest.approx([0.2] * STEPS)
@@ -115,6 +116,7 @@ class TestMinutes:
         assert max(rates) == max(rates[len(rates) // 2 - 1 : len(rates) // 2 + 2])
         assert load_trainer_state(tmp_path / "checkpoints" / "last")["step"] == trainer.step > 1
 
+    @pytest.mark.slow
     def test_a_resumed_run_has_the_time_that_is_left(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path))
         trainer = resumed(tmp_path, minutes=1e-6)
@@ -123,6 +125,7 @@ class TestMinutes:
 
 
 class TestLog:
+    @pytest.mark.slow
     def test_every_so_many_steps_and_at_the_end(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, log_every=4))
         assert [line["step"] for line in log(tmp_path)] == [4, 6]
@@ -138,6 +141,7 @@ class TestLog:
         fit(make_trainer(tmp_path, steps=3), stream)
         assert [line["incidents"] for line in log(tmp_path)] == [{"clipped box": count} for count in (1, 2, 3)]
 
+    @pytest.mark.slow
     def test_trackers_get_the_same_numbers_also_of_a_resumed_run(self, tmp_path: Path) -> None:
         pytest.importorskip("tensorboard", reason="pip install 'spanbox[tensorboard]'")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -155,6 +159,7 @@ class TestLog:
         ):
             make_trainer(tmp_path, track=["wandb"])
 
+    @pytest.mark.slow
     def test_validation_and_saving_do_not_slow_the_rates(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         clock = [0.0]
 

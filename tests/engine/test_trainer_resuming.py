@@ -48,6 +48,7 @@ class TestStopping:
         assert signal.getsignal(signal.SIGINT) is handler
         assert (tmp_path / "checkpoints" / "last").resolve().name == "step-000003"
 
+    @pytest.mark.slow
     def test_in_the_last_step_the_run_is_finished(self, tmp_path: Path) -> None:
         assert fit(make_trainer(tmp_path), self.interrupted(signal.SIGINT, at=STEPS - 1))
 
@@ -79,6 +80,7 @@ class TestResuming:
         yield from map(load, range(at))
         raise RuntimeError("killed")
 
+    @pytest.mark.slow
     def test_a_finished_run_has_nothing_left_to_do(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path))
         before = losses(tmp_path)
@@ -91,6 +93,7 @@ class TestResuming:
         assert fit(resumed(tmp_path, steps=STEPS + 2))
         assert [line["step"] for line in log(tmp_path)] == list(range(1, STEPS + 3))
 
+    @pytest.mark.slow
     def test_rates_and_decay_are_those_of_the_settings(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path, steps=2, optimiser={"lr": 1e-3, "weight_decay": 0.1}))
         trainer = resumed(tmp_path, steps=4, optimiser={"lr": 1e-5, "weight_decay": 0.2, "warmup": 0.0})
@@ -105,6 +108,7 @@ class TestResuming:
         ):
             resumed(tmp_path, loss={"fine": {"weight": 0.0}})
 
+    @pytest.mark.slow
     def test_the_best_so_far_is_remembered(self, tmp_path: Path) -> None:
         values = iter([0.5, 0.4, 0.45])
         options: dict[str, Any] = {"validate": lambda model, progress: ({"m": 1.0}, next(values)), "save_every": 2}

@@ -25,6 +25,7 @@ class TestValidation:
 
         return validate, training
 
+    @pytest.mark.slow
     def test_every_so_many_steps_and_at_the_end_without_dropout(self, tmp_path: Path) -> None:
         validate, training = self.recorded([0.1, 0.2])
         trainer = make_trainer(tmp_path, validate=validate, validate_every=4)
@@ -52,6 +53,7 @@ class TestValidation:
         fit(make_trainer(tmp_path / "without", dropout=0.2))
         assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
+    @pytest.mark.slow
     def test_without_one_no_checkpoint_is_the_best(self, tmp_path: Path) -> None:
         fit(make_trainer(tmp_path))
         assert not (tmp_path / "checkpoints" / "best").exists()
@@ -89,16 +91,19 @@ class TestPatience:
         assert fit(trainer)
         assert (trainer.step, trainer.best) == (10, 0.4)
 
+    @pytest.mark.slow
     def test_an_equal_value_is_no_better_one(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, validate=self.validation([0.3, 0.3]), patience=1)
         assert fit(trainer)
         assert trainer.step == 4
 
+    @pytest.mark.slow
     def test_at_the_end_of_the_run_nothing_is_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert fit(make_trainer(tmp_path, validate=self.validation([0.3, 0.2, 0.1]), patience=2))
         assert log(tmp_path, "early stop") == []
         assert "the run ends here" not in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_without_patience_a_run_never_ends_early(self, tmp_path: Path) -> None:
         trainer = make_trainer(tmp_path, validate=self.validation([0.3, 0.2, 0.1]))
         assert fit(trainer)

@@ -183,6 +183,7 @@ class TestDegenerate:
         bank = make_bank(pairs=2, spans=torch.ones(2, 2), span_pair=(0, 1), span_identity=(1, 2))
         assert_as_exact(bank, kind, count=2)
 
+    @pytest.mark.slow
     def test_one_image_for_all(self) -> None:
         assert_as_exact(make_bank(pairs=100, group=[5] * 100), "images", count=2, flat_below=0)
 

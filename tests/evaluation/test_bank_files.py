@@ -168,6 +168,7 @@ class TestOpening:
         np.save(folder / "text.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
         assert open_bank(folder, FINGERPRINT) is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "array"),
         [
@@ -261,6 +262,7 @@ class TestFusion:
         (folder / f"{missing}.npy").unlink()
         assert open_bank(folder, FINGERPRINT) is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "array"),
         [

@@ -40,6 +40,7 @@ def test_worked_out_by_hand() -> None:
     assert metrics["embedding.coarse.modality_gap"] == pytest.approx(math.hypot(0.5, 0.5))
 
 
+@pytest.mark.slow
 def test_features_spread_over_the_sphere() -> None:
     bank = make_bank(text=on_the_sphere(1000, seed=1), image=on_the_sphere(1000, seed=2))
     metrics = embedding_metrics(bank)

@@ -102,6 +102,7 @@ def test_a_single_image_with_several_captions_and_boxes() -> None:
     assert json.dumps(metrics, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_features_that_are_all_nan_rank_last_and_lie_nowhere() -> None:
     names = ("text", "image", "spans", "regions")
     bank = replace(BANK, **{name: torch.full_like(getattr(BANK, name), math.nan) for name in names})

@@ -331,6 +331,7 @@ def record_of_types(number: int, *types: str) -> Record:
 class TestSizes:
     """Inputs made to take long or much memory."""
 
+    @pytest.mark.slow
     def test_a_thousand_predictions_that_have_to_be_moved_along(self) -> None:
         """Row i can take i or i + 1, the last one only 0: every augmenting path is as long as can be."""
         rows = 3000

@@ -37,6 +37,7 @@ def assert_as_in_the_loop(
         assert mined.similarity[kind].negative == pytest.approx(mean, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KIND_NAMES)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("count", [1, 3, 30])
@@ -51,6 +52,7 @@ def test_tiles_of_any_size_find_the_same(kind: Kind, tile_elements: int) -> None
     assert_as_in_the_loop(random_bank(7, pairs=23), kind, count=5, tile_elements=tile_elements)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KIND_NAMES)
 @pytest.mark.parametrize("margin", [0.5, 1.0])
 def test_a_margin_equals_the_loop(kind: Kind, margin: float) -> None:

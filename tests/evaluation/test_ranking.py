@@ -90,6 +90,7 @@ def test_what_is_no_candidate_neither_helps_nor_harms() -> None:
     assert ranks(scores, positives, torch.tensor([[False, True, False, True]])).tolist() == [0]
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_ranks_equal_the_plain_loop(data: st.DataObject) -> None:
@@ -111,6 +112,7 @@ def test_equal_candidates_get_equal_scores_wherever_they_stand(queries: int) -> 
     assert torch.equal(scores[:1], similarity(queries_QD[:1], candidate.repeat(37, 1)))
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_average_precision_equals_the_plain_loop(data: st.DataObject) -> None:
@@ -136,6 +138,7 @@ def test_ties_lower_average_precision_between_right_and_wrong_only() -> None:
     assert ranking(torch.zeros(1, 4), right).average_precision.tolist() == [pytest.approx((1 / 3 + 2 / 4) / 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("most", [1, 3, 40])
 def test_ranking_equals_torchmetrics_on_random_matrices(seed: int, most: int) -> None:

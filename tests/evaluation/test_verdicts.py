@@ -67,6 +67,7 @@ def without_boxes(bank: FeatureBank, spans: list[int]) -> FeatureBank:
     return replace(bank, span_shown=shown, links=bank.links[kept])
 
 
+@pytest.mark.slow
 def test_good_data_is_left_alone() -> None:
     verdicts = judge([score_fold(make_bank(300, seed=seed), seed) for seed in range(2)])
     assert sum(pair.is_wrong for pair in verdicts.pairs) <= 6

@@ -59,6 +59,7 @@ class TestTheFuzzerItself:
     def test_traceback(self, tmp_path: Path) -> None:
         assert self.outcome(lambda: 1 / 0, tmp_path) == "traceback"
 
+    @pytest.mark.slow
     def test_hang(self, tmp_path: Path) -> None:
         assert self.outcome(lambda: [None for _ in iter(int, 1)], tmp_path, time_limit=1) == "hang"
 
@@ -66,6 +67,7 @@ class TestTheFuzzerItself:
     def test_memory(self, tmp_path: Path) -> None:
         assert self.outcome(lambda: b"x" * (5 * 2**28), tmp_path) == "above 1 GiB"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("path", ["../outside.txt", "inside.txt", "/tmp/spanbox-fuzz-outside"])
     def test_outside(self, path: str, tmp_path: Path) -> None:
         def write() -> None:

@@ -45,6 +45,7 @@ def images(count: int = 4) -> Tensor:
 
 
 class TestSettings:
+    @pytest.mark.slow
     @every_family
     def test_refused_with_live_statistics(self, architecture: tiny.Architecture) -> None:
         name = architecture["model_type"]
@@ -53,6 +54,7 @@ class TestSettings:
         with pytest.raises(ConfigError, match="contains BatchNorm"):
             build(architecture, freeze_norm=False, freeze=1)
 
+    @pytest.mark.slow
     @every_family
     def test_implied_when_all_is_frozen(self, architecture: tiny.Architecture) -> None:
         tower = build(architecture, freeze_norm=False, freeze="all").train()
@@ -77,6 +79,7 @@ class TestSettings:
 class TestStrides:
     """Of every setting that changes it: the tower must find the grid that the encoder makes."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("architecture", "stride"),
         [
@@ -112,6 +115,7 @@ class TestFrozenStatistics:
             assert not any(module.training for module in norms)
             assert all(module.training == mode for module in around.modules() if module not in norms)
 
+    @pytest.mark.slow
     @every_family
     def test_no_image_depends_on_others(self, architecture: tiny.Architecture) -> None:
         tower, pixels = build(architecture), images()

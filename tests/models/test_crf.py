@@ -45,6 +45,7 @@ def example(scale: float = 1.0) -> tuple[Tensor, Tensor]:
     return emissions, tags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 50.0])
 def test_the_likelihood_and_its_gradient_equal_the_sum_over_all_sequences(rules: bool, scale: float) -> None:

@@ -28,6 +28,7 @@ def rows_read(model: DualEncoder) -> list[int]:
 
 
 class TestEqualTextsAreReadOnce:
+    @pytest.mark.slow
     @every_source
     def test_same_features_and_gradients(self, spans: str, regions: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model, batch = encoder(spans, regions).double(), repeats()

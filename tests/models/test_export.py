@@ -78,6 +78,7 @@ def test_vision(architecture: Any, lora: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(white[0, :, 0, 0], torch.tensor([3.0, 0.5 / 0.3, 1.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [tiny.vit, tiny.deit, tiny.clip_vision, tiny.siglip_vision, tiny.dinov2])
 def test_another_image_size_is_that_of_the_folder(architecture: Any, tmp_path: Path) -> None:
     """The positions are interpolated in the folder, so that images of the size need no argument."""

@@ -61,6 +61,7 @@ class TestFamilies:
                         expected[span, y, x] = torch.cosine_similarity(features[span], patch, dim=0)
         torch.testing.assert_close(maps["similarity"], expected, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_rollout_where_there_is_attention(self, architecture: tiny.Architecture) -> None:
         model, pixels = make(architecture), image()
         maps = span_heatmaps(model, pixels, spans())

@@ -182,6 +182,7 @@ class TestEveryTower:
                 torch.testing.assert_close(found[number], repeated[number])
                 torch.testing.assert_close(found[number], single[0], rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     @TYPES
     def test_a_picture_without_padding_is_pooled_as_ever(self, architecture: dict[str, Any]) -> None:
         torch.manual_seed(0)
@@ -229,6 +230,7 @@ def by_picture_states(model: DualEncoder, tower: VisionTower, batch: Batch) -> t
 
 
 class TestFeatures:
+    @pytest.mark.slow
     @pytest.mark.parametrize("regions", ["roi_align", "crop"])
     @pytest.mark.parametrize("filled", [True, False])
     def test_images_crops_and_views_do_not_depend_on_the_padding(self, regions: str, *, filled: bool) -> None:

@@ -84,6 +84,7 @@ class TestLoading:
         rebuilt.load_state_dict(tower.state_dict())
         assert rebuilt.settings.path is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", TWO_TOWERS)
     def test_halves_of_two_tower_models(self, family: str, tmp_path: Path) -> None:
         model_class, config_class, text_architecture, vision_architecture = TWO_TOWERS[family]
@@ -92,6 +93,7 @@ class TestLoading:
         assert_weights(text(tmp_path), model.text_model)
         assert_weights(vision(tmp_path), model.vision_model)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("family", TWO_TOWERS)
     def test_a_half_saved_by_itself(self, family: str, tmp_path: Path) -> None:
         model_class, config_class, text_architecture, vision_architecture = TWO_TOWERS[family]

@@ -69,6 +69,7 @@ def test_every_family_is_documented() -> None:
     assert [name for name in (*TEXT_FAMILIES, *VISION_FAMILIES) if f"`{name}`" not in tables] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "architectures"),
     [
@@ -85,6 +86,7 @@ def test_auto(pool: str, architectures: list[tiny.Architecture]) -> None:
 
 
 class TestText:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), TEXT_POOLS)
     def test_shapes(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = text_tower(architecture, pool)
@@ -92,6 +94,7 @@ class TestText:
         assert states.tokens.shape == (3, 7, tower.width)
         assert states.pooled.shape == (3, tower.pooled_width)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), TEXT_POOLS)
     def test_padding_changes_nothing(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = text_tower(architecture, pool)
@@ -112,6 +115,7 @@ class TestText:
             changed[1, position] = 5 + (token_ids[1, position] - 4) % (tiny.VOCABULARY - 5)
             assert not torch.allclose(tower(changed, token_mask).pooled[1], before)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("architecture", "pool"), TEXT_POOLS)
     def test_every_parameter_has_a_gradient(self, architecture: tiny.Architecture, pool: str) -> None:
         tower = text_tower(architecture, pool)
@@ -131,6 +135,7 @@ class TestText:
         assert torch.equal(rebuilt(*inputs).pooled, tower(*inputs).pooled)
         assert rebuilt.settings == tower.settings
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("architecture", TEXT)
     def test_a_row_without_tokens_is_finite(self, architecture: tiny.Architecture) -> None:
         tower = text_tower(architecture)
@@ -242,6 +247,7 @@ class TestVision:
         assert states.grid.shape == (2, 4, 4, tower.width)
         assert states.pooled.shape == (2, tower.pooled_width)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("architecture", types([a for a in tiny.VISION_ARCHITECTURES if not tiny.needs(a)]))
     def test_each_patch_sits_at_its_place_in_the_grid(self, architecture: tiny.Architecture) -> None:
         tower = vision_tower(architecture)
@@ -253,6 +259,7 @@ class TestVision:
             change = (tower(changed).grid - before).norm(dim=-1)[0]
             assert divmod(change.argmax().item(), 4) == (row, column)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "architecture", types([*tiny.BATCH_NORMALISED[:3], tiny.mobilenet_v2(output_stride=32, hidden_act="relu")])
     )
@@ -292,6 +299,7 @@ class TestVision:
         assert torch.equal(rebuilt(pixels).pooled, tower(pixels).pooled)
         assert rebuilt.settings == tower.settings
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("architecture", VISION)
     def test_other_image_sizes(self, architecture: tiny.Architecture) -> None:
         """Crops arrive at sizes of their own; the position embeddings are interpolated."""
@@ -300,6 +308,7 @@ class TestVision:
         assert tower(images(size=16)).grid.shape == (2, 2, 2, tower.width)
         assert tower(torch.zeros(1, 3, 16, 32).double()).grid.shape == (1, 2, 4, tower.width)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("architecture", VISION)
     def test_no_images(self, architecture: tiny.Architecture) -> None:
         tower = vision_tower(architecture)
@@ -307,11 +316,13 @@ class TestVision:
         assert states.grid.shape == (0, 4, 4, tower.width)
         assert states.pooled.shape == (0, tower.pooled_width)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("architecture", VISION)
     def test_mean_is_over_the_grid(self, architecture: tiny.Architecture) -> None:
         states = vision_tower(architecture, "mean")(images())
         torch.testing.assert_close(states.pooled, states.grid.mean(dim=(1, 2)))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("architecture", "pool"), [case for case in VISION_POOLS if not str(case.id).endswith("-mean")]
     )
@@ -347,6 +358,7 @@ class TestVision:
             vision_tower(tiny.vit(image_size=[32, 48]))
 
 
+@pytest.mark.slow
 def test_architecture_is_plain_json() -> None:
     for architecture in tiny.TEXT_ARCHITECTURES:
         resolved = text_tower(architecture).architecture()

@@ -194,6 +194,7 @@ class TestGradientCheckpointing:
         tower = build(with_dropout(architecture, 0.3), gradient_checkpointing=True)
         assert not torch.equal(loss(tower), loss(tower.eval()))
 
+    @pytest.mark.slow
     @every_transformer
     def test_transformers_has_nothing_to_say(self, architecture: tiny.Architecture) -> None:
         messages: list[logging.LogRecord] = []
@@ -206,6 +207,7 @@ class TestGradientCheckpointing:
         logging.getLogger("transformers").removeHandler(handler)
         assert messages == []
 
+    @pytest.mark.slow
     @every_transformer
     @pytest.mark.parametrize("freeze", [1, "all"])
     def test_no_graph_through_frozen_layers(self, architecture: tiny.Architecture, freeze: Any) -> None:
@@ -261,6 +263,7 @@ class TestLora:
         assert torch.equal(loss(rebuilt), loss(tower))
         assert rebuilt.settings == tower.settings
 
+    @pytest.mark.slow
     @every_family_for_lora
     def test_frozen_layers_have_no_update(self, architecture: tiny.Architecture) -> None:
         tower = build(architecture, lora={}, freeze=1)

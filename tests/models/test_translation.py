@@ -20,6 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_marian(tmp_path_factory.mktemp("models") / "tiny-en-zh")
 
 
+@pytest.mark.slow
 def test_translates_in_the_order_of_the_texts(folder: Path) -> None:
     translator = MarianTranslator(str(folder), CPU)
     alone = [translator.translate([text])[0] for text in TEXTS]
@@ -45,6 +46,7 @@ def test_a_text_beyond_the_length_of_the_model(folder: Path) -> None:
     assert len(MarianTranslator(str(folder), CPU).translate(["the cat " * 500, "a"])) == 2
 
 
+@pytest.mark.slow
 def test_a_target_language(folder: Path) -> None:
     plain, french = MarianTranslator(str(folder), CPU), MarianTranslator(f"{folder}@fra", CPU)
     assert plain.key != french.key
@@ -53,6 +55,7 @@ def test_a_target_language(folder: Path) -> None:
         MarianTranslator(f"{folder}@deu", CPU)
 
 
+@pytest.mark.slow
 def test_the_key_changes_with_the_model(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)

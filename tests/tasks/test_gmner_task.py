@@ -85,6 +85,7 @@ def test_chunked_equals_whole(chunk: int, grounds: bool) -> None:
     assert_same(gradients(parts), gradients(whole))
 
 
+@pytest.mark.slow
 def test_shares_of_two_ranks_add_up() -> None:
     """Each computes the losses of its own pairs, with means over the counts of both."""
     batch = make_batch()

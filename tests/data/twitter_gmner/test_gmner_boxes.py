@@ -103,6 +103,7 @@ class Pickled:
         return os.system, ("touch pwned",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
