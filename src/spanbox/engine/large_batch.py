@@ -7,9 +7,10 @@ each chunk with itself only, minimises another loss. Here
 2. the losses are computed from the states of all rows, and their gradient with respect to the states;
 3. each tower encodes its chunks again, with a graph, and receives its part of that gradient.
 
-The states are the boundary: the gradient is exact for any loss of them, by the chain rule. A tower whose rows fit into
-one chunk keeps its graph from the first step. One with nothing to train is encoded once, its states being constants;
-frozen layers below trained ones are computed once.
+The states are the boundary: the gradient is exact for any loss of them, by the chain rule. The rows of a tower that fit
+into one chunk, and the last chunk of the last tower, keep their graph from the first step and are not encoded again. A
+tower with nothing to train is encoded once, its states being constants; frozen layers below trained ones are computed
+once.
 
 Source: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021 (GradCache), here for
 several towers, features and losses together.
@@ -79,10 +80,11 @@ def accumulate_gradients(towers: Sequence[TowerStep], score: Score) -> Losses:
         towers: each with its rows.
         score: losses from the states of each tower.
     """
-    passes = [_Passes(tower) for tower in towers]
+    last_trained = max((place for place, tower in enumerate(towers) if tower.trained), default=0)
+    passes = [_Passes(tower, keeps_last=place == last_trained) for place, tower in enumerate(towers)]
     losses = score(*(one.states for one in passes))
     losses.total.backward()  # type: ignore[no-untyped-call]
-    for one in passes:
+    for one in reversed(passes):  # the graph that is kept is freed before another chunk is encoded
         one.backward()
     return losses.detach()
 
@@ -94,7 +96,7 @@ class _Passes:
         states: of all rows; leaves, whose gradient `backward` passes on.
     """
 
-    def __init__(self, tower: TowerStep) -> None:
+    def __init__(self, tower: TowerStep, *, keeps_last: bool) -> None:
         self._tower = tower
         rows, size = sum(map(len, tower.groups)), tower.chunk_size
         groups = [list(group.split(even_chunk(len(group), size))) for group in tower.groups]
@@ -102,12 +104,15 @@ class _Passes:
         most_rows, most_chunks = tower.largest(rows, len(chunks))
         missing = round(most_chunks) - len(chunks)
         self._chunks = [*chunks, *[chunks[-1][:1]] * missing]  # in step with the process that has most of them
-        self._in_one_pass = tower.trained and most_rows <= size
+        twice = 0 if most_rows <= size else len(self._chunks) - keeps_last
+        self._twice = twice if tower.trained else len(self._chunks)  # so many chunks are encoded again
         self._random: list[RandomState] = []
-        self._kept: list[list[Kept]] = []
-        with tower.casting_once(), torch.set_grad_enabled(self._in_one_pass):
-            encoded = [self._first_pass(chunk) for chunk in self._chunks]
-        self._encoded = encoded if self._in_one_pass else []
+        self._frozen: list[list[Kept]] = []
+        with tower.casting_once(), torch.no_grad():
+            encoded = [self._first_pass(chunk) for chunk in self._chunks[: self._twice]]
+        with tower.casting_once(), torch.enable_grad():
+            self._with_graph = [tower.encode(chunk) for chunk in self._chunks[self._twice :]]
+        encoded += self._with_graph
         self._unused = [states.map(torch.zeros_like) for states in encoded[len(chunks) :]]
         self._group_chunks = [len(parts[0]) for parts in groups]
         remaining = iter(encoded)
@@ -119,30 +124,29 @@ class _Passes:
             return
         shares = (states.map(_gradient).split(n) for states, n in zip(self.states, self._group_chunks, strict=True))
         gradients = [*itertools.chain.from_iterable(shares), *self._unused]
-        if self._in_one_pass:
-            with self._tower.synchronising(True):
-                _backward(self._encoded, gradients)
-            return
+        if self._with_graph:
+            with self._tower.synchronising(self._twice == 0):
+                _backward(self._with_graph, gradients[self._twice :])
+            self._with_graph = []
         with self._tower.casting_once():
-            self._second_pass(gradients)
+            self._second_pass(gradients[: self._twice])
 
     def _second_pass(self, gradients: Sequence[TensorBundle]) -> None:
-        last = len(self._chunks) - 1
-        for number, (chunk, random, gradient) in enumerate(zip(self._chunks, self._random, gradients, strict=True)):
-            kept = self._kept[number]
-            self._kept[number] = []  # freed with the graph of the chunk
-            with self._tower.synchronising(number == last), random.replayed():
-                with self._tower.frozen.skipped(kept):
-                    states = self._tower.encode(chunk)
+        for number, gradient in enumerate(gradients):
+            frozen = self._frozen[number]
+            self._frozen[number] = []  # freed with the graph of the chunk
+            with self._tower.synchronising(number == self._twice - 1), self._random[number].replayed():
+                with self._tower.frozen.skipped(frozen):
+                    states = self._tower.encode(self._chunks[number])
                 _backward([states], [gradient])
 
     def _first_pass(self, chunk: Any) -> TensorBundle:
-        if self._in_one_pass or not self._tower.trained:
+        if not self._tower.trained:
             return self._tower.encode(chunk)
         self._random.append(RandomState.capture())
-        with self._tower.frozen.kept() as kept:
+        with self._tower.frozen.kept() as frozen:
             states = self._tower.encode(chunk)
-        self._kept.append(kept)
+        self._frozen.append(frozen)
         return states
 
     def _leaves(self, parts: list[TensorBundle]) -> TensorBundle:

@@ -165,10 +165,10 @@ class StepMemory:
     def peak(self, batch_size: int, chunk_sizes: Mapping[str, int]) -> int:
         """Predicted peak of an exact step.
 
-        A tower whose rows fit into one chunk holds its activations while the losses are computed and the others
-        encode; the others hold theirs one after another.
+        While the losses are computed and the other towers encode, the activations are held of a tower whose rows fit
+        into one chunk; while the losses are computed, those of the last chunk of the last tower too.
         """
-        held, largest = 0, self.losses(batch_size)
+        held, largest, losses = 0, 0, self.losses(batch_size)
         for name, tower in self.towers.items():
             rows = tower.rows * batch_size
             activations = tower.chunk.peak(min(rows, chunk_sizes[name]))
@@ -177,7 +177,13 @@ class StepMemory:
             else:
                 held += tower.kept * batch_size
                 largest = max(largest, activations)
-        return round(MARGIN * (self.state + self.pair * batch_size + held + largest))
+                losses += activations if name == self._last_trained else 0
+        return round(MARGIN * (self.state + self.pair * batch_size + held + max(largest, losses)))
+
+    @property
+    def _last_trained(self) -> str | None:
+        """The tower whose last chunk keeps its graph (`large_batch.py`)."""
+        return next((name for name in reversed(self.towers) if self.towers[name].trained), None)
 
     def chunk_sizes(self, batch_size: int, budget: int) -> dict[str, int] | None:
         """The largest chunks, in rows, with which the step stays within `budget` bytes; None if nothing fits.
@@ -194,15 +200,19 @@ class StepMemory:
         for at_once in sorted(choices, key=saved, reverse=True):
             kept = sum(tower.kept * batch_size for name, tower in self.towers.items() if name not in at_once)
             room = budget / MARGIN - self.state - self.pair * batch_size - saved(at_once) - kept
+            losses = self.losses(batch_size)
             sizes = {
-                name: whole[name]
+                name: rows
                 if name in at_once
-                else math.floor(min(float(whole[name]), self.towers[name].chunk.most_rows(room)))
-                for name in whole
+                else self._most_rows(name, rows, room - losses if name == self._last_trained else room)
+                for name, rows in whole.items()
             }
-            if self.losses(batch_size) <= room and all(size >= 1 for size in sizes.values()):
+            if losses <= room and all(size >= 1 for size in sizes.values()):
                 return sizes
         return None
+
+    def _most_rows(self, name: str, rows: int, room: float) -> int:
+        return math.floor(min(float(rows), self.towers[name].chunk.most_rows(room)))
 
 
 def measure_step(forward: Forward, example: Callable[[int], Any]) -> StepMemory:
