@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from spanbox.cli import data
 from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
-from spanbox.errors import DataError, OutputError
+from spanbox.errors import ConfigError, DataError, OutputError
 
 app = typer.Typer()
 app.add_typer(data.app, name="data")
@@ -99,6 +99,14 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_images_are_read(
     for path in (tmp_path, good / "report.json"):
         with pytest.raises(OutputError, match="cannot be written"):
             run("data", "check", good, "--json", path)
+
+
+@pytest.mark.parametrize(
+    ("option", "needs"), [(("check", "--max-tokens", 40), "--tokenizer"), (("show", "--patch", 8), "--views")]
+)
+def test_options_without_effect_are_refused(option: tuple[object, ...], needs: str, good: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{option[1]}: has no effect without {needs}"):
+        run("data", *option, good)
 
 
 def test_one_file_for_two_reports_is_refused_before_the_work_begins(good: Path, tmp_path: Path) -> None:

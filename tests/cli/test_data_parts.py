@@ -194,6 +194,11 @@ class TestClean:
         assert cleaned.image_path(cleaned[0]).is_file()
         assert data("check", "out/test.jsonl", "--fast").code in (0, 1)
 
+    @pytest.mark.parametrize("option", ["--folds", "--jobs"])
+    def test_a_run_leaves_nothing_to_train(self, option: str, data: Command, tmp_path: Path) -> None:
+        code, _, err = data("clean", "train.jsonl", "out", "--run", "runs/x", option, "3")
+        assert (code, err) == (2, f"spanbox: {option}: with --run nothing is trained; leave it out\n")
+
     def test_needs_a_recipe_or_a_run(self, data: Command, scenes: Path, tmp_path: Path) -> None:
         for arguments in ((), ("--recipe", "demo", "--run", "runs/x")):
             code, _, err = data("clean", scenes / "test.jsonl", "out", *arguments)

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from spanbox.engine import run_folder
 from spanbox.engine.checkpoint import RESUME_FILES
-from spanbox.engine.run_folder import REPLACED, RUN_FILES, prepare_run_folder, refuse_earlier_run, settle_replaced
+from spanbox.engine.run_folder import (
+    REPLACED,
+    RUN_FILES,
+    only_training,
+    prepare_run_folder,
+    refuse_earlier_run,
+    refuse_running,
+    settle_replaced,
+)
 from spanbox.errors import ConfigError, OutputError
 
 FOLDERS = ("checkpoints", "neighbours", "evaluation", "tensorboard", "wandb")
@@ -131,3 +140,40 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         prepare_run_folder(tmp_path / "file" / "run", overwrite=False)
+
+
+class TestOneTrainingAtATime:
+    def test_a_second_one_is_refused_while_the_first_runs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_folder, "LAST_SECONDS", 0.1)
+        with only_training(tmp_path):
+            with pytest.raises(ConfigError, match="another training runs in this folder; wait for its end, stop it"):
+                refuse_running(tmp_path)
+            with pytest.raises(ConfigError, match="another training runs"), only_training(tmp_path):
+                pass
+        refuse_running(tmp_path)
+        with only_training(tmp_path):
+            pass
+
+    def test_a_lock_that_nobody_holds_is_no_training(self, tmp_path: Path) -> None:
+        (tmp_path / run_folder.LOCK).touch()
+        refuse_running(tmp_path)
+
+    def test_asking_leaves_no_file(self, tmp_path: Path) -> None:
+        refuse_running(tmp_path)
+        refuse_running(tmp_path / "never")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(self: object, **options: object) -> None:
+            raise NotImplementedError
+
+        monkeypatch.setattr(run_folder.FileLock, "acquire", refused)
+        with only_training(tmp_path), only_training(tmp_path):
+            pass
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match="cannot be written"), only_training(tmp_path / "file" / "run"):
+            pass

@@ -9,11 +9,12 @@ import pytest
 
 import miniature
 from spanbox.config import load_config, parse_config
+from spanbox.engine import run_folder
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spanbox.wiring import Trained, train
 
-RUN = {"config.yaml", "environment.json", "log.jsonl", "checkpoints"}
+RUN = {"config.yaml", "environment.json", "log.jsonl", "checkpoints", run_folder.LOCK}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,19 @@ class TestEarlierRun:
         with pytest.raises((ConfigError, DataError)):
             train(miniature.demo_config(scenes, copied, "run.overwrite=true", mistake))
         assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize("way", ["train.resume=true", "run.overwrite=true"])
+    def test_is_left_alone_while_it_runs(
+        self, way: str, copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run_folder, "LAST_SECONDS", 0.1)
+        (copied / run_folder.REPLACED).mkdir()  # as in a run whose first checkpoint is to come
+        with run_folder.only_training(copied):
+            before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+            with pytest.raises(ConfigError, match="another training runs in this folder"):
+                train(miniature.demo_config(scenes, copied, way))
+            assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+            assert (copied / run_folder.REPLACED).is_dir()
 
     def test_there_is_none_to_resume(self, scenes: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"nothing to resume, checkpoints/ holds no complete"):

@@ -19,7 +19,7 @@ from spanbox.structures import Batch, Features, Sample
 from spanbox.wiring import Loaded, Trained, evaluate_checkpoint, load, train
 from spanbox.wiring.building import make_collator, sample_limits
 
-RUN = {"config.yaml", "environment.json", "log.jsonl", "checkpoints"}
+RUN = {"config.yaml", "environment.json", "log.jsonl", "checkpoints", ".lock"}
 CHECKPOINT = {"model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer", "trainer.pt"}
 
 

@@ -19,7 +19,7 @@ from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.importers.twitter_gmner_text import EntityTypes
 from spanbox.data.manifest import check_manifest_file
 from spanbox.data.repair import fix_manifest
-from spanbox.errors import DataError
+from spanbox.errors import ConfigError, DataError
 from spanbox.files import check_no_input, check_no_other_output, check_writable_file, removing_new_folders, write_text
 from spanbox.progress import progress_of
 from spanbox.terminal import command, make_console
@@ -170,8 +170,11 @@ def check(
         typer.Option("--tokenizer", metavar="DIR", help="Folder of a text tower: report texts longer than it reads."),
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=4, help="With --tokenizer: the limit, as data.max_tokens in training.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            "--max-tokens", min=4, help="With --tokenizer: the limit, as data.max_tokens in training, by default 64."
+        ),
+    ] = None,
 ) -> None:
     for manifest in manifests:
         check_manifest_file(manifest)
@@ -181,10 +184,12 @@ def check(
             check_no_other_output(path, [html_path] if path is json_path else [])
             check_writable_file(path, suffix)
     tokens = None
+    if tokenizer is None and max_tokens is not None:
+        raise ConfigError("--max-tokens: has no effect without --tokenizer DIR, the folder of a text tower")
     if tokenizer is not None:
         from spanbox.data.tokenizer import load_tokenizer
 
-        tokens = token_check(load_tokenizer(str(tokenizer)), max_tokens)
+        tokens = token_check(load_tokenizer(str(tokenizer)), max_tokens or 64)
     with progress_of("checking") as on_progress:
         report = audit(manifests, decode=not fast, tokens=tokens, on_progress=on_progress)
     _show_audit(report)

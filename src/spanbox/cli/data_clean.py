@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from spanbox.data.cleaning import LinkPolicy, PairPolicy
+from spanbox.errors import ConfigError
 
+FOLDS = 5
 SUSPICIOUS = 0.4  # share of wrong items from which the model is more probably at fault than the data
 
 
@@ -19,8 +21,12 @@ def clean_command(
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="recipe or config that trains a model for each fold")] = None,
     run: Annotated[Path | None, typer.Option(help="run whose model has not seen the data, instead of folds")] = None,
-    folds: Annotated[int, typer.Option(min=2, max=100, help="number of folds; no image is in two")] = 5,
-    jobs: Annotated[int, typer.Option(min=1, max=100, help="folds trained at the same time")] = 1,
+    folds: Annotated[
+        int | None, typer.Option(min=2, max=100, help=f"number of folds, by default {FOLDS}; no image is in two")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=100, help="folds trained at the same time, by default 1")
+    ] = None,
     pairs: Annotated[PairPolicy, typer.Option(help="what is done with pairs that do not belong together")] = "drop",
     links: Annotated[LinkPolicy, typer.Option(help="what is done with wrong boxes")] = "relink",
     device: Annotated[str, typer.Option(help="where the pairs are scored: auto, cpu, cuda, ...")] = "auto",
@@ -36,6 +42,9 @@ def clean_command(
     from spanbox.cleaning import clean
     from spanbox.data.cleaning import Policies
 
+    for option, value in (("--folds", folds), ("--jobs", jobs)):
+        if run is not None and value is not None:
+            raise ConfigError(f"{option}: with --run nothing is trained; leave it out")
     policies = Policies(pairs=pairs, links=links)
     done = clean(
         manifest,
@@ -43,8 +52,8 @@ def clean_command(
         recipe=recipe,
         overrides=overrides or [],
         run=run,
-        folds=folds,
-        jobs=jobs,
+        folds=folds or FOLDS,
+        jobs=jobs or 1,
         policies=policies,
         device=device,
         seed=seed,

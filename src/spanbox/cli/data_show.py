@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from spanbox.errors import ConfigError
+
 
 def show(
     manifest: Annotated[Path, typer.Argument(help="manifest (JSON Lines)")],
@@ -15,7 +17,9 @@ def show(
         bool, typer.Option("--augmented", help="augmented samples beside each, by data.augment or the standard presets")
     ] = False,
     size: Annotated[int, typer.Option("--size", min=16, help="side of the images in pixels")] = 224,
-    patch: Annotated[int, typer.Option("--patch", min=1, help="side of a hidden cell in pixels")] = 16,
+    patch: Annotated[
+        int | None, typer.Option("--patch", min=1, help="with --views: side of a hidden cell in pixels, by default 16")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="for example data.views.ratio=0.5"),
@@ -27,6 +31,8 @@ def show(
 
     spanbox data show runs/demo-data/train.jsonl --augmented data.augment.image.preset=strong
     """
+    if patch is not None and not views:
+        raise ConfigError("--patch: has no effect without --views")
     from spanbox.wiring.showing import show_samples
 
     count = show_samples(
@@ -36,7 +42,7 @@ def show(
         with_views=views,
         with_augmented=augmented,
         size=size,
-        patch=patch,
+        patch=patch or 16,
         overrides=overrides or [],
     )
     print(f"{count} pairs of {manifest}: open {out}")

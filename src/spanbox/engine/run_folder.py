@@ -1,12 +1,18 @@
-"""The folder of a run: how it is recognised, and how a new run replaces an earlier one without losing it too soon.
+"""The folder of a run: how it is recognised, how a new run replaces an earlier one without losing it too soon, and that
+one training at a time writes into it.
 
 runs/NAME/             the files of a run, see RUN_FILES; others in the folder are left alone
 runs/NAME/.replaced/   the earlier run that `run.overwrite` replaces, until the new one has its first checkpoint
+runs/NAME/.lock        locked by the training that runs in the folder
 """
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError
@@ -20,6 +26,40 @@ RUN_FILES = (
 is put back gets them last, so that a crash in between is noticed."""
 
 REPLACED = ".replaced"
+LOCK = ".lock"
+LAST_SECONDS = 15.0
+"""The loader processes of a killed training see its end, and let go of its lock, within some seconds."""
+
+
+@contextmanager
+def only_training(run_dir: Path) -> Iterator[None]:
+    """Context in which no other training writes into an existing folder. The lock ends with the process.
+
+    On file systems without locks nothing is checked.
+
+    Raises:
+        ConfigError: another training runs there.
+        OutputError: the folder cannot be written.
+    """
+    lock = FileLock(run_dir / LOCK)
+    with explained(run_dir), suppress(NotImplementedError):
+        try:
+            lock.acquire(timeout=LAST_SECONDS)
+        except Timeout:  # an OSError too
+            raise ConfigError(
+                f"{run_dir}: another training runs in this folder; wait for its end, stop it, or choose another run.dir"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_running(run_dir: Path) -> None:
+    """Raises ConfigError if a training runs in the folder."""
+    if (run_dir / LOCK).exists():
+        with only_training(run_dir):
+            pass
 
 
 def prepare_run_folder(run_dir: Path, *, overwrite: bool) -> None:

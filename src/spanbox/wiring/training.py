@@ -1,6 +1,7 @@
 """A training run from its config."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,18 @@ from spanbox.data.neighbours import manifest_digest
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, last_checkpoint, load_trainer_state
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import write_environment
-from spanbox.engine.run_folder import prepare_run_folder, refuse_earlier_run, settle_replaced
+from spanbox.engine.run_folder import (
+    only_training,
+    prepare_run_folder,
+    refuse_earlier_run,
+    refuse_running,
+    settle_replaced,
+)
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
 from spanbox.engine.versions import other_version
 from spanbox.errors import CheckpointError, ConfigError
-from spanbox.files import write_text
+from spanbox.files import check_writable_folder, write_text
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.tasks.pretraining import Pretraining
@@ -114,7 +121,7 @@ def run_trainer(
         check_best(trainer, config, load_config(str(resume_from / "config.yaml")))
     progress = progress_of_training(trainer)
     batches = make_batches(progress)
-    try:
+    with _folder_of_run(run_dir) if ranks.is_main else nullcontext():
         if ranks.is_main:
             if not resume_from:  # only now that everything fits together: a mistake touches no earlier run
                 prepare_run_folder(run_dir, overwrite=config.run.overwrite)
@@ -122,10 +129,17 @@ def run_trainer(
             write_environment(run_dir)
         with progress:
             finished = trainer.fit(batches, progress)
-    finally:
-        if ranks.is_main:
-            settle_replaced(run_dir)
     return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics, trainer.tally.summary())
+
+
+@contextmanager
+def _folder_of_run(run_dir: Path) -> Iterator[None]:
+    check_writable_folder(run_dir)
+    with only_training(run_dir):
+        try:
+            yield
+        finally:
+            settle_replaced(run_dir)
 
 
 def progress_of_training(trainer: Trainer) -> Progress:
@@ -139,6 +153,7 @@ def progress_of_training(trainer: Trainer) -> Progress:
 def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path | None:
     """The checkpoint to resume from, or None for a new run, which replaces an earlier one only where that is asked."""
     if ranks.is_main:
+        refuse_running(run_dir)
         settle_replaced(run_dir)
         if not config.train.resume:
             refuse_earlier_run(run_dir, overwrite=config.run.overwrite)
