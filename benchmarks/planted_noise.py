@@ -114,8 +114,9 @@ def table(noisy: Path, verdicts: Path, truth: Truth) -> list[str]:
                 count(counts["boxes found"], fault == "stripped", link["verdict"] == "box found", hit)
     lines = ["| | planted | flagged | precision | recall | good ones flagged |", "|---|---:|---:|---:|---:|---:|"]
     for kind, (planted, flagged, right, total) in counts.items():
-        shares = (right / max(1, flagged), right / max(1, planted), (flagged - right) / max(1, total - planted))
-        lines.append(f"| {kind} | {planted} | {flagged} | {shares[0]:.3f} | {shares[1]:.3f} | {shares[2]:.2%} |")
+        good = f"{(flagged - right) / (total - planted):.2%}" if total > planted else ""
+        shares = f"{right / max(1, flagged):.3f} | {right / max(1, planted):.3f}"
+        lines.append(f"| {kind} | {planted} | {flagged} | {shares} | {good} |")
     return lines
 
 
