@@ -51,7 +51,8 @@ def write(folder: Path, number: int) -> None:
             entities = (Entity(2, 9, "animal", boxes=((x, 2.0, x + 20, 30.0),)), Entity(14, 20, "place"))
             objects = (ObjectBox((1.0, 1.0, 30.0, 40.0), 0.5, "cat"), ObjectBox((5.0, 5.0, 60.0, 40.0), 0.25, "bench"))
             text = f"a red cat in London, number {place}"
-            yield Record(str(place), f"images/{place % IMAGES}.png", text, f"g{place % IMAGES // 3}", "en", entities, objects)
+            image = place % IMAGES
+            yield Record(str(place), f"images/{image}.png", text, f"g{image // 3}", "en", entities, objects)
 
     write_manifest(folder / "all.jsonl", records())
 
