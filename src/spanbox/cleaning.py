@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from spanbox.config import dump_config, load_config
-from spanbox.data.cleaning import Judged, Policies, cleaned_records, cleaning_page, verdict_lines
+from spanbox.data.cleaning import FOLDS, Judged, Policies, cleaned_records, cleaning_page, verdict_lines
 from spanbox.data.joined_groups import JoinedGroups
 from spanbox.data.manifest import Manifest, image_file, relocated, write_manifest
 from spanbox.data.neighbours import manifest_digest
@@ -53,8 +53,8 @@ def clean(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     run: Path | None = None,
-    folds: int = 5,
-    jobs: int = 1,
+    folds: int | None = None,
+    jobs: int | None = None,
     policies: Policies | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -66,12 +66,12 @@ def clean(
         recipe: recipe or config of the models of the folds; `overrides` are its settings. Boxes without an area are
             refused or left out as its `data.inverted_boxes` says, or that of the run.
         run: a run or checkpoint whose model has not seen the data, instead of folds.
-        folds: number of folds.
-        jobs: folds that are trained at the same time, each with its share of the cores.
+        folds: number of folds; None: `FOLDS`.
+        jobs: folds that are trained at the same time, each with its share of the cores; None: 1.
         device: where the pairs are scored.
 
     Raises:
-        ConfigError: neither or both of `recipe` and `run`, a wrong setting, or settings for a run.
+        ConfigError: neither or both of `recipe` and `run`, a wrong setting, or settings, folds or jobs for a run.
         DataError: the manifest is wrong, or too small for so many folds.
         OutputError: `out` cannot be written, or the new manifest would replace the original.
         TrainingError: the training of a fold failed.
@@ -84,6 +84,9 @@ def clean(
         raise ConfigError(
             f"{overrides[0]}: settings are those of --recipe; with --run nothing is trained, leave them out"
         )
+    for option, value in (("--folds", folds), ("--jobs", jobs)):
+        if run is not None and value is not None:
+            raise ConfigError(f"{option}: with --run nothing is trained; leave it out")
     new = out / f"{path.stem}.jsonl"
     check_no_input(new, [path])
     if run is not None:
@@ -95,8 +98,8 @@ def clean(
         assert recipe is not None
         manifest = Manifest(path, load_config(recipe, overrides).data.inverted_boxes)
         check_writable_folder(out)
-        members = fold_members(manifest, folds, seed)
-        trained = _train_folds(manifest, members, out / "folds", recipe, overrides, jobs)
+        members = fold_members(manifest, folds or FOLDS, seed)
+        trained = _train_folds(manifest, members, out / "folds", recipe, overrides, jobs or 1)
         scored = [
             _score(load(model, device), held_out, own, seed)
             for (model, held_out), own in zip(trained, members, strict=True)

@@ -5,10 +5,8 @@ from typing import Annotated
 
 import typer
 
-from spanbox.data.cleaning import LinkPolicy, PairPolicy
-from spanbox.errors import ConfigError
+from spanbox.data.cleaning import FOLDS, LinkPolicy, PairPolicy
 
-FOLDS = 5
 SUSPICIOUS = 0.4  # share of wrong items from which the model is more probably at fault than the data
 
 
@@ -42,9 +40,6 @@ def clean_command(
     from spanbox.cleaning import clean
     from spanbox.data.cleaning import Policies
 
-    for option, value in (("--folds", folds), ("--jobs", jobs)):
-        if run is not None and value is not None:
-            raise ConfigError(f"{option}: with --run nothing is trained; leave it out")
     policies = Policies(pairs=pairs, links=links)
     done = clean(
         manifest,
@@ -52,8 +47,8 @@ def clean_command(
         recipe=recipe,
         overrides=overrides or [],
         run=run,
-        folds=folds or FOLDS,
-        jobs=jobs or 1,
+        folds=folds,
+        jobs=jobs,
         policies=policies,
         device=device,
         seed=seed,

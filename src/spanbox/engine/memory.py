@@ -268,10 +268,8 @@ def _chunk_moments(forward: Forward, name: str, chunk: Any) -> list[int]:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     try:
-        with PeakMemory() as memory, torch.set_grad_enabled(task.trains(name)):
-            states = [state for state in forward.encode(name, chunk).tensors() if state.requires_grad]
-            if states:
-                torch.autograd.backward(states, [torch.zeros_like(state) for state in states])
+        with PeakMemory() as memory:
+            forward.measured_pass(name, chunk)
         return list(memory.moments)
     finally:
         for parameter in parameters(task):

@@ -33,7 +33,7 @@ LAST_SECONDS = 15.0
 
 @contextmanager
 def only_training(run_dir: Path) -> Iterator[None]:
-    """Context in which no other training writes into an existing folder. The lock ends with the process.
+    """Context in which no other training writes into a folder, which is made. The lock ends with the process.
 
     On file systems without locks nothing is checked.
 
@@ -43,6 +43,7 @@ def only_training(run_dir: Path) -> Iterator[None]:
     """
     lock = FileLock(run_dir / LOCK)
     with explained(run_dir), suppress(NotImplementedError):
+        run_dir.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=LAST_SECONDS)
         except Timeout:  # an OSError too

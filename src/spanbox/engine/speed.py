@@ -41,11 +41,7 @@ def _seconds(forward: Forward, batch: Any) -> float:
     start = time.perf_counter()
     for name, groups in forward.task.inputs(batch).rows.items():
         for rows in groups:
-            with torch.set_grad_enabled(forward.task.trains(name)):
-                encoded = forward.encode(name, rows[:]).tensors()
-            states = [state for state in encoded if state.requires_grad]
-            if states:
-                torch.autograd.backward(states, [torch.zeros_like(state) for state in states])
+            forward.measured_pass(name, rows[:])
     for parameter in parameters(forward.task):
         parameter.grad = None
     return time.perf_counter() - start

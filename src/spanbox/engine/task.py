@@ -115,6 +115,13 @@ class Forward:
         with autocast(self.device, self.precision):
             return self.task.encode(tower, rows)
 
+    def measured_pass(self, tower: str, rows: Any) -> None:
+        """Forward and backward pass of a chunk with a gradient of zeros, to be measured."""
+        with torch.set_grad_enabled(self.task.trains(tower)):
+            states = [state for state in self.encode(tower, rows).tensors() if state.requires_grad]
+        if states:
+            torch.autograd.backward(states, [torch.zeros_like(state) for state in states])
+
     def features(self, states: Mapping[str, States], rest: Any) -> TensorBundle:
         """Features of the pairs of this rank, from the states of all their rows."""
         with autocast(self.device, self.precision):

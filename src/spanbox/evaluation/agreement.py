@@ -107,18 +107,16 @@ def within_pair(scores_SR: Tensor, candidates_SR: Tensor, pair_S: Tensor, identi
     cells_SR = candidates_SR.double()
     scores_SR = torch.where(candidates_SR, scores_SR.double(), 0.0)
     keys_S2 = torch.stack([pair_S, identity_S], dim=1)
-    own_U, entity_S = keys_S2.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+    entity_S = keys_S2.unique(dim=0, return_inverse=True)[1]  # type: ignore[no-untyped-call]
 
-    def sums(values_SR: Tensor, group_S: Tensor, groups: int) -> Tensor:
+    def sums(values_SR: Tensor, group_S: Tensor) -> Tensor:
+        groups = int(group_S.max()) + 1 if len(group_S) else 0
         return values_SR.new_zeros(groups, values_SR.shape[1]).index_add_(0, group_S, values_SR)[group_S]
 
-    pairs = int(pair_S.max()) + 1 if len(pair_S) else 0
-    total_SR, number_SR = (sums(values, pair_S, pairs) for values in (scores_SR, cells_SR))
+    total_SR, number_SR = (sums(values, pair_S) for values in (scores_SR, cells_SR))
     overall = scores_SR.sum() / cells_SR.sum().clamp(min=1)
     mean_S1 = (total_SR.sum(dim=1, keepdim=True) + 4 * overall) / (number_SR.sum(dim=1, keepdim=True) + 4)
-    others_SR, other_SR = (
-        whole - sums(values, entity_S, len(own_U)) for whole, values in ((total_SR, scores_SR), (number_SR, cells_SR))
-    )
+    others_SR, other_SR = total_SR - sums(scores_SR, entity_S), number_SR - sums(cells_SR, entity_S)
     return scores_SR - (others_SR + mean_S1) / (other_SR + 1)
 
 

@@ -159,8 +159,8 @@ class _Links(NamedTuple):
 
     def wrong_scores(self) -> Floats:
         """Scores (m,) of the other regions, of links whose own box scores above them: hardly one of these is right."""
-        best = np.where(np.isfinite(self.other_score), self.other_score, -np.inf).max(axis=1, initial=-np.inf)
-        beside = self.other_score[self.has_box & (np.nan_to_num(self.score) > best)]
+        best = np.fmax.reduce(self.other_score, axis=1, initial=-np.inf)  # without NaN
+        beside = self.other_score[self.score > best]
         found: Floats = beside[np.isfinite(beside)]
         return found
 

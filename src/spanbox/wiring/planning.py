@@ -1,6 +1,6 @@
 """Memory and precision of a config, for `spanbox plan`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -33,7 +33,7 @@ class Plan:
     checkpointed: StepMemory
     budget: int
     device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
 
 
 def plan(config: RunConfig) -> Plan:

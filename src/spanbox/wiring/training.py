@@ -26,7 +26,7 @@ from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
 from spanbox.engine.versions import other_version
 from spanbox.errors import CheckpointError, ConfigError
-from spanbox.files import check_writable_folder, write_text
+from spanbox.files import write_text
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress
 from spanbox.tasks.pretraining import Pretraining
@@ -134,7 +134,6 @@ def run_trainer(
 
 @contextmanager
 def _folder_of_run(run_dir: Path) -> Iterator[None]:
-    check_writable_folder(run_dir)
     with only_training(run_dir):
         try:
             yield
