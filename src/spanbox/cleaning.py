@@ -24,7 +24,7 @@ from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
-from spanbox.files import check_no_input, check_writable_folder, replacing, write_text
+from spanbox.files import check_no_input, check_writable_folder, replacing, write_json, write_text
 from spanbox.processes import Jobs
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
@@ -222,5 +222,5 @@ def _write(out: Path, new: Path, manifest: Manifest, judged: Judged, policies: P
         for line in verdict_lines(manifest, judged):
             file.write(json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n")
     summary = vars(result) | {"manifest": str(new), "original": str(manifest.path), "policies": policies.model_dump()}
-    write_text(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "summary.json", summary)
     write_text(out / "review.html", cleaning_page(manifest, judged))

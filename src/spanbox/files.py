@@ -4,13 +4,14 @@ A file is written under another name in the same folder and renamed into place, 
 process never leaves half a file, and an older file stays until the new one is complete.
 """
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -54,6 +55,11 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text.encode("utf-8", errors="replace"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that people can read, whole or not at all. Raises OutputError."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_writable_file(path: Path, suffix: str = "") -> None:

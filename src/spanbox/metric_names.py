@@ -3,6 +3,8 @@
 Names are flat and dotted. NAME.low, .high, .chance, .baseline and .count annotate the metric NAME.
 """
 
+from typing import Literal
+
 ANNOTATIONS = ("low", "high", "chance", "baseline", "count")
 """Last name parts of the annotations, which have no row of their own in tables."""
 
@@ -18,6 +20,9 @@ COUNTED = frozenset({"median_rank", "mean_rank", "mean_candidates", "candidates"
 SCORES = frozenset({"threshold", "object", "elsewhere"})
 """Last name parts of similarities and of their differences (`occlusion.*`)."""
 
+_SMALLER_IS_BETTER = ("median_rank", "mean_rank", "alignment", "uniformity")
+_NO_DIRECTION = ("mean_candidates", "candidates", "count", "threshold", "trivial", "elsewhere", "modality_gap")
+
 
 def is_part(name: str) -> bool:
     """Whether a metric belongs to a group of a breakdown."""
@@ -29,3 +34,11 @@ def is_rate(name: str) -> bool:
     if is_part(name):
         return True  # for any name of the group
     return not name.startswith("embedding.") and name.rpartition(".")[2] not in COUNTED | SCORES
+
+
+def better_direction(name: str) -> Literal[-1, 0, 1]:
+    """1 for a metric whose larger values are better, -1 for one whose smaller values are, 0 for one without."""
+    parts = [] if is_part(name) else name.split(".")
+    if any(part in _NO_DIRECTION for part in parts):
+        return 0
+    return -1 if any(part in _SMALLER_IS_BETTER for part in parts) else 1

@@ -13,6 +13,8 @@ from rich.progress import Progress as RichProgress
 from spanbox.terminal import make_console
 
 Item = TypeVar("Item")
+OnProgress = Callable[[int, int], None]
+"""Called with the number of items done and the number of all."""
 
 LINE_EVERY = 10.0  # seconds between two plain lines
 
@@ -88,7 +90,7 @@ def hidden(label: str, total: int) -> Progress:
 
 
 @contextmanager
-def progress_of(label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_of(label: str) -> Iterator[OnProgress]:
     """A callback `(done, total)` that shows progress, for work whose total is not known before it starts."""
     with ExitStack() as stack:
         shown: Progress | None = None

@@ -16,7 +16,7 @@ class Settings(BaseModel):
 
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path in the config: `~` and `~name` are the home folder. Here, so that no other place expands them."""
+"""A path in the config: `~` and `~name` are the home folder."""
 
 MOST_GB = 1e6
 """Largest amount of memory in a config; far beyond it, bytes are no number."""

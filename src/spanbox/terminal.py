@@ -3,13 +3,27 @@
 import shlex
 import sys
 from typing import Any
+from unicodedata import bidirectional, category
 
 from rich.console import Console
+from rich.text import Text
+
+UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # controls, lone surrogates, ends of lines
+DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # they reorder the text that follows
 
 
 def make_console(*, stderr: bool = False, **options: Any) -> Console:
     """A console that prints brackets, `:smile:` and numbers as they are."""
     return Console(file=sys.stderr if stderr else None, markup=False, emoji=False, highlight=False, **options)
+
+
+def plain(text: str) -> Text:
+    """Text from the data or a path for the terminal: no markup; characters that could steer the terminal as escapes."""
+    return Text("".join(ascii(char)[1:-1] if _steers(char) else char for char in text))
+
+
+def _steers(character: str) -> bool:
+    return category(character) in UNSAFE or bidirectional(character) in DIRECTIONS
 
 
 def command(*words: object) -> str:

@@ -47,10 +47,11 @@ class TestWhatCanChoose:
         figures = {name for name in measured if name.rpartition(".")[2] not in ANNOTATIONS}
         by_type = "matching.within_image.type.人物"
         described = {"matching.within_image.mean_candidates", "matching.within_image.trivial"}
-        assert figures - SELECTABLE.keys() == {by_type, *described}
+        described |= {f"embedding.{level}.modality_gap" for level in ("coarse", "fine")}
+        assert figures - set(SELECTABLE) == {by_type, *described}
         check_selectable(by_type, "train.best_metric")
         # The bank has no box of medium size, and no features of a fusion.
-        assert SELECTABLE.keys() - figures == {"matching.within_image.size.medium", "matching.in_context"}
+        assert set(SELECTABLE) - figures == {"matching.within_image.size.medium", "matching.in_context"}
 
 
 class TestValue:

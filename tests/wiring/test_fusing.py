@@ -70,7 +70,7 @@ def test_the_report_shows_maps_gates_and_both_stages(run: Path, scenes: Path, tm
     evaluate_to_folder(copied, scenes / "test.jsonl", None, options, "cpu")
     page = make_report([copied], language).html
     assert {"en": "fusion attention", "zh": "融合注意力"}[language] in page
-    assert {"en": "what the box looks at", "zh": "框所关注的词"}[language] in page
+    assert {"en": "words that the box attends to", "zh": "框所关注的词"}[language] in page
     assert '<span class="word" style="--share: 100.00%"' in page
     assert ({"en": ">gate ", "zh": "门控值"}[language] in page) == (kind_of(run) == "gated")
     assert {"en": "R@1, gain over the towers alone", "zh": "R@1，相对于仅用双塔的增益"}[language] in page

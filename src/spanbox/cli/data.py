@@ -2,7 +2,6 @@
 
 from pathlib import Path
 from typing import Annotated
-from unicodedata import category
 
 import typer
 from rich.console import Console
@@ -22,7 +21,7 @@ from spanbox.data.repair import fix_manifest
 from spanbox.errors import ConfigError, DataError
 from spanbox.files import check_no_input, check_no_other_output, check_writable_file, removing_new_folders, write_text
 from spanbox.progress import progress_of
-from spanbox.terminal import command, make_console
+from spanbox.terminal import command, make_console, plain
 
 app = typer.Typer(no_args_is_help=True, help="Import, check, repair, annotate, split and show data.")
 import_app = typer.Typer(no_args_is_help=True, help="Convert a published data set to manifests, one per split.")
@@ -232,12 +231,14 @@ def _show_import(summary: ImportSummary, out: Path) -> None:
         _print(console, f"{name} from {folder or 'nowhere: no such folder was found'}")
     kinds = dict.fromkeys(kind for split in splits for kind in split.oddity_counts)
     if kinds:
-        _print(console, "\nLeft out, or to be looked at:")
+        console.print()
+        _print(console, "Left out, or to be looked at:")
     for kind in kinds:
         counts = ", ".join(f"{s.oddity_counts[kind]:,} in {s.manifest}" for s in splits if s.oddity_counts[kind])
         _print(console, f"  {kind}: {counts}")
     check = command("data", "check", *(out / split.manifest for split in splits if split.counts["pairs"]))
-    _print(console, f"\nAll are listed in {out / 'import.json'}. Next: {check}")
+    console.print()
+    _print(console, f"All are listed in {out / 'import.json'}. Next: {check}")
 
 
 def _show_audit(report: AuditReport) -> None:
@@ -245,13 +246,16 @@ def _show_audit(report: AuditReport) -> None:
     console.print(_counts_table(report))
     for title, findings in (("Problems", report.problems), ("Notes", report.notes)):
         if findings:
-            _print(console, f"\n{title}")
+            console.print()
+            _print(console, title)
         for finding in findings:
             _show_finding(console, finding)
     if not report.decoded:
-        _print(console, "\n--fast: images were neither decoded nor compared by content.")
+        console.print()
+        _print(console, "--fast: images were neither decoded nor compared by content.")
     count = sum(finding.count for finding in report.problems)
-    _print(console, "\nNo problems found." if report.ok else f"\n{count:,} problem{'s' * (count > 1)}.")
+    console.print()
+    _print(console, "No problems found." if report.ok else f"\n{count:,} problem{'s' * (count > 1)}.")
 
 
 def _counts_table(report: AuditReport) -> Table:
@@ -264,7 +268,7 @@ def _counts_table(report: AuditReport) -> Table:
     for title, breakdown in (("type", "types"), ("language", "languages")):
         for value, _ in getattr(report.total, breakdown).most_common(_VALUES_SHOWN):
             row = (f"{getattr(counts, breakdown)[value]:,}" for counts in columns)
-            table.add_row(Text(_visible(f"{title} {value or 'not given'}")), *row)
+            table.add_row(plain(f"{title} {value or 'not given'}"), *row)
     for name in ("boxes", "proposals", *(["paraphrases"] if report.total.paraphrases else [])):
         table.add_row(name, *(f"{getattr(counts, name):,}" for counts in columns))
     for name in ("width", "height", "characters"):
@@ -298,14 +302,5 @@ def _table(columns: list[str]) -> Table:
 
 
 def _print(console: Console, text: str) -> None:
-    """Print one line without markup: brackets are offsets and boxes, and a long path is not wrapped."""
-    console.print(_visible(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-def _visible(text: str) -> str:
-    """The text with control characters and lone surrogates escaped: those of a manifest could steer the terminal."""
-    return "".join(character if _is_plain(character) else ascii(character)[1:-1] for character in text)
-
-
-def _is_plain(character: str) -> bool:
-    return character == "\n" or category(character) not in ("Cc", "Cs")
+    """Print one line as it is: a long path is not wrapped."""
+    console.print(plain(text), soft_wrap=True)

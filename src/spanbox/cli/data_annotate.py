@@ -32,10 +32,10 @@ def annotate(
         ),
     ] = None,
     spans: Annotated[
-        Literal["entities", "noun-phrases", "both"], typer.Option(help="what a pipeline of spaCy gives")
+        Literal["entities", "noun-phrases", "both"], typer.Option(help="spans to take from the spaCy pipeline")
     ] = "entities",
     labels: Annotated[
-        str, typer.Option(metavar="A,B,...", help="what to look for in every image; default: the pair's entities")
+        str, typer.Option(metavar="A,B,...", help="objects to detect in every image; default: the pair's entities")
     ] = "",
     link: Annotated[
         bool, typer.Option("--link", help="boxes found by the text of an entity without a box become its boxes")

@@ -25,8 +25,8 @@ def clean_command(
     jobs: Annotated[
         int | None, typer.Option(min=1, max=100, help="folds trained at the same time, by default 1")
     ] = None,
-    pairs: Annotated[PairPolicy, typer.Option(help="what is done with pairs that do not belong together")] = "drop",
-    links: Annotated[LinkPolicy, typer.Option(help="what is done with wrong boxes")] = "relink",
+    pairs: Annotated[PairPolicy, typer.Option(help="policy for wrong pairs")] = "drop",
+    links: Annotated[LinkPolicy, typer.Option(help="policy for wrong boxes")] = "relink",
     device: Annotated[str, typer.Option(help="where the pairs are scored: auto, cpu, cuda, ...")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="seed of the folds")] = 0,
 ) -> None:
@@ -56,8 +56,8 @@ def clean_command(
     print(f"estimated: {done.wrong_pairs:.1%} of the pairs and {done.wrong_links:.1%} of the boxes are wrong")
     if max(done.wrong_pairs, done.wrong_links) > SUSPICIOUS:
         print(
-            "That is much. A model trained too briefly, on too little or on other data than this takes what it "
-            "does not know for wrong: look at the page before you use the result, and train longer or on more data"
+            "warning: a large share. A model trained too briefly or on other data flags right items as wrong. Check "
+            "review.html before you use the result; train longer or on more data"
         )
     for title, counts in (("verdicts", done.verdicts), ("done", done.counts), ("faults in the data", done.incidents)):
         for name, count in sorted(counts.items()):

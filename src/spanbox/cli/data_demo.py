@@ -29,8 +29,8 @@ def draw(
     relations: Annotated[
         Literal["one", "several"] | None,
         typer.Option(
-            help="scenes in pairs that differ only in what is where (A left of B, and B left of A); a sentence states "
-            "one relation or several"
+            help="scenes in pairs that differ only in the places of two objects (A left of B, and B left of A); a "
+            "sentence states one relation or several"
         ),
     ] = None,
     art: Annotated[

@@ -1,16 +1,15 @@
 """`spanbox gmner`: train, predict, score."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from spanbox.cli.score import print_scores
-from spanbox.cli.show import plain, print_incident_counts, print_incidents
+from spanbox.cli.show import print_incident_counts, print_incidents
 from spanbox.cli.train import exit_unless_finished
 from spanbox.errors import ConfigError
-from spanbox.terminal import make_console
+from spanbox.terminal import make_console, plain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -131,7 +130,7 @@ def score(
 
         spanbox gmner score runs/ner test.jsonl
     """
-    from spanbox.files import check_no_input, check_no_other_output, check_writable_file, write_text
+    from spanbox.files import check_no_input, check_no_other_output, check_writable_file, write_json
     from spanbox.wiring import predict_gmner
 
     check_no_input(out, [data])
@@ -144,5 +143,5 @@ def score(
     print_scores(metrics, rows, found.scores.notes, f"{model} on {data}")
     print_incidents(found.incidents)
     content = {"model": str(model), "data": str(data), **metrics}
-    write_text(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(out, content)
     print(f"written to {out}")

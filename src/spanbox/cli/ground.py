@@ -1,6 +1,5 @@
 """`spanbox ground`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,7 +46,7 @@ def ground(
     """
     import spanbox
     from spanbox.data.images import load_image
-    from spanbox.files import check_no_input, check_writable_file, replacing, write_text
+    from spanbox.files import check_no_input, check_writable_file, replacing, write_json
     from spanbox.report.grounding_picture import grounding_picture, undrawn_characters
 
     if out.suffix != ".png":
@@ -64,7 +63,7 @@ def ground(
     picture = grounding_picture(load_image(image), plain, _marked(result))
     with replacing(out) as file:
         picture.save(file, "PNG")
-    write_text(out.with_suffix(".json"), json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    write_json(out.with_suffix(".json"), result.to_dict())
     for span in result.spans:
         box = "none" if span.best is None else " ".join(f"{edge:z.0f}" for edge in span.best.box)
         score = f"{span.candidates[0].score:z.3f}" if span.candidates else "no box"

@@ -1,6 +1,5 @@
 """`spanbox score`."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from spanbox.cli.show import plain
-from spanbox.terminal import make_console
+from spanbox.terminal import make_console, plain
 
 TASKS = {"gmner": "GMNER", "mner": "MNER", "eeg": "EEG", "eeg_gold_spans": "EEG, gold spans"}
 MOST_TYPES = 12  # in the table; the file has all
@@ -34,7 +32,7 @@ def score(
         spanbox score predictions.jsonl --data data/gmner/test.jsonl
     """
     from spanbox.evaluation.gmner import GOLD_SPANS, score_file
-    from spanbox.files import check_no_input, check_writable_file, write_text
+    from spanbox.files import check_no_input, check_writable_file, write_json
 
     check_no_input(out, [predictions, data])
     check_writable_file(out, ".json")
@@ -42,7 +40,7 @@ def score(
     metrics = scores.metrics()
     print_scores(metrics, list(scores.counts), scores.notes, f"{predictions} for {data}")
     content = {"predictions": str(predictions), "data": str(data), "gold_spans": GOLD_SPANS in scores.counts, **metrics}
-    write_text(out, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(out, content)
     print(f"written to {out}")
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from spanbox.cli.show import plain, print_unknown_words, print_untrained
+from spanbox.cli.show import print_unknown_words, print_untrained
 from spanbox.errors import DataError
-from spanbox.terminal import make_console
+from spanbox.terminal import make_console, plain
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.search.index import Hit

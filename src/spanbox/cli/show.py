@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
-from rich.text import Text
 
-from spanbox.terminal import make_console
+from spanbox.terminal import make_console, plain
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.api import Model
@@ -60,8 +59,3 @@ def print_incident_counts(counts: Mapping[str, tuple[int, str]]) -> None:
     for kind, (pairs, example) in counts.items():
         table.add_row(plain(kind), str(pairs), plain(example))
     make_console().print(table)
-
-
-def plain(text: str) -> Text:
-    """Text from the data or a path for the terminal: no markup, and control characters as escapes."""
-    return Text("".join(character if character.isprintable() else ascii(character)[1:-1] for character in text))

@@ -37,12 +37,12 @@ from spanbox.data.source import state_of
 from spanbox.errors import DataError, SpanboxError
 from spanbox.files import check_no_input, check_writable_file
 from spanbox.geometry import box_iou, clip_box
+from spanbox.progress import OnProgress
 
 BATCHES_AT_ONCE = 4
 _ROUNDING = 1.0  # pixels by which a box may leave its image without being counted
 
 Result = TypeVar("Result")
-OnProgress = Callable[[int, int], None]  # pairs done, pairs in all
 
 
 class Tagger(Protocol):

@@ -5,7 +5,6 @@ description is written last, so that its presence means that the array is comple
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from spanbox.arrays import DamagedArrayError, open_array
 from spanbox.errors import DataError
-from spanbox.files import check_writable_file, explained, replacing, write_text
+from spanbox.files import check_writable_file, explained, replacing, write_json
 from spanbox.settings import Settings
 
 Neighbours = NDArray[np.int32]
@@ -86,7 +85,7 @@ def save_neighbours(path: Path, neighbours: Neighbours, manifest: Path, origin: 
         _description(path).unlink(missing_ok=True)  # it must not describe other neighbours, whatever happens next
     with replacing(path) as file:
         np.save(file, neighbours.astype(np.int32, copy=False), allow_pickle=False)
-    write_text(_description(path), json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_json(_description(path), described)
 
 
 def remove_neighbours(path: Path) -> None:

@@ -7,7 +7,7 @@ manifest is ordered, and a second call gives the same files.
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,6 @@ from spanbox.data.manifest import Manifest, Record, image_file, relocated, write
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
 from spanbox.structures import stable_id
-
-OnProgress = Callable[[int, int], None]
 
 
 def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) -> dict[str, int]:

@@ -5,7 +5,7 @@ reading. Everything else is left for a person; the original is never changed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -35,10 +35,9 @@ from spanbox.data.paraphrases import ParaphraseSpan
 from spanbox.data.source import exists
 from spanbox.errors import DataError
 from spanbox.files import check_no_input
+from spanbox.progress import OnProgress
 
 CERTAIN = 20  # boxes or spans that have to contradict the documented convention
-
-OnProgress = Callable[[int, int], None]  # (lines done, lines in all)
 Spanned = TypeVar("Spanned", Entity, ParaphraseSpan)
 
 

@@ -1,6 +1,5 @@
 """Versions and hardware of a run, stored as `environment.json` in its folder."""
 
-import json
 import os
 import platform
 from importlib.metadata import version
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spanbox.files import write_text
+from spanbox.files import write_json
 
 
 def describe_environment() -> dict[str, Any]:
@@ -28,8 +27,7 @@ def describe_environment() -> dict[str, Any]:
 
 def write_environment(run_dir: Path) -> None:
     """Write `environment.json` into an existing run folder."""
-    content = json.dumps(describe_environment(), indent=1, ensure_ascii=False)
-    write_text(run_dir / "environment.json", content + "\n")
+    write_json(run_dir / "environment.json", describe_environment())
 
 
 def _cpu_name() -> str:

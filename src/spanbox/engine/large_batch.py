@@ -59,8 +59,7 @@ class TowerStep:
         synchronising: context of a backward pass; called with True for the last one, in which processes that share the
             tower's weights add up its gradients.
         casting_once: context of a pass through all chunks, in which weights are cast to the precision of the run once.
-        largest: the largest of each value over the processes that have to encode in step; of these values, if no other
-            process has to.
+        largest: maximum of each value over the processes that encode in step.
     """
 
     encode: Callable[[Any], TensorBundle]

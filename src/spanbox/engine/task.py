@@ -81,7 +81,7 @@ class Task(Protocol):
         """This rank's share of the losses, from the features and targets of all ranks."""
 
     def unblocked(self, features: Any) -> Any:
-        """The features without those that are only used in `blocked_losses`."""
+        """The features without those that only `blocked_losses` read, such as tokens and patches."""
 
     def blocked_losses(self, features: Any) -> Sequence[BlockedLoss]:
         """Parts of the losses whose memory is measured on full blocks."""

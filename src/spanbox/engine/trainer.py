@@ -1,6 +1,5 @@
 """The training run: steps, log, validation, checkpoints, graceful shutdown."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -36,7 +35,7 @@ from spanbox.engine.trackers import check_installed
 from spanbox.engine.tracking import IncidentTally, RunLog
 from spanbox.engine.trainer_state import check_trainer_state
 from spanbox.errors import ConfigError, TrainingError
-from spanbox.files import write_text
+from spanbox.files import write_json
 from spanbox.progress import Progress
 from spanbox.structures import Incident, Losses, stable_id
 
@@ -368,7 +367,7 @@ class Trainer:
         terms = {name: f"{value.item():g}" for name, value in losses.terms.items()}
         content = {"step": self.step, "loss": terms, "ids": self.ranks.everyones(ids)}
         if self.ranks.is_main:
-            write_text(path, json.dumps(content, ensure_ascii=False))
+            write_json(path, content)
         raise TrainingError(
             f"the loss of step {self.step} ({terms}) or its gradient ({norm:g}) is not finite; the batch's ids are in "
             f"{path}. Lower train.optimiser.lr, or use train.precision=float32."

@@ -133,7 +133,6 @@ def _fine_evidence(
     if not has_fine_N.any():
         return has_fine_N, None
     everyone = torch.arange(len(bank))
-    own_N = torch.empty(len(bank))
     rows_NJ = torch.empty(len(bank), len(sampled_J))
     columns_NJ = torch.empty(len(bank), len(sampled_J))
     for start in range(0, len(bank), ROWS_AT_ONCE):

@@ -19,13 +19,13 @@ from spanbox.evaluation.own_image import OwnImage
 from spanbox.evaluation.presence import AUC
 from spanbox.evaluation.ranking import RECALL_DEPTHS
 from spanbox.evaluation.reranking import IN_CONTEXT
-from spanbox.metric_names import ANNOTATIONS, WITHIN
+from spanbox.metric_names import ANNOTATIONS, WITHIN, better_direction
 from spanbox.structures import NAMED_ONLY, SHOWN
 
 BestMetric = str | dict[str, float]
 """The name of a metric, or the weights of several."""
 
-_RANKING = {**dict.fromkeys([*(f"r{k}" for k in RECALL_DEPTHS), "map"], 1), "median_rank": -1, "mean_rank": -1}
+_RANKING = (*(f"r{k}" for k in RECALL_DEPTHS), "map", "median_rank", "mean_rank")
 _PARTS = ("r5", "hard", *(f"size.{size}" for size in SIZES), *(f"candidates.{number}" for number in CANDIDATES))
 _LINKS = {name: f"{WITHIN}.links.{name}" for name in ("ambiguous", "certain")}
 _EMBEDDING = {"coarse": ("sentences", "images"), "fine": ("spans", "regions")}
@@ -34,23 +34,23 @@ _NEED_BOXES = ("matching.", "grounding.", "embedding.fine.")
 UNIFORMITY = {kind: f"embedding.{level}.uniformity.{kind}" for level, kinds in _EMBEDDING.items() for kind in kinds}
 """Uniformity of each kind of features, measured where they are of several images."""
 
-SELECTABLE: dict[str, int] = {
-    **{f"{family}.{name}": sign for family in ("retrieval.i2t", "retrieval.t2i") for name, sign in _RANKING.items()},
-    WITHIN: 1,
-    **{f"{WITHIN}.{part}": 1 for part in _PARTS},
-    **dict.fromkeys(_LINKS.values(), 1),
-    **{f"{ACROSS}.{name}": sign for name, sign in _RANKING.items()},
-    IN_CONTEXT: 1,
-    "grounding.accuracy": 1,
-    "grounding.pointing": 1,
-    AUC: 1,
-    **{f"embedding.{level}.{name}": -1 for level in _EMBEDDING for name in ("alignment", "modality_gap")},
-    **dict.fromkeys(UNIFORMITY.values(), -1),
-}
-"""Metrics that can select the best checkpoint: 1 if larger is better, -1 if smaller is."""
+SELECTABLE = (
+    *(f"{family}.{name}" for family in ("retrieval.i2t", "retrieval.t2i") for name in _RANKING),
+    WITHIN,
+    *(f"{WITHIN}.{part}" for part in _PARTS),
+    *_LINKS.values(),
+    *(f"{ACROSS}.{name}" for name in _RANKING),
+    IN_CONTEXT,
+    "grounding.accuracy",
+    "grounding.pointing",
+    AUC,
+    *(f"embedding.{level}.alignment" for level in _EMBEDDING),
+    *UNIFORMITY.values(),
+)
+"""Metrics that can select the best checkpoint; for their sign see `better_direction`."""
 
 BY_TYPE = f"{WITHIN}.type."
-"""Prefix of the metrics of one entity type; the types depend on the data. Larger is better."""
+"""Prefix of the metrics of one entity type; the types depend on the data."""
 
 KINDS = {SHOWN: "shown entities in images with boxes", NAMED_ONLY: "named entities in images with boxes"}
 """What the AUC of presence compares."""
@@ -69,7 +69,7 @@ def check_selectable(best_metric: BestMetric, key: str) -> None:
     if not any(weights.values()):
         raise ConfigError(f"{key}: all weights are 0; write NAME, or {{NAME: weight, NAME: weight}}")
     for name in weights:
-        if _sign(name) is None:
+        if name not in SELECTABLE and not name.startswith(BY_TYPE):
             nearest = get_close_matches(name, SELECTABLE, n=1, cutoff=0.0)[0]
             raise ConfigError(
                 f"{key}: {name!r} cannot choose a checkpoint. Did you mean {nearest!r}? {_known(SELECTABLE)}"
@@ -171,7 +171,7 @@ def selection_value(metrics: Mapping[str, float], best_metric: BestMetric) -> fl
         ConfigError: a metric was not measured.
     """
     if isinstance(best_metric, str):
-        return (_sign(best_metric) or 1) * metric_value(metrics, best_metric)
+        return better_direction(best_metric) * metric_value(metrics, best_metric)
     return sum(weight * metric_value(metrics, name) for name, weight in best_metric.items())
 
 
@@ -200,10 +200,6 @@ def _no_boxes(name: str, others: Iterable[str]) -> str:
         f"metric {name!r} needs entities with boxes, and the evaluation data has none. "
         f"Add boxes, or choose one of: {', '.join(others)}"
     )
-
-
-def _sign(name: str) -> int | None:
-    return 1 if name.startswith(BY_TYPE) else SELECTABLE.get(name)
 
 
 def _known(names: Iterable[str]) -> str:

@@ -75,16 +75,6 @@ def both_directions(
     return (forward + backward) / 2
 
 
-def logits_per_rank(pairs: int, ranks: int, queries_per_pair: int, keys_per_pair: int) -> int:
-    """Logits that the first rank computes in the forward pass of a level, for a loss from row statistics.
-
-    The ranks share both the rows and the columns, so an entry is computed twice: once by each of its owners. One rank
-    computes it once.
-    """
-    matrix = pairs * queries_per_pair * pairs * keys_per_pair
-    return matrix if ranks == 1 else 2 * matrix // ranks
-
-
 def _statistics(contrast: Contrast, scale: Tensor, share: Share) -> list[Statistics]:
     """Statistics of the rows (Q,) and of the columns (M,) of the own pairs."""
     if share.ranks == 1:

@@ -51,13 +51,6 @@ class PairScorer(Protocol):
         """Spans (B, K, F) and regions (B, R, F) after attention within their own pair, of unit length."""
 
 
-class MatrixScorer(Protocol):
-    """Scores of whole blocks: the rows of some pairs against the columns of others."""
-
-    def matrices(self, features: Features, targets: Targets) -> Matrices:
-        """`sentence_image` (b, c), `span_image` (b*K, c) and `region_sentence` (b*R, c)."""
-
-
 class FusionObjective(nn.Module):
     """The losses of fused scores.
 

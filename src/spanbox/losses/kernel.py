@@ -69,7 +69,7 @@ class Statistics(NamedTuple):
         )
 
     def relative_to_strongest(self) -> "Statistics":
-        """From the statistics in which a positive counts w, which add up over parts of a row."""
+        """Rescaled so that the strongest positive of a row has weight 1; statistics of parts add up only before."""
         if self.weight is None:
             return self
         best = torch.where(self.weight > 0, self.weight, 1.0)

@@ -235,7 +235,7 @@ def region_sentence_relation(targets: Targets, rows: slice = WHOLE, columns: sli
 
 
 def _with_wholes(of_parts: Relation, wholes: int, parts: int, negatives: Tensor) -> Relation:
-    """`Relation` (q, c) to `wholes` images or sentences, from that (q, c*parts) to their parts."""
+    """Reduce a `Relation` to parts (q, c*parts) to one to `wholes` images or sentences (q, c)."""
 
     def of_wholes(entries: Tensor) -> Tensor:
         padded = F.pad(entries.reshape(len(entries), wholes, parts), (0, 1))  # so that there is a part

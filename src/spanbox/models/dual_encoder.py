@@ -187,8 +187,7 @@ class DualEncoder(nn.Module):
             regions = pool_regions(bins, settings.pool)
         if images.keep_patches:
             assert self.fusion is not None
-            pool: PartPool = "mean" if self.settings.regions.source == "crop" else self.settings.regions.pool
-            alone = self.projection_of("regions")(pooled_alone(grid, pool))
+            alone = self.projection_of("regions")(self.pooled_patches(grid))
             patches = self.fusion.states_of_patches(grid, alone)
         return ImageRows(states.pooled, regions, patches)
 
@@ -224,6 +223,10 @@ class DualEncoder(nn.Module):
             tokens=None if sentences.tokens is None else _wide(sentences.tokens[places.text]),
             patches=None if patches is None else _wide(patches),
         )
+
+    def pooled_patches(self, grid: Tensor) -> Tensor:
+        """States (..., P) of patches (..., H), each pooled as a region by itself."""
+        return pooled_alone(grid, "mean" if self.settings.regions.source == "crop" else self.settings.regions.pool)
 
     def project_regions(self, pooled: Tensor) -> Tensor:
         """Unit-length features (..., D) of regions from their pooled states."""

@@ -20,7 +20,6 @@ from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.families import VISION_FAMILIES
 from spanbox.models.fusion import PairFusion, as_grid
 from spanbox.models.inputs import Images, by_picture
-from spanbox.models.pooling import pool_regions
 from spanbox.models.towers import VisionTower
 from spanbox.structures import Batch
 
@@ -101,9 +100,7 @@ def _between_cells(positions: Tensor, cells: int) -> Tensor:
 
 def _similarity(model: DualEncoder, grid: Tensor, spans: Tensor) -> Tensor:
     """Cosines (K, P) of spans (K, D) and the patches of a grid (h, w, H)."""
-    each_a_box_of_one_bin = grid[:, :, None, None]
-    kind = model.settings.regions.pool if model.settings.regions.source == "roi_align" else "mean"
-    patches = model.project_regions(pool_regions(each_a_box_of_one_bin, kind)).flatten(0, 1)
+    patches = model.project_regions(model.pooled_patches(grid)).flatten(0, 1)
     return spans.to(patches) @ patches.T
 
 

@@ -21,7 +21,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from spanbox.metric_names import BREAKDOWNS, is_part, is_rate
+from spanbox.metric_names import BREAKDOWNS, better_direction, is_part, is_rate
 from spanbox.report import plots, scores
 from spanbox.report.examples import Box, HeatmapExample, Match, Retrieval
 from spanbox.report.figures import COLOURS, Figure, dash_of
@@ -219,7 +219,7 @@ def make_report(folders: Sequence[Path], language: Language, manifest: Path | No
 
 
 def named_apart(figures: Sequence[Figure]) -> list[Figure]:
-    """The figures, a number after each name that an earlier one has, as names of files without regard to case.
+    """Figures with unique file names, case ignored: a repeated name gets a number.
 
     Names of runs, types and variants lose characters in names of files: those of two emoji are the same.
     """
@@ -249,7 +249,7 @@ def ablation_cell(ablation: Ablation, variant: str, metric: str) -> dict[str, An
     row = ablation.row(variant, metric)
     if row is None:
         return None
-    seeds, direction = len(row.values), scores.better_direction(metric)
+    seeds, direction = len(row.values), better_direction(metric)
     several = seeds > 1
     return {
         "mean": float(np.mean(row.values)),

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from spanbox.intervals import Interval, paired_difference
-from spanbox.metric_names import ANNOTATIONS, WITHIN, is_part, is_rate
+from spanbox.metric_names import ANNOTATIONS, WITHIN, better_direction, is_part, is_rate
 from spanbox.report.reading import Run
 
 HEADLINE = {
@@ -22,9 +22,6 @@ HEADLINE = {
 LEAST_QUERIES = 20
 """Queries that a group needs to be called weak."""
 SAME_CHANCE = 1e-6
-
-_SMALLER_IS_BETTER = ("median_rank", "mean_rank", "alignment", "uniformity")
-_NO_DIRECTION = ("mean_candidates", "candidates", "count", "threshold", "trivial", "elsewhere", "modality_gap")
 
 
 @dataclass(frozen=True)
@@ -130,14 +127,6 @@ def _chance_of_candidates(run: Run, name: str) -> float:
         return 0.0
     ranking = name.replace(".median_rank", ".mean_rank")  # a median has no chance level of its own
     return run.metrics.get(f"{ranking}.chance", 0.0)
-
-
-def better_direction(name: str) -> Literal[-1, 0, 1]:
-    """1 for a metric whose larger values are better, -1 for one whose smaller values are, 0 for one without."""
-    parts = [] if is_part(name) else name.split(".")
-    if any(part in _NO_DIRECTION for part in parts):
-        return 0
-    return -1 if any(part in _SMALLER_IS_BETTER for part in parts) else 1
 
 
 def _is_better(name: str, interval: Interval) -> bool | None:

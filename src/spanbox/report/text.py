@@ -8,7 +8,6 @@ from typing import Any, Literal
 import yaml
 
 Language = Literal["en", "zh"]
-LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
 
 class Texts:

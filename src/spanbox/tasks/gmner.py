@@ -34,8 +34,8 @@ class GmnerSettings(Settings):
     temperature: float = Field(
         0.07,
         gt=0,
-        description="initial temperature of the similarity of span and region; a pretrained run with a "
-        "fine level brings its own",
+        description="initial temperature of the similarity of span and region; not used with a "
+        "pretrained run that has a fine level",
     )
 
 

@@ -8,7 +8,6 @@ The report is made from these files alone and never opens a model.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +35,7 @@ from spanbox.evaluation.examples import (
     similarity_example,
 )
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.files import replacing, write_text
+from spanbox.files import replacing, write_json
 from spanbox.models.heatmaps import fusion_maps, span_heatmaps, to_unit_range
 from spanbox.progress import progress_of
 from spanbox.structures import Batch, Sample
@@ -156,10 +155,6 @@ def write_audit(path: Path, manifests: Mapping[str, Path]) -> None:
     content = {part: _numbers(report.manifests[str(manifest)]) for part, manifest in there.items()}
     found = {finding.kind: finding.count for finding in (*report.problems, *report.notes)}
     write_json(path, content | {"all": _numbers(report.total) | found})
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

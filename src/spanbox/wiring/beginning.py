@@ -123,7 +123,7 @@ def model_of_another_run(
 
 
 def _set_by(loss: LossSettings, before: LossSettings) -> set[str]:
-    """Names in the objective of numbers that a new run sets by its config, since they were not learned from there."""
+    """Parameters of the objective that start from the config of the new run, not from the checkpoint."""
     names = set(FUSED) if loss.fusion.temperature != before.fusion.temperature else set()
     levels_before = before.levels()
     for name, level in loss.levels().items():

@@ -49,6 +49,7 @@ from spanbox.files import (
     check_writable_file,
     check_writable_folder,
     explained,
+    write_json,
 )
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress, track
@@ -59,7 +60,6 @@ from spanbox.wiring.artefacts import (
     write_arrays,
     write_audit,
     write_examples,
-    write_json,
 )
 from spanbox.wiring.building import make_collator, open_manifest
 from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset, features_folder

@@ -7,7 +7,7 @@ figure of the test worthless.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -46,13 +46,12 @@ from spanbox.data.manifest import (
 from spanbox.data.source import exists
 from spanbox.errors import DataError
 from spanbox.processes import available_cores
+from spanbox.progress import OnProgress
 
 __all__ = ["EXAMPLES", "NOTES", "PROBLEMS", "AuditReport", "Counts", "Finding", "audit", "token_check"]
 
 _LINES_AT_ONCE = 256
 _IMAGES_REMEMBERED = 16_384  # pairs of one image are usually close together
-
-OnProgress = Callable[[int, int], None]  # (lines done, lines in all)
 
 
 def audit(

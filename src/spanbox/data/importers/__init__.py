@@ -6,20 +6,18 @@ Every importer writes one manifest per split, counts what it left out and why, a
 The source files come from strangers: each is read up to a stated size, and nothing is written outside the output.
 """
 
-import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbox.data.manifest import Record
 from spanbox.errors import DataError
-from spanbox.files import replacing, write_text
-
-OnProgress = Callable[[int, int], None]  # (pairs done, pairs in all)
+from spanbox.files import replacing, write_json
+from spanbox.progress import OnProgress
 
 MAX_ID_BYTES = 200  # a file system takes names of 255, and endings are added
 
@@ -77,7 +75,7 @@ class ImportSummary:
             for name, split in self.splits.items()
         }
         content = {"format": self.format, "folders": self.folders, "splits": splits}
-        write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, content)
 
 
 def check_id(image_id: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""The one loop of all importers: records of a source, in their order, to a manifest per split.
+"""Runs an importer: records of a source, in their order, to a manifest per split.
 
 An importer is a function from a `Source` to (split, record) pairs. An entity that lost its boxes, since none can be
 used, is `ambiguous`: the image may show it. The driver checks and writes the records, makes ids
@@ -22,7 +22,6 @@ from spanbox.data.manifest import (
     MAX_LINE_BYTES,
     Box,
     Entity,
-    ObjectBox,
     Record,
     encode_record,
     find_faults,
@@ -31,6 +30,7 @@ from spanbox.data.manifest import (
 from spanbox.data.source import state_of
 from spanbox.errors import DataError
 from spanbox.files import check_no_input, check_writable_file, check_writable_folder, removing_new_folders, replacing
+from spanbox.progress import OnProgress
 
 LISTED = 1000  # oddities of each kind that are listed by name; all are counted
 MOST_SPLITS = 100  # each is an open file
@@ -44,7 +44,6 @@ _SUFFIXES = {
 
 Loaded = TypeVar("Loaded")
 Pairs = Iterator[tuple[str, Record]]
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass
@@ -273,7 +272,3 @@ def whole_text(text: str, box: Box | None, kind: str = "") -> tuple[Entity, ...]
     start, end = len(text) - len(text.lstrip()), len(text.rstrip())
     boxes = (box,) if box else ()
     return (Entity(start, end, kind, boxes=boxes, ambiguous=not boxes),) if end > start else ()
-
-
-def proposal(box: Box, label: str) -> ObjectBox:
-    return ObjectBox(box, label=label)

@@ -13,7 +13,6 @@ from re import split as split_words
 from spanbox.data.images import image_size
 from spanbox.data.importers import (
     ImportSummary,
-    OnProgress,
     SplitSummary,
     UniqueIds,
     copy_file,
@@ -27,6 +26,7 @@ from spanbox.data.importers.voc import read_voc
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
 from spanbox.errors import DataError
 from spanbox.files import check_writable_file, check_writable_folder
+from spanbox.progress import OnProgress
 
 _SPLITS = {"train": "train", "dev": "val", "val": "val", "valid": "val", "test": "test"}
 _TEXT_FOLDERS = ("", "txt", "txt_fine", "json")
