@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo docs test test-fast fuzz stress check lint format clean
+.PHONY: demo docs test test-fast test-cuda fuzz stress check lint format clean
 
 demo: .venv/installed
 	$(BIN)/spanbox demo
@@ -14,6 +14,9 @@ test: .venv/installed lint
 
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"
+
+test-cuda: .venv/installed
+	$(BIN)/python -m pytest -n 0 -m cuda
 
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz/fuzz_run.py --count 10000

@@ -1,4 +1,4 @@
-"""Settings of all tests: two workers, offline, one thread, the same seed, output without colours."""
+"""Settings of all tests: two workers, offline, one thread, no GPU, the same seed, output without colours."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,12 @@ for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # or rich tak
 
 SLOW_FOLDERS = {"cli", "explore", "export", "report", "search", "wiring"}
 """Tests of whole commands, runs and pages."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, so that the tests compute the same on every machine; `pytest -m cuda` runs those that need one."""
+    if config.option.markexpr != "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -11,7 +11,7 @@ from spanbox.models.fusion_settings import FusionSettings
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and `-m cuda`"),
 ]
 
 

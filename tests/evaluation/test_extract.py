@@ -210,7 +210,7 @@ class TestFusion:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and `-m cuda`")
 def test_features_come_back_to_the_cpu() -> None:
     def encode_on_gpu(batch: Batch) -> Features:
         return encode(batch).to("cuda")

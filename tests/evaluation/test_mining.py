@@ -206,7 +206,7 @@ class TestDegenerate:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and `-m cuda`")
 @pytest.mark.parametrize("kind", KIND_NAMES)
 def test_a_gpu_finds_the_same(kind: Kind) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -227,7 +227,7 @@ def test_no_query_at_all() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and `-m cuda`")
 def test_a_gpu_ranks_as_the_cpu_does() -> None:
     """Ranks and counts are equal; average precision is a sum, whose order of additions differs."""
     features = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)).round()
