@@ -28,9 +28,9 @@ from spanbox.structures import Batch, Features
 SEEDS = range(4)
 
 
-def make_objective(kind: str, **settings: Any) -> Objective:
+def make_objective(kind: str, seed: int = 0, **settings: Any) -> Objective:
     fusion = {"choice": "hardest", **settings}
-    return Objective(LossSettings.model_validate({"fusion": fusion}), dim=4, fusion=kind).double()
+    return Objective(LossSettings.model_validate({"fusion": fusion}), dim=4, fusion=kind, seed=seed).double()
 
 
 def terms(objective: Objective, fusion: Any, features: Features, batch: Batch) -> dict[str, Tensor]:
@@ -207,6 +207,24 @@ def test_negatives_of_conditioned_pooling_can_be_chosen() -> None:
     for choice in ("random", "hardest"):
         few = make_objective("conditioned_pooling", negatives={"per_anchor": 1, "choice": choice})
         assert terms(few, fusion, features, batch)["fusion"] < everything
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_random_choice_is_a_function_of_seed_and_step_alone(kind: str) -> None:
+    batch = fusion_batch(0)
+    fusion, features = make_fusion(kind), fusion_features(batch)
+    few = {"candidates": 1, "choice": "random"}
+    if kind == "conditioned_pooling":
+        few = {"negatives": {"per_anchor": 1, "choice": "random"}}
+
+    def loss(seed: int, step: int) -> float:
+        objective = make_objective(kind, seed, **few)
+        objective.set_progress(0.5, step)
+        return terms(objective, fusion, features, batch)["fusion"].item()
+
+    assert loss(1, 1) == loss(1, 1)
+    for draws in ([loss(seed, 1) for seed in range(4)], [loss(1, step) for step in range(4)]):
+        assert len(set(draws)) > 1
 
 
 def test_the_choice_of_negatives_starts_when_it_is_asked_to() -> None:

@@ -39,9 +39,9 @@ def features_of(batch: Batch, seed: int = 0) -> Features:
     return Features(*(normalize(value, dim=-1).requires_grad_() for value in values))
 
 
-def objective_of(loss: str = "info_nce", **negatives: Any) -> Objective:
+def objective_of(loss: str = "info_nce", seed: int = 0, **negatives: Any) -> Objective:
     level = {"loss": loss, "negatives": negatives, "temperature": 0.5}
-    return Objective(LossSettings.model_validate({"coarse": level, "fine": level})).double()
+    return Objective(LossSettings.model_validate({"coarse": level, "fine": level}), seed=seed).double()
 
 
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,18 +223,18 @@ def test_more_than_there_are_is_all_of_them(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(objective_of(**settings)(features, batch).terms, expected)
 
 
-def test_a_random_choice_is_a_function_of_the_step_alone() -> None:
+def test_a_random_choice_is_a_function_of_seed_and_step_alone() -> None:
     batch = random_batch(4, pairs=7, spans=3, regions=3)
     features = features_of(batch)
 
-    def total(step: int) -> float:
-        objective = objective_of(**RANDOM)
+    def total(seed: int, step: int) -> float:
+        objective = objective_of(seed=seed, **RANDOM)
         objective.set_progress(0.5, step)
         torch.rand(1)
         return objective(features, batch).total.item()
 
-    assert total(1) == total(1)
-    assert len({total(step) for step in range(5)}) == 5
+    assert total(1, 1) == total(1, 1)
+    assert len({total(seed, step) for seed in range(3) for step in range(5)}) == 15
 
 
 def test_a_choice_leaves_the_random_numbers_of_everything_else_alone() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import batches
 import miniature
 import spanbox
 from spanbox.config import RunConfig, load_config
@@ -17,7 +18,7 @@ from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
 from spanbox.structures import Batch, Features, Sample
 from spanbox.wiring import Loaded, Trained, evaluate_checkpoint, load, train
-from spanbox.wiring.building import make_collator, sample_limits
+from spanbox.wiring.building import build_objective, make_collator, sample_limits
 
 RUN = {"config.yaml", "environment.json", "log.jsonl", "checkpoints", ".lock"}
 CHECKPOINT = {"model.safetensors", "config.yaml", "architecture.json", "preprocessing.json", "tokenizer", "trainer.pt"}
@@ -130,6 +131,20 @@ class TestRunFolder:
         assert losses(tmp_path / "again") == losses(run.run_dir)
         train(miniature.demo_config(scenes, tmp_path / "other", "seed=1"))
         assert losses(tmp_path / "other") != losses(run.run_dir)
+
+
+def test_the_seed_of_a_config_reaches_the_random_negatives() -> None:
+    given = ["data.train=pairs.jsonl", "loss.coarse.negatives.per_anchor=2"]
+    batch = batches.random_batch(0, pairs=9, spans=2, regions=2)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (9, 4), (9, 4), (9, 2, 4), (9, 2, 4)
+    features = Features(*(torch.randn(shape, generator=generator) for shape in shapes))
+
+    def coarse(seed: int) -> float:
+        objective = build_objective(load_config("demo", [*given, f"seed={seed}"]))
+        return objective(features, batch).terms["coarse"].item()
+
+    assert coarse(0) == coarse(0) != coarse(1)
 
 
 class TestLoading:

@@ -58,9 +58,10 @@ class FusionObjective(nn.Module):
         settings: of the losses.
         kind: of the fusion.
         parts: whether there is a loss of spans and regions.
+        seed: of random candidates and negatives, with the step.
     """
 
-    def __init__(self, settings: FusionLossSettings, kind: str, *, parts: bool) -> None:
+    def __init__(self, settings: FusionLossSettings, kind: str, *, parts: bool, seed: int = 0) -> None:
         super().__init__()
         self.settings = settings
         self.scores_pairs = kind != "conditioned_pooling"
@@ -69,7 +70,7 @@ class FusionObjective(nn.Module):
         self.parts_log_scale = nn.Parameter(start.clone()) if parts and settings.parts_weight else None
         options = LOSSES[settings.loss].options
         self.bias = nn.Parameter(torch.tensor(options["bias"])) if "bias" in options else None
-        self.done, self.step = 0.0, 0
+        self.seed, self.done, self.step = seed, 0.0, 0
 
     def forward(
         self, features: Features, targets: Targets, share: Share, fusion: Any
@@ -120,7 +121,7 @@ class FusionObjective(nn.Module):
 
     def _generator(self, name: str) -> torch.Generator:
         """In the same state on every rank."""
-        return torch.Generator().manual_seed(stable_id(f"fusion {name} {self.step}"))
+        return torch.Generator().manual_seed(stable_id(f"fusion {name} {self.seed} {self.step}"))
 
     # Context
 

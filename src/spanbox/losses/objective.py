@@ -33,9 +33,10 @@ class Objective(nn.Module):
     Args:
         dim: dimension of the features; needed only for a gate.
         fusion: kind of the fusion; "none": there is no loss of fused scores.
+        seed: of random negatives and candidates, with the step.
     """
 
-    def __init__(self, settings: LossSettings, dim: int | None = None, fusion: str = "none") -> None:
+    def __init__(self, settings: LossSettings, dim: int | None = None, fusion: str = "none", *, seed: int = 0) -> None:
         super().__init__()
         self.settings = settings
         self.coarse_log_scale = _log_scale(settings.coarse)
@@ -55,8 +56,8 @@ class Objective(nn.Module):
             self.gate = Gate(dim)
         self.fusion: FusionObjective | None = None
         if fusion != "none":
-            self.fusion = FusionObjective(settings.fusion, fusion, parts=settings.fine.used)
-        self._done, self._step = 0.0, 0
+            self.fusion = FusionObjective(settings.fusion, fusion, parts=settings.fine.used, seed=seed)
+        self._seed, self._done, self._step = seed, 0.0, 0
 
     def forward(
         self, features: Features, targets: Targets, share: Share = WHOLE_SHARE, fusion: nn.Module | None = None
@@ -96,7 +97,7 @@ class Objective(nn.Module):
         Fixed ones too: a run that goes on has those of its checkpoint until then.
 
         Args:
-            step: of the run; random negatives depend on it.
+            step: of the run; random negatives depend on it and on the seed.
         """
         self._done, self._step = done, step
         if self.fusion is not None:
@@ -150,7 +151,7 @@ class Objective(nn.Module):
         negatives = self.settings.levels()[name].negatives
         if not negatives.used_at(self._done):
             return None
-        generator = torch.Generator().manual_seed(stable_id(f"negatives {name} {self._step}"))
+        generator = torch.Generator().manual_seed(stable_id(f"negatives {name} {self._seed} {self._step}"))
         return partial(selected, negatives, generator)
 
     def _ranking(self, features: Features, targets: Targets, share: Share) -> Tensor:

@@ -47,8 +47,8 @@ def fitted_to(pad_token_id: int | None, settings: ModelSettings) -> ModelSetting
 
 
 def build_objective(config: RunConfig) -> Objective:
-    """The losses of a config; nothing in them is random."""
-    return Objective(config.loss, config.model.dim, config.model.fusion.kind)
+    """The losses of a config; their initial weights are not random."""
+    return Objective(config.loss, config.model.dim, config.model.fusion.kind, seed=config.seed)
 
 
 def make_tokenizer(config: RunConfig, manifest: Manifest) -> Any:
