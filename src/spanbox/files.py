@@ -7,18 +7,23 @@ process never leaves half a file, and an older file stays until the new one is c
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from spanbox.errors import OutputError
 
 PUBLIC_FILE = 0o666  # the mode of a new file, before the umask
 PARTIAL = ".partial"  # ending of files and folders that are not complete yet
+LOCK = ".lock"
+PATIENCE = 1.0
+"""Seconds of waiting for a lock before a line says so."""
 
 
 @contextmanager
@@ -119,6 +124,26 @@ def removing_new_folders(folder: Path) -> Iterator[None]:
             except OSError:  # never made, or not empty
                 break
         raise
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Context that one process at a time enters for a folder; others wait. The lock ends with its process.
+
+    The folder is made. Where no lock can be made, as in a folder without the right to write, nothing waits.
+    """
+    lock = FileLock(folder / LOCK)
+    with suppress(OSError, NotImplementedError):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:  # an OSError too
+            print(f"{folder}: another command writes here; waiting for it", file=sys.stderr)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove_entry(path: Path) -> None:

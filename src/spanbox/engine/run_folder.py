@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from spanbox.engine.checkpoint import last_checkpoint
 from spanbox.errors import ConfigError
-from spanbox.files import check_writable_folder, explained, remove_entry
+from spanbox.files import LOCK, check_writable_folder, explained, remove_entry
 
 RUN_FILES = (
     *("checkpoints", "neighbours", "evaluation", "tensorboard", "wandb"),
@@ -26,7 +26,6 @@ RUN_FILES = (
 is put back gets them last, so that a crash in between is noticed."""
 
 REPLACED = ".replaced"
-LOCK = ".lock"
 LAST_SECONDS = 15.0
 """The loader processes of a killed training see its end, and let go of its lock, within some seconds."""
 

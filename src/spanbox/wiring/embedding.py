@@ -17,6 +17,7 @@ from spanbox.data.source import state_of
 from spanbox.engine.device import choose_precision, make_encode
 from spanbox.evaluation.bank_files import Fingerprint, StoredBank, open_bank, write_bank
 from spanbox.evaluation.extract import FeatureBank, extract_parts
+from spanbox.files import one_at_a_time
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Batch, Incident, stable_id
@@ -69,18 +70,22 @@ def embed(
 
 
 def embed_to_disk(loaded: Loaded, dataset: PairDataset, folder: Path, *, keep_states: bool) -> StoredBank:
-    """As `embed`, stored in `folder`, and read from there when this checkpoint made them of these pairs."""
-    fingerprint = _fingerprint(loaded, dataset)
+    """As `embed`, stored in `folder`, and read from there when this checkpoint made them of these pairs.
+
+    Commands that use one evaluation take turns, so that none reads features while another replaces them.
+    """
     keep_states = keep_states and loaded.model.fusion is not None
-    stored = open_bank(folder, fingerprint)
-    usable = stored is not None and (stored.bank.tokens is not None or not keep_states)
-    if stored is not None and usable and _fits(stored.bank, dataset, loaded.config.model.dim):
-        return stored
-    if keep_states:
-        announce_size(loaded, dataset, folder)
-    incidents: list[Incident] = []
-    parts = embed_parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents, keep_states=keep_states)
-    return write_bank(folder, fingerprint, parts, incidents)
+    with one_at_a_time(folder.parent):
+        fingerprint = _fingerprint(loaded, dataset)
+        stored = open_bank(folder, fingerprint)
+        usable = stored is not None and (stored.bank.tokens is not None or not keep_states)
+        if stored is not None and usable and _fits(stored.bank, dataset, loaded.config.model.dim):
+            return stored
+        if keep_states:
+            announce_size(loaded, dataset, folder)
+        incidents: list[Incident] = []
+        parts = embed_parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents, keep_states=keep_states)
+        return write_bank(folder, fingerprint, parts, incidents)
 
 
 def _fits(bank: FeatureBank, dataset: PairDataset, width: int) -> bool:

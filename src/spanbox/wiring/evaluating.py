@@ -49,6 +49,7 @@ from spanbox.files import (
     check_writable_file,
     check_writable_folder,
     explained,
+    one_at_a_time,
     write_json,
 )
 from spanbox.models.dual_encoder import DualEncoder
@@ -175,15 +176,18 @@ def evaluate_to_folder(
         metrics |= figure.named(name)
     if options.predictions is not None:
         write_predictions(options.predictions, loaded, opened, validation)
-    if folder is not None:
+    evaluated = Evaluated(loaded.checkpoint, manifest, data_fingerprint(opened), metrics, stored.incidents)
+    if folder is None:
+        evaluated.write(metrics_path)
+        return evaluated, metrics_path
+    with one_at_a_time(folder):  # so that all files are of one evaluation
         with _replacing_files(folder, FILES) as aside:
             _write_outcomes(aside / "outcomes.npz", outcomes)
             if options.examples:
                 retrievals = _retrievals(stored.bank, outcomes, options.examples, loaded.config.seed)
                 write_examples(aside, pairs, retrievals, loaded, 2 * options.examples, folder)
             write_audit(aside / "audit.json", _manifests(loaded.config, manifest))
-    evaluated = Evaluated(loaded.checkpoint, manifest, data_fingerprint(opened), metrics, stored.incidents)
-    evaluated.write(metrics_path)  # last: where it is, the rest is complete
+        evaluated.write(metrics_path)  # last: where it is, the rest is complete
     return evaluated, metrics_path
 
 

@@ -1,16 +1,22 @@
 """Features that an evaluation uses again or makes anew, and its audit of the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
+import torch
 
 from evaluations import LIGHT, read, replace
 from spanbox.data.manifest import Manifest, write_manifest
 from spanbox.errors import DataError
-from spanbox.wiring import Evaluated, evaluate_to_folder
-from spanbox.wiring.embedding import features_folder
+from spanbox.evaluation.extract import FeatureBank, extract_parts
+from spanbox.wiring import Evaluated, evaluate_to_folder, load
+from spanbox.wiring.building import open_manifest
+from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset, features_folder
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -72,6 +78,39 @@ class TestFeatures:
             (copied_scenes / record.image).unlink()
         with pytest.raises(DataError, match="none of its images can be read"):
             evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")
+
+
+def test_two_at_once_take_turns(
+    copied: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features of two checkpoints lie in one folder: none may be replaced while another evaluation reads them."""
+    manifest = scenes / "test.jsonl"
+    loaded = [load(copied / "checkpoints" / step, "cpu") for step in ("step-000003", "step-000006")]
+    datasets = [
+        evaluation_dataset(each.config, each.model, open_manifest(each.config, str(manifest), "")) for each in loaded
+    ]
+    expected = [
+        embed(each.model, each.config, each.tokenizer, data)[0] for each, data in zip(loaded, datasets, strict=True)
+    ]
+    meeting = Barrier(2)
+
+    def slow_parts(*arguments: Any, **options: Any) -> Iterator[FeatureBank]:
+        with suppress(BrokenBarrierError):
+            meeting.wait(0.2)
+            raise AssertionError("both encode at once")
+        yield from extract_parts(*arguments, **options)
+
+    monkeypatch.setattr("spanbox.wiring.embedding.extract_parts", slow_parts)
+    monkeypatch.setattr("spanbox.files.PATIENCE", 0.0)
+    folder = features_folder(copied / "evaluation", manifest)
+    with ThreadPoolExecutor(2) as pool:
+        found = [
+            pool.submit(embed_to_disk, each, data, folder, keep_states=False)
+            for each, data in zip(loaded, datasets, strict=True)
+        ]
+        for stored, own in zip(found, expected, strict=True):
+            assert torch.equal(stored.result().bank.spans, own.spans)
+    assert "evaluation: another command writes here; waiting for it" in capsys.readouterr().err
 
 
 class TestAudit:
