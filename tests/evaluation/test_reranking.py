@@ -78,6 +78,22 @@ def test_equal_scores_rank_last() -> None:
     assert outcomes["retrieval.t2i.reranked.mean_rank"].values.tolist() == [4] * 6
 
 
+def test_towers_that_give_equal_scores_propose_nothing_by_luck() -> None:
+    bank = make_bank(text=torch.ones(6, 3) / 3**0.5, image=torch.ones(6, 3) / 3**0.5)
+    for most, rank in ((1, 6), (5, 6), (6, 1)):
+        outcomes = reranked_outcomes(bank, lambda sentences, images: (sentences == images).float(), most)
+        for way in ("i2t", "t2i"):
+            assert outcomes[f"retrieval.{way}.reranked.mean_rank"].values.tolist() == [rank] * 6
+
+
+def test_a_tie_at_the_last_proposed_place_counts_against_the_model() -> None:
+    """The first image is proposed, the others share the second place of two."""
+    image = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.6, 0.8]])
+    bank = make_bank(text=torch.tensor([[1.0, 0.0]] * 4), image=image)
+    outcomes = reranked_outcomes(bank, lambda sentences, images: (sentences == images).float(), 2)
+    assert outcomes["retrieval.t2i.reranked.mean_rank"].values.tolist() == [1, 4, 4, 4]
+
+
 def test_scores_that_are_not_numbers_rank_last() -> None:
     bank = make_bank(text=torch.eye(6))
     outcomes = reranked_outcomes(bank, lambda sentences, images: torch.full((len(sentences),), torch.nan), 2)

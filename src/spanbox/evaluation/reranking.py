@@ -14,7 +14,7 @@ from torch import Tensor
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import Figure, Outcome, ranking_outcomes
 from spanbox.evaluation.own_image import OwnImage, found_within
-from spanbox.evaluation.ranking import RECALL_DEPTHS, Rescore, nan_last, rank_in_blocks, same_id
+from spanbox.evaluation.ranking import RECALL_DEPTHS, Relevance, Rescore, nan_last, rank_in_blocks, same_id
 from spanbox.evaluation.retrieval import first_of_each_group
 from spanbox.intervals import paired_difference
 from spanbox.progress import StartProgress, hidden
@@ -48,15 +48,18 @@ def reranked_outcomes(
     every_N = torch.arange(len(bank))
     images_GD = bank.image[first_G]
     directions = (
-        ("i2t", images_GD, bank.text, group_G, bank.group, _rescoring(scores, every_N, first_G, most, of_images=True)),
-        ("t2i", bank.text, images_GD, bank.group, group_G, _rescoring(scores, every_N, first_G, most, of_images=False)),
+        ("i2t", images_GD, bank.text, group_G, bank.group, first_G, every_N),
+        ("t2i", bank.text, images_GD, bank.group, group_G, every_N, first_G),
     )
     outcomes: dict[str, Outcome] = {}
-    for name, queries, candidates, query_group, group, rescore in directions:
+    for name, queries, candidates, query_group, group, query_places, candidate_places in directions:
+        relevance = same_id(query_group.to(device), group.to(device))
+        of_pairs = scores if name == "t2i" else _turned(scores)
+        rescore = _rescoring(of_pairs, query_places, candidate_places, relevance, most)
         ranking = rank_in_blocks(
             queries,
             candidates,
-            same_id(query_group.to(device), group.to(device)),
+            relevance,
             device=device,
             block_elements=QUERIES_AT_ONCE * len(candidates),
             progress=progress,
@@ -92,21 +95,30 @@ def gains(outcomes: Mapping[str, Outcome]) -> dict[str, Figure]:
     return figures
 
 
-def _rescoring(scores: PairScores, every_N: Tensor, first_G: Tensor, most: int, *, of_images: bool) -> Rescore:
+def _turned(scores: PairScores) -> PairScores:
+    return lambda images, sentences: scores(sentences, images)
+
+
+def _rescoring(
+    scores: PairScores, query_places: Tensor, candidate_places: Tensor, relevance: Relevance, most: int
+) -> Rescore:
     """Replaces the similarities of the first candidates of each query by larger numbers, in the order of the fused
-    scores."""
-    query_places, candidate_places = (first_G, every_N) if of_images else (every_N, first_G)
+    scores. Of candidates that tie for the last places the wrong ones come first.
+
+    Args:
+        scores: of places of queries and of candidates.
+    """
 
     def rescore(rows: slice, similarity_QN: Tensor) -> Tensor:
         similarity_QN = nan_last(similarity_QN)
-        proposed_QK = similarity_QN.topk(min(most, similarity_QN.shape[1]), dim=1).indices
-        query_Q = query_places[rows]
-        queries, candidates = (
-            query_Q[:, None].expand(proposed_QK.shape).flatten(),
-            candidate_places[proposed_QK.cpu()].flatten(),
-        )
-        pairs = (candidates, queries) if of_images else (queries, candidates)
-        fused_QK = scores(*pairs).to(similarity_QN).reshape(proposed_QK.shape)
+        order_QN = similarity_QN.clamp(min=torch.finfo(similarity_QN.dtype).min)
+        right, _ = relevance(rows)
+        behind = order_QN.new_tensor(-torch.inf)
+        order_QN[right] = order_QN[right].nextafter(behind)
+        proposed_QK = order_QN.topk(min(most, order_QN.shape[1]), dim=1).indices
+        queries = query_places[rows][:, None].expand(proposed_QK.shape).flatten()
+        candidates = candidate_places[proposed_QK.cpu()].flatten()
+        fused_QK = scores(queries, candidates).to(similarity_QN).reshape(proposed_QK.shape)
         return similarity_QN.scatter(1, proposed_QK, nan_last(fused_QK).clamp(min=-1.0) + 4.0)
 
     return rescore
