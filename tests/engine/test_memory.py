@@ -145,6 +145,20 @@ class TestMeasuredStep:
         predicted = memory.peak(24, {"text": chunk, "image": chunk}) - 1.1 * memory.state
         assert counted.peak <= predicted <= 1.75 * counted.peak
 
+    @pytest.mark.parametrize("frozen", ["text", "vision"])
+    def test_a_frozen_tower_encodes_before_a_graph_is_kept(self, frozen: str) -> None:
+        """So its activations in one chunk and those of the kept chunk of the other tower are never held together."""
+        model, objective = make_model(), Objective(LossSettings())
+        getattr(model, frozen).requires_grad_(False)
+        memory = step_memory(model)
+        batch = example(48)
+        chunks = {"text": 12, "image": 12} | {"image" if frozen == "vision" else "text": 48}
+        for parameter in (*model.parameters(), *objective.parameters()):
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        with PeakMemory() as counted:
+            accumulate(model, objective, batch, **chunks)
+        assert counted.peak <= memory.peak(48, chunks) - 1.1 * memory.state
+
     def test_leaves_no_trace(self) -> None:
         model = make_model(dropout=0.1)
         state = torch.get_rng_state()
@@ -241,6 +255,16 @@ class TestChunk:
         sizes = choose_chunk_sizes(memory, 64, budget)
         assert 64 in sizes.values()
         assert memory.peak(64, sizes) <= budget
+
+    def test_room_is_for_the_tower_that_is_trained(self) -> None:
+        """A frozen one is encoded once in any chunks, so all its rows at once save nothing."""
+        model = make_model()
+        model.vision.requires_grad_(False)
+        memory = step_memory(model)
+        large = replace(memory.towers["image"], chunk=ChunkMemory(frozenset({(0.0, 1e6)})))  # a row of a large model
+        memory = replace(memory, towers=memory.towers | {"image": large})
+        sizes = choose_chunk_sizes(memory, 64, memory.peak(64, {"text": 4, "image": 64}) + 1)
+        assert sizes["text"] == 64
 
     def test_is_the_batch_where_there_is_room(self) -> None:
         assert choose_chunk_sizes(measured(), 64, GIB) == {"text": 64, "image": 64}

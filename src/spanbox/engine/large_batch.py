@@ -79,12 +79,12 @@ def accumulate_gradients(towers: Sequence[TowerStep], score: Score) -> Losses:
         towers: each with its rows.
         score: losses from the states of each tower.
     """
-    last_trained = max((place for place, tower in enumerate(towers) if tower.trained), default=0)
-    passes = [_Passes(tower, keeps_last=place == last_trained) for place, tower in enumerate(towers)]
-    losses = score(*(one.states for one in passes))
+    order = sorted(range(len(towers)), key=lambda place: towers[place].trained)  # no graph is held while others encode
+    passes = {place: _Passes(towers[place], keeps_last=place == order[-1]) for place in order}
+    losses = score(*(passes[place].states for place in range(len(towers))))
     losses.total.backward()  # type: ignore[no-untyped-call]
-    for one in reversed(passes):  # the graph that is kept is freed before another chunk is encoded
-        one.backward()
+    for place in reversed(order):  # the graph that is kept is freed before another chunk is encoded
+        passes[place].backward()
     return losses.detach()
 
 

@@ -188,15 +188,16 @@ class StepMemory:
     def chunk_sizes(self, batch_size: int, budget: int) -> dict[str, int] | None:
         """The largest chunks, in rows, with which the step stays within `budget` bytes; None if nothing fits.
 
-        As many towers as possible encode all their rows at once, first those with most activations, which saves their
-        second pass.
+        As many trained towers as possible encode all their rows at once, first those with most activations, which saves
+        their second pass.
         """
         whole = {name: math.ceil(tower.rows * batch_size) for name, tower in self.towers.items()}
 
         def saved(names: Sequence[str]) -> int:
             return sum(self.towers[name].chunk.peak(whole[name]) for name in names)
 
-        choices = [names for count in range(len(whole) + 1) for names in combinations(whole, count)]
+        trained = [name for name, tower in self.towers.items() if tower.trained]
+        choices = [names for count in range(len(trained) + 1) for names in combinations(trained, count)]
         for at_once in sorted(choices, key=saved, reverse=True):
             kept = sum(tower.kept * batch_size for name, tower in self.towers.items() if name not in at_once)
             room = budget / MARGIN - self.state - self.pair * batch_size - saved(at_once) - kept
