@@ -132,7 +132,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
     The folder is made. Where no lock can be made, as in a folder without the right to write, nothing waits.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a file as a lock would outlive a killed process
     with suppress(OSError, NotImplementedError):
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,5 +1,7 @@
 """Run folders: an earlier run is recognised by any of its files, and never lost before the new one has a checkpoint."""
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -165,13 +167,20 @@ class TestOneTrainingAtATime:
         refuse_running(tmp_path / "never")
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refused(self: object, **options: object) -> None:
-            raise NotImplementedError
+    @pytest.mark.parametrize("error", run_folder.NO_LOCKS)
+    def test_a_file_system_without_locks(
+        self, error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        """Nothing is checked there, nothing is said, and no file stands for a lock after its process is gone."""
 
-        monkeypatch.setattr(run_folder.FileLock, "acquire", refused)
+        def refused(file: int, operation: int) -> None:
+            raise OSError(error, os.strerror(error))
+
+        monkeypatch.setattr(fcntl, "flock", refused)
         with only_training(tmp_path), only_training(tmp_path):
-            pass
+            refuse_running(tmp_path)
+        assert content(tmp_path) in ({}, {run_folder.LOCK: ""})
+        assert not recwarn.list
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

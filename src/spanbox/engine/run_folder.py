@@ -9,7 +9,8 @@ runs/NAME/.lock        locked by the training that runs in the folder
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from errno import ENOLCK, ENOSYS, ENOTSUP, EOPNOTSUPP
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,6 +27,9 @@ RUN_FILES = (
 is put back gets them last, so that a crash in between is noticed."""
 
 REPLACED = ".replaced"
+NO_LOCKS = (ENOSYS, ENOLCK, ENOTSUP, EOPNOTSUPP)
+"""Errors of file systems without locks, such as Lustre and NFS without their lock service."""
+
 LAST_SECONDS = 15.0
 """The loader processes of a killed training see its end, and let go of its lock, within some seconds."""
 
@@ -40,8 +44,8 @@ def only_training(run_dir: Path) -> Iterator[None]:
         ConfigError: another training runs there.
         OutputError: the folder cannot be written.
     """
-    lock = FileLock(run_dir / LOCK)
-    with explained(run_dir), suppress(NotImplementedError):
+    lock = FileLock(run_dir / LOCK, fallback_to_soft=False)  # a file as a lock would outlive a killed process
+    with explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=LAST_SECONDS)
@@ -49,6 +53,9 @@ def only_training(run_dir: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{run_dir}: another training runs in this folder; wait for its end, stop it, or choose another run.dir"
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
     try:
         yield
     finally:
