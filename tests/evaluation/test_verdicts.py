@@ -86,6 +86,50 @@ def test_swapped_images_are_found() -> None:
     assert abs(verdicts.wrong_pairs - 0.1) < 0.05
 
 
+def with_captions(bank: FeatureBank, pairs: list[int]) -> FeatureBank:
+    """Some pairs without spans and regions."""
+    kept = (~torch.isin(bank.span_pair, torch.tensor(pairs))).nonzero()[:, 0]
+    names = ("spans", "span_pair", "span_identity", "span_entity", "span_shown", "regions", "region_pair", "region_box")
+    left = {name: getattr(bank, name)[kept] for name in names}
+    return replace(bank, **left, links=torch.arange(len(kept)).repeat(2, 1).T)
+
+
+def test_swapped_images_are_found_beside_captions_without_boxes() -> None:
+    """Images without regions have no score of the fine level, and are no wrong ones to compare that with."""
+    swapped = list(range(0, 300, 10))
+    bank = with_captions(
+        with_swapped_images(make_bank(300, noise=1.0), swapped), [i for i in range(300) if i % 10 in range(1, 8)]
+    )
+    verdicts = judge([score_fold(bank, 0)])
+    found = {pair.place for pair in verdicts.pairs if pair.is_wrong}
+    assert len(found & set(swapped)) >= 0.9 * len(swapped)
+    assert len(found - set(swapped)) <= 3
+
+
+def test_one_pair_with_boxes_among_captions_is_judged_by_the_coarse_level() -> None:
+    bank = with_captions(make_bank(100), list(range(1, 100)))
+    verdicts = judge([score_fold(bank, 0)])
+    assert [pair.place for pair in verdicts.pairs] == list(range(100))
+    assert not verdicts.pairs[0].is_wrong
+    assert not verdicts.links  # no span and region of two groups
+
+
+def test_pairs_of_one_group_are_not_judged() -> None:
+    """No wrong pair can be made of them; without one to compare with, each would look wrong."""
+    for number in (1, 5):
+        bank = make_bank(number)
+        verdicts = judge([score_fold(replace(bank, group=torch.zeros(number, dtype=torch.int64)), 0)])
+        assert (verdicts.pairs, verdicts.links, verdicts.wrong_pairs, verdicts.wrong_links) == ([], [], 0.0, 0.0)
+
+
+def test_links_of_one_identity_are_not_judged() -> None:
+    """No wrong link can be made of them: every region may show it."""
+    bank = make_bank(20)
+    verdicts = judge([score_fold(replace(bank, span_identity=torch.zeros_like(bank.span_identity)), 0)])
+    assert len(verdicts.pairs) == 20
+    assert (verdicts.links, verdicts.wrong_links) == ([], 0.0)
+
+
 def test_moved_links_are_found_with_the_right_box() -> None:
     moved = list(range(0, 1200, 5))
     verdicts = judge([score_fold(with_moved_links(make_bank(300), moved), 0)])

@@ -46,10 +46,14 @@ class LinkEvidence(NamedTuple):
 
 
 def pair_evidence(bank: FeatureBank, seed: int) -> dict[bool, tuple[NDArray[np.int64], Evidence]]:
-    """Scores of the pairs, by whether they have an entity with a box, and so a score of the fine level.
+    """Scores of the pairs, by whether they have a score of the fine level too.
+
+    A pair has one if it has an entity with a box, and others to compare it with. Wrong ones have a score of the same
+    levels: an image without regions has none of the fine level, and would make every other pair look right.
 
     Returns:
-        For each of both kinds the indices of its pairs, and their scores; empty kinds are left out.
+        For each of both kinds the indices of its pairs, and their scores; kinds without pairs, or without wrong ones to
+        compare them with, are left out.
     """
     sampled_J = _sample(len(bank), SAMPLED, seed)
     allowed_NJ = bank.group[:, None] != bank.group[sampled_J][None, :]
@@ -60,22 +64,25 @@ def pair_evidence(bank: FeatureBank, seed: int) -> dict[bool, tuple[NDArray[np.i
         allowed_NJ,
         sampled_J,
     )
-    has_fine_N, fine = _fine_evidence(bank, sampled_J, allowed_NJ)
+    usable_NJ, fine = _fine_evidence(bank, sampled_J, allowed_NJ)
+    has_fine_N = usable_NJ.any(dim=1)
     result = {}
     for kind in (False, True):
         rows_N = has_fine_N == kind
-        if rows_N.any():
-            own_N, wrong_NJ = coarse
-            if kind and fine is not None:
-                own_N, wrong_NJ = own_N + fine[0], wrong_NJ + fine[1]
-            wrong = wrong_NJ[rows_N][allowed_NJ[rows_N]]
+        own_N, wrong_NJ = coarse
+        compared_NJ = allowed_NJ
+        if kind and fine is not None:
+            own_N, wrong_NJ, compared_NJ = own_N + fine[0], wrong_NJ + fine[1], usable_NJ
+        wrong = wrong_NJ[rows_N][compared_NJ[rows_N]]
+        if len(wrong):
             index = rows_N.nonzero()[:, 0].numpy()
             result[kind] = (index, Evidence(_to_numpy(own_N[rows_N]), _thinned(wrong, seed)))
     return result
 
 
 def link_evidence(bank: FeatureBank, seed: int) -> LinkEvidence:
-    """Scores of the spans with the regions of their own image, and of wrong links. The bank needs both."""
+    """Scores of the spans with the regions of their own image, and of wrong links, if there are any. The bank needs
+    spans and regions."""
     own = score_own_image(bank)
     regions_C = _sample(len(bank.regions), SAMPLED, seed)
     spans_C = _sample(len(bank.spans), SAMPLED, seed + 1)
@@ -123,15 +130,17 @@ def within_pair(scores_SR: Tensor, candidates_SR: Tensor, pair_S: Tensor, identi
 def _fine_evidence(
     bank: FeatureBank, sampled_J: Tensor, allowed_NJ: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Which pairs have an entity with a box, and the mean over these of the best region, in their and other images."""
+    """Wrong pairs (N, J) of a sentence that has an entity with a box and an image that has regions; if there are any,
+    the mean over the entities with a box of the best region, in their own and in the other images."""
     shown_S = (bank.span_shown == SHOWN).nonzero()[:, 0]
     has_regions_N = torch.zeros(len(bank), dtype=torch.bool)
     has_regions_N[bank.region_pair] = True
     has_fine_N = torch.zeros(len(bank), dtype=torch.bool)
     has_fine_N[bank.span_pair[shown_S]] = True
     has_fine_N &= has_regions_N
-    if not has_fine_N.any():
-        return has_fine_N, None
+    usable_NJ = allowed_NJ & has_fine_N[:, None] & has_regions_N[sampled_J][None, :]
+    if not usable_NJ.any():
+        return usable_NJ, None
     everyone = torch.arange(len(bank))
     rows_NJ = torch.empty(len(bank), len(sampled_J))
     columns_NJ = torch.empty(len(bank), len(sampled_J))
@@ -143,9 +152,8 @@ def _fine_evidence(
     best_S = own.scores_SR.masked_fill(~own.candidates_SR, -1.0).amax(dim=1)
     number = torch.zeros(len(bank)).index_add_(0, bank.span_pair[shown_S], torch.ones(len(shown_S)))
     own_N = torch.zeros(len(bank)).index_add_(0, bank.span_pair[shown_S], best_S[shown_S]) / number.clamp(min=1)
-    usable_NJ = allowed_NJ & has_fine_N[:, None] & has_regions_N[sampled_J][None, :]
     usable_columns_NJ = allowed_NJ & has_regions_N[:, None] & has_fine_N[sampled_J][None, :]
-    return has_fine_N, _standardised(own_N, rows_NJ, columns_NJ, usable_NJ, sampled_J, usable_columns_NJ)
+    return usable_NJ, _standardised(own_N, rows_NJ, columns_NJ, usable_NJ, sampled_J, usable_columns_NJ)
 
 
 def _best_regions(bank: FeatureBank, shown_S: Tensor, texts: Tensor, images: Tensor) -> Tensor:

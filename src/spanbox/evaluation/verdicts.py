@@ -52,8 +52,12 @@ class Verdicts(NamedTuple):
 
 
 def score_fold(bank: FeatureBank, seed: int) -> FoldScores:
-    """P-values of the pairs and links of a bank, whose model was not trained on them."""
-    place, fine, p = [], [], []
+    """P-values of the pairs and links of a bank, whose model was not trained on them.
+
+    Those without wrong ones to compare them with have none: pairs that are all of one group, links that are all of one
+    identity.
+    """
+    place, fine, p = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.bool_)], [np.empty(0)]
     for kind, (index, evidence) in pair_evidence(bank, seed).items():
         place.append(bank.place.numpy()[index])
         fine.append(np.full(len(index), kind))
@@ -62,6 +66,8 @@ def score_fold(bank: FeatureBank, seed: int) -> FoldScores:
     if not (len(bank.spans) and len(bank.regions)):
         return FoldScores(pair_place, pair_fine, pair_p, *_no_links())
     links = link_evidence(bank, seed)
+    if not len(links.wrong):
+        return FoldScores(pair_place, pair_fine, pair_p, *_no_links())
     own = links.own
     boxes_SR4, linked_SR = own.boxes_SR4.double().numpy(), own.linked_SR.numpy()
     free_SR = own.candidates_SR.numpy() & ~linked_SR
