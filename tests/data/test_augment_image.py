@@ -145,6 +145,20 @@ def test_a_crop_keeps_linked_boxes_whole() -> None:
     assert set(whole["all"]) == {len(FRACTIONS_OF_BOXES)}
 
 
+@pytest.mark.parametrize("aspect", ["squash", "pad"])
+def test_a_box_that_ends_where_the_crop_does_is_whole(aspect: Any) -> None:
+    """Also where rounding puts its edge a little beyond: with min_visible=1 it would be left out."""
+    settings = ImageAugmentSettings(crop=1.0, crop_scale=(0.3, 1.0), flip=0.5, min_visible=1.0)
+    for step in range(200):
+        generator = np.random.default_rng(step)
+        size = int(generator.integers(50, 900)), int(generator.integers(50, 900))
+        box = ObjectBox((size[0] / 2 - step % 20, size[1] // 3, *size))
+        annotation = annotate("", (), (box,), size, SampleLimits(SIDE, proposals=1))
+        linked = [tuple(annotation.regions[0].tolist())]
+        plan = draw_plan(settings, size, 224, linked, aspect=aspect, may_flip=True, generator=generator)
+        assert len(moved(annotation, plan.to_square, settings.min_visible, (), frame=plan.frame).regions) == 1
+
+
 def test_crops_that_keep_all_boxes_differ() -> None:
     limits = limits_of(crop=1.0, crop_scale=(0.05, 0.2), keep_boxes="all")
     assert len({_plan_of(step, limits).to_square for step in range(40)}) > 10

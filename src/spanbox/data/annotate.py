@@ -289,5 +289,6 @@ def _visible(boxes: Tensor, to_square: Affine, frame: Box) -> tuple[list[Box], l
     """Boxes (N, 4) on the square, clipped to the frame, and the share of each that lies in it."""
     whole = [to_square.box(tuple(box)) for box in boxes.tolist()]
     clipped = [clip_box(box, frame) for box in whole]
-    # A box of a ten-thousandth of a pixel has an area in its file, and none in float32.
-    return clipped, [area_of(part) / (area_of(box) or 1.0) for part, box in zip(clipped, whole, strict=True)]
+    # A box of a ten-thousandth of a pixel has an area in its file, and none in float32. Rounded: a box that ends where
+    # the frame does is whole, though its edge comes to lie a little beyond.
+    return clipped, [round(area_of(part) / (area_of(box) or 1.0), 6) for part, box in zip(clipped, whole, strict=True)]
