@@ -66,7 +66,7 @@ def test_a_wrong_box_is_replaced_by_the_one_that_fits(manifest: Manifest) -> Non
     cat, dog = first(manifest, WRONG, "relink", counts)
     assert (cat.boxes, cat.relevance) == ((THREE, TWO), (0.8, 1.0))
     assert dog == manifest[0].entities[1]
-    assert counts["boxes replaced"] == 1
+    assert counts == {"boxes replaced": 1}
 
 
 def test_a_wrong_box_is_dropped_or_weighted(manifest: Manifest) -> None:
@@ -108,6 +108,15 @@ def test_of_two_boxes_that_differ_by_little_the_judged_one_is_meant(tmp_path: Pa
     records = [Record("0", "0.png", TEXT, entities=(entity(TEXT, "red cat", ONE), entity(TEXT, "dog", near)))]
     found = first(save_manifest(tmp_path, records), judged(link(near, 0.1, number=1)), "drop")
     assert [e.boxes for e in found] == [(ONE,), ()]
+
+
+def test_a_box_that_leaves_the_image_has_the_verdict_of_its_region(tmp_path: Path) -> None:
+    """Clipped, it is the box of another phrase too."""
+    beyond = (-5.0, *ONE[1:])
+    entities = (entity(TEXT, "red cat", beyond), entity(TEXT, "dog", ONE, (-9.0, *ONE[1:])))
+    manifest = save_manifest(tmp_path, [Record("0", "0.png", TEXT, entities=entities)])
+    for number, boxes in enumerate([[(), entities[1].boxes], [(beyond,), ()]]):
+        assert [e.boxes for e in first(manifest, judged(link(ONE, 0.1, number=number)), "drop")] == boxes
 
 
 def test_a_region_that_is_no_box_of_the_record_is_in_pixels(manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 Verdicts are probabilities; this module decides nothing but what a policy does with them. The original is not changed.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -13,6 +14,7 @@ from spanbox.data.images import image_size
 from spanbox.data.manifest import Box, Entity, Manifest, Record
 from spanbox.data.review_page import Card, Mark, Section, review_page
 from spanbox.errors import DataError
+from spanbox.geometry import clip_box, in_fractions
 from spanbox.settings import Settings
 
 PairPolicy = Literal["keep", "drop", "weight"]
@@ -126,51 +128,63 @@ def _with_links(
         of_entity[link.entity].append(link)
     known = [*(box for entity in record.entities for box in entity.boxes), *(o.box for o in record.objects)]
 
-    def in_pixels(box: Box | None) -> Box:
+    def difference(box: Box, region: Box) -> float:
+        """Between a box in pixels, clipped, and a region, as a share of the sides."""
+        clipped = clip_box(in_fractions(box, width, height))
+        return max(abs(edge - other) for edge, other in zip(clipped, region, strict=True))
+
+    def in_pixels(region: Box) -> Box:
         """The box of the record that a region was made of, or the region in pixels."""
-        assert box is not None
-        x0, y0, x1, y1 = box[0] * width, box[1] * height, box[2] * width, box[3] * height
-
-        def difference(other: Box) -> float:
-            left, top, right, bottom = other
-            x = abs(max(left, 0) - x0), abs(min(right, width) - x1)
-            y = abs(max(top, 0) - y0), abs(min(bottom, height) - y1)
-            return max(max(x) / width, max(y) / height)
-
-        nearest = min(known, key=difference, default=None)  # two annotations of an object may differ by a little
-        if nearest is not None and difference(nearest) <= SAME_BOX:
+        nearest = min(known, key=lambda box: difference(box, region), default=None)
+        if nearest is not None and difference(nearest, region) <= SAME_BOX:
             return nearest
-        return round(x0, 2), round(y0, 2), round(x1, 2), round(y1, 2)
+        x0, y0, x1, y1 = region
+        return round(x0 * width, 2), round(y0 * height, 2), round(x1 * width, 2), round(y1 * height, 2)
+
+    def verdict_of(box: Box, links: Sequence[JudgedLink]) -> JudgedLink | None:
+        """The link of a box: that of its region, which other boxes may have too once they are clipped."""
+        differences = {difference(box, link.box): link for link in links if link.box is not None}
+        least = min(differences, default=math.inf)  # two annotations of an object may differ by a little
+        return differences[least] if least <= SAME_BOX else None
 
     entities = []
     for index, entity in enumerate(record.entities):
-        judged = {(in_pixels(link.box) if link.box else None): link for link in of_entity.get(index, [])}
-        entities.append(_with_verdicts(entity, judged, in_pixels, policy, counts))
+        own = of_entity.get(index, [])
+        judged = [verdict_of(box, own) for box in entity.boxes]
+        bare = next((link for link in own if link.box is None), None)
+        entities.append(_with_verdicts(entity, judged, bare, in_pixels, policy, counts))
     return msgspec.structs.replace(record, entities=tuple(entities))
 
 
 def _with_verdicts(
     entity: Entity,
-    judged: dict[Box | None, JudgedLink],
-    in_pixels: Callable[[Box | None], Box],
+    judged: Sequence[JudgedLink | None],
+    bare: JudgedLink | None,
+    in_pixels: Callable[[Box], Box],
     policy: LinkPolicy,
     counts: Counter[str],
 ) -> Entity:
+    """The entity with a policy applied.
+
+    Args:
+        judged: the link of each of its boxes, where that was judged.
+        bare: what was found for an entity without a box.
+        in_pixels: from a region to the box that it was made of.
+    """
     kept: dict[Box, float] = {}
     dropped = False
-    for box, relevance in zip(entity.boxes, entity.box_relevance(), strict=True):
-        link = judged.get(box)
+    for box, relevance, link in zip(entity.boxes, entity.box_relevance(), judged, strict=True):
         if link is None or link.verdict == "right" or policy == "weight":
             kept[box] = relevance if link is None or policy != "weight" else round(relevance * link.right, 4)
-            counts["wrong boxes weighted"] += link is not None and link.verdict != "right"
-        elif policy == "relink" and link.verdict == "another box":
+            if link is not None and link.verdict != "right":
+                counts["wrong boxes weighted"] += 1
+        elif policy == "relink" and link.proposed is not None and link.verdict == "another box":
             kept.setdefault(in_pixels(link.proposed), round(link.proposed_right, 4))
             counts["boxes replaced"] += 1
         else:
             dropped = True
             counts["boxes dropped"] += 1
-    bare = judged.get(None)
-    if policy == "relink" and bare is not None and bare.verdict == "box found" and not entity.boxes:
+    if policy == "relink" and bare is not None and bare.proposed is not None and bare.verdict == "box found":
         kept[in_pixels(bare.proposed)] = round(bare.proposed_right, 4)
         counts["boxes added"] += 1
     has_one_left = len(kept) == 1 and tuple(kept) != entity.boxes
