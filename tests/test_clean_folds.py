@@ -126,6 +126,16 @@ def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_run_of_the_coarse_level_alone_judges_no_box(scenes: Path, tmp_path: Path) -> None:
+    run = train(miniature.demo_config(scenes, tmp_path / "run", "loss.fine.weight=0")).run_dir
+    done = clean(scenes / "test.jsonl", tmp_path / "out", run=run, policies=Policies(pairs="keep"), device="cpu")
+    assert done.links_not_judged is not None
+    assert "loss.fine.weight=0" in done.links_not_judged
+    assert {name for name in done.verdicts if name.startswith("link")} == set()
+    assert [r.entities for r in Manifest(done.manifest)] == [r.entities for r in Manifest(scenes / "test.jsonl")]
+
+
+@pytest.mark.slow
 def test_boxes_without_an_area_are_left_out_where_the_settings_say_so(
     scenes: Path, tmp_path: Path, in_process: list[list[str]]
 ) -> None:
@@ -182,6 +192,11 @@ def test_refusals(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         clean(scenes / "train.jsonl", tmp_path / "new", recipe="demo", overrides=["train.stepz=1"])
     with pytest.raises(ConfigError, match=r"train.steps=5: settings are those of --recipe"):
         clean(scenes / "train.jsonl", tmp_path / "new", run=tmp_path / "run", overrides=["train.steps=5"])
+    with pytest.raises(ConfigError, match=r"demo: pairs cannot be judged: .*loss\.coarse\.weight above 0"):
+        clean(scenes / "train.jsonl", tmp_path / "new", recipe="demo", overrides=["loss.coarse.weight=0"])
+    verdicts = shutil.copy(scenes / "train.jsonl", tmp_path / "verdicts.jsonl")
+    with pytest.raises(OutputError, match="give the manifest another name"):
+        clean(Path(verdicts), tmp_path / "new", recipe="demo")
     assert not (tmp_path / "new").exists()
 
 

@@ -15,22 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from spanbox.config import dump_config, load_config
+from spanbox.config import RunConfig, dump_config, load_config
 from spanbox.data.cleaning import FOLDS, Judged, Policies, cleaned_records, cleaning_page, verdict_lines
 from spanbox.data.joined_groups import JoinedGroups
 from spanbox.data.manifest import Manifest, image_file, relocated, write_manifest
 from spanbox.data.neighbours import manifest_digest
 from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import last_checkpoint
-from spanbox.errors import ConfigError, DataError
+from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
 from spanbox.files import check_no_input, check_writable_folder, replacing, write_json, write_text
 from spanbox.processes import Jobs
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
 from spanbox.wiring.embedding import embed, evaluation_dataset
-from spanbox.wiring.loading import Loaded, load
+from spanbox.wiring.loading import Loaded, load, untrained
 
+VERDICTS, SUMMARY, REVIEW = "verdicts.jsonl", "summary.json", "review.html"
 ALL_PROPOSALS = 10_000  # of an image: every one may be the box of an entity
 
 
@@ -44,6 +45,7 @@ class Cleaned:
     counts: Counter[str] = field(default_factory=Counter)  # what was done
     verdicts: Counter[str] = field(default_factory=Counter)
     incidents: Counter[str] = field(default_factory=Counter)
+    links_not_judged: str | None = None  # why, where no box is
 
 
 def clean(
@@ -71,9 +73,10 @@ def clean(
         device: where the pairs are scored.
 
     Raises:
-        ConfigError: neither or both of `recipe` and `run`, a wrong setting, or settings, folds or jobs for a run.
+        ConfigError: neither or both of `recipe` and `run`, a wrong setting, settings, folds or jobs for a run, or
+            a model whose features of sentences and images mean nothing.
         DataError: the manifest is wrong, or too small for so many folds.
-        OutputError: `out` cannot be written, or the new manifest would replace the original.
+        OutputError: `out` cannot be written, or a file in it would replace the original or another one.
         TrainingError: the training of a fold failed.
     """
     if (recipe is None) == (run is None):
@@ -88,15 +91,22 @@ def clean(
         if run is not None and value is not None:
             raise ConfigError(f"{option}: with --run nothing is trained; leave it out")
     new = out / f"{path.stem}.jsonl"
-    check_no_input(new, [path])
+    for name in (new.name, VERDICTS, SUMMARY, REVIEW):
+        check_no_input(out / name, [path])
+    if new.name == VERDICTS:
+        raise OutputError(f"{new}: is the name of the file of the verdicts; give the manifest another name")
     if run is not None:
         loaded = load(run, device)
-        manifest = Manifest(path, loaded.config.data.inverted_boxes)
+        config = loaded.config
+        _check_coarse(str(run), config)
+        manifest = Manifest(path, config.data.inverted_boxes)
         check_writable_folder(out)
         scored = [_score(loaded, path, range(len(manifest)), seed)]
     else:
         assert recipe is not None
-        manifest = Manifest(path, load_config(recipe, overrides).data.inverted_boxes)
+        config = load_config(recipe, overrides)
+        _check_coarse(recipe, config)
+        manifest = Manifest(path, config.data.inverted_boxes)
         check_writable_folder(out)
         members = fold_members(manifest, folds or FOLDS, seed)
         trained = _train_folds(manifest, members, out / "folds", recipe, overrides, jobs or 1)
@@ -107,11 +117,18 @@ def clean(
     verdicts = judge([scores for scores, _ in scored])
     judged = Judged.of(verdicts.pairs, verdicts.links)
     result = Cleaned(new, verdicts.wrong_pairs, verdicts.wrong_links)
+    if any(record.entities for record in manifest):
+        result.links_not_judged = untrained(config, "fine")
     result.incidents.update(incident.kind for _, incidents in scored for incident in incidents)
     result.verdicts.update("wrong pair" if pair.is_wrong else "right pair" for pair in verdicts.pairs)
     result.verdicts.update(f"link: {link.verdict}" for link in verdicts.links)
     _write(out, new, manifest, judged, policies or Policies(), result)
     return result
+
+
+def _check_coarse(name: str, config: RunConfig) -> None:
+    if reason := untrained(config, "coarse"):
+        raise ConfigError(f"{name}: pairs cannot be judged: {reason}; train with loss.coarse.weight above 0")
 
 
 def fold_members(manifest: Manifest, folds: int, seed: int) -> list[list[int]]:
@@ -209,7 +226,7 @@ def _score(loaded: Loaded, path: Path, members: Sequence[int], seed: int) -> tup
     dataset = evaluation_dataset(loaded.config, loaded.model, Manifest(path, loaded.config.data.inverted_boxes))
     dataset.limits = replace(dataset.limits, proposals=ALL_PROPOSALS, max_regions=None, max_spans=None)
     bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
-    scores = score_fold(bank, seed)
+    scores = score_fold(bank, seed, fine=loaded.untrained("fine") is None)
     places = np.asarray(members)
     return scores._replace(pair_place=places[scores.pair_place], link_place=places[scores.link_place]), incidents
 
@@ -218,9 +235,9 @@ def _write(out: Path, new: Path, manifest: Manifest, judged: Judged, policies: P
     old, folder = manifest.path.parent.resolve(), out.resolve()
     records = cleaned_records(manifest, judged, policies, result.counts)
     write_manifest(new, (relocated(record, old, folder) for record in records))
-    with replacing(out / "verdicts.jsonl") as file:
+    with replacing(out / VERDICTS) as file:
         for line in verdict_lines(manifest, judged):
             file.write(json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n")
     summary = vars(result) | {"manifest": str(new), "original": str(manifest.path), "policies": policies.model_dump()}
-    write_json(out / "summary.json", summary)
-    write_text(out / "review.html", cleaning_page(manifest, judged))
+    write_json(out / SUMMARY, summary)
+    write_text(out / REVIEW, cleaning_page(manifest, judged))

@@ -122,6 +122,15 @@ def test_pairs_of_one_group_are_not_judged() -> None:
         assert (verdicts.pairs, verdicts.links, verdicts.wrong_pairs, verdicts.wrong_links) == ([], [], 0.0, 0.0)
 
 
+def test_features_that_mean_nothing_judge_no_box_and_no_pair() -> None:
+    """As those of spans and regions of a model of the coarse level alone."""
+    bank = make_bank(100)
+    noise = torch.randn(bank.spans.shape, generator=torch.Generator().manual_seed(5))
+    verdicts = judge([score_fold(replace(bank, spans=normalize(noise, dim=-1)), 0, fine=False)])
+    assert not any(pair.is_wrong for pair in verdicts.pairs)
+    assert (len(verdicts.pairs), verdicts.links) == (100, [])
+
+
 def test_links_of_one_identity_are_not_judged() -> None:
     """No wrong link can be made of them: every region may show it."""
     bank = make_bank(20)

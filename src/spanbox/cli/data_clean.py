@@ -53,7 +53,10 @@ def clean_command(
         device=device,
         seed=seed,
     )
-    print(f"estimated: {done.wrong_pairs:.1%} of the pairs and {done.wrong_links:.1%} of the boxes are wrong")
+    boxes = "" if done.links_not_judged else f" and {done.wrong_links:.1%} of the boxes"
+    print(f"estimated: {done.wrong_pairs:.1%} of the pairs{boxes} are wrong")
+    if done.links_not_judged:
+        print(f"no box is judged: {done.links_not_judged}")
     if max(done.wrong_pairs, done.wrong_links) > SUSPICIOUS:
         print(
             "warning: a large share. A model trained too briefly or on other data flags right items as wrong. Check "

@@ -45,11 +45,16 @@ class LinkEvidence(NamedTuple):
     wrong: Floats  # (m,): of wrong links, to compare `scores_SR` with
 
 
-def pair_evidence(bank: FeatureBank, seed: int) -> dict[bool, tuple[NDArray[np.int64], Evidence]]:
+def pair_evidence(bank: FeatureBank, seed: int, *, fine: bool = True) -> dict[bool, tuple[NDArray[np.int64], Evidence]]:
     """Scores of the pairs, by whether they have a score of the fine level too.
 
     A pair has one if it has an entity with a box, and others to compare it with. Wrong ones have a score of the same
     levels: an image without regions has none of the fine level, and would make every other pair look right.
+
+    Args:
+        bank: features of the pairs.
+        seed: of the wrong pairs.
+        fine: whether the features of spans and regions mean anything.
 
     Returns:
         For each of both kinds the indices of its pairs, and their scores; kinds without pairs, or without wrong ones to
@@ -64,15 +69,17 @@ def pair_evidence(bank: FeatureBank, seed: int) -> dict[bool, tuple[NDArray[np.i
         allowed_NJ,
         sampled_J,
     )
-    usable_NJ, fine = _fine_evidence(bank, sampled_J, allowed_NJ)
+    usable_NJ, of_regions = torch.zeros_like(allowed_NJ), None
+    if fine:
+        usable_NJ, of_regions = _fine_evidence(bank, sampled_J, allowed_NJ)
     has_fine_N = usable_NJ.any(dim=1)
     result = {}
     for kind in (False, True):
         rows_N = has_fine_N == kind
         own_N, wrong_NJ = coarse
         compared_NJ = allowed_NJ
-        if kind and fine is not None:
-            own_N, wrong_NJ, compared_NJ = own_N + fine[0], wrong_NJ + fine[1], usable_NJ
+        if kind and of_regions is not None:
+            own_N, wrong_NJ, compared_NJ = own_N + of_regions[0], wrong_NJ + of_regions[1], usable_NJ
         wrong = wrong_NJ[rows_N][compared_NJ[rows_N]]
         if len(wrong):
             index = rows_N.nonzero()[:, 0].numpy()

@@ -51,19 +51,25 @@ class Verdicts(NamedTuple):
     wrong_links: float
 
 
-def score_fold(bank: FeatureBank, seed: int) -> FoldScores:
+def score_fold(bank: FeatureBank, seed: int, *, fine: bool = True) -> FoldScores:
     """P-values of the pairs and links of a bank, whose model was not trained on them.
 
     Those without wrong ones to compare them with have none: pairs that are all of one group, links that are all of one
     identity.
+
+    Args:
+        bank: features of the pairs.
+        seed: of the wrong ones.
+        fine: whether the features of spans and regions mean anything; else there are no links, and pairs have scores of
+            the coarse level alone.
     """
-    place, fine, p = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.bool_)], [np.empty(0)]
-    for kind, (index, evidence) in pair_evidence(bank, seed).items():
+    place, has_fine, p = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.bool_)], [np.empty(0)]
+    for kind, (index, evidence) in pair_evidence(bank, seed, fine=fine).items():
         place.append(bank.place.numpy()[index])
-        fine.append(np.full(len(index), kind))
+        has_fine.append(np.full(len(index), kind))
         p.append(p_values(evidence.given, evidence.wrong))
-    pair_place, pair_fine, pair_p = np.concatenate(place), np.concatenate(fine), np.concatenate(p)
-    if not (len(bank.spans) and len(bank.regions)):
+    pair_place, pair_fine, pair_p = np.concatenate(place), np.concatenate(has_fine), np.concatenate(p)
+    if not (fine and len(bank.spans) and len(bank.regions)):
         return FoldScores(pair_place, pair_fine, pair_p, *_no_links())
     links = link_evidence(bank, seed)
     if not len(links.wrong):

@@ -21,7 +21,9 @@ from spanbox.models.tower_settings import TowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.wiring.building import PARTS, build_objective, fitted_to
 
-FEATURES = {"coarse": "sentences and images", "fine": "spans and regions"}
+Level = Literal["coarse", "fine"]
+
+FEATURES: dict[Level, str] = {"coarse": "sentences and images", "fine": "spans and regions"}
 """What each level compares."""
 TYPES = "types"  # key of `architecture.json` that a GMNER model has, and no other
 
@@ -41,19 +43,9 @@ class Loaded:
         """Whether its fusion learned to score pairs of a sentence and an image (`loss.fusion.weight` above 0)."""
         return self.model.fusion is not None and self.config.loss.fusion.weight > 0
 
-    def untrained(self, level: Literal["coarse", "fine"]) -> str | None:
-        """Why the features of a level mean nothing: their projections have random weights. None where they do not.
-
-        A run that began with another one (`train.start`) has the projections of that one.
-        """
-        shared = self.config.model.projections == "shared"
-        fused = level == "fine" and self.reranks  # tokens and patches are projected as spans and regions
-        if level in self.config.loss.levels() or shared or fused or self.config.train.start is not None:
-            return None
-        return (
-            f"this model was trained with loss.{level}.weight=0, so features of {FEATURES[level]} come from random "
-            "projections and mean nothing"
-        )
+    def untrained(self, level: Level) -> str | None:
+        """Why the features of a level mean nothing; None where they do not. See `untrained`."""
+        return untrained(self.config, level)
 
     def save_towers(self, folder: Path | str) -> None:
         """Save both encoders as transformers folders, `text/` and `vision/`, with tokenizer and image processor.
@@ -65,6 +57,23 @@ class Loaded:
         """
         self.model.text.model.save_pretrained(Path(folder) / "text")
         self.model.vision.model.save_pretrained(Path(folder) / "vision")
+
+
+def untrained(config: RunConfig, level: Level) -> str | None:
+    """Why the features of a level mean nothing: their projections have random weights. None where they do not.
+
+    A run that began with another one (`train.start`) has the projections of that one.
+    """
+    shared = config.model.projections == "shared"
+    fused = config.model.fusion.used and config.loss.fusion.weight > 0
+    if level in config.loss.levels() or shared or config.train.start is not None:
+        return None
+    if level == "fine" and fused:  # tokens and patches are projected as spans and regions
+        return None
+    return (
+        f"this model was trained with loss.{level}.weight=0, so features of {FEATURES[level]} come from random "
+        "projections and mean nothing"
+    )
 
 
 def load(path: Path | str, device: str = "cpu") -> Loaded:
