@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import run_folders
@@ -98,6 +99,34 @@ def test_a_section_is_there_or_says_why_not(tmp_path: Path, evaluated: Path, sec
 def test_what_is_absent_names_the_command_that_brings_it(tmp_path: Path) -> None:
     folder = run_folders.write_run(tmp_path / "run")
     assert f"spanbox evaluate {folder} --data TEST.jsonl" in page(folder).sections["heatmaps"]
+
+
+def test_a_command_is_quoted_for_the_shell(tmp_path: Path) -> None:
+    folder = run_folders.write_run(tmp_path / "my run")
+    assert f"spanbox evaluate '{folder}' --data TEST.jsonl" in page(folder).sections["result"]
+
+
+def test_a_gmner_run_names_its_own_command_and_shows_its_validation(tmp_path: Path) -> None:
+    folder = tmp_path / "ner"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("train: {steps: 10, best_metric: gmner.f1}")
+    lines = [run_folders.log_line(10), {"step": 10, "kind": "validation", "gmner.f1": 0.5, "mner.f1": 0.75}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sections = page(folder).sections
+    for name in ("result", "weakness", "figures", "similarity", "retrieval", "matching", "heatmaps"):
+        assert "This is a GMNER model" in sections[name]
+        assert f"spanbox gmner score {folder} TEST.jsonl" in sections[name]
+    assert "spanbox evaluate" not in "".join(sections.values())
+    assert "No validation curves" not in sections["training"]
+
+
+def test_data_without_entities_have_no_heatmaps(tmp_path: Path, manifest: Path) -> None:
+    """The file of heatmaps is there, and evaluating again would not fill it."""
+    folder = run_folders.write_run(tmp_path / "run", manifest=manifest, boxes=False)
+    np.savez(folder / "evaluation" / "heatmaps.npz")
+    heatmaps = page(folder).sections["heatmaps"]
+    assert "the evaluation data has no entities" in heatmaps
+    assert "spanbox evaluate" not in heatmaps
 
 
 def test_the_result_comes_first_with_interval_chance_and_baseline(evaluated: Path) -> None:

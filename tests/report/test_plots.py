@@ -33,6 +33,13 @@ def test_one_run_has_its_levels_in_one_figure() -> None:
     assert "10.0 %" in figures[-1].alt
 
 
+def test_terms_of_a_fusion_are_named_in_the_language_of_the_page() -> None:
+    run = a_run(**{"loss.fusion": 0.5, "loss.fusion_parts": 0.25})
+    (loss, *_) = plots.training_curves([run], texts("zh"))
+    assert "融合从" in loss.alt
+    assert "融合，片段与区域从" in loss.alt
+
+
 def test_several_runs_have_a_figure_for_each_quantity() -> None:
     figures = plots.training_curves([a_run("first"), a_run("second", (10, 20, 30))], EN)
     assert [figure.name for figure in figures][:3] == ["curve-loss", "curve-loss.coarse", "curve-loss.fine"]
@@ -60,6 +67,14 @@ def test_validation_shows_the_headline_metrics(tmp_path: Path) -> None:
     assert names == ["curve-validation.retrieval", "curve-validation.matching"]
     both = [figure.name for figure in plots.validation_curves([run, run], EN)]
     assert both == ["curve-validation.retrieval.t2i.r1", "curve-validation.matching.within_image"]
+
+
+def test_validation_of_a_gmner_model() -> None:
+    line = {"step": 10, "gmner.f1": 0.5, "mner.f1": 0.75, "mner.recall": 0.7}
+    (figure,) = plots.validation_curves([Run("run", Path("run"), validation=(line,))], EN)
+    assert figure.name == "curve-validation.gmner"
+    assert "GMNER, F1 from 50.0 %" in figure.alt
+    assert "MNER, F1 from 75.0 %" in figure.alt
 
 
 def test_matrices_say_how_often_the_brightest_is_right() -> None:

@@ -29,6 +29,7 @@ from spanbox.report.pictures import Album, Picture, heat_inside, heat_source
 from spanbox.report.reading import Ablation, Run, read_folders
 from spanbox.report.scores import Difference, Score, parse_scores
 from spanbox.report.text import Language, Texts, number, percent, points, signed, similarity, texts
+from spanbox.terminal import command
 
 SHOWN = {"retrieval": 18, "matching": 24, "heatmaps": 8}
 """Number of examples of each kind on a page; several runs share them."""
@@ -73,10 +74,19 @@ class RunView:
         return self.run is self.first
 
     @property
-    def training_data(self) -> str:
-        """The manifest that the config names."""
+    def check_command(self) -> str:
+        """The command that checks the training data."""
         data = self.run.config.get("data")
-        return str(data.get("train", "TRAIN.jsonl")) if isinstance(data, dict) else "TRAIN.jsonl"
+        train = str(data.get("train", "TRAIN.jsonl")) if isinstance(data, dict) else "TRAIN.jsonl"
+        return command("data", "check", train)
+
+    @property
+    def measure_command(self) -> str:
+        """The command that measures the model."""
+        folder, data = self.run.folder, self.run.data or "TEST.jsonl"
+        if self.run.is_gmner:
+            return command("gmner", "score", folder, data)
+        return command("evaluate", folder, "--data", data)
 
     @property
     def unfinished(self) -> str:

@@ -26,7 +26,11 @@ GROUPS = ("loss", "temperature", "weight")  # quantities of the log that have a 
 SINGLES = ("lr", "pairs_per_second", "data_wait")
 SHARES = frozenset({"data_wait"})
 FROM_ZERO = frozenset({"pairs_per_second", "data_wait"})
-VALIDATED = {"retrieval": HEADLINE["coarse"], "matching": HEADLINE["fine"]}
+VALIDATED = {
+    "retrieval": HEADLINE["coarse"],
+    "matching": HEADLINE["fine"],
+    "gmner": ("gmner.f1", "mner.f1", "eeg.f1"),
+}
 
 Lines = Sequence[dict[str, Any]]
 

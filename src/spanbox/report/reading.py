@@ -51,6 +51,8 @@ MOST_ROWS = 50_000
 MOST_PARTS = 200
 """Variants of an ablation's table, and metrics."""
 HEATMAP_SIDE = 1024
+GMNER_FAMILIES = ("gmner.", "mner.", "eeg.")
+"""Beginnings of the metrics of GMNER models."""
 
 T = TypeVar("T")
 
@@ -113,10 +115,19 @@ class Run:
             return self.seconds >= 60 * self.minutes_set
         return self.steps_set is None or self.step >= self.steps_set
 
+    @property
+    def is_gmner(self) -> bool:
+        """Whether it trained a GMNER model, which `spanbox gmner score` measures."""
+        best = self._train("best_metric")
+        return isinstance(best, str) and best.startswith(GMNER_FAMILIES)
+
     def _setting(self, key: str) -> float | None:
-        settings = self.config.get("train")
-        value = settings.get(key) if isinstance(settings, dict) else None
+        value = self._train(key)
         return float(value) if isinstance(value, int | float) and _is_number(value) else None
+
+    def _train(self, key: str) -> Any:
+        settings = self.config.get("train")
+        return settings.get(key) if isinstance(settings, dict) else None
 
 
 @dataclass(frozen=True)
