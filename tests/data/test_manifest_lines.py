@@ -103,8 +103,8 @@ def test_an_inverted_box_refuses_the_manifest(tmp_path: Path, box: tuple[float, 
             Manifest(path)
         assert str(raised.value) == (
             f"{path}, line 1: entities[1].boxes[1]: {list(box)} has no area; a box is [x0, y0, x1, y1] with x0 < x1 "
-            "and y0 < y1. Fix it, or set data.inverted_boxes=drop in train, data clean or data show to leave such "
-            "boxes out; if all boxes are x y width height, convert them (spanbox data check tests for that)"
+            "and y0 < y1. Fix it, or set data.inverted_boxes=drop in train, data clean --recipe or data show to leave "
+            "such boxes out; if all boxes are x y width height, convert them (spanbox data check tests for that)"
         )
 
 

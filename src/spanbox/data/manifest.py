@@ -193,8 +193,8 @@ def find_inverted_boxes(record: Record) -> list[tuple[str, str]]:
         (
             field,
             f"{list(box)} has no area; a box is [x0, y0, x1, y1] with x0 < x1 and y0 < y1. Fix it, or set "
-            "data.inverted_boxes=drop in train, data clean or data show to leave such boxes out; if all boxes are "
-            "x y width height, convert them (spanbox data check tests for that)",
+            "data.inverted_boxes=drop in train, data clean --recipe or data show to leave such boxes out; if all boxes "
+            "are x y width height, convert them (spanbox data check tests for that)",
         )
         for field, box in named_boxes(record)
         if is_inverted(box)
