@@ -127,6 +127,14 @@ def test_texts_of_one_character(tmp_path: Path, text: str) -> None:
     assert work.translated == 1
 
 
+def test_half_an_emoji_becomes_a_question_mark(tmp_path: Path) -> None:
+    """As models of bytes give them: UTF-8 cannot hold it."""
+    path = manifest(tmp_path, Record("a", "a.png", "two dogs"))
+    for _ in ("translated", "from the cache"):
+        _, out = paraphrased(path, Fake(lambda text: "dogs \ud83d"))
+        assert [paraphrase.text for paraphrase in out[0].paraphrases] == ["dogs ?"]
+
+
 def test_equal_texts_are_translated_once(tmp_path: Path) -> None:
     translator = Fake(turned)
     _, out = paraphrased(manifest(tmp_path, pair(0), pair(1), pair(2)), translator)

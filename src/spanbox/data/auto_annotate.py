@@ -32,7 +32,7 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.paraphrases import find_span_faults
-from spanbox.data.result_cache import ResultCache
+from spanbox.data.result_cache import ResultCache, storable
 from spanbox.data.source import state_of
 from spanbox.errors import DataError, SpanboxError
 from spanbox.files import check_no_input, check_writable_file
@@ -358,8 +358,8 @@ def _object(name: str, entry: Any) -> _Found:
 
 
 def _text(value: Any) -> str:
-    """A text that UTF-8 can hold, such as the number of a class; empty for None."""
-    return ("" if value is None else str(value)).encode(errors="replace").decode()
+    """A label, such as the number of a class, as a text; empty for None."""
+    return "" if value is None else storable(str(value))
 
 
 def _plain(record: Record) -> Any:

@@ -25,7 +25,7 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
-from spanbox.data.result_cache import ResultCache
+from spanbox.data.result_cache import ResultCache, storable
 from spanbox.data.words import is_language
 from spanbox.errors import DataError, SpanboxError
 from spanbox.files import check_no_input, check_writable_file
@@ -185,7 +185,7 @@ class BackTranslation:
         for text in found:
             if not isinstance(text, str | None):
                 raise DataError(f"{name} gave a list with {type(text).__name__}; expected texts. {kept}")
-        return [(text or "").strip() for text in found]
+        return [storable(text or "").strip() for text in found]
 
     def _paraphrase(self, job: _Job, known: set[str]) -> list[Paraphrase]:
         """The paraphrase of a job, or none; counted."""

@@ -63,5 +63,10 @@ class ResultCache:
             os.fsync(file.fileno())
 
 
+def storable(text: str) -> str:
+    """A text that UTF-8 can hold: halves of characters, as a model may give of an emoji, become question marks."""
+    return text.encode(errors="replace").decode()
+
+
 def _key(model: str, given: str) -> bytes:
     return blake2b(f"{model}\0{given}".encode(errors="surrogatepass"), digest_size=16).digest()
