@@ -194,6 +194,8 @@ def test_refusals(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         clean(scenes / "train.jsonl", tmp_path / "new", run=tmp_path / "run", overrides=["train.steps=5"])
     with pytest.raises(ConfigError, match=r"demo: pairs cannot be judged: .*loss\.coarse\.weight above 0"):
         clean(scenes / "train.jsonl", tmp_path / "new", recipe="demo", overrides=["loss.coarse.weight=0"])
+    with pytest.raises(ConfigError, match=r"set data\.neighbours=null"):
+        clean(scenes / "train.jsonl", tmp_path / "new", recipe="demo", overrides=["data.neighbours=all.npy"])
     verdicts = shutil.copy(scenes / "train.jsonl", tmp_path / "verdicts.jsonl")
     with pytest.raises(OutputError, match="give the manifest another name"):
         clean(Path(verdicts), tmp_path / "new", recipe="demo")

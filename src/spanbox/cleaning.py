@@ -73,8 +73,8 @@ def clean(
         device: where the pairs are scored.
 
     Raises:
-        ConfigError: neither or both of `recipe` and `run`, a wrong setting, settings, folds or jobs for a run, or
-            a model whose features of sentences and images mean nothing.
+        ConfigError: neither or both of `recipe` and `run`, a wrong setting, neighbours of the whole manifest,
+            settings, folds or jobs for a run, or a model whose features of sentences and images mean nothing.
         DataError: the manifest is wrong, or too small for so many folds.
         OutputError: `out` cannot be written, or a file in it would replace the original or another one.
         TrainingError: the training of a fold failed.
@@ -106,6 +106,11 @@ def clean(
         assert recipe is not None
         config = load_config(recipe, overrides)
         _check_coarse(recipe, config)
+        if config.data.neighbours is not None:
+            raise ConfigError(
+                "data.neighbours: are neighbours in a whole manifest, and each fold trains on a part of it; set "
+                "data.neighbours=null, or also data.mining.every=1 to mine them in the folds"
+            )
         manifest = Manifest(path, config.data.inverted_boxes)
         check_writable_folder(out)
         members = fold_members(manifest, folds or FOLDS, seed)
