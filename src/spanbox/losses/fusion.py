@@ -51,20 +51,29 @@ class PairScorer(Protocol):
         """Spans (B, K, F) and regions (B, R, F) after attention within their own pair, of unit length."""
 
 
+class MatrixScorer(Protocol):
+    """Scores of whole blocks: the rows of some pairs against the columns of others."""
+
+    def matrices(self, features: Features, targets: Targets) -> Matrices:
+        """`sentence_image` (b, c), `span_image` (b*K, c) and `region_sentence` (b*R, c)."""
+
+
+Terms = dict[str, tuple[float, Tensor]]
+"""The weight of each term, and this rank's share of it."""
+
+
 class FusionObjective(nn.Module):
-    """The losses of fused scores.
+    """Base of the losses of fused scores: their temperatures, weights and random choices.
 
     Args:
         settings: of the losses.
-        kind: of the fusion.
         parts: whether there is a loss of spans and regions.
         seed: of random candidates and negatives, with the step.
     """
 
-    def __init__(self, settings: FusionLossSettings, kind: str, *, parts: bool, seed: int = 0) -> None:
+    def __init__(self, settings: FusionLossSettings, *, parts: bool, seed: int = 0) -> None:
         super().__init__()
         self.settings = settings
-        self.scores_pairs = kind != "conditioned_pooling"
         start = torch.tensor(-math.log(settings.temperature))
         self.log_scale = nn.Parameter(start.clone())
         self.parts_log_scale = nn.Parameter(start.clone()) if parts and settings.parts_weight else None
@@ -72,33 +81,41 @@ class FusionObjective(nn.Module):
         self.bias = nn.Parameter(torch.tensor(options["bias"])) if "bias" in options else None
         self.seed, self.done, self.step = seed, 0.0, 0
 
-    def forward(
-        self, features: Features, targets: Targets, share: Share, fusion: Any
-    ) -> dict[str, tuple[float, Tensor]]:
-        """The weight and this rank's share of each term."""
-        if not (self.settings.weight or self.settings.parts_weight):
-            return {}
-        of_pairs, of_parts = partial(self._chosen_pairs, fusion), partial(self._context, fusion)
-        if not self.scores_pairs:
-            matrices = fusion.matrices(features, targets)
-            of_pairs, of_parts = partial(self._all_pairs, matrices), partial(self._pooled_parts, matrices)
-        terms = {}
-        if self.settings.weight:
-            terms["fusion"] = self.settings.weight, of_pairs(features, targets, share)
-        if self.parts_log_scale is not None:
-            terms["fusion_parts"] = self.settings.parts_weight, of_parts(features, targets, share)
-        return terms
+    def set_progress(self, done: float, step: int) -> None:
+        self.done, self.step = done, step
 
     def log_scales(self) -> dict[str, nn.Parameter]:
         scales = {"fusion": self.log_scale, "fusion_parts": self.parts_log_scale}
         return {name: scale for name, scale in scales.items() if scale is not None}
+
+    def _terms(self, of_pairs: Callable[[], Tensor], of_parts: Callable[[Tensor], Tensor]) -> Terms:
+        """The terms that have a weight; `of_parts` gets its log scale."""
+        terms = {}
+        if self.settings.weight:
+            terms["fusion"] = self.settings.weight, of_pairs()
+        if self.parts_log_scale is not None:
+            terms["fusion_parts"] = self.settings.parts_weight, of_parts(self.parts_log_scale)
+        return terms
 
     def _rows(self, cosines: Tensor, scale: Tensor, relation: Relation) -> Rows:
         loss = LOSSES[self.settings.loss]
         options: dict[str, Any] = dict(loss.options) | ({} if self.bias is None else {"bias": self.bias})
         return loss.rows(cosines, scale, relation, **options)
 
-    # Pair scoring
+    def _generator(self, name: str) -> torch.Generator:
+        """In the same state on every rank."""
+        return torch.Generator().manual_seed(stable_id(f"fusion {name} {self.seed} {self.step}"))
+
+
+class PairObjective(FusionObjective):
+    """The losses of scores of pairs: chosen pairs, and parts in the context of their own pair."""
+
+    def forward(self, features: Features, targets: Targets, share: Share, fusion: PairScorer) -> Terms:
+        """The weight and this rank's share of each term."""
+        return self._terms(
+            partial(self._chosen_pairs, fusion, features, targets, share),
+            partial(self._in_context, fusion, features, targets, share),
+        )
 
     def _chosen_pairs(self, fusion: PairScorer, features: Features, targets: Targets, share: Share) -> Tensor:
         """Mean of both directions over chosen pairs."""
@@ -119,18 +136,13 @@ class FusionObjective(nn.Module):
             means.append(mean_over_counted(*self._rows(cosines, scale, of_rows), share.total))
         return (means[0] + means[1]) / 2
 
-    def _generator(self, name: str) -> torch.Generator:
-        """In the same state on every rank."""
-        return torch.Generator().manual_seed(stable_id(f"fusion {name} {self.seed} {self.step}"))
-
-    # Context
-
-    def _context(self, fusion: PairScorer, features: Features, targets: Targets, share: Share) -> Tensor:
+    def _in_context(
+        self, fusion: PairScorer, features: Features, targets: Targets, share: Share, log_scale: Tensor
+    ) -> Tensor:
         """Spans against the regions of their own image, and regions against the spans of their own sentence."""
         own, ids = features[share.pairs], targets[share.pairs]
         spans, regions = fusion.in_context(own, ids)
-        assert self.parts_log_scale is not None
-        scale, cosines = self.parts_log_scale.exp(), spans @ regions.mT
+        scale, cosines = log_scale.exp(), spans @ regions.mT
         relation = own_pair_relation(ids)
         means = []
         for values, of_rows in ((cosines, relation), (cosines.mT, relation.transposed())):
@@ -138,23 +150,32 @@ class FusionObjective(nn.Module):
             means.append(mean_over_counted(*rows, share.total))
         return (means[0] + means[1]) / 2
 
-    # Conditioned pooling
 
-    def _all_pairs(self, matrices: Matrices, features: Features, targets: Targets, share: Share) -> Tensor:
-        matrix = _Matrix(matrices["sentence_image"], partial(sentence_image_relation, targets), 1, "pairs")
-        return self._both_directions(matrix, features, share, self.log_scale)
+class PoolingObjective(FusionObjective):
+    """The losses of scores by conditioned pooling: whole matrices, in strips."""
 
-    def _pooled_parts(self, matrices: Matrices, features: Features, targets: Targets, share: Share) -> Tensor:
-        assert self.parts_log_scale is not None
+    def forward(self, features: Features, targets: Targets, share: Share, fusion: MatrixScorer) -> Terms:
+        """The weight and this rank's share of each term."""
+        if not (self.settings.weight or self.settings.parts_weight):
+            return {}
+        matrices = fusion.matrices(features, targets)
         spans, regions = features.spans.shape[1], features.regions.shape[1]
-        of_spans = _Matrix(matrices["span_image"], partial(span_image_relation, targets), spans, "spans")
-        of_regions = _Matrix(
-            matrices["region_sentence"], partial(region_sentence_relation, targets), regions, "regions"
+        of_pairs, of_spans, of_regions = (
+            _Matrix(matrices[name], partial(relation, targets), per_pair, choice)
+            for name, relation, per_pair, choice in (
+                ("sentence_image", sentence_image_relation, 1, "pairs"),
+                ("span_image", span_image_relation, spans, "spans"),
+                ("region_sentence", region_sentence_relation, regions, "regions"),
+            )
         )
-        first, second = (
-            self._both_directions(matrix, features, share, self.parts_log_scale) for matrix in (of_spans, of_regions)
-        )
-        return (first + second) / 2
+
+        def of_parts(log_scale: Tensor) -> Tensor:
+            first, second = (
+                self._both_directions(matrix, features, share, log_scale) for matrix in (of_spans, of_regions)
+            )
+            return (first + second) / 2
+
+        return self._terms(partial(self._both_directions, of_pairs, features, share, self.log_scale), of_parts)
 
     def _both_directions(self, matrix: "_Matrix", features: Features, share: Share, log_scale: Tensor) -> Tensor:
         """Mean of both directions of a matrix of scores, in strips that the backward pass computes again."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spanbox.losses.blocks import Selection, both_directions
 from spanbox.losses.formulas import LOSSES
-from spanbox.losses.fusion import FusionObjective
+from spanbox.losses.fusion import FusionObjective, PairObjective, PoolingObjective
 from spanbox.losses.kernel import WHOLE_SHARE, Share
 from spanbox.losses.levels import coarse_contrast, copies_contrast, fine_contrast, has_views
 from spanbox.losses.negatives import selected
@@ -56,7 +56,8 @@ class Objective(nn.Module):
             self.gate = Gate(dim)
         self.fusion: FusionObjective | None = None
         if fusion != "none":
-            self.fusion = FusionObjective(settings.fusion, fusion, parts=settings.fine.used, seed=seed)
+            make = PoolingObjective if fusion == "conditioned_pooling" else PairObjective
+            self.fusion = make(settings.fusion, parts=settings.fine.used, seed=seed)
         self._seed, self._done, self._step = seed, 0.0, 0
 
     def forward(
@@ -101,7 +102,7 @@ class Objective(nn.Module):
         """
         self._done, self._step = done, step
         if self.fusion is not None:
-            self.fusion.done, self.fusion.step = done, step
+            self.fusion.set_progress(done, step)
         for name, level in self.settings.levels().items():
             if "temperature" not in level.learned:
                 self._log_scales()[name].fill_(-math.log(level.temperature_at(done)))
