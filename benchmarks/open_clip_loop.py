@@ -36,6 +36,7 @@ from spanbox.evaluation.evaluate import evaluate
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.wiring.building import build_model, make_collator, make_tokenizer, open_manifest, sample_limits
 from spanbox.wiring.embedding import embed, evaluation_dataset
+from spanbox.wiring.inference import Inference
 
 DEFAULT = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2, "logit_scale": 1 / 0.07}
 WARMUP = 0.05  # of the steps
@@ -193,10 +194,11 @@ def train_and_evaluate(open_clip: OpenClip, config: RunConfig, lr: float, data: 
         arguments,
     )
     encoder.eval()
+    inference = Inference(encoder, tokenizer, config)
     found = {}
     for part in ("val", "test"):
-        held_out = evaluation_dataset(config, encoder, open_manifest(config, f"{data}/{part}.jsonl", part))
-        bank, _ = embed(encoder, config, tokenizer, held_out)
+        held_out = evaluation_dataset(inference, open_manifest(config, f"{data}/{part}.jsonl", part))
+        bank, _ = embed(inference, held_out)
         found[part] = evaluate(bank, intervals=False).metrics
     return found
 

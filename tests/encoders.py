@@ -134,7 +134,7 @@ def accumulate(
 
     def score(*states: States) -> Losses:
         features = task.features(dict(zip(inputs.rows, states, strict=True)), inputs.rest)
-        return task.losses(features, inputs.targets.to(model.mean.device), WHOLE_SHARE)
+        return task.losses(features, inputs.targets.to(model.device), WHOLE_SHARE)
 
     steps = [
         TowerStep(
@@ -164,7 +164,7 @@ def in_one_graph(model: DualEncoder, objective: Objective, batch: Batch, text: i
         )
     )
     features = model.features(texts, images, inputs.places)
-    losses: Losses = objective(features, batch.targets.to(model.mean.device), fusion=model.fusion)
+    losses: Losses = objective(features, batch.targets.to(model.device), fusion=model.fusion)
     losses.total.backward()
     for parameter in (*model.parameters(), *objective.parameters()):  # of what the losses do not use
         if parameter.requires_grad and parameter.grad is None:

@@ -48,8 +48,8 @@ def manifest(scenes: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def bank(model: Model, manifest: Manifest) -> FeatureBank:
     """The features as an evaluation makes them; regions are the objects alone."""
-    dataset = evaluation_dataset(model.config, model.model, manifest, objects_only=True)
-    return embed(model.model, model.config, model.tokenizer, dataset)[0]
+    dataset = evaluation_dataset(model, manifest, objects_only=True)
+    return embed(model, dataset)[0]
 
 
 def spans_of(manifest: Manifest) -> list[list[tuple[int, int]]]:

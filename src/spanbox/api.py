@@ -78,11 +78,6 @@ class Model(Loaded):
         """Dimension of the features."""
         return self.config.model.dim
 
-    @property
-    def device(self) -> torch.device:
-        """Device of both towers."""
-        return self.model.mean.device
-
     def encode_texts(
         self,
         texts: str | Sequence[str],

@@ -228,9 +228,9 @@ def _score(loaded: Loaded, path: Path, members: Sequence[int], seed: int) -> tup
     Args:
         members: their places in the manifest that is cleaned.
     """
-    dataset = evaluation_dataset(loaded.config, loaded.model, Manifest(path, loaded.config.data.inverted_boxes))
+    dataset = evaluation_dataset(loaded, Manifest(path, loaded.config.data.inverted_boxes))
     dataset.limits = replace(dataset.limits, proposals=ALL_PROPOSALS, max_regions=None, max_spans=None)
-    bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
+    bank, incidents = embed(loaded, dataset)
     scores = score_fold(bank, seed, fine=loaded.untrained("fine") is None)
     places = np.asarray(members)
     return scores._replace(pair_place=places[scores.pair_place], link_place=places[scores.link_place]), incidents

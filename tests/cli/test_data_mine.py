@@ -156,10 +156,10 @@ def test_between_epochs_the_model_of_the_run_mines(run: Trained, scenes: Path) -
     """The same neighbours again, nothing of the random state used, and nobody's own image or sentence among them."""
     loaded = load(run.run_dir)
     manifest = Manifest(scenes / "train.jsonl")
-    dataset = evaluation_dataset(loaded.config, loaded.model, manifest)
+    dataset = evaluation_dataset(loaded, manifest)
     state = torch.random.get_rng_state()
-    first = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, MiningSettings(count=4))
-    again = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, MiningSettings(count=4))
+    first = mine(loaded, dataset, MiningSettings(count=4))
+    again = mine(loaded, dataset, MiningSettings(count=4))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first.neighbours.dtype == np.int32
     assert np.array_equal(first.neighbours, again.neighbours)

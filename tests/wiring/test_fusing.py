@@ -156,8 +156,8 @@ def test_scores_of_any_texts_and_images_are_those_of_an_evaluation(run: Path, sc
     texts = [record.text for record in manifest]
     images = [manifest.image_path(record) for record in manifest]
     scores = model.pair_scores(texts, images)
-    dataset = evaluation_dataset(model.config, model.model, manifest)
-    bank, _ = embed(model.model, model.config, model.tokenizer, dataset, keep_states=True)
+    dataset = evaluation_dataset(model, manifest)
+    bank, _ = embed(model, dataset, keep_states=True)
     of_bank = fusing.pair_scores(model.model, bank)
     assert of_bank is not None
     sentences, pictures = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images))).T

@@ -91,8 +91,8 @@ def test_a_resumed_run_repeats_it_bit_for_bit(run: Path, tmp_path: Path) -> None
 
 def test_features_from_python_are_those_of_the_evaluation(model: Model, scenes: Path) -> None:
     manifest = Manifest(scenes / "test.jsonl")
-    dataset = evaluation_dataset(model.config, model.model, manifest)
-    bank, _ = embed(model.model, model.config, model.tokenizer, dataset)
+    dataset = evaluation_dataset(model, manifest)
+    bank, _ = embed(model, dataset)
     paths = [manifest.image_path(record) for record in manifest]
     torch.testing.assert_close(torch.from_numpy(model.encode_images(paths)), bank.image, rtol=1e-4, atol=1e-5)
     for pair, record in enumerate(manifest):
@@ -158,9 +158,7 @@ def test_a_convolutional_tower(scenes: Path, tmp_path: Path) -> None:
     more = ["data.aspect=pad", f"model.vision.architecture={tower}", "model.vision.image_size=64"]
     loaded = spanbox.load(train(miniature.demo_config(scenes, tmp_path / "run", *more)).run_dir)
     manifest = Manifest(scenes / "test.jsonl")
-    bank, _ = embed(
-        loaded.model, loaded.config, loaded.tokenizer, evaluation_dataset(loaded.config, loaded.model, manifest)
-    )
+    bank, _ = embed(loaded, evaluation_dataset(loaded, manifest))
     paths = [manifest.image_path(record) for record in manifest]
     torch.testing.assert_close(torch.from_numpy(loaded.encode_images(paths)), bank.image, rtol=1e-3, atol=1e-4)
     (found,) = loaded.ground(paths[3], manifest[3].text, [(0, 3)]).spans
@@ -185,8 +183,8 @@ def test_regions_as_crops(scenes: Path, tmp_path: Path) -> None:
     config = miniature.demo_config(scenes, tmp_path / "run", "data.aspect=pad", "model.regions.source=crop")
     loaded = spanbox.load(train(config).run_dir)
     manifest = Manifest(scenes / "test.jsonl")
-    dataset = evaluation_dataset(loaded.config, loaded.model, manifest)
-    bank, _ = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
+    dataset = evaluation_dataset(loaded, manifest)
+    bank, _ = embed(loaded, dataset)
     path, own = manifest.image_path(manifest[0]), bank.region_pair == 0
     with Image.open(path) as image:
         boxes = [(x0, y0, x1, y1) for x0, y0, x1, y1 in denormalise_boxes(bank.region_box[own], *image.size).tolist()]

@@ -1,13 +1,10 @@
 """Device and floating-point precision of the towers."""
 
 import re
-from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from spanbox.errors import ConfigError
-from spanbox.structures import Batch, Features
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -63,14 +60,3 @@ def casting_once(device: torch.device) -> torch.autocast:
     PyTorch casts each weight once in the outermost context, and keeps the result with its part of the graph.
     """
     return torch.autocast(device.type, enabled=False)
-
-
-def make_encode(model: nn.Module, device: torch.device, precision: torch.dtype) -> Callable[[Batch], Features]:
-    """A function that encodes a batch with `model`, which is on `device`, in the precision of the run."""
-
-    def encode(batch: Batch) -> Features:
-        with autocast(device, precision):
-            features: Features = model(batch)
-        return features
-
-    return encode

@@ -22,11 +22,11 @@ def open_session(paths: Sequence[Path], data: Path, device: str = "auto") -> Ses
 
 def _searched(path: Path, name: str, manifest: Manifest, device: str) -> Searched:
     model = spanbox.load(path, device)
-    dataset = evaluation_dataset(model.config, model.model, manifest)
+    dataset = evaluation_dataset(model, manifest)
     if (path / "checkpoints").is_dir():
         folder = features_folder(path / "evaluation", manifest.path)
         return Searched(name, model, embed_to_disk(model, dataset, folder, keep_states=True).bank)
-    return Searched(name, model, embed(model.model, model.config, model.tokenizer, dataset, keep_states=True)[0])
+    return Searched(name, model, embed(model, dataset, keep_states=True)[0])
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -165,7 +165,7 @@ class DualEncoder(nn.Module):
     def encode_text(self, texts: Texts) -> TextRows:
         """States of texts, from any device, and of their spans."""
         length = texts.token_ids.shape[1]
-        texts = texts.trimmed().to(self.mean.device, non_blocking=True)
+        texts = texts.trimmed().to(self.device, non_blocking=True)
         states = self.text(texts.token_ids, texts.token_mask)
         tokens = None
         if texts.keep_tokens:
@@ -177,7 +177,7 @@ class DualEncoder(nn.Module):
 
     def encode_images(self, images: Images) -> ImageRows:
         """States of images, from any device, and of their regions."""
-        images = images.to(self.mean.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True)
         states = self.vision(self.normalised(images.pixels, images.content), images.kept)
         grid = states.grid if images.nearest is None else _spread(states.grid, images.nearest)
         regions = patches = None
@@ -198,7 +198,7 @@ class DualEncoder(nn.Module):
             texts, images: in the order of `TowerInputs`.
             places: from any device.
         """
-        places = places.to(self.mean.device, non_blocking=True)
+        places = places.to(self.device, non_blocking=True)
         sentences, pooled = texts[0], torch.cat([rows.pooled for rows in images])
         whole, further = pooled[: len(places.text)], pooled[len(places.text) :]
         no_span = sentences.spans.new_zeros(0, sentences.spans.shape[2])
@@ -223,6 +223,11 @@ class DualEncoder(nn.Module):
             tokens=None if sentences.tokens is None else _wide(sentences.tokens[places.text]),
             patches=None if patches is None else _wide(patches),
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Device of both towers."""
+        return self.mean.device
 
     def pooled_patches(self, grid: Tensor) -> Tensor:
         """States (..., P) of patches (..., H), each pooled as a region by itself."""

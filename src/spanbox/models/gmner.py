@@ -114,7 +114,7 @@ class GmnerModel(nn.Module):
     def encode_text(self, texts: Texts) -> TokenRows:
         """States of texts, from any device, of their spans and of their tokens."""
         encoder, length = self.encoder, texts.token_ids.shape[1]
-        texts = texts.trimmed().to(encoder.mean.device, non_blocking=True)
+        texts = texts.trimmed().to(encoder.device, non_blocking=True)
         states = encoder.text(texts.token_ids, texts.token_mask)
         tokens = F.pad(states.tokens, (0, 0, 0, length - states.tokens.shape[1]))  # chunks differ in their padding
         spans = pool_spans(states.tokens, texts.span_tokens, encoder.settings.spans.pool)

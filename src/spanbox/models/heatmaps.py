@@ -69,7 +69,7 @@ def _grid(model: DualEncoder, pixels: Tensor, content: Size | None) -> Tensor:
     """States of the patches (h, w, H) of one image that show its picture."""
     image = Images(pixels[None], content=None if content is None else torch.tensor([content]))
     (image,), _ = by_picture(image, model.vision.stride)
-    image = image.to(model.mean.device)
+    image = image.to(model.device)
     grid: Tensor = model.vision(model.normalised(image.pixels, image.content), image.kept).grid[0]
     if content is None:
         return grid

@@ -21,6 +21,7 @@ from spanbox.engine.trainer import Trainer
 from spanbox.errors import DataError
 from spanbox.progress import Progress
 from spanbox.wiring.building import make_collator, sample_limits
+from spanbox.wiring.inference import Inference
 from spanbox.wiring.mining import check_search, mine
 
 MINED = "neighbours"  # folder of a run
@@ -116,7 +117,8 @@ class TrainingBatches:
         model = self.trainer.model
         model.eval()
         dataset = self.dataset.for_evaluation()
-        mined = mine(model, self.config, self.tokenizer, dataset, self.config.data.mining, self.progress.part)
+        inference = Inference(model, self.tokenizer, self.config)
+        mined = mine(inference, dataset, self.config.data.mining, self.progress.part)
         model.train()
         return mined.neighbours
 

@@ -5,24 +5,21 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
 from spanbox.data.loader import evaluation_batches
 from spanbox.data.manifest import Manifest
 from spanbox.data.source import state_of
-from spanbox.engine.device import choose_precision, make_encode
 from spanbox.evaluation.bank_files import Fingerprint, StoredBank, open_bank, write_bank
 from spanbox.evaluation.extract import FeatureBank, extract_parts
 from spanbox.files import one_at_a_time
-from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Batch, Incident, stable_id
 from spanbox.wiring.building import make_collator, sample_limits
 from spanbox.wiring.fusing import announce_size, context_of, matches_in_context
+from spanbox.wiring.inference import Inference
 from spanbox.wiring.loading import Loaded
 
 EVALUATION_BATCH = 128
@@ -31,16 +28,14 @@ LONGEST_STEM = 40
 """Characters of a manifest's name in the name of a folder, which is limited to 255 bytes."""
 
 
-def evaluation_dataset(
-    config: RunConfig, model: DualEncoder, manifest: Manifest, *, objects_only: bool = False
-) -> PairDataset:
+def evaluation_dataset(inference: Inference, manifest: Manifest, *, objects_only: bool = False) -> PairDataset:
     """The pairs of a manifest without limits of spans and regions.
 
     Args:
         objects_only: regions are the manifest's `objects` alone, the candidates of predictions.
     """
-    limits = sample_limits(config, model, objects_only=objects_only)
-    return PairDataset(manifest, limits, config.seed, replace_broken=False)
+    limits = sample_limits(inference.config, inference.model, objects_only=objects_only)
+    return PairDataset(manifest, limits, inference.config.seed, replace_broken=False)
 
 
 def features_folder(evaluation: Path, manifest: Path) -> Path:
@@ -50,9 +45,7 @@ def features_folder(evaluation: Path, manifest: Path) -> Path:
 
 
 def embed(
-    model: DualEncoder,
-    config: RunConfig,
-    tokenizer: Any,
+    inference: Inference,
     dataset: PairDataset,
     progress: StartProgress = Progress,
     *,
@@ -61,11 +54,10 @@ def embed(
     """The features of a data set's pairs, without those with a broken image, and the incidents.
 
     Args:
-        model: in evaluation mode.
         keep_states: also the tokens and patches of a model with fusion, for re-ranking.
     """
     incidents: list[Incident] = []
-    parts = embed_parts(model, config, tokenizer, dataset, incidents, progress, keep_states=keep_states)
+    parts = embed_parts(inference, dataset, incidents, progress, keep_states=keep_states)
     return FeatureBank.cat(parts), incidents
 
 
@@ -84,7 +76,7 @@ def embed_to_disk(loaded: Loaded, dataset: PairDataset, folder: Path, *, keep_st
         if keep_states:
             announce_size(loaded, dataset, folder)
         incidents: list[Incident] = []
-        parts = embed_parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents, keep_states=keep_states)
+        parts = embed_parts(loaded, dataset, incidents, keep_states=keep_states)
         return write_bank(folder, fingerprint, parts, incidents)
 
 
@@ -103,9 +95,7 @@ def _fits(bank: FeatureBank, dataset: PairDataset, width: int) -> bool:
 
 
 def embed_parts(
-    model: DualEncoder,
-    config: RunConfig,
-    tokenizer: Any,
+    inference: Inference,
     dataset: PairDataset,
     incidents: list[Incident],
     progress: StartProgress = Progress,
@@ -113,13 +103,13 @@ def embed_parts(
     keep_states: bool = False,
 ) -> Iterator[FeatureBank]:
     """As `embed`, one bank per batch; incidents are added to `incidents`."""
-    device = next(model.parameters()).device
-    workers = config.data.worker_count(device)
-    batches = evaluation_batches(dataset, make_collator(config, tokenizer), EVALUATION_BATCH, workers, incidents)
-    encode = make_encode(model, device, choose_precision(config.train.precision, device))
+    config = inference.config
+    collator = make_collator(config, inference.tokenizer)
+    workers = config.data.worker_count(inference.device)
+    batches = evaluation_batches(dataset, collator, EVALUATION_BATCH, workers, incidents)
     shown = _shown(batches, progress("encoding", len(dataset)))
-    context = context_of(model) if matches_in_context(config) else None
-    return extract_parts(encode, shown, context=context, keep_states=keep_states)
+    context = context_of(inference.model) if matches_in_context(config) else None
+    return extract_parts(inference.encode_batch, shown, context=context, keep_states=keep_states)
 
 
 def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
@@ -133,7 +123,7 @@ def _shown(batches: Iterator[Batch], progress: Progress) -> Iterator[Batch]:
 
 def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
     """Everything that the features depend on: weights, pairs, images, limits, precision."""
-    config, device = loaded.config, next(loaded.model.parameters()).device
+    config = loaded.config
     return {
         "checkpoint": loaded.checkpoint.name,
         "weights": _size_and_time(loaded.checkpoint / "model.safetensors"),
@@ -143,7 +133,7 @@ def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
         "limits": asdict(dataset.limits),
         "max_tokens": config.data.max_tokens,
         "inverted_boxes": config.data.inverted_boxes,
-        "precision": str(choose_precision(config.train.precision, device)),
+        "precision": str(loaded.precision),
     }
 
 

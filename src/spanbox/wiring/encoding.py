@@ -23,7 +23,6 @@ from torch import Tensor
 
 from spanbox.data.manifest import Box, ObjectBox, is_inverted
 from spanbox.data.prepare import prepare
-from spanbox.engine.device import autocast, choose_precision
 from spanbox.errors import DataError
 from spanbox.models.dual_encoder import ImageRows, Part
 from spanbox.models.inputs import Images, Texts, by_picture
@@ -91,7 +90,7 @@ def encode_texts(
     ]
     alone = loaded.config.model.spans.source == "own"
     rows, truncated = _tokens(loaded, texts, [[]] * len(texts) if alone else trimmed)
-    with _in_precision(loaded):
+    with loaded.in_precision():
         states = loaded.model.encode_text(rows)
     features = _project(loaded, "text", states.pooled, unit)
     if alone:
@@ -116,7 +115,7 @@ def encode_images(loaded: Loaded, images: Sequence[ImageSource], *, unit: bool =
 def encode_text_sides(loaded: Loaded, texts: Sequence[str]) -> TextSide:
     """At least one text for fused scores, by a model with fusion."""
     rows, _ = _tokens(loaded, texts, [[]] * len(texts))
-    with _in_precision(loaded):
+    with loaded.in_precision():
         states = loaded.model.encode_text(replace(rows, keep_tokens=True))
     assert states.tokens is not None
     return TextSide(_project(loaded, "text", states.pooled, True), states.tokens.float(), rows.token_mask)
@@ -182,7 +181,7 @@ def _images(samples: Sequence[Sample]) -> Images:
 def _states(loaded: Loaded, images: Images) -> ImageRows:
     """The states of images, in their order."""
     groups, rows = by_picture(images, loaded.model.vision.stride)
-    with _in_precision(loaded):
+    with loaded.in_precision():
         states = ImageRows.cat([loaded.model.encode_images(group) for group in groups])
     return states if rows is None else states.map(lambda tensor: tensor[rows])
 
@@ -280,7 +279,7 @@ def _spans_alone(
         return [like[:0] for _ in texts]
     rows, _ = _tokens(loaded, words, [[]] * len(words))
     rows = Texts(rows.token_ids, rows.token_mask, rows.token_mask[:, None])
-    with _in_precision(loaded):
+    with loaded.in_precision():
         pooled = loaded.model.encode_text(rows).spans[:, 0]
     return list(torch.split(_project(loaded, "spans", pooled, unit), [len(own) for own in spans]))
 
@@ -295,11 +294,6 @@ def _unread(loaded: Loaded, text: str, span: CharSpan) -> DataError:
 
 def _project(loaded: Loaded, part: Part, pooled: Tensor, unit: bool) -> Tensor:
     """Features (..., D) float32 of pooled states (..., P)."""
-    with _in_precision(loaded):
+    with loaded.in_precision():
         features = loaded.model.projection_of(part)(pooled).float()
     return F.normalize(features, dim=-1) if unit else features
-
-
-def _in_precision(loaded: Loaded) -> torch.autocast:
-    device = next(loaded.model.parameters()).device
-    return autocast(device, choose_precision(loaded.config.train.precision, device))

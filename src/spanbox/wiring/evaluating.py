@@ -25,7 +25,6 @@ from spanbox.data.dataset import PairDataset
 from spanbox.data.images import open_picture
 from spanbox.data.limits import SampleLimits
 from spanbox.data.manifest import Manifest
-from spanbox.engine.device import choose_precision, make_encode
 from spanbox.errors import ConfigError, DataError
 from spanbox.evaluation.bank_files import StoredBank
 from spanbox.evaluation.evaluate import evaluate
@@ -65,6 +64,7 @@ from spanbox.wiring.artefacts import (
 from spanbox.wiring.building import make_collator, open_manifest
 from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset, features_folder
 from spanbox.wiring.fusing import matches_in_context, pair_scores
+from spanbox.wiring.inference import Inference
 from spanbox.wiring.loading import Loaded, load
 from spanbox.wiring.predicting import check_objects, write_predictions
 
@@ -112,8 +112,8 @@ def evaluate_checkpoint(path: Path, manifest: Path, device: str = "auto") -> Eva
     """The figures of a checkpoint (or the best of a run) on a manifest, as validation gives them."""
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
-    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
-    bank, incidents = embed(loaded.model, loaded.config, loaded.tokenizer, dataset)
+    dataset = evaluation_dataset(loaded, opened)
+    bank, incidents = embed(loaded, dataset)
     return Evaluated(
         loaded.checkpoint, manifest, data_fingerprint(opened), _figures_alone(bank, dataset, Progress), incidents
     )
@@ -153,7 +153,7 @@ def evaluate_to_folder(
     if options.predictions is not None:
         check_objects(opened)
     validation = _validation(loaded, options.threshold_from, manifest)
-    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
+    dataset = evaluation_dataset(loaded, opened)
     reranked = options.rerank if loaded.reranks else 0
     stored = _features(loaded, dataset, folder, keep_states=reranked > 0)
     pairs = Pairs(stored.bank, dataset)
@@ -200,8 +200,9 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
     check_measurable(config.train.best_metric, "train.best_metric", _counted(config, manifest), in_context=in_context)
 
     def validate(tokenizer: Any, model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
-        dataset = evaluation_dataset(config, model, manifest)
-        bank, _ = embed(model, config, tokenizer, dataset, progress.part)
+        inference = Inference(model, tokenizer, config)
+        dataset = evaluation_dataset(inference, manifest)
+        bank, _ = embed(inference, dataset, progress.part)
         metrics = _figures_alone(bank, dataset, progress.part)
         threshold = choose_threshold(bank)
         if threshold is not None:  # kept for decisions on images without annotations
@@ -293,7 +294,7 @@ def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None, *, keep
     if folder is not None:
         of_manifest = features_folder(folder, dataset.manifest.path)
         return embed_to_disk(loaded, dataset, of_manifest, keep_states=keep_states)
-    return StoredBank(*embed(loaded.model, loaded.config, loaded.tokenizer, dataset, keep_states=keep_states))
+    return StoredBank(*embed(loaded, dataset, keep_states=keep_states))
 
 
 def _validation(loaded: Loaded, given: Path | None, evaluated: Path) -> Manifest | None:
@@ -325,7 +326,7 @@ def _threshold(loaded: Loaded, bank: FeatureBank, validation: Manifest | None, f
     """The score from which an entity counts as shown; None without validation data or without scores."""
     if validation is None or not (len(bank.spans) and len(bank.regions)):
         return None
-    dataset = evaluation_dataset(loaded.config, loaded.model, validation)
+    dataset = evaluation_dataset(loaded, validation)
     return choose_threshold(_features(loaded, dataset, folder, keep_states=False).bank)
 
 
@@ -336,10 +337,9 @@ def _occlude(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Out
     if not spans:
         return {}, {}
     pair, entity = pairs.bank.span_pair.tolist(), pairs.bank.span_entity.tolist()
-    device = next(model.parameters()).device
     collate = make_collator(config, loaded.tokenizer)
     falls = measure_falls(
-        make_encode(model, device, choose_precision(config.train.precision, device)),
+        loaded.encode_batch,
         lambda samples: collate(samples).batch,
         (Query(pairs.sample(pair[span]), entity[span]) for span in track(spans, "hiding objects", len(spans))),
         model.preprocessing.image_size // model.vision.stride,

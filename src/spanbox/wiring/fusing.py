@@ -27,7 +27,7 @@ def pair_scores(model: DualEncoder, bank: FeatureBank) -> PairScores | None:
     fusion = model.fusion
     if fusion is None or bank.tokens is None or bank.patches is None:
         return None
-    device, longest = model.mean.device, int(bank.token_count.max()) if bank.token_count is not None else 0
+    device, longest = model.device, int(bank.token_count.max()) if bank.token_count is not None else 0
     size = pairs_of_a_block(longest, bank.patches.shape[1])
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ def fused_scores(loaded: Loaded, texts: TextSide, images: ImageSide) -> Tensor:
         ConfigError: the model has no fusion.
     """
     fusion = fusion_of(loaded)
-    device = loaded.model.mean.device
+    device = loaded.model.device
     texts, images = texts.to(device), images.to(device)
     size = pairs_of_a_block(texts.tokens.shape[1], images.patches.shape[1])
     pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images))).to(device)

@@ -180,7 +180,7 @@ def _choose_boxes(
     dataset = PairDataset(
         manifest, candidate_limits(config, model), config.seed, replace_broken=False, entities=entities
     )
-    workers = config.data.worker_count(model.encoder.mean.device)
+    workers = config.data.worker_count(model.encoder.device)
     chosen: dict[tuple[int, int], Box] = {}
     done = 0
     with progress("choosing regions", len(dataset)) as shown:
@@ -211,5 +211,5 @@ def candidate_limits(config: RunConfig, model: GmnerModel, *, training: bool = F
 
 
 def _precision(model: GmnerModel, config: RunConfig) -> torch.autocast:
-    device = model.encoder.mean.device
+    device = model.encoder.device
     return autocast(device, choose_precision(config.train.precision, device))

@@ -20,6 +20,7 @@ from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings
 from spanbox.models.towers import build_text_tower, build_vision_tower
 from spanbox.wiring.building import PARTS, build_objective, fitted_to
+from spanbox.wiring.inference import Inference
 
 Level = Literal["coarse", "fine"]
 
@@ -29,13 +30,10 @@ TYPES = "types"  # key of `architecture.json` that a GMNER model has, and no oth
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A trained model with its tokenizer and config."""
+class Loaded(Inference):
+    """A trained model from its checkpoint."""
 
-    model: DualEncoder  # in evaluation mode
     objective: Objective
-    tokenizer: Any
-    config: RunConfig
     checkpoint: Path
 
     @property
@@ -90,7 +88,7 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
     load_weights(folder, model, objective)
     make_exportable(model.text.model, tokenizer)
     make_exportable(model.vision.model, ImageProcessorFiles(model.preprocessing))
-    return Loaded(model.to(choose_device(device)).eval(), objective, tokenizer, config, folder)
+    return Loaded(model.to(choose_device(device)).eval(), tokenizer, config, objective, folder)
 
 
 def open_encoder(

@@ -3,22 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from spanbox.config import RunConfig
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import MiningSettings, Neighbours, SearchName, check_writable, save_neighbours
 from spanbox.evaluation.approximate import import_faiss, nearest_wrong_approximately
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.mining import KINDS, Mined, NearestWrong, mine_neighbours, nearest_wrong
-from spanbox.models.dual_encoder import DualEncoder
 from spanbox.progress import Progress, StartProgress
 from spanbox.structures import Incident
 from spanbox.wiring.building import open_manifest
 from spanbox.wiring.embedding import embed, evaluation_dataset
+from spanbox.wiring.inference import Inference
 from spanbox.wiring.loading import load
 
 SEARCHES: Mapping[SearchName, NearestWrong] = {"exact": nearest_wrong, "approximate": nearest_wrong_approximately}
@@ -34,9 +32,7 @@ class MinedManifest:
 
 
 def mine(
-    model: DualEncoder,
-    config: RunConfig,
-    tokenizer: Any,
+    inference: Inference,
     dataset: PairDataset,
     settings: MiningSettings,
     progress: StartProgress = Progress,
@@ -44,21 +40,20 @@ def mine(
     """Encode the pairs of a data set, read as evaluation does, and find hard neighbours of each.
 
     Args:
-        model: in evaluation mode; its device computes the similarities of an exact search, too.
+        inference: its device computes the similarities of an exact search, too.
 
     Raises:
         ConfigError: what the search needs is not installed.
     """
     check_search(settings.search)
-    bank, incidents = embed(model, config, tokenizer, dataset, progress)
-    device = next(model.parameters()).device
+    bank, incidents = embed(inference, dataset, progress)
     with progress("searching", len(KINDS[settings.by]) * len(bank)) as searching:
         mined = mine_neighbours(
             bank,
             count=min(settings.count, len(bank)),  # more would take memory for nothing
             by=settings.by,
             margin=settings.margin,
-            device=device,
+            device=inference.device,
             find=SEARCHES[settings.search],
             on_searched=searching.update,
         )
@@ -73,8 +68,8 @@ def mine_checkpoint(
     loaded = load(path, device)
     opened = open_manifest(loaded.config, str(manifest), "the manifest")
     check_writable(out)
-    dataset = evaluation_dataset(loaded.config, loaded.model, opened)
-    result = mine(loaded.model, loaded.config, loaded.tokenizer, dataset, settings)
+    dataset = evaluation_dataset(loaded, opened)
+    result = mine(loaded, dataset, settings)
     origin = {"checkpoint": str(loaded.checkpoint), **settings.model_dump(exclude={"every", "count"})}
     save_neighbours(out, result.neighbours, manifest, origin)
     return result

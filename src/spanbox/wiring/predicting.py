@@ -69,8 +69,8 @@ def write_predictions(path: Path, loaded: Loaded, manifest: Manifest, validation
 
 def _parts(loaded: Loaded, manifest: Manifest) -> Iterator[FeatureBank]:
     incidents: list[Incident] = []  # the same as those of the evaluation
-    dataset = evaluation_dataset(loaded.config, loaded.model, manifest, objects_only=True)
-    return embed_parts(loaded.model, loaded.config, loaded.tokenizer, dataset, incidents)
+    dataset = evaluation_dataset(loaded, manifest, objects_only=True)
+    return embed_parts(loaded, dataset, incidents)
 
 
 def _prediction(manifest: Manifest, record: Record, boxes: dict[int, Tensor]) -> Prediction:

@@ -86,12 +86,8 @@ def test_two_at_once_take_turns(
     """Features of two checkpoints lie in one folder: none may be replaced while another evaluation reads them."""
     manifest = scenes / "test.jsonl"
     loaded = [load(copied / "checkpoints" / step, "cpu") for step in ("step-000003", "step-000006")]
-    datasets = [
-        evaluation_dataset(each.config, each.model, open_manifest(each.config, str(manifest), "")) for each in loaded
-    ]
-    expected = [
-        embed(each.model, each.config, each.tokenizer, data)[0] for each, data in zip(loaded, datasets, strict=True)
-    ]
+    datasets = [evaluation_dataset(each, open_manifest(each.config, str(manifest), "")) for each in loaded]
+    expected = [embed(each, data)[0] for each, data in zip(loaded, datasets, strict=True)]
     meeting = Barrier(2)
 
     def slow_parts(*arguments: Any, **options: Any) -> Iterator[FeatureBank]:
