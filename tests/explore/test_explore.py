@@ -401,3 +401,11 @@ def test_the_page_in_a_browser(server: ExplorerServer, tmp_path: Path) -> None:
         notes.write_text("no picture")
         browser.drag_file("main", notes, drop=True)
         browser.wait_for("document.querySelector('#status.error')?.textContent")
+        # What the server refuses is said in the language of the page.
+        browser.evaluate("setLanguage('zh')")
+        browser.drag_file("main", notes, drop=True)
+        browser.wait_for("document.querySelector('#status.error')?.textContent.includes('不是可以读取的图片')")
+        browser.evaluate("searchText('  ')")
+        browser.wait_for("document.querySelector('#status.error')?.textContent.includes('文本为空')")
+        browser.evaluate("openPicture('u999')")
+        browser.wait_for("document.querySelector('#status.error')?.textContent.includes('不再保留')")

@@ -36,10 +36,21 @@ function say(text, isError = false) {
 
 async function ask(path, body) {
   const options = body === undefined ? {} : { method: "POST", body: body instanceof Blob ? body : JSON.stringify(body) };
-  const response = await fetch(path, options);
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
+  let response, answer;
+  try {
+    response = await fetch(path, options);
+    answer = await response.json();
+  } catch {
+    throw Object.assign(new Error(), { reason: "no_server" });
+  }
+  if (!response.ok) throw Object.assign(new Error(answer.error), { reason: reasonOf(response.status, path) });
   return answer;
+}
+
+// The server's messages are English: the page says by itself what went wrong.
+function reasonOf(status, path) {
+  const refused = { "api/search": "text_refused", "api/search-picture": "picture_refused", "api/ground": "pair_refused" };
+  return { 400: refused[path], 404: "picture_gone", 413: "too_large" }[status] ?? "server_failed";
 }
 
 // One request at a time: a later one replaces the answer of an earlier one.
@@ -52,7 +63,7 @@ async function during(message, work) {
     const show = await work();
     if (number === asked) show();
   } catch (error) {
-    if (number === asked) say(t("failed", { error: error.message }), true);
+    if (number === asked) say(t("failed", { error: error.reason ? t(error.reason, { error: error.message }) : error.message }), true);
   } finally {
     if (number === asked) document.body.removeAttribute("aria-busy");
   }
