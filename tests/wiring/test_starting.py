@@ -69,6 +69,27 @@ def test_a_fusion_of_another_width_begins_at_random(first: Path, scenes: Path, t
     assert load(wider).model.fusion.patch_projection[0].out_features == 16
 
 
+@pytest.mark.parametrize("other", ["model.fusion.kind=cross_attention", "model.fusion.layers=1"])
+def test_no_part_of_another_fusion_is_taken_over(other: str, first: Path, scenes: Path, tmp_path: Path) -> None:
+    """Nor its temperature: parts that fit by their shape alone belong to what they were trained with."""
+    fused = started(first, scenes, tmp_path / "fused", *FUSED, "model.fusion.layers=2", "train.steps=1").run_dir
+    learned = "model.fusion.content_projection.1.bias", "objective.fusion.log_scale"
+    begun = end_of(started(first, scenes, tmp_path / "new", *FUSED, *STILL, other, "train.steps=1").run_dir)
+    run = started(fused, scenes, tmp_path / "other", *FUSED, *STILL, other, "train.steps=1").run_dir
+    for name in learned:
+        assert not torch.allclose(end_of(fused)[name], begun[name], atol=1e-4)
+        torch.testing.assert_close(end_of(run)[name], begun[name], atol=1e-5, rtol=0)
+
+
+def test_a_temperature_of_another_loss_of_the_fusion_begins_anew(first: Path, scenes: Path, tmp_path: Path) -> None:
+    fused = started(first, scenes, tmp_path / "fused", *FUSED, "train.steps=1").run_dir
+    assert load(fused).objective.temperatures()["fusion"] != pytest.approx(0.07, rel=1e-6)
+    run = started(
+        fused, scenes, tmp_path / "other", *FUSED, *STILL, "loss.fusion.loss=sup_con", "train.steps=1"
+    ).run_dir
+    assert load(run).objective.temperatures()["fusion"] == pytest.approx(0.07, rel=1e-6)
+
+
 def test_towers_may_be_frozen(first: Path, scenes: Path, tmp_path: Path) -> None:
     frozen = ("model.text.freeze=all", "model.vision.freeze=all")
     after = end_of(started(first, scenes, tmp_path / "frozen", *frozen, *FUSED).run_dir)

@@ -95,7 +95,7 @@ def model_of_another_run(
     """The model of another run with the settings of this one, and its tokenizer.
 
     A fusion that it does not have and updates of LoRA begin as in a new run. So do temperature, bias and weight of a
-    level, where its loss or their initial value is another than in that run.
+    level or of the fusion, where its loss or their initial value is another than in that run.
 
     Args:
         objective: gets what that run has learned beside its model.
@@ -110,10 +110,13 @@ def model_of_another_run(
     own = named_weights(model, objective)
     saved = _named_as_with_lora(read_weights(checkpoint), own)
     new = {f"objective.{name}" for name in _set_by(config.loss, load_config(str(checkpoint / "config.yaml")).loss)}
-    for name in own.keys() | saved.keys():
-        differs = name not in saved or name not in own or saved[name].shape != own[name].shape
-        optional = name.startswith(("model.fusion.", "objective.")) or (".lora_" in name and name not in saved)
-        if name in new or (optional and differs):
+    names = own.keys() | saved.keys()
+    differing = {name for name in names if not _in_both(name, own, saved)}
+    if any(name.startswith("model.fusion.") for name in differing):  # another fusion, of which no part is taken over
+        new |= {name for name in names if name.startswith(("model.fusion.", "objective.fusion."))}
+    for name in names:
+        optional = name.startswith("objective.") or (".lora_" in name and name not in saved)
+        if name in new or (optional and name in differing):
             own.pop(name, None)
             saved.pop(name, None)
     what = f"{given_by}: {checkpoint} holds a model of another architecture than the config asks for"
@@ -122,9 +125,15 @@ def model_of_another_run(
     return model, tokenizer
 
 
+def _in_both(name: str, own: dict[str, Tensor], saved: dict[str, Tensor]) -> bool:
+    return name in own and name in saved and own[name].shape == saved[name].shape
+
+
 def _set_by(loss: LossSettings, before: LossSettings) -> set[str]:
     """Parameters of the objective that start from the config of the new run, not from the checkpoint."""
-    names = set(FUSED) if loss.fusion.temperature != before.fusion.temperature else set()
+    fusion, fusion_before = loss.fusion, before.fusion
+    same = (fusion.loss, fusion.temperature) == (fusion_before.loss, fusion_before.temperature)
+    names = set() if same else set(FUSED)
     levels_before = before.levels()
     for name, level in loss.levels().items():
         old = levels_before.get(name)
