@@ -126,6 +126,19 @@ def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_run_that_was_trained_on_the_data_is_refused(scenes: Path, tmp_path: Path) -> None:
+    """Itself, and as what the models of the folds begin with."""
+    run = train(miniature.demo_config(scenes, tmp_path / "run")).run_dir
+    data = scenes / ".." / scenes.name / "train.jsonl"
+    with pytest.raises(ConfigError, match=r"run: was trained on .*clean with --recipe"):
+        clean(data, tmp_path / "out", run=run, device="cpu")
+    started = [*OVERRIDES, f"train.start={run}"]
+    with pytest.raises(ConfigError, match=r"^train\.start=.*run: was trained on"):
+        clean(data, tmp_path / "out", recipe="demo", overrides=started, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_a_run_of_the_coarse_level_alone_judges_no_box(scenes: Path, tmp_path: Path) -> None:
     run = train(miniature.demo_config(scenes, tmp_path / "run", "loss.fine.weight=0")).run_dir
     done = clean(scenes / "test.jsonl", tmp_path / "out", run=run, policies=Policies(pairs="keep"), device="cpu")

@@ -21,7 +21,7 @@ from spanbox.data.joined_groups import JoinedGroups
 from spanbox.data.manifest import Manifest, image_file, relocated, write_manifest
 from spanbox.data.neighbours import manifest_digest
 from spanbox.documents import DocumentError, quoted, read_json
-from spanbox.engine.checkpoint import last_checkpoint
+from spanbox.engine.checkpoint import find_checkpoint, last_checkpoint
 from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
 from spanbox.files import check_no_input, check_writable_folder, replacing, write_json, write_text
@@ -74,7 +74,8 @@ def clean(
 
     Raises:
         ConfigError: neither or both of `recipe` and `run`, a wrong setting, neighbours of the whole manifest,
-            settings, folds or jobs for a run, or a model whose features of sentences and images mean nothing.
+            settings, folds or jobs for a run, a model whose features of sentences and images mean nothing, or one that
+            was trained on the manifest.
         DataError: the manifest is wrong, or too small for so many folds.
         OutputError: `out` cannot be written, or a file in it would replace the original or another one.
         TrainingError: the training of a fold failed.
@@ -99,6 +100,7 @@ def clean(
         loaded = load(run, device)
         config = loaded.config
         _check_coarse(str(run), config)
+        _check_unseen(str(run), config, path)
         manifest = Manifest(path, config.data.inverted_boxes)
         check_writable_folder(out)
         scored = [_score(loaded, path, range(len(manifest)), seed)]
@@ -106,6 +108,9 @@ def clean(
         assert recipe is not None
         config = load_config(recipe, overrides)
         _check_coarse(recipe, config)
+        if config.train.start is not None:
+            started = load_config(str(find_checkpoint(Path(config.train.start)) / "config.yaml"))
+            _check_unseen(f"train.start={config.train.start}", started, path)
         if config.data.neighbours is not None:
             raise ConfigError(
                 "data.neighbours: are neighbours in a whole manifest, and each fold trains on a part of it; set "
@@ -134,6 +139,15 @@ def clean(
 def _check_coarse(name: str, config: RunConfig) -> None:
     if reason := untrained(config, "coarse"):
         raise ConfigError(f"{name}: pairs cannot be judged: {reason}; train with loss.coarse.weight above 0")
+
+
+def _check_unseen(name: str, config: RunConfig, path: Path) -> None:
+    """Refuse a model that learned the pairs of the manifest, with their faults."""
+    if config.data.train is not None and Path(config.data.train).resolve() == path.resolve():
+        raise ConfigError(
+            f"{name}: was trained on {path}, so it takes faults that it learned for right; clean with --recipe and "
+            "without train.start: then a model is trained for each fold on the others"
+        )
 
 
 def fold_members(manifest: Manifest, folds: int, seed: int) -> list[list[int]]:
