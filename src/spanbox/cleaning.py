@@ -246,8 +246,7 @@ def _score(loaded: Loaded, path: Path, members: Sequence[int], seed: int) -> tup
     dataset.limits = replace(dataset.limits, proposals=ALL_PROPOSALS, max_regions=None, max_spans=None)
     bank, incidents = embed(loaded, dataset)
     scores = score_fold(bank, seed, fine=loaded.untrained("fine") is None)
-    places = np.asarray(members)
-    return scores._replace(pair_place=places[scores.pair_place], link_place=places[scores.link_place]), incidents
+    return scores.at(np.asarray(members)), incidents
 
 
 def _write(out: Path, new: Path, manifest: Manifest, judged: Judged, policies: Policies, result: Cleaned) -> None:

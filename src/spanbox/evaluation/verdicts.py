@@ -24,146 +24,54 @@ from spanbox.structures import NAMED_ONLY, SHOWN
 
 Integers = NDArray[np.int64]
 FEWEST_WRONG = 100  # other regions of own images from which they are the wrong ones to compare with; else other images
+OTHERS = ("other_score", "other_p", "other_box")
+"""Fields of the other regions, padded to the largest number of them."""
 
 
-class FoldScores(NamedTuple):
-    """Scores of a fold. P-values are small where given items score higher than wrong ones."""
+class PairScores(NamedTuple):
+    """P-values of pairs, small where given ones score higher than wrong ones."""
 
-    pair_place: Integers  # (N,)
-    pair_fine: NDArray[np.bool_]  # (N,): whether the fine level was scored too
-    pair_p: Floats  # (N,)
-    link_place: Integers  # (L,)
-    link_entity: Integers  # (L,)
-    link_score: Floats  # (L,), within the pair; NaN without a box
-    link_p: Floats  # (L,), against regions of other images
-    link_box: Floats  # (L, 4), normalised; NaN without a box
+    place: Integers  # (N,)
+    fine: NDArray[np.bool_]  # (N,): whether the fine level was scored too
+    p: Floats  # (N,)
+
+    @classmethod
+    def cat(cls, parts: Sequence["PairScores"]) -> "PairScores":
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+class LinkScores(NamedTuple):
+    """Scores and p-values of links, and of the other regions of the image in their place."""
+
+    place: Integers  # (L,)
+    entity: Integers  # (L,)
+    score: Floats  # (L,), within the pair; NaN without a box
+    p: Floats  # (L,), against regions of other images
+    box: Floats  # (L, 4), normalised; NaN without a box
     other_score: Floats  # (L, R), within the pair; NaN on padding
     other_p: Floats  # (L, R)
     other_box: Floats  # (L, R, 4)
 
-
-class Verdicts(NamedTuple):
-    """All verdicts, and the shares of wrong items that they rest on."""
-
-    pairs: list[JudgedPair]
-    links: list[JudgedLink]
-    wrong_pairs: float
-    wrong_links: float
-
-
-def score_fold(bank: FeatureBank, seed: int, *, fine: bool = True) -> FoldScores:
-    """P-values of the pairs and links of a bank, whose model was not trained on them.
-
-    Those without wrong ones to compare them with have none: pairs that are all of one group, links that are all of one
-    identity.
-
-    Args:
-        bank: features of the pairs.
-        seed: of the wrong ones.
-        fine: whether the features of spans and regions mean anything; else there are no links, and pairs have scores of
-            the coarse level alone.
-    """
-    place, has_fine, p = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.bool_)], [np.empty(0)]
-    for kind, (index, evidence) in pair_evidence(bank, seed, fine=fine).items():
-        place.append(bank.place.numpy()[index])
-        has_fine.append(np.full(len(index), kind))
-        p.append(p_values(evidence.given, evidence.wrong))
-    pair_place, pair_fine, pair_p = np.concatenate(place), np.concatenate(has_fine), np.concatenate(p)
-    if not (fine and len(bank.spans) and len(bank.regions)):
-        return FoldScores(pair_place, pair_fine, pair_p, *_no_links())
-    links = link_evidence(bank, seed)
-    if not len(links.wrong):
-        return FoldScores(pair_place, pair_fine, pair_p, *_no_links())
-    own = links.own
-    boxes_SR4, linked_SR = own.boxes_SR4.double().numpy(), own.linked_SR.numpy()
-    free_SR = own.candidates_SR.numpy() & ~linked_SR
-    shown, places = bank.span_shown.numpy(), bank.place[bank.span_pair].numpy()
-    rows, columns = np.nonzero(linked_SR & (shown == SHOWN)[:, None])
-    bare = np.flatnonzero(shown == NAMED_ONLY)
-    span = np.r_[rows, bare]
-    p_SR = p_values(links.scores_SR, links.wrong)
-    link_score, link_p = (
-        np.r_[values_SR[rows, columns], np.full(len(bare), np.nan)] for values_SR in (links.within_SR, p_SR)
-    )
-    link_box = np.concatenate([boxes_SR4[rows, columns], np.full((len(bare), 4), np.nan)])
-    free = free_SR[span]
-    free[: len(rows)] &= ~_same_object(boxes_SR4[rows], link_box[: len(rows)])
-    return FoldScores(
-        pair_place,
-        pair_fine,
-        pair_p,
-        places[span],
-        bank.span_entity.numpy()[span],
-        link_score,
-        link_p,
-        link_box,
-        np.where(free, links.within_SR[span], np.nan),
-        p_SR[span],
-        boxes_SR4[span],
-    )
-
-
-def judge(folds: Sequence[FoldScores]) -> Verdicts:
-    """The verdicts on all pairs and links of some folds.
-
-    Links of pairs that do not belong together are left out: their boxes are of another image.
-    """
-    place, fine, p = (
-        np.concatenate([getattr(fold, f"pair_{name}") for fold in folds]) for name in ("place", "fine", "p")
-    )
-    right, wrong = np.empty(len(p)), 0.0
-    for kind in (False, True):
-        chosen = fine == kind
-        mixture = fit_mixture(p[chosen])
-        right[chosen] = mixture.right(p[chosen])
-        wrong += mixture.wrong * float(chosen.mean()) if len(p) else 0.0
-    pairs = [JudgedPair(int(i), float(value)) for i, value in zip(place, right, strict=True)]
-    believed = set(place[right >= LIKELY].tolist())
-    links, wrong_links = _judge_links([_of_pairs(fold, believed) for fold in folds])
-    return Verdicts(
-        sorted(pairs, key=lambda verdict: verdict.place),
-        sorted(links, key=lambda verdict: (verdict.place, verdict.entity)),
-        wrong,
-        wrong_links,
-    )
-
-
-def _judge_links(folds: Sequence[FoldScores]) -> tuple[list[JudgedLink], float]:
-    """Verdicts on all links, and the estimated share of wrong ones."""
-    table = _Links.of(folds)
-    wrong = table.wrong_scores()
-    p, other_p = table.p, table.other_p
-    if len(wrong) >= FEWEST_WRONG:
-        p, other_p = (p_values(score, wrong) for score in (table.score, table.other_score))
-    choice = table.probabilities(p, other_p)
-    return table.verdicts(choice), 1 - float(choice.present[table.has_box].mean()) if table.has_box.any() else 0.0
-
-
-class _Links(NamedTuple):
-    """The links of all folds."""
-
-    place: Integers  # (L,)
-    entity: Integers
-    score: Floats
-    p: Floats
-    box: Floats
-    other_score: Floats
-    other_p: Floats
-    other_box: Floats
+    @classmethod
+    def none(cls) -> "LinkScores":
+        places, values = np.empty(0, dtype=np.int64), np.empty(0)
+        matrix = np.empty((0, 0))
+        return cls(places, places, values, values, np.empty((0, 4)), matrix, matrix, np.empty((0, 0, 4)))
 
     @classmethod
-    def of(cls, folds: Sequence[FoldScores]) -> "_Links":
-        width = max((fold.other_score.shape[1] for fold in folds), default=0)
+    def cat(cls, parts: Sequence["LinkScores"]) -> "LinkScores":
+        width = max((part.other_score.shape[1] for part in parts), default=0)
+        columns = zip(cls._fields, zip(*parts, strict=True), strict=True)
         return cls(
-            np.concatenate([fold.link_place for fold in folds]),
-            np.concatenate([fold.link_entity for fold in folds]),
-            np.concatenate([fold.link_score for fold in folds]),
-            np.concatenate([fold.link_p for fold in folds]),
-            np.concatenate([fold.link_box for fold in folds]),
-            np.concatenate([_widened(fold.other_score, width) for fold in folds]),
-            np.concatenate([_widened(fold.other_p, width) for fold in folds]),
-            np.concatenate([_widened(fold.other_box, width) for fold in folds]),
+            *(
+                np.concatenate([_widened(values, width) if name in OTHERS else values for values in column])
+                for name, column in columns
+            )
         )
+
+    def of_pairs(self, places: set[int]) -> "LinkScores":
+        kept = np.array([place in places for place in self.place.tolist()], dtype=bool)
+        return LinkScores(*(values[kept] for values in self))
 
     @property
     def has_box(self) -> NDArray[np.bool_]:
@@ -208,16 +116,109 @@ class _Links(NamedTuple):
         return found
 
 
-def _of_pairs(fold: FoldScores, places: set[int]) -> FoldScores:
-    kept = np.array([place in places for place in fold.link_place.tolist()], dtype=bool)
-    return fold._replace(
-        **{name: getattr(fold, name)[kept] for name in fold._fields if name.startswith(("link", "other_"))}
+class FoldScores(NamedTuple):
+    """Scores of the pairs and links of a fold."""
+
+    pairs: PairScores
+    links: LinkScores
+
+    def at(self, places: Integers) -> "FoldScores":
+        """The same, of pairs that stand at these places of another manifest."""
+        return FoldScores(
+            self.pairs._replace(place=places[self.pairs.place]), self.links._replace(place=places[self.links.place])
+        )
+
+
+class Verdicts(NamedTuple):
+    """All verdicts, and the shares of wrong items that they rest on."""
+
+    pairs: list[JudgedPair]
+    links: list[JudgedLink]
+    wrong_pairs: float
+    wrong_links: float
+
+
+def score_fold(bank: FeatureBank, seed: int, *, fine: bool = True) -> FoldScores:
+    """P-values of the pairs and links of a bank, whose model was not trained on them.
+
+    Those without wrong ones to compare them with have none: pairs that are all of one group, links that are all of one
+    identity.
+
+    Args:
+        bank: features of the pairs.
+        seed: of the wrong ones.
+        fine: whether the features of spans and regions mean anything; else there are no links, and pairs have scores of
+            the coarse level alone.
+    """
+    pairs = [PairScores(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_), np.empty(0))]
+    for kind, (index, evidence) in pair_evidence(bank, seed, fine=fine).items():
+        p = p_values(evidence.given, evidence.wrong)
+        pairs.append(PairScores(bank.place.numpy()[index], np.full(len(index), kind), p))
+    has_links = fine and len(bank.spans) and len(bank.regions)
+    return FoldScores(PairScores.cat(pairs), _score_links(bank, seed) if has_links else LinkScores.none())
+
+
+def _score_links(bank: FeatureBank, seed: int) -> LinkScores:
+    links = link_evidence(bank, seed)
+    if not len(links.wrong):
+        return LinkScores.none()
+    own = links.own
+    boxes_SR4, linked_SR = own.boxes_SR4.double().numpy(), own.linked_SR.numpy()
+    free_SR = own.candidates_SR.numpy() & ~linked_SR
+    shown, places = bank.span_shown.numpy(), bank.place[bank.span_pair].numpy()
+    rows, columns = np.nonzero(linked_SR & (shown == SHOWN)[:, None])
+    bare = np.flatnonzero(shown == NAMED_ONLY)
+    span = np.r_[rows, bare]
+    p_SR = p_values(links.scores_SR, links.wrong)
+    link_score, link_p = (
+        np.r_[values_SR[rows, columns], np.full(len(bare), np.nan)] for values_SR in (links.within_SR, p_SR)
+    )
+    link_box = np.concatenate([boxes_SR4[rows, columns], np.full((len(bare), 4), np.nan)])
+    free = free_SR[span]
+    free[: len(rows)] &= ~_same_object(boxes_SR4[rows], link_box[: len(rows)])
+    return LinkScores(
+        places[span],
+        bank.span_entity.numpy()[span],
+        link_score,
+        link_p,
+        link_box,
+        np.where(free, links.within_SR[span], np.nan),
+        p_SR[span],
+        boxes_SR4[span],
     )
 
 
-def _no_links() -> tuple[Integers, Integers, Floats, Floats, Floats, Floats, Floats, Floats]:
-    none, empty = np.empty(0, dtype=np.int64), np.empty(0)
-    return none, none, empty, empty, np.empty((0, 4)), np.empty((0, 0)), np.empty((0, 0)), np.empty((0, 0, 4))
+def judge(folds: Sequence[FoldScores]) -> Verdicts:
+    """The verdicts on all pairs and links of some folds.
+
+    Links of pairs that do not belong together are left out: their boxes are of another image.
+    """
+    place, fine, p = PairScores.cat([fold.pairs for fold in folds])
+    right, wrong = np.empty(len(p)), 0.0
+    for kind in (False, True):
+        chosen = fine == kind
+        mixture = fit_mixture(p[chosen])
+        right[chosen] = mixture.right(p[chosen])
+        wrong += mixture.wrong * float(chosen.mean()) if len(p) else 0.0
+    pairs = [JudgedPair(int(i), float(value)) for i, value in zip(place, right, strict=True)]
+    believed = set(place[right >= LIKELY].tolist())
+    links, wrong_links = _judge_links(LinkScores.cat([fold.links for fold in folds]).of_pairs(believed))
+    return Verdicts(
+        sorted(pairs, key=lambda verdict: verdict.place),
+        sorted(links, key=lambda verdict: (verdict.place, verdict.entity)),
+        wrong,
+        wrong_links,
+    )
+
+
+def _judge_links(links: LinkScores) -> tuple[list[JudgedLink], float]:
+    """Verdicts on all links, and the estimated share of wrong ones."""
+    wrong = links.wrong_scores()
+    p, other_p = links.p, links.other_p
+    if len(wrong) >= FEWEST_WRONG:
+        p, other_p = (p_values(score, wrong) for score in (links.score, links.other_score))
+    choice = links.probabilities(p, other_p)
+    return links.verdicts(choice), 1 - float(choice.present[links.has_box].mean()) if links.has_box.any() else 0.0
 
 
 def _widened(values: Floats, width: int) -> Floats:
