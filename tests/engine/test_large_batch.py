@@ -215,9 +215,9 @@ def freeze_lowest(tower: Any, layers: int) -> None:
 
 
 FROZEN: dict[str, Callable[[DualEncoder], object]] = {
-    "text tower": lambda model: model.text.requires_grad_(False),
-    "vision tower": lambda model: model.vision.requires_grad_(False),
-    "both towers": lambda model: (model.text.requires_grad_(False), model.vision.requires_grad_(False)),
+    "text tower": lambda model: model.text.requires_grad_(False).train(),  # in eval mode then, without dropout
+    "vision tower": lambda model: model.vision.requires_grad_(False).train(),
+    "both towers": lambda model: [tower.requires_grad_(False).train() for tower in (model.text, model.vision)],
     "lowest layers": lambda model: [freeze_lowest(tower, 1) for tower in (model.text, model.vision)],
     "all layers but not what follows": lambda model: [
         freeze_lowest(tower, len(tower.layers)) for tower in (model.text, model.vision)
