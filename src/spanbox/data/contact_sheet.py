@@ -3,8 +3,6 @@
 The page is one file without external resources. All text is escaped.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from spanbox.data.mask_effects import fill_pixels, view_meaning
 from spanbox.data.masking import STRATEGIES, MaskSettings, MixSettings, Proposals, Strategy, draw_views
+from spanbox.data.thumbnails import data_uri
 from spanbox.structures import Sample
 
 # Okabe and Ito's palette, distinguishable with colour blindness.
@@ -152,14 +151,9 @@ def _overlay(regions: Tensor, links: Tensor) -> str:
 
 
 def _figure(pixels: Tensor, overlay: str, caption: str, alt: str) -> str:
-    image = f'<img alt="{escape(alt)}" src="{_data_uri(pixels)}">'
+    picture = Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy())
+    image = f'<img alt="{escape(alt)}" src="{data_uri(picture, quality=88)}">'
     return f'<figure><div class="picture">{image}{overlay}</div><figcaption>{caption}</figcaption></figure>'
-
-
-def _data_uri(pixels: Tensor) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).numpy()).save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _colour(index: int) -> str:

@@ -4,17 +4,13 @@ The page is one file without external resources; all text is escaped. Boxes diff
 in colour.
 """
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL import Image
-
-from spanbox.data.images import load_reduced
 from spanbox.data.manifest import Box
+from spanbox.data.thumbnails import data_uri, load_thumbnail
 from spanbox.errors import DataError
 
 Style = Literal["present", "proposed", "other"]
@@ -100,13 +96,12 @@ def _card(card: Card) -> str:
 
 def _picture(path: Path, marks: Sequence[Mark]) -> str:
     try:
-        image, (width, height) = load_reduced(path, at_least=SIDE)
+        image, (width, height) = load_thumbnail(path, SIDE)
     except DataError as error:
         return f'<p class="detail">{escape(str(error))}</p>'
-    image.thumbnail((SIDE, SIDE))
     drawn = "".join(_box(mark) for mark in marks)
     overlay = f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{drawn}</svg>'
-    return f'<div class="picture"><img alt="{escape(path.name)}" src="{_data_uri(image)}">{overlay}</div>'
+    return f'<div class="picture"><img alt="{escape(path.name)}" src="{data_uri(image, quality=80)}">{overlay}</div>'
 
 
 def _box(mark: Mark) -> str:
@@ -115,9 +110,3 @@ def _box(mark: Mark) -> str:
     place = f'x="{x0:.1f}" y="{y0:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
     title = f"<title>{escape(mark.label)}</title>" if mark.label else ""
     return f'<rect {place} fill="none" {LINES[mark.style]} vector-effect="non-scaling-stroke">{title}</rect>'
-
-
-def _data_uri(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

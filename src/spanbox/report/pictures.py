@@ -4,21 +4,18 @@ Only files that the manifest names are opened. One that is missing or broken bec
 the reason, because a report of a thousand pairs must not fail for one.
 """
 
-import base64
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from spanbox.data.images import load_reduced
 from spanbox.data.manifest import Manifest, Record
 from spanbox.data.source import state_of
+from spanbox.data.thumbnails import data_uri, load_thumbnail
 from spanbox.errors import DataError
 from spanbox.report.examples import Box, Examples
 
@@ -41,7 +38,7 @@ class Picture:
     def source(self) -> str:
         """The thumbnail as a data URI."""
         assert self.image is not None
-        return _data_uri(self.image, "JPEG", quality=QUALITY, optimize=True)
+        return _source(self.image)
 
     def boxes_of(self, entity: int) -> list[Box]:
         """The boxes of an entity, as fractions of the image; none where the entity is unknown."""
@@ -112,13 +109,16 @@ class Album:
             return Picture(id, None, None, (0, 0), "no manifest" if self._fault else "no such pair in the manifest")
         path = self._manifest.image_path(record)
         try:
-            image, full_size = load_reduced(path, THUMBNAIL)
+            image, full_size = load_thumbnail(path, THUMBNAIL)
         except (DataError, OSError, ValueError) as error:  # the latter two: a path that the system refuses
             return Picture(
                 id, record, None, (0, 0), str(error).removeprefix(f"{path}: ").removeprefix("broken image: ")
             )
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
         return Picture(id, record, image, full_size)
+
+
+def _source(image: Image.Image) -> str:
+    return data_uri(image, quality=QUALITY, optimize=True)
 
 
 def thumbnail_source(path: Path) -> tuple[str, tuple[int, int]]:
@@ -127,11 +127,8 @@ def thumbnail_source(path: Path) -> tuple[str, tuple[int, int]]:
     Raises:
         DataError: the image cannot be read.
     """
-    image, full_size = load_reduced(path, THUMBNAIL)
-    picture = Picture("", None, image.copy(), full_size)
-    assert picture.image is not None
-    picture.image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return picture.source, full_size
+    image, full_size = load_thumbnail(path, THUMBNAIL)
+    return _source(image), full_size
 
 
 def _find_manifest(examples: Examples, folder: Path) -> Path:
@@ -150,7 +147,7 @@ def _is_file(path: Path) -> bool:
 
 def heat_source(heat: NDArray[np.float32]) -> str:
     """A heatmap (g, g) in [0, 1] as a data URI of g x g pixels: the hotter, the brighter and the less transparent."""
-    return _data_uri(heat_image(heat), "PNG")
+    return data_uri(heat_image(heat), "PNG")
 
 
 def heat_image(heat: NDArray[np.float32]) -> Image.Image:
@@ -189,12 +186,6 @@ def _heat_colours() -> NDArray[np.uint8]:
 
     colours: NDArray[np.uint8] = colormaps["inferno"](np.arange(256), bytes=True)
     return colours
-
-
-def _data_uri(image: Image.Image, format: str, **options: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _find(manifest: Manifest, ids: set[str]) -> dict[str, Record]:
