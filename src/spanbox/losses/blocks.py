@@ -15,12 +15,13 @@ Source: the tiles and the running log-sum-exp of Cheng et al., Breaking the Memo
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from spanbox.losses.formulas import Loss
 from spanbox.losses.kernel import (
@@ -246,10 +247,9 @@ def _in_strips(
         return loss.rows(cosines, scale, relation, **options)
 
     queries, keys, relation, _ = contrast
-    learned = [scale, *(value for value in options.values() if isinstance(value, Tensor))]
     strip_pairs = max(1, STRIP_LOGITS // max(1, queries.shape[1] * keys.shape[:2].numel()))
     row_relation = selection(relation, queries, keys) if selection else whole_rows(relation)
-    return row_losses(queries, keys, row_relation, of_rows, learned, strip_pairs, pairs)
+    return row_losses(queries, keys, row_relation, of_rows, strip_pairs, pairs)
 
 
 def row_losses(
@@ -257,76 +257,44 @@ def row_losses(
     keys: Tensor,
     relation: RowRelation,
     loss: LossOfRows,
-    learned: Sequence[Tensor],
     strip_pairs: int,
     pairs: slice = WHOLE,
 ) -> Rows:
-    """`Rows` (Q,) of the loss on `queries @ keys.T`, with first derivatives.
+    """`Rows` (Q,) of the loss on `queries @ keys.T`.
 
     Args:
         queries: (B, K, D). Half precision is converted to float32.
         keys: (B, R, D) of the same type.
         relation: of a block of rows; called again in the backward pass, so must be deterministic.
-        learned: other inputs of `loss` that may need a gradient.
         strip_pairs: pairs of queries per strip; the last strip may have fewer.
         pairs: those whose queries are the rows.
     """
-    queries, keys = at_least_float32(queries), at_least_float32(keys)
-    if strip_pairs >= len(queries[pairs]):
-        cosines = queries[pairs].flatten(0, 1) @ keys.flatten(0, 1).T
-        return loss(cosines, relation(pairs, cosines.detach()))
-    learned = [value for value in learned if value.requires_grad]
-    strips = list(blocks_of(pairs, len(queries), strip_pairs))
-    rows: Rows = _RowLosses.apply(queries, keys, relation, loss, strips, *learned)  # type: ignore[no-untyped-call]
+    own, flat_keys = at_least_float32(queries[pairs]), at_least_float32(keys).flatten(0, 1)
+
+    def strip(rows: slice, own: Tensor) -> Rows:
+        cosines = own.flatten(0, 1) @ flat_keys.T
+        return loss(cosines, relation(rows, cosines.detach()))
+
+    if strip_pairs >= len(own):
+        return strip(pairs, own)
+    parts = zip(blocks_of(pairs, len(queries), strip_pairs), torch.split(own, strip_pairs), strict=True)
+    return cat_rows([recomputed(strip, *part) for part in parts])
+
+
+def recomputed(strip: Callable[..., Rows], *inputs: Any) -> Rows:
+    """`strip(*inputs)`, whose activations are computed again in the backward pass."""
+    rows: Rows = checkpoint(strip, *inputs, use_reentrant=False, preserve_rng_state=False)
     return rows
+
+
+def cat_rows(parts: Iterable[Rows]) -> Rows:
+    losses, counted = (torch.cat(part) for part in zip(*parts, strict=True))
+    return losses, counted
 
 
 def whole_rows(relation: BlockRelation) -> RowRelation:
     """The relation of whole rows, which does not depend on the similarities."""
     return lambda rows, _: relation(rows, WHOLE)
-
-
-class _RowLosses(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        queries: Tensor,
-        keys: Tensor,
-        relation: RowRelation,
-        loss: LossOfRows,
-        strips: Sequence[slice],
-        *learned: Tensor,
-    ) -> Rows:
-        flat_keys, parts = keys.flatten(0, 1), []
-        for rows in strips:
-            cosines = queries[rows].flatten(0, 1) @ flat_keys.T
-            parts.append(loss(cosines, relation(rows, cosines)))
-        losses, counted = (torch.cat(part) for part in zip(*parts, strict=True))
-        ctx.relation, ctx.loss, ctx.strips = relation, loss, strips
-        ctx.save_for_backward(queries, keys, *learned)
-        ctx.mark_non_differentiable(counted)
-        return losses, counted
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, *learned = ctx.saved_tensors
-        flat_keys = keys.flatten(0, 1)
-        grad_queries, grad_keys = torch.zeros_like(queries), torch.zeros_like(flat_keys)
-        grad_learned = [torch.zeros_like(value) for value in learned]
-        for rows in ctx.strips:
-            own = queries[rows].flatten(0, 1)
-            cosines = own @ flat_keys.T
-            relation = ctx.relation(rows, cosines)
-            with torch.enable_grad():
-                losses, _ = ctx.loss(cosines.requires_grad_(), relation)
-            here = grad_losses[_rows_of(rows, ctx.strips[0], queries)]
-            grad_cosines, *gradients = torch.autograd.grad(losses, [cosines, *learned], here)
-            grad_queries[rows] = (grad_cosines @ flat_keys).unflatten(0, queries[rows].shape[:2])
-            grad_keys.addmm_(grad_cosines.T, own)
-            for value, gradient in zip(grad_learned, gradients, strict=True):
-                value += gradient
-        return grad_queries, grad_keys.reshape(keys.shape), None, None, None, *grad_learned
 
 
 def _turned(values: Tensor | None) -> Tensor | None:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from spanbox.losses.blocks import STRIP_LOGITS, blocks_of
+from spanbox.losses.blocks import STRIP_LOGITS, blocks_of, cat_rows, recomputed
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.fusion_settings import FusionLossSettings
 from spanbox.losses.kernel import Rows, Share, mean_over_counted
@@ -198,9 +197,8 @@ class PoolingObjective(FusionObjective):
                 cosines = scores(rows, WHOLE)
                 return self._rows(cosines, log_scale.exp(), chosen(rows, cosines.detach()))
 
-            parts = [checkpoint(strip, rows, use_reentrant=False) for rows in blocks_of(share.pairs, pairs, size)]
-            losses, counted = (torch.cat(part) for part in zip(*parts, strict=True))
-            means.append(mean_over_counted(losses, counted, share.total))
+            rows = cat_rows([recomputed(strip, block) for block in blocks_of(share.pairs, pairs, size)])
+            means.append(mean_over_counted(*rows, share.total))
         return (means[0] + means[1]) / 2
 
     def _selection(
