@@ -22,7 +22,7 @@ from spanbox.engine.random_state import RandomState
 from spanbox.geometry import picture_cells
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.objective import LossSettings, Objective
-from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings, TextRows
+from spanbox.models.dual_encoder import DualEncoder, RegionSettings, SpanSettings, TextStates
 from spanbox.models.trainable import LoraSettings, add_lora, freeze_layers
 from spanbox.structures import Batch, Losses
 
@@ -311,7 +311,7 @@ class TestWork:
             yield
 
         weight = torch.ones(2, requires_grad=True)
-        rows = TextRows(pooled=torch.ones(24, 2), spans=torch.ones(24, 1, 2))
+        rows = TextStates(pooled=torch.ones(24, 2), spans=torch.ones(24, 1, 2))
         tower = TowerStep(
             lambda chunk: chunk.map(lambda values: values * weight), [rows], chunk, synchronising=synchronising
         )

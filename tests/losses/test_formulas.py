@@ -14,7 +14,7 @@ import loss_reference
 from batches import assert_all_gradients_are_finite, make_batch, random_batch
 from spanbox.losses.blocks import row_losses, whole_rows
 from spanbox.losses.formulas import LOSSES, LossName, arc_face, hardness_weighted, info_nce, with_margin
-from spanbox.losses.kernel import Rows, mean_over_counted
+from spanbox.losses.kernel import RowLosses, mean_over_counted
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
 from spanbox.losses.relations import WHOLE, Relation, span_region_relation, transposed
 from spanbox.structures import PADDING_ID, Batch, Features
@@ -40,12 +40,12 @@ LOOPS: dict[str, Callable[..., Tensor | None]] = {
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
-def apply(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> Rows:
+def apply(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> RowLosses:
     """The loss of the table, on a whole matrix."""
     return LOSSES[name].rows(cosines, scale, relation, **OPTIONS[name])
 
 
-def by_loops(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> Rows:
+def by_loops(name: str, cosines: Tensor, relation: Relation, scale: Tensor = SCALE) -> RowLosses:
     return loss_reference.row_losses(partial(LOOPS[name], scale=scale, **OPTIONS[name]), cosines, *relation)
 
 
@@ -286,7 +286,7 @@ def test_a_strip_never_holds_more_rows_than_asked() -> None:
     queries, keys = case(batch)
     seen: list[tuple[int, ...]] = []
 
-    def watched(cosines: Tensor, relation: Relation) -> Rows:
+    def watched(cosines: Tensor, relation: Relation) -> RowLosses:
         seen.append(tuple(cosines.shape))
         return info_nce(cosines, relation)
 

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from spanbox.losses.formulas import Loss
 from spanbox.losses.kernel import (
     WHOLE_SHARE,
-    Rows,
+    RowLosses,
     Share,
     Statistics,
     at_least_float32,
@@ -47,7 +47,7 @@ STRIP_LOGITS = 2**20  # fastest on a CPU; strips of 2**23 take twice as long
 Selection = Callable[[BlockRelation, Tensor, Tensor], RowRelation]
 """Maps a relation, queries and keys to a relation with fewer candidates, chosen by the similarities of whole rows."""
 
-LossOfRows = Callable[[Tensor, Relation], Rows]
+LossOfRows = Callable[[Tensor, Relation], RowLosses]
 """Maps the similarities (q, m) of some rows to their losses."""
 
 
@@ -240,10 +240,10 @@ def _in_strips(
     options: Mapping[str, Any],
     selection: Selection | None,
     pairs: slice,
-) -> Rows:
+) -> RowLosses:
     """Losses of the rows of some pairs, computed on whole rows."""
 
-    def of_rows(cosines: Tensor, relation: Relation) -> Rows:
+    def of_rows(cosines: Tensor, relation: Relation) -> RowLosses:
         return loss.rows(cosines, scale, relation, **options)
 
     queries, keys, relation, _ = contrast
@@ -259,8 +259,8 @@ def row_losses(
     loss: LossOfRows,
     strip_pairs: int,
     pairs: slice = WHOLE,
-) -> Rows:
-    """`Rows` (Q,) of the loss on `queries @ keys.T`.
+) -> RowLosses:
+    """`RowLosses` (Q,) of the loss on `queries @ keys.T`.
 
     Args:
         queries: (B, K, D). Half precision is converted to float32.
@@ -271,7 +271,7 @@ def row_losses(
     """
     own, flat_keys = at_least_float32(queries[pairs]), at_least_float32(keys).flatten(0, 1)
 
-    def strip(rows: slice, own: Tensor) -> Rows:
+    def strip(rows: slice, own: Tensor) -> RowLosses:
         cosines = own.flatten(0, 1) @ flat_keys.T
         return loss(cosines, relation(rows, cosines.detach()))
 
@@ -281,13 +281,13 @@ def row_losses(
     return cat_rows([recomputed(strip, *part) for part in parts])
 
 
-def recomputed(strip: Callable[..., Rows], *inputs: Any) -> Rows:
+def recomputed(strip: Callable[..., RowLosses], *inputs: Any) -> RowLosses:
     """`strip(*inputs)`, whose activations are computed again in the backward pass."""
-    rows: Rows = checkpoint(strip, *inputs, use_reentrant=False, preserve_rng_state=False)
+    rows: RowLosses = checkpoint(strip, *inputs, use_reentrant=False, preserve_rng_state=False)
     return rows
 
 
-def cat_rows(parts: Iterable[Rows]) -> Rows:
+def cat_rows(parts: Iterable[RowLosses]) -> RowLosses:
     losses, counted = (torch.cat(part) for part in zip(*parts, strict=True))
     return losses, counted
 

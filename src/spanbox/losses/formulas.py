@@ -1,6 +1,6 @@
 """The losses by name: formulas on row statistics, or functions of whole rows of similarities.
 
-Each gives `Rows`: the loss of each row and the rows that count. docs/mathematics.md gives all formulas in one notation.
+Each gives `RowLosses`: the loss of each row and the rows that count. docs/mathematics.md has all formulas.
 
     Q queries (rows)    N candidates (columns)
 """
@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spanbox.losses.kernel import Rows, Statistics, counted_rows, log_mass, row_statistics, with_weight
+from spanbox.losses.kernel import RowLosses, Statistics, counted_rows, log_mass, row_statistics, with_weight
 from spanbox.losses.relations import Relation
 
 LossName = Literal["info_nce", "sup_con", "decoupled", "sigmoid", "arc_face", "hardness_weighted"]
 
 
-def info_nce(logits: Tensor, relation: Relation) -> Rows:
+def info_nce(logits: Tensor, relation: Relation) -> RowLosses:
     """InfoNCE of each row over its own set of positives and candidates.
 
     `-log( sum over positives of exp(logit) / sum over positives and candidates of exp(logit) )`. With one positive this
@@ -35,13 +35,13 @@ def info_nce(logits: Tensor, relation: Relation) -> Rows:
     return info_nce_of(row_statistics(logits, relation))
 
 
-def info_nce_of(rows: Statistics) -> Rows:
+def info_nce_of(rows: Statistics) -> RowLosses:
     """`info_nce` from row statistics: `log(exp(P) + exp(N)) - P`, with the masses P of positives, N of negatives."""
     loss = -F.logsigmoid(rows.positive_mass - rows.negative_mass)
     return counted_rows(loss, rows.positive_count > 0, rows.weight)
 
 
-def sup_con_of(rows: Statistics) -> Rows:
+def sup_con_of(rows: Statistics) -> RowLosses:
     """Supervised contrastive loss: `log(exp(P) + exp(N)) - S / n`, with the sum S of the logits of n positives.
 
     The mean of one cross-entropy per positive, so all positives are pulled; InfoNCE is satisfied with the nearest.
@@ -52,7 +52,7 @@ def sup_con_of(rows: Statistics) -> Rows:
     return counted_rows(loss, rows.positive_count > 0, rows.weight)
 
 
-def decoupled_of(rows: Statistics) -> Rows:
+def decoupled_of(rows: Statistics) -> RowLosses:
     """Decoupled contrastive loss: `N - S / n`, without positives in the denominator. It can be negative.
 
     The gradient does not shrink for rows that are already right. Rows without negatives do not count.
@@ -69,7 +69,7 @@ def _mean_positive(rows: Statistics) -> Tensor:
     return rows.positive_sum / rows.positive_count.clamp(min=1)
 
 
-def sigmoid(cosines: Tensor, scale: Tensor, relation: Relation, *, bias: Tensor) -> Rows:
+def sigmoid(cosines: Tensor, scale: Tensor, relation: Relation, *, bias: Tensor) -> RowLosses:
     """Sigmoid loss: a binary classification of every entry by `scale * cosine + bias`.
 
     Summed over the row, since the source divides by the number of rows, not of entries. Rows without a positive do not
@@ -93,7 +93,7 @@ def sigmoid(cosines: Tensor, scale: Tensor, relation: Relation, *, bias: Tensor)
     return counted_rows(loss, positives.any(dim=1), relation.strongest())
 
 
-def arc_face(cosines: Tensor, scale: Tensor, relation: Relation, *, margin: float) -> Rows:
+def arc_face(cosines: Tensor, scale: Tensor, relation: Relation, *, margin: float) -> RowLosses:
     """InfoNCE with `margin` radians added to the angle of each positive.
 
     Args: as for `sigmoid`.
@@ -111,7 +111,7 @@ def with_margin(cosines: Tensor, margin: float) -> Tensor:
     return torch.where(cosines > -math.cos(margin), moved, cosines - margin * math.sin(margin))
 
 
-def hardness_weighted(cosines: Tensor, scale: Tensor, relation: Relation, *, beta: float) -> Rows:
+def hardness_weighted(cosines: Tensor, scale: Tensor, relation: Relation, *, beta: float) -> RowLosses:
     """InfoNCE with negatives weighted by `exp(beta * logit)`, normalised to a mean of 1 per row.
 
     With weights w of n negatives the sum of `w * exp(logit)` is `n * sum(exp((1 + beta) * logit)) / sum(exp(beta *
@@ -143,16 +143,16 @@ class Loss:
         options: further settings of this loss with their published values.
     """
 
-    rows: Callable[..., Rows]
-    formula: Callable[[Statistics], Rows] | None = None
+    rows: Callable[..., RowLosses]
+    formula: Callable[[Statistics], RowLosses] | None = None
     summary: str
     source: str
     temperature: float = 0.07
     options: Mapping[str, float] = field(default_factory=dict)
 
 
-def _of_statistics(formula: Callable[[Statistics], Rows], *, summary: str, source: str) -> Loss:
-    def rows(cosines: Tensor, scale: Tensor, relation: Relation) -> Rows:
+def _of_statistics(formula: Callable[[Statistics], RowLosses], *, summary: str, source: str) -> Loss:
+    def rows(cosines: Tensor, scale: Tensor, relation: Relation) -> RowLosses:
         return formula(row_statistics(scale * cosines, relation))
 
     return Loss(rows=rows, formula=formula, summary=summary, source=source)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spanbox.losses.blocks import STRIP_LOGITS, blocks_of, cat_rows, recomputed
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.fusion_settings import FusionLossSettings
-from spanbox.losses.kernel import Rows, Share, mean_over_counted
+from spanbox.losses.kernel import RowLosses, Share, mean_over_counted
 from spanbox.losses.negatives import highest, random_order, selected
 from spanbox.losses.relations import (
     WHOLE,
@@ -96,7 +96,7 @@ class FusionObjective(nn.Module):
             terms["fusion_parts"] = self.settings.parts_weight, of_parts(self.parts_log_scale)
         return terms
 
-    def _rows(self, cosines: Tensor, scale: Tensor, relation: Relation) -> Rows:
+    def _rows(self, cosines: Tensor, scale: Tensor, relation: Relation) -> RowLosses:
         loss = LOSSES[self.settings.loss]
         options: dict[str, Any] = dict(loss.options) | ({} if self.bias is None else {"bias": self.bias})
         return loss.rows(cosines, scale, relation, **options)
@@ -193,7 +193,7 @@ class PoolingObjective(FusionObjective):
         ):
             chosen = self._selection(matrix.name, relation, (pairs, own), (pairs, others), device)
 
-            def strip(rows: slice, scores: BlockOfScores = scores, chosen: RowRelation = chosen) -> Rows:
+            def strip(rows: slice, scores: BlockOfScores = scores, chosen: RowRelation = chosen) -> RowLosses:
                 cosines = scores(rows, WHOLE)
                 return self._rows(cosines, log_scale.exp(), chosen(rows, cosines.detach()))
 

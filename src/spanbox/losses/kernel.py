@@ -38,7 +38,7 @@ class Share(NamedTuple):
 
 WHOLE_SHARE = Share()
 
-Rows = tuple[Tensor, Tensor]
+RowLosses = tuple[Tensor, Tensor]
 """Loss of each row (Q,), 0 for rows that do not count, and the rows that count (Q,) bool. With weights of positives the
 second is float: the weight of the row in the mean, that of its strongest positive, or 0 if it does not count."""
 
@@ -104,13 +104,13 @@ def with_weight(logits: Tensor, weight: Tensor | None) -> Tensor:
     return logits if weight is None else logits + weight.to(logits.dtype).log()
 
 
-def counted_rows(loss: Tensor, counted: Tensor, weight: Tensor | None) -> Rows:
-    """`Rows` from a loss (Q,), the rows that count (Q,) bool, and the weight (Q,) of their strongest positives."""
+def counted_rows(loss: Tensor, counted: Tensor, weight: Tensor | None) -> RowLosses:
+    """`RowLosses` from a loss (Q,), the rows that count (Q,) bool, and the weight (Q,) of their strongest positives."""
     return torch.where(counted, loss, 0.0), counted if weight is None else counted * weight
 
 
 def mean_over_counted(row_loss: Tensor, counted: Tensor, total: Total = alone) -> Tensor:
-    """Mean over the rows that count, weighted if `counted` is float (`Rows`); 0 with zero gradient if there are none.
+    """Mean over the rows that count, weighted if `counted` is float (`RowLosses`); 0 with zero gradient if none does.
 
     Args:
         total: sums a number over the ranks, if each has other rows; the result is this rank's share of the mean.

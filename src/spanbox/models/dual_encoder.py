@@ -70,7 +70,7 @@ class ModelSettings(Settings):
 
 
 @dataclass(frozen=True)
-class TextRows(TensorBundle):
+class TextStates(TensorBundle):
     """States of M texts."""
 
     pooled: Tensor  # (M, P)
@@ -79,7 +79,7 @@ class TextRows(TensorBundle):
 
 
 @dataclass(frozen=True)
-class ImageRows(TensorBundle):
+class ImageStates(TensorBundle):
     """States of M images."""
 
     pooled: Tensor  # (M, P)
@@ -162,7 +162,7 @@ class DualEncoder(nn.Module):
             for_fusion=self.fusion is not None,
         )
 
-    def encode_text(self, texts: Texts) -> TextRows:
+    def encode_text(self, texts: Texts) -> TextStates:
         """States of texts, from any device, and of their spans."""
         length = texts.token_ids.shape[1]
         texts = texts.trimmed().to(self.device, non_blocking=True)
@@ -173,9 +173,9 @@ class DualEncoder(nn.Module):
             alone = self.projection_of("spans")(pooled_alone(states.tokens, self.settings.spans.pool))
             projected = self.fusion.states_of_tokens(alone, texts.token_mask)
             tokens = F.pad(projected, (0, 0, 0, length - projected.shape[1]))  # chunks differ in their padding
-        return TextRows(states.pooled, pool_spans(states.tokens, texts.span_tokens, self.settings.spans.pool), tokens)
+        return TextStates(states.pooled, pool_spans(states.tokens, texts.span_tokens, self.settings.spans.pool), tokens)
 
-    def encode_images(self, images: Images) -> ImageRows:
+    def encode_images(self, images: Images) -> ImageStates:
         """States of images, from any device, and of their regions."""
         images = images.to(self.device, non_blocking=True)
         states = self.vision(self.normalised(images.pixels, images.content), images.kept)
@@ -189,9 +189,9 @@ class DualEncoder(nn.Module):
             assert self.fusion is not None
             alone = self.projection_of("regions")(self.pooled_patches(grid))
             patches = self.fusion.states_of_patches(grid, alone)
-        return ImageRows(states.pooled, regions, patches)
+        return ImageStates(states.pooled, regions, patches)
 
-    def features(self, texts: Sequence[TextRows], images: Sequence[ImageRows], places: Places) -> Features:
+    def features(self, texts: Sequence[TextStates], images: Sequence[ImageStates], places: Places) -> Features:
         """Features of a batch from the states of its rows.
 
         Args:

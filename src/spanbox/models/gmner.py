@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spanbox.models.crf import LinearChainCrf
-from spanbox.models.dual_encoder import DualEncoder, ImageRows, TextRows
+from spanbox.models.dual_encoder import DualEncoder, ImageStates, TextStates
 from spanbox.models.fusion_settings import FusionSettings
 from spanbox.models.inputs import Images, Places, Texts
 from spanbox.models.pooling import pool_spans
@@ -120,14 +120,14 @@ class GmnerModel(nn.Module):
         spans = pool_spans(states.tokens, texts.span_tokens, encoder.settings.spans.pool)
         return TokenRows(states.pooled, spans, tokens)
 
-    def features(self, texts: Sequence[TokenRows], images: Sequence[ImageRows], places: Places) -> GmnerFeatures:
+    def features(self, texts: Sequence[TokenRows], images: Sequence[ImageStates], places: Places) -> GmnerFeatures:
         """Features of a batch from the states of its rows, in the order of `TowerInputs`; without images, of the tags
         alone."""
         rows = places.text.to(texts[0].tokens.device, non_blocking=True)
         emissions = self.tagger.emissions(texts[0].tokens[rows])
         if self.choice is None:
             return GmnerFeatures(emissions)
-        whole = self.encoder.features([TextRows(one.pooled, one.spans) for one in texts], images, places)
+        whole = self.encoder.features([TextStates(one.pooled, one.spans) for one in texts], images, places)
         regions, none = self.choice(whole.spans, whole.regions)
         return GmnerFeatures(emissions, regions, none)
 
@@ -145,6 +145,6 @@ class GmnerModel(nn.Module):
         logits = torch.cat([none[..., None], regions.masked_fill(~valid, -torch.inf)], dim=2)
         return logits.argmax(dim=2) - 1
 
-    def encode_images(self, images: Images) -> ImageRows:
+    def encode_images(self, images: Images) -> ImageStates:
         """States of images, from any device, and of their regions."""
         return self.encoder.encode_images(images)

@@ -37,14 +37,14 @@ from spanbox.models.trainable import (
 from spanbox.models.visible import make_selective, select
 
 
-class TextStates(NamedTuple):
+class TextOutput(NamedTuple):
     """Output of a text tower."""
 
     tokens: Tensor  # (N, T, H), undefined on padding
     pooled: Tensor  # (N, P), P = H except for poolers of another width
 
 
-class VisionStates(NamedTuple):
+class VisionOutput(NamedTuple):
     """Output of a vision tower."""
 
     grid: Tensor  # (N, h, w, H), row 0 at the top
@@ -107,7 +107,7 @@ class TextTower(Tower):
         self.max_tokens = max_tokens(model.config, positions_after_padding=family.positions_after_padding)
         self._family = family
 
-    def forward(self, token_ids: Tensor, token_mask: Tensor) -> TextStates:
+    def forward(self, token_ids: Tensor, token_mask: Tensor) -> TextOutput:
         """States of sentences with padding at the end.
 
         Args:
@@ -116,7 +116,7 @@ class TextTower(Tower):
                 padding gives finite, undefined states. N may be 0.
         """
         if len(token_ids) == 0:
-            return TextStates(*(states[:0] for states in self.forward(*_one_row(token_ids, token_mask))))
+            return TextOutput(*(states[:0] for states in self.forward(*_one_row(token_ids, token_mask))))
         length = token_ids.shape[1]
         if length > self.max_tokens:
             raise ConfigError(
@@ -128,7 +128,7 @@ class TextTower(Tower):
         else:
             outputs = self.model(input_ids=token_ids, attention_mask=_never_empty(token_mask).long())
         tokens = outputs.last_hidden_state[:, :length]
-        return TextStates(tokens, self._pooled(tokens, token_mask, outputs))
+        return TextOutput(tokens, self._pooled(tokens, token_mask, outputs))
 
     def _fill_up(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
         """Ids (N, max_tokens), padded as in SigLIP's pretraining: to one length, without an attention mask.
@@ -189,7 +189,7 @@ class VisionTower(Tower):
         """Whether the encoder can drop patches."""
         return self._family.drops_patches
 
-    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> VisionStates:
+    def forward(self, pixels: Tensor, kept: Tensor | None = None) -> VisionOutput:
         """States of images, of masked views of them, or of pictures beside padding.
 
         Args:
@@ -199,7 +199,7 @@ class VisionTower(Tower):
                 that of n patches plus the patch embedding of the whole image; a convolutional encoder sees all pixels.
         """
         if len(pixels) == 0:
-            return VisionStates(*(states[:0] for states in self.forward(_one_row(pixels)[0])))
+            return VisionOutput(*(states[:0] for states in self.forward(_one_row(pixels)[0])))
         selects = kept is not None and self._family.drops_patches
         if selects:
             select(self.model, kept)
@@ -219,25 +219,25 @@ class VisionTower(Tower):
         else:
             grid = states if self._family.convolutional else self._to_grid(states, pixels)
         if self._pool == "cls":
-            return VisionStates(grid, states[:, 0])
+            return VisionOutput(grid, states[:, 0])
         if self._pool == "mean":
-            return VisionStates(grid, grid.mean(dim=(1, 2)))
-        return VisionStates(grid, outputs.pooler_output.flatten(1))  # (N, P, 1, 1) in ResNet
+            return VisionOutput(grid, grid.mean(dim=(1, 2)))
+        return VisionOutput(grid, outputs.pooler_output.flatten(1))  # (N, P, 1, 1) in ResNet
 
     def _final_norm(self, states: Tensor) -> Tensor:
         name = self._family.final_norm
         normed: Tensor = states if name is None else getattr(self.model, name)(states)
         return normed
 
-    def _of_cells(self, cells: Tensor, kept: Tensor) -> VisionStates:
+    def _of_cells(self, cells: Tensor, kept: Tensor) -> VisionOutput:
         """States of some cells (N, n) of a convolutional encoder's (N, P, H), pooled as its own pooler does."""
         cells = cells.gather(1, kept[:, :, None].expand(-1, -1, cells.shape[2]))
         grid = self._final_norm(cells)
         if self._pool == "mean":
-            return VisionStates(grid[:, None], grid.mean(dim=1))
+            return VisionOutput(grid[:, None], grid.mean(dim=1))
         takes_largest = getattr(self.model.config, "pooling_type", "mean") == "max"  # EfficientNet
         pooled = cells.amax(dim=1) if takes_largest else cells.mean(dim=1)
-        return VisionStates(grid[:, None], self._final_norm(pooled))
+        return VisionOutput(grid[:, None], self._final_norm(pooled))
 
     def _position_arguments(self, pixels: Tensor) -> dict[str, bool]:
         """Arguments that switch interpolation of position embeddings on, for another size than the native one."""

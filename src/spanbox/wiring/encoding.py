@@ -24,7 +24,7 @@ from torch import Tensor
 from spanbox.data.manifest import Box, ObjectBox, is_inverted
 from spanbox.data.prepare import prepare
 from spanbox.errors import DataError
-from spanbox.models.dual_encoder import ImageRows, Part
+from spanbox.models.dual_encoder import ImageStates, Part
 from spanbox.models.inputs import Images, Texts, by_picture
 from spanbox.spans import CharSpan, span_token_mask, trim_span
 from spanbox.structures import Sample, TensorBundle
@@ -107,7 +107,7 @@ def encode_texts(
 def encode_images(loaded: Loaded, images: Sequence[ImageSource], *, unit: bool = True) -> Tensor:
     """Features (N, D) of at least one image. Raises DataError where an image cannot be read."""
     limits = sample_limits(loaded.config, loaded.model, objects_only=True)
-    samples = [prepare(open_source(image), "", (), (), limits) for image in images]
+    samples = [prepare(as_image(image), "", (), (), limits) for image in images]
     return _project(loaded, "image", _states(loaded, _images(samples)).pooled, unit)
 
 
@@ -125,7 +125,7 @@ def encode_text_sides(loaded: Loaded, texts: Sequence[str]) -> TextSide:
 def encode_image_sides(loaded: Loaded, images: Sequence[ImageSource]) -> ImageSide:
     """At least one image for fused scores, by a model with fusion. Raises DataError where one cannot be read."""
     limits = sample_limits(loaded.config, loaded.model, objects_only=True)
-    inputs = _images([prepare(open_source(image), "", (), (), limits) for image in images])
+    inputs = _images([prepare(as_image(image), "", (), (), limits) for image in images])
     states = _states(loaded, replace(inputs, keep_patches=True))
     assert states.patches is not None
     return ImageSide(_project(loaded, "image", states.pooled, True), states.patches.float(), inputs.content)
@@ -178,11 +178,11 @@ def _images(samples: Sequence[Sample]) -> Images:
     )
 
 
-def _states(loaded: Loaded, images: Images) -> ImageRows:
+def _states(loaded: Loaded, images: Images) -> ImageStates:
     """The states of images, in their order."""
     groups, rows = by_picture(images, loaded.model.vision.stride)
     with loaded.in_precision():
-        states = ImageRows.cat([loaded.model.encode_images(group) for group in groups])
+        states = ImageStates.cat([loaded.model.encode_images(group) for group in groups])
     return states if rows is None else states.map(lambda tensor: tensor[rows])
 
 
@@ -190,7 +190,7 @@ def sample_of(loaded: Loaded, image: ImageSource, boxes: Sequence[Box]) -> Sampl
     """An image with boxes as its regions, in their order. Raises DataError as `encode_regions`."""
     limits = sample_limits(loaded.config, loaded.model, objects_only=True)
     objects = [ObjectBox(box) for box in map(box_of, boxes) if not is_inverted(box)]
-    sample = prepare(open_source(image), "", (), objects, limits)
+    sample = prepare(as_image(image), "", (), objects, limits)
     if len(sample.regions) != len(boxes):
         name = image if isinstance(image, str | Path) else "the image"
         raise DataError(
@@ -200,7 +200,7 @@ def sample_of(loaded: Loaded, image: ImageSource, boxes: Sequence[Box]) -> Sampl
     return sample
 
 
-def open_source(image: ImageSource) -> Path | Image.Image:
+def as_image(image: ImageSource) -> Path | Image.Image:
     """An image as a path or a PIL image. Raises DataError for pixels of another shape or type."""
     match image:
         case Path():
@@ -214,7 +214,7 @@ def open_source(image: ImageSource) -> Path | Image.Image:
         case Tensor():
             if image.dtype != torch.uint8 or image.ndim not in (2, 3):
                 raise DataError(f"a tensor of {image.dtype} with shape {tuple(image.shape)} is no image; {PIXELS}")
-            return open_source((image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy())
+            return as_image((image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy())
         case np.ndarray():
             channels = image.shape[2:] or (3,)
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels[0] not in (3, 4) or not image.size:

@@ -20,7 +20,7 @@ from spanbox.errors import ConfigError
 from spanbox.geometry import denormalise_boxes
 from spanbox.models.heatmaps import heaviest_box, similarity_maps
 from spanbox.spans import CharSpan
-from spanbox.wiring.encoding import ImageSource, encode_regions, encode_texts, open_source, sample_of
+from spanbox.wiring.encoding import ImageSource, as_image, encode_regions, encode_texts, sample_of
 from spanbox.wiring.loading import Loaded
 
 
@@ -97,7 +97,7 @@ def ground(
         ConfigError: no boxes, and the model has no features of patches.
         DataError: the image cannot be read, a box has no area within it, or a span has no token.
     """
-    source = open_source(image)
+    source = as_image(image)
     features = encode_texts(loaded, [text], [spans]).spans[0]
     heatmaps: list[NDArray[np.float32] | None] = [None] * len(spans)
     candidates: list[tuple[ScoredBox, ...]]
