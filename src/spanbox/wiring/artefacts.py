@@ -1,8 +1,7 @@
-"""Files of an evaluation besides its figures: examples, heatmaps, the audit of the data.
+"""Files of an evaluation besides its figures: examples and heatmaps.
 
     evaluation/examples.json    retrievals, matches, similarity matrices and heatmaps, by the ids of records
     evaluation/heatmaps.npz     maps over the grid of patches, in [0, 1], by the keys that examples.json names
-    evaluation/audit.json       numbers of the manifests of the run: their content and their problems
 
 The report is made from these files alone and never opens a model.
 """
@@ -21,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spanbox.data.audit import Counts, audit
 from spanbox.data.dataset import PairDataset
 from spanbox.data.manifest import Manifest, Record
 from spanbox.data.source import state_of
@@ -37,7 +35,6 @@ from spanbox.evaluation.examples import (
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.files import replacing, write_json
 from spanbox.models.heatmaps import fusion_maps, span_heatmaps, to_unit_range
-from spanbox.progress import progress_of
 from spanbox.structures import Batch, Sample
 from spanbox.wiring.building import make_collator
 from spanbox.wiring.loading import Loaded
@@ -140,23 +137,6 @@ def data_fingerprint(manifest: Manifest) -> str:
     return digest.hexdigest()[:32]
 
 
-def write_audit(path: Path, manifests: Mapping[str, Path]) -> None:
-    """Write the counts of the audit for each manifest of a run, and its findings in all of them.
-
-    Headers of the images are read, not the images: `spanbox data check` looks further.
-
-    Args:
-        path: JSON file.
-        manifests: by part: train, val, test. Those that do not exist are left out.
-    """
-    there = {part: manifest for part, manifest in manifests.items() if manifest.is_file()}
-    with progress_of("checking data") as on_progress:
-        report = audit(list(there.values()), decode=False, on_progress=on_progress)
-    content = {part: _numbers(report.manifests[str(manifest)]) for part, manifest in there.items()}
-    found = {finding.kind: finding.count for finding in (*report.problems, *report.notes)}
-    write_json(path, content | {"all": _numbers(report.total) | found})
-
-
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays as `.npz` under their names."""
     with replacing(path) as file:
@@ -245,7 +225,3 @@ def _words(loaded: Loaded, text: str, shares: Sequence[float]) -> list[tuple[int
     (encoding,) = loaded.tokenizer([text], truncation=True, max_length=loaded.config.data.max_tokens).encodings
     pairs = zip(encoding.offsets, shares, strict=False)  # the batch may be padded
     return [(start, end, round(share, 4)) for (start, end), share in pairs if start < end]
-
-
-def _numbers(counts: Counts) -> dict[str, int]:
-    return {name: value for name, value in vars(counts).items() if isinstance(value, int)}

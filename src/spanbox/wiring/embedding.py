@@ -126,8 +126,8 @@ def _fingerprint(loaded: Loaded, dataset: PairDataset) -> Fingerprint:
     config = loaded.config
     return {
         "checkpoint": loaded.checkpoint.name,
-        "weights": _size_and_time(loaded.checkpoint / "model.safetensors"),
-        "manifest": _size_and_time(dataset.manifest.path),
+        "weights": size_and_time(loaded.checkpoint / "model.safetensors"),
+        "manifest": size_and_time(dataset.manifest.path),
         "images": digest_of_images(images_of(dataset.manifest)),
         "model": config.model.model_dump(mode="json"),
         "limits": asdict(dataset.limits),
@@ -151,7 +151,7 @@ def digest_of_images(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _size_and_time(path: Path) -> list[int] | None:
+def size_and_time(path: Path) -> list[int] | None:
     """None: there is no such file."""
     try:
         stat = path.stat()

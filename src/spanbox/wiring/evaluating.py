@@ -58,9 +58,9 @@ from spanbox.wiring.artefacts import (
     Pairs,
     data_fingerprint,
     write_arrays,
-    write_audit,
     write_examples,
 )
+from spanbox.wiring.auditing import AUDIT, INPUTS, write_audit
 from spanbox.wiring.building import make_collator, open_manifest
 from spanbox.wiring.embedding import embed, embed_to_disk, evaluation_dataset, features_folder
 from spanbox.wiring.fusing import matches_in_context, pair_scores
@@ -68,7 +68,7 @@ from spanbox.wiring.inference import Inference
 from spanbox.wiring.loading import Loaded, load
 from spanbox.wiring.predicting import check_objects, write_predictions
 
-FILES = ("outcomes.npz", "examples.json", "heatmaps.npz", "audit.json")
+FILES = ("outcomes.npz", "examples.json", "heatmaps.npz", AUDIT, INPUTS)
 """Files of an evaluation that replace those of the one before it."""
 
 
@@ -158,13 +158,12 @@ def evaluate_to_folder(
     stored = _features(loaded, dataset, folder, keep_states=reranked > 0)
     pairs = Pairs(stored.bank, dataset)
     threshold = _threshold(loaded, stored.bank, validation, folder)
-    device_of_model = next(loaded.model.parameters()).device
     evaluation = evaluate(
         stored.bank,
         pairs.entity_types(),
         pairs.ambiguous(),
         threshold=threshold,
-        device=device_of_model,
+        device=loaded.device,
         progress=Progress,
         fused_scores=pair_scores(loaded.model, stored.bank),
         reranked=reranked,
@@ -186,7 +185,7 @@ def evaluate_to_folder(
             if options.examples:
                 retrievals = _retrievals(stored.bank, outcomes, options.examples, loaded.config.seed)
                 write_examples(aside, pairs, retrievals, loaded, 2 * options.examples, folder)
-            write_audit(aside / "audit.json", _manifests(loaded.config, manifest))
+            write_audit(aside, _manifests(loaded.config, manifest), folder)
         evaluated.write(metrics_path)  # last: where it is, the rest is complete
     return evaluated, metrics_path
 

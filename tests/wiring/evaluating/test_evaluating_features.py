@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from evaluations import LIGHT, read, replace
+from spanbox.data.audit import audit
 from spanbox.data.manifest import Manifest, write_manifest
 from spanbox.errors import DataError
 from spanbox.evaluation.extract import FeatureBank, extract_parts
@@ -132,6 +133,30 @@ class TestAudit:
             )
         evaluate_to_folder(copied, copied_scenes / "test.jsonl", options=LIGHT, device="cpu")
         assert read(copied / "evaluation" / "audit.json").keys() == {"test", "all"}
+
+    def test_is_made_again_where_a_manifest_or_an_image_changed(
+        self, copied: Path, copied_scenes: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        manifest, audited = copied_scenes / "test.jsonl", 0
+
+        def counting(*args: Any, **options: Any) -> Any:
+            nonlocal audited
+            audited += 1
+            return audit(*args, **options)
+
+        def evaluate() -> dict[str, Any]:
+            evaluate_to_folder(copied, manifest, options=LIGHT, device="cpu")
+            content: dict[str, Any] = read(copied / "evaluation" / "audit.json")
+            return content
+
+        monkeypatch.setattr("spanbox.wiring.auditing.audit", counting)
+        first = evaluate()
+        assert (evaluate(), audited) == (first, 1)
+        (copied_scenes / Manifest(manifest)[0].image).unlink()
+        assert (evaluate()["all"]["missing image"], audited) == (1, 2)
+        lines = manifest.read_text(encoding="utf-8").splitlines(keepends=True)
+        manifest.write_text("".join(lines[1:]), encoding="utf-8")
+        assert (evaluate()["test"]["pairs"], audited) == (len(lines) - 1, 3)
 
     def test_the_validation_data_themselves(self, run: Path, scenes: Path, tmp_path: Path) -> None:
         evaluate_to_folder(run, scenes / "val.jsonl", tmp_path, LIGHT, "cpu")

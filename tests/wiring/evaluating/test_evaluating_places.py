@@ -25,6 +25,7 @@ class TestPlaces:
             "examples.json",
             "heatmaps.npz",
             "audit.json",
+            "audit.inputs.json",
             ".lock",
             *(features_folder(Path(), scenes / f"{name}.jsonl").name for name in ("test", "val")),
         }
