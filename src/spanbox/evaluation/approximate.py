@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spanbox.errors import ConfigError
 from spanbox.evaluation.mining import Nearest, OnSearched, Search
-from spanbox.evaluation.ranking import blocks
+from spanbox.evaluation.ranking import blocks, place_in_row
 
 FLAT_BELOW = 10_000
 """Below this number of keys all are compared, which takes a second or two."""
@@ -185,8 +185,7 @@ def _best_of_rows(row: Tensor, pairs: Tensor, scores: Tensor, rows: int, count: 
     order = best.argsort(descending=True, stable=True)
     order = order[(both[order] // others).argsort(stable=True)]
     row_E, pair_E, score_E = both[order] // others, both[order] % others, best[order]
-    per_row = row_E.bincount(minlength=rows)
-    place_E = torch.arange(len(row_E)) - (per_row.cumsum(0) - per_row)[row_E]
+    place_E = place_in_row(row_E, row_E.bincount(minlength=rows))
     kept = place_E < count
     found = _no_pairs(rows, count)
     found.pairs[row_E[kept], place_E[kept]] = pair_E[kept]
@@ -206,8 +205,7 @@ def _finite(features: Tensor) -> Tensor:
 def _columns(entries: Tensor, items: int, *, absent: int) -> Tensor:
     """Entries (2, E), items ascending, as a table: row i has the i-th entry of each item, `absent` for none."""
     item, value = entries
-    per_item = item.bincount(minlength=items)
-    place = torch.arange(len(item)) - (per_item.cumsum(0) - per_item)[item]
+    place = place_in_row(item, item.bincount(minlength=items))
     table = torch.full((int(place.max()) + 1 if len(place) else 0, items), absent)
     table[place, item] = value
     return table

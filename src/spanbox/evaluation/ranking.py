@@ -71,7 +71,7 @@ class Index:
         start_Q, end_Q = (torch.searchsorted(self._ids, query_ids_Q, side=side) for side in ("left", "right"))
         count_Q = end_Q - start_Q
         row_E = torch.repeat_interleave(torch.arange(len(query_ids_Q), device=query_ids_Q.device), count_Q)
-        return Places(row_E, self._column[start_Q[row_E] + _place_in_row(row_E, count_Q)])
+        return Places(row_E, self._column[start_Q[row_E] + place_in_row(row_E, count_Q)])
 
 
 def same_id(query_ids_Q: Tensor, ids_N: Tensor) -> Relevance:
@@ -114,7 +114,7 @@ def rank_right(scores_QN: Tensor, right: Places, excluded: Places) -> Ranking:
     torch.nan_to_num_(scores_QN, nan=_LEAST, neginf=_LEAST, posinf=torch.finfo(torch.float32).max)
     # Ascending thresholds; the padding after the last right candidate of a row is infinite.
     thresholds_QP = scores_QN.new_full((queries, int(count_Q.max()) if queries else 0), torch.inf)
-    thresholds_QP[right.row, _place_in_row(right.row, count_Q)] = scores_QN[right]
+    thresholds_QP[right.row, place_in_row(right.row, count_Q)] = scores_QN[right]
     thresholds_QP = thresholds_QP.sort(dim=1).values
     scores_QN[right] = scores_QN[
         excluded
@@ -226,7 +226,7 @@ def _count_reaching(scores_QN: Tensor, thresholds_QP: Tensor) -> Tensor:
     return exactly_QP.flip(1).cumsum(dim=1).flip(1)
 
 
-def _place_in_row(row_E: Tensor, count_Q: Tensor) -> Tensor:
+def place_in_row(row_E: Tensor, count_Q: Tensor) -> Tensor:
     """Index (E,) of each entry within its row; rows ascend and have `count_Q` entries."""
     start_Q = count_Q.cumsum(0) - count_Q
     return torch.arange(len(row_E), device=row_E.device) - start_Q[row_E]
