@@ -14,7 +14,6 @@ from spanbox.data.images import image_size
 from spanbox.data.manifest import Box, Entity, Manifest, Record
 from spanbox.data.review_page import Card, Mark, Section, review_page
 from spanbox.errors import DataError
-from spanbox.geometry import clip_box, in_fractions
 from spanbox.settings import Settings
 
 PairPolicy = Literal["keep", "drop", "weight"]
@@ -122,6 +121,8 @@ def cleaned_records(manifest: Manifest, judged: Judged, policies: Policies, coun
 def _with_links(
     record: Record, manifest: Manifest, links: Sequence[JudgedLink], policy: LinkPolicy, counts: Counter[str]
 ) -> Record:
+    from spanbox.geometry import clip_box, in_fractions  # imports PyTorch
+
     width, height = image_size(manifest.image_path(record))
     of_entity: dict[int, list[JudgedLink]] = defaultdict(list)
     for link in links:
