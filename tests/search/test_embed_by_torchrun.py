@@ -92,6 +92,14 @@ def test_two_ranks_write_the_file_of_one(run: Path, texts: Path, expected: tuple
     assert content(out) == expected
 
 
+def written_at(path: Path) -> int | None:
+    """None once it is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
 def test_a_rank_that_is_killed_and_started_again(
     run: Path, texts: Path, expected: tuple[bytes, bytes], tmp_path: Path
 ) -> None:
@@ -112,7 +120,7 @@ def test_a_rank_that_is_killed_and_started_again(
     kept: set[Path] = set()
     with started(embed(TWO, run, texts, out)) as second:
         while second.poll() is None:
-            kept |= {path for path, ns in finished.items() if path.exists() and path.stat().st_mtime_ns == ns}
+            kept |= {path for path, time_of_it in finished.items() if written_at(path) == time_of_it}
             time.sleep(0.05)
         assert second.returncode == 0
     assert kept == finished.keys()
