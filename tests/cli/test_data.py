@@ -52,6 +52,7 @@ def test_a_bad_one_exits_with_1_and_names_the_places(good: Path) -> None:
     assert f"    {good}:3: the line: is not JSON" in output
     assert f"    {good}:2: none.png: no such file" in output
     assert f"    {good}:2: as in line 1" in output
+    assert "3 problems." in output.splitlines()
     assert "3 problems." in output
 
 

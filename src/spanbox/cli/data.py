@@ -255,7 +255,7 @@ def _show_audit(report: AuditReport) -> None:
         _print(console, "--fast: images were neither decoded nor compared by content.")
     count = sum(finding.count for finding in report.problems)
     console.print()
-    _print(console, "No problems found." if report.ok else f"\n{count:,} problem{'s' * (count > 1)}.")
+    _print(console, "No problems found." if report.ok else f"{count:,} problem{'s' * (count > 1)}.")
 
 
 def _counts_table(report: AuditReport) -> Table:

@@ -51,8 +51,6 @@ MOST_ROWS = 50_000
 MOST_PARTS = 200
 """Variants of an ablation's table, and metrics."""
 HEATMAP_SIDE = 1024
-GMNER_FAMILIES = ("gmner.", "mner.", "eeg.")
-"""Beginnings of the metrics of GMNER models."""
 
 T = TypeVar("T")
 
@@ -119,7 +117,7 @@ class Run:
     def is_gmner(self) -> bool:
         """Whether it trained a GMNER model, which `spanbox gmner score` measures."""
         best = self._train("best_metric")
-        return isinstance(best, str) and best.startswith(GMNER_FAMILIES)
+        return isinstance(best, str) and best.startswith(("gmner.", "mner.", "eeg."))
 
     def _setting(self, key: str) -> float | None:
         value = self._train(key)
