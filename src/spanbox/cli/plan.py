@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZES = [2**power for power in range(4, 13)]  # 16 to 4096
 MIB, GIB = 2**20, 2**30
-CLEARLY_FASTER = 0.9  # of the time in float32; less gain is not worth the rounding
 
 
 def plan(
@@ -39,7 +38,7 @@ def plan(
     print("text, image: the largest chunks, in texts and images; *: with gradient checkpointing")
     print("losses, whole (all in one chunk), peak: predicted memory in GiB; peaks include 10 % for the allocator")
     if made.seconds:
-        print(precision_advice(made.seconds))
+        print(times(made.seconds, str(made.precision).removeprefix("torch.")))
 
 
 def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:
@@ -81,15 +80,16 @@ def _batches(plain: "StepMemory", checkpointed: "StepMemory", budget: int) -> Ta
     return table
 
 
-def precision_advice(seconds: dict[str, float]) -> str:
-    """Time of the towers in each precision, and which to set."""
-    plain, short = seconds["float32"], seconds["bfloat16"]
-    times = f"{1000 * plain:,.1f} ms a pair in float32, {1000 * short:,.1f} ms in bfloat16 ({short / plain:.2f}x)"
-    if short < CLEARLY_FASTER * plain:
-        advice = "bfloat16 is faster on this CPU: set train.precision=bfloat16"
-    else:
-        advice = "keep float32, which train.precision=auto is on a CPU"
-    return f"towers, forward and backward: {times}; {advice}"
+def times(seconds: dict[str, float], chosen: str) -> str:
+    """Time of the towers in each precision, the one of the run, and a faster one if there is one."""
+    from spanbox.engine.speed import clearly_faster
+
+    plain, short, faster = seconds["float32"], seconds["bfloat16"], clearly_faster(seconds)
+    advice = "" if faster == chosen else f"; {faster} is faster on this CPU: train.precision={faster}"
+    return (
+        f"towers, forward and backward: {1000 * plain:,.1f} ms a pair in float32, {1000 * short:,.1f} ms in bfloat16 "
+        f"({short / plain:.2f}x); trained in {chosen}{advice}"
+    )
 
 
 def _gib(size: int) -> str:

@@ -34,14 +34,31 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CPU_INSTRUCTIONS = (
+    "amx_bf16",
+    "avx512_bf16",
+    "avx10_2",
+    "bf16",
+    "sve_bf16",
+)  # of x86 and ARM, that compute in bfloat16
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The precision called `name`; `auto` is bfloat16 on GPUs that compute in it, else float32.
 
-    PyTorch emulates bfloat16 on older GPUs (V100, T4), which is slower than float32 there.
+    On CPUs a training measures instead (`engine/speed.py`). PyTorch emulates bfloat16 on older GPUs (V100, T4), which
+    is slower than float32 there.
     """
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and _computes_in_bfloat16(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return PRECISIONS[name]
+
+
+def cpu_computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for it; emulated, it is slower than float32."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in CPU_INSTRUCTIONS)
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:

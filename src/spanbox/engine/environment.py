@@ -1,4 +1,4 @@
-"""Versions and hardware of a run, stored as `environment.json` in its folder."""
+"""Versions, hardware and precision of a run, stored as `environment.json` in its folder."""
 
 import os
 import platform
@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 
+from spanbox.documents import read_object
+from spanbox.engine.device import PRECISIONS
 from spanbox.files import write_json
+
+ENVIRONMENT = "environment.json"
 
 
 def describe_environment() -> dict[str, Any]:
@@ -25,9 +29,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def write_environment(run_dir: Path) -> None:
-    """Write `environment.json` into an existing run folder."""
-    write_json(run_dir / "environment.json", describe_environment())
+def write_environment(run_dir: Path, precision: torch.dtype) -> None:
+    """Write `environment.json`, with the precision of the towers, into an existing run folder."""
+    write_json(run_dir / ENVIRONMENT, describe_environment() | {"precision": str(precision).removeprefix("torch.")})
+
+
+def earlier_precision(run_dir: Path) -> torch.dtype | None:
+    """The precision in which a run began; None if that is not known."""
+    return PRECISIONS.get(str(read_object(run_dir / ENVIRONMENT).get("precision")))
 
 
 def _cpu_name() -> str:

@@ -44,7 +44,9 @@ class TrainSettings(Settings):
     )
     optimiser: OptimiserSettings = Field(OptimiserSettings(), description="AdamW and its learning rate")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="precision of the towers; auto: bfloat16 on GPUs that compute in it, else float32"
+        "auto",
+        description="precision of the towers; auto: bfloat16 on GPUs that compute in it, and on CPUs where it "
+        "is measured to be faster; else float32",
     )
     compile: bool = Field(False, description="compile the towers: slower start, faster steps on a GPU")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto with torchrun: the GPU of the process")

@@ -1,19 +1,53 @@
-"""Time of the towers in each precision that a run can choose."""
+"""Time of the towers in each precision that a run can choose, and the choice on a CPU."""
 
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from spanbox.engine.device import PRECISIONS, cpu_computes_in_bfloat16
+from spanbox.engine.distributed import Ranks
 from spanbox.engine.random_state import RandomState
 from spanbox.engine.task import Forward, Task, parameters
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CLEARLY_FASTER = 0.9  # of the time in float32; less gain is not worth the rounding
+WORTH_MEASURING = 10_000_000  # parameters; towers of a tenth of these gained nothing
 LONG_ENOUGH = 0.2  # seconds of a pass; in shorter ones what does not grow with the rows counts too much
 MOST_PAIRS = 64
 ROUNDS = 3
+
+
+def faster_on_cpu(task: Task, example: Callable[[int], Any], ranks: Ranks) -> torch.dtype:
+    """The precision in which the towers are clearly faster on this CPU, the same on all ranks.
+
+    Args:
+        task: its model is in training mode, on the CPU, without gradients.
+        example: a batch of the given number of pairs of maximal size.
+        ranks: the processes that train together.
+    """
+    if not all(ranks.everyones([can_gain_on_cpu(task)])):
+        return torch.float32
+    seconds = seconds_per_pair(task, torch.device("cpu"), example)
+    seconds = dict(zip(seconds, ranks.largest(*seconds.values()), strict=True))
+    chosen = clearly_faster(seconds)
+    if ranks.is_main:
+        ratio = seconds["bfloat16"] / seconds["float32"]
+        print(f"training in {chosen}: bfloat16 takes {ratio:.2f}x of the time of float32 on this CPU", file=sys.stderr)
+    return PRECISIONS[chosen]
+
+
+def can_gain_on_cpu(task: Task) -> bool:
+    """Whether bfloat16 may be faster on this CPU: it has instructions for it, and the model is not small."""
+    large = sum(parameter.numel() for parameter in task.model.parameters()) >= WORTH_MEASURING
+    return large and cpu_computes_in_bfloat16()
+
+
+def clearly_faster(seconds: Mapping[str, float]) -> str:
+    """bfloat16 if it takes clearly less time, else float32. `seconds` are those of `seconds_per_pair`."""
+    return "bfloat16" if seconds["bfloat16"] < CLEARLY_FASTER * seconds["float32"] else "float32"
 
 
 def seconds_per_pair(task: Task, device: torch.device, example: Callable[[int], Any]) -> dict[str, float]:

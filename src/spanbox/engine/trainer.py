@@ -57,6 +57,7 @@ class Trainer:
 
     Args:
         example: a batch of that many pairs, as large as pairs get; measured when the chunk sizes are chosen here.
+        precision: of the towers; None: that of the settings.
         seed: every random draw of a step comes from it, the step and the rank.
         run_dir: folder for the log and the batch that made a loss non-finite.
         store: where checkpoints go.
@@ -72,6 +73,7 @@ class Trainer:
         settings: TrainSettings,
         *,
         example: Callable[[int], Any],
+        precision: torch.dtype | None = None,
         seed: int,
         run_dir: Path,
         store: CheckpointStore,
@@ -85,7 +87,7 @@ class Trainer:
             raise ConfigError("train.patience: nothing is validated; give data.val, or set train.patience=null")
         self.ranks = ranks or Ranks()
         self.device = choose_device(settings.device, self.ranks.local_rank)
-        self.dtype = choose_precision(settings.precision, self.device)
+        self.precision = precision or choose_precision(settings.precision, self.device)
         self.task = task
         self.model = task.model
         self.settings = settings
@@ -99,7 +101,7 @@ class Trainer:
         if not sharded:
             task.model.to(self.device)  # fsdp moves each layer when it is cut up
         task.objective.to(self.device)
-        self._forward = Forward(task, self.device, self.dtype)
+        self._forward = Forward(task, self.device, self.precision)
         self.chunk_sizes = ChunkSizes.of(settings, self._forward, example, self.ranks)
         if settings.compile:  # after measuring, whose dispatch mode would make dynamo skip the towers for good
             task.compile()

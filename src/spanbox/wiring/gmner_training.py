@@ -42,6 +42,7 @@ from spanbox.wiring.training import (
     check_max_tokens,
     check_vocabulary,
     checkpoint_to_resume,
+    precision_of_run,
     run_trainer,
 )
 
@@ -145,10 +146,12 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
         "vision": encoder.vision.architecture(),
         TYPES: list(model.types),
     }
+    task, example = Gmner(model, settings), partial(_example, config, encoder)
     trainer = Trainer(
-        Gmner(model, settings),
+        task,
         config.train,
-        example=partial(_example, config, encoder),
+        example=example,
+        precision=precision_of_run(config, task, example, ranks),
         seed=config.seed,
         run_dir=run_dir,
         store=CheckpointStore(

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from spanbox.config import RunConfig
-from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.state_cache import StateCache
 from spanbox.engine.task import is_trained
@@ -16,7 +15,9 @@ from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.towers import Tower
 
 
-def make_state_caches(config: RunConfig, model: DualEncoder, ranks: Ranks) -> dict[str, StateCache]:
+def make_state_caches(
+    config: RunConfig, model: DualEncoder, ranks: Ranks, precision: torch.dtype
+) -> dict[str, StateCache]:
     """A cache for each tower in which nothing learns and whose input is the same in every epoch.
 
     Raises:
@@ -42,7 +43,6 @@ def make_state_caches(config: RunConfig, model: DualEncoder, ranks: Ranks) -> di
             f"train.cache_frozen: no tower can be kept: the text tower {reasons['text']}, the vision tower "
             f"{reasons['image']}; freeze one whole (model.vision.freeze=all), or set train.cache_frozen=null"
         )
-    precision = choose_precision(config.train.precision, choose_device(config.train.device, ranks.local_rank))
     folder = Path(config.train.cache_frozen)
     return {
         name: StateCache(folder, f"{name}-{_fingerprint(towers[name], model, precision)}")

@@ -13,8 +13,9 @@ from spanbox.config import RunConfig, dump_config, load_config, without_actions
 from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import manifest_digest
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, last_checkpoint, load_trainer_state
+from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.distributed import Ranks
-from spanbox.engine.environment import write_environment
+from spanbox.engine.environment import earlier_precision, write_environment
 from spanbox.engine.run_folder import (
     only_training,
     prepare_run_folder,
@@ -22,6 +23,8 @@ from spanbox.engine.run_folder import (
     refuse_running,
     settle_replaced,
 )
+from spanbox.engine.speed import faster_on_cpu
+from spanbox.engine.task import Task
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
 from spanbox.engine.versions import other_version
@@ -82,21 +85,34 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
     config_yaml = dump_config(without_actions(config))
     architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
     files = CheckpointFiles(config_yaml, tokenizer, architecture, model.preprocessing)
+    task, example = Pretraining(model, objective), example_batches(config, model)
+    precision = precision_of_run(config, task, example, ranks)
     trainer = Trainer(
-        Pretraining(model, objective),
+        task,
         config.train,
-        example=example_batches(config, model),
+        example=example,
+        precision=precision,
         seed=config.seed,
         run_dir=run_dir,
         store=CheckpointStore(run_dir / "checkpoints", files, config.train.keep),
         tally=IncidentTally(len(manifest), config.data.broken_limit),
         validate=validate and partial(validate, tokenizer),
         ranks=ranks,
-        state_caches=make_state_caches(config, model, ranks),
+        state_caches=make_state_caches(config, model, ranks, precision),
     )
     return run_trainer(
         trainer, config, resume_from, lambda progress: TrainingBatches(config, manifest, tokenizer, trainer, progress)
     )
+
+
+def precision_of_run(config: RunConfig, task: Task, example: Callable[[int], Any], ranks: Ranks) -> torch.dtype:
+    """The precision of the towers. On a CPU `auto` measures which is faster; a resumed run keeps what it began with."""
+    device = choose_device(config.train.device, ranks.local_rank)
+    if config.train.precision != "auto" or device.type != "cpu":
+        return choose_precision(config.train.precision, device)
+    began = earlier_precision(Path(config.run.dir)) if config.train.resume else None
+    task.model.train()
+    return began or faster_on_cpu(task, example, ranks)
 
 
 def run_trainer(
@@ -126,7 +142,7 @@ def run_trainer(
             if not resume_from:  # only now that everything fits together: a mistake touches no earlier run
                 prepare_run_folder(run_dir, overwrite=config.run.overwrite)
             write_text(run_dir / "config.yaml", trainer.store.files.config_yaml)
-            write_environment(run_dir)
+            write_environment(run_dir, trainer.precision)
         with progress:
             finished = trainer.fit(batches, progress)
     return Trained(run_dir, ranks.is_main, trainer.step, finished, trainer.best_metrics, trainer.tally.summary())
