@@ -4,23 +4,27 @@
     ATEN_CPU_CAPABILITY=default python benchmarks/input.py      as on a CPU without AVX2
 
     pip install --no-deps albumentations==2.0.8 albucore==0.0.24 opencv-python-headless scipy simsimd stringzilla
+    pip install --no-deps torchvision
 
 Photographs are made up: 640x480, quality 90, detail of every size, about 70 kB a file. All variants run on one thread,
 in turn for each image, in time of the process; medians are taken, and only ratios can be compared between machines.
 
 `plain loop` is the usual hand-written code. `PairDataset` is the whole sample, with record and annotation; the path
 before simplejpeg is kept as `earlier`. The standard chain is a random resized crop, a flip and a colour jitter: by
-spanbox with boxes and spans, by plain Pillow without, by albumentations with boxes if it is installed. torchvision is
-not compared: its wheel wants a CUDA build of PyTorch and cannot be imported beside another one.
+spanbox with boxes and spans, by plain Pillow without, by albumentations and torchvision with boxes where they are
+installed.
 """
 
 import argparse
+import importlib
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +139,57 @@ def albumentations_variants(paths: list[Path]) -> dict[str, Callable[[int], obje
     }
 
 
+def torchvision_variants(paths: list[Path]) -> dict[str, Callable[[int], object]]:
+    """torchvision's transforms on images decoded by Pillow; nothing if it is not installed."""
+    try:
+        import_torchvision()
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+    except ImportError:
+        return {}
+    resized = v2.Resize((SIDE, SIDE))
+    standard = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIDE, scale=(0.4, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.3, 0.05)], p=0.8),
+            v2.ClampBoundingBoxes(),
+            v2.SanitizeBoundingBoxes(),
+        ]
+    )
+
+    def run(transform: Any, index: int, *, on_tensors: bool) -> Tensor:
+        image: Any = Image.open(paths[index]).convert("RGB")
+        boxes = [[12.0, 30.5, 200.0, 310.0]]
+        sample = {
+            "image": v2.functional.to_image(image) if on_tensors else image,
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(HEIGHT, WIDTH)),  # type: ignore[call-overload]
+            "labels": torch.zeros(1),
+        }
+        changed = transform(sample)["image"]
+        return torch.as_tensor(changed if on_tensors else v2.functional.pil_to_tensor(changed))
+
+    return {
+        f"{chain}torchvision on {kind}": partial(run, transform, on_tensors=on_tensors)
+        for chain, transform in (("", resized), ("standard chain: ", standard))
+        for kind, on_tensors in (("tensors", True), ("Pillow", False))
+    }
+
+
+def import_torchvision() -> None:
+    """Import torchvision, also beside a build of PyTorch that its compiled operators do not fit.
+
+    Its transforms are plain Python and use none of them, but it wants to find two by name.
+    """
+    sys.modules.pop("torchvision", None)  # None where spanbox has hidden a broken one
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")
+
+
 def measure(variants: dict[str, Callable[[int], object]], images: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of the process for each image by each variant, one after another, in each round after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -173,6 +228,7 @@ def main() -> None:
             "standard chain: plain loop with Pillow": lambda index: plain_augmented(paths[index], generator),
             "standard chain: `PairDataset`": lambda index: augmented[next(steps), index],
             **albumentations_variants(paths),
+            **torchvision_variants(paths),
             "step: `load_image`, all of the file": lambda index: load_image(paths[index]),
             "step: `load_reduced`": lambda index: load_reduced(paths[index], SIDE),
             "step: `to_square` of all of the image": lambda index: to_square(np.array(whole[index]), SIDE),
