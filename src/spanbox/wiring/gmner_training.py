@@ -9,20 +9,14 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from spanbox.config import RunConfig, dump_config, load_config, without_actions
+from spanbox.config import RunConfig, load_config
 from spanbox.data.dataset import PairDataset
 from spanbox.data.loader import training_batches
 from spanbox.data.manifest import Manifest
 from spanbox.data.sampler import StepSampler
 from spanbox.data.tagged import TaggedBatch, TaggingCollator, TextSamples, entity_types
-from spanbox.engine.checkpoint import (
-    CheckpointFiles,
-    CheckpointStore,
-    find_checkpoint,
-    last_checkpoint,
-)
+from spanbox.engine.checkpoint import find_checkpoint, last_checkpoint
 from spanbox.engine.distributed import Ranks
-from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, Validate
 from spanbox.errors import ConfigError
 from spanbox.evaluation.gmner import check_ids
@@ -36,15 +30,7 @@ from spanbox.wiring.building import build_model, build_objective, example_batche
 from spanbox.wiring.gmner_models import LoadedGmner, open_gmner
 from spanbox.wiring.gmner_predicting import candidate_limits, open_gmner_manifest, predict
 from spanbox.wiring.loading import TYPES, read_architecture
-from spanbox.wiring.training import (
-    Trained,
-    check_batch_size,
-    check_max_tokens,
-    check_vocabulary,
-    checkpoint_to_resume,
-    precision_of_run,
-    run_trainer,
-)
+from spanbox.wiring.training import Trained, check_batch_size, checkpoint_to_resume, make_trainer, run_trainer
 
 DEFAULTS = (
     "train.batch_size=32",
@@ -136,32 +122,17 @@ def _train(config: RunConfig, pretrained: Path | None, ranks: Ranks) -> Trained:
         check_changes(config, load_config(str(resume_from / "config.yaml")), resume_from)
     start = open_gmner(resume_from, config) if resume_from else _new_model(config, pretrained, manifest)
     model, tokenizer = start.model, start.tokenizer
-    check_max_tokens(config, model.encoder)
-    check_vocabulary(tokenizer, model.encoder)
     config = config.model_copy(update={"model": model.encoder.settings})
-    config_yaml = dump_config(without_actions(config))
-    encoder = model.encoder
-    architecture = {
-        "text": encoder.text.architecture(),
-        "vision": encoder.vision.architecture(),
-        TYPES: list(model.types),
-    }
-    task, example = Gmner(model, settings), partial(_example, config, encoder)
-    trainer = Trainer(
-        task,
-        config.train,
-        example=example,
-        precision=precision_of_run(config, task, example, ranks),
-        seed=config.seed,
-        run_dir=run_dir,
-        store=CheckpointStore(
-            run_dir / "checkpoints",
-            CheckpointFiles(config_yaml, tokenizer, architecture, encoder.preprocessing),
-            config.train.keep,
-        ),
-        tally=IncidentTally(len(manifest), config.data.broken_limit),
+    trainer = make_trainer(
+        config,
+        Gmner(model, settings),
+        model.encoder,
+        tokenizer,
+        manifest,
+        ranks,
+        example=partial(_example, config, model.encoder),
         validate=_validation(config, tokenizer, validation),
-        ranks=ranks,
+        heads={TYPES: list(model.types)},
     )
     return run_trainer(trainer, config, resume_from, lambda progress: _batches(config, manifest, tokenizer, trainer))
 

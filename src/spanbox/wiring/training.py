@@ -1,6 +1,6 @@
 """A training run from its config."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from spanbox.engine.run_folder import (
 from spanbox.engine.speed import faster_on_cpu
 from spanbox.engine.task import Task
 from spanbox.engine.tracking import IncidentTally
-from spanbox.engine.trainer import Trainer
+from spanbox.engine.trainer import Trainer, Validate
 from spanbox.engine.versions import other_version
 from spanbox.errors import CheckpointError, ConfigError
 from spanbox.files import write_text
@@ -80,14 +80,52 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
         model, tokenizer = new_model(config, objective, manifest)
     if config.train.start:
         config = config.model_copy(update={"model": model.settings})
-    check_max_tokens(config, model)
-    check_vocabulary(tokenizer, model)
+    trainer = make_trainer(
+        config,
+        Pretraining(model, objective),
+        model,
+        tokenizer,
+        manifest,
+        ranks,
+        example=example_batches(config, model),
+        validate=validate and partial(validate, tokenizer),
+    )
+    return run_trainer(
+        trainer, config, resume_from, lambda progress: TrainingBatches(config, manifest, tokenizer, trainer, progress)
+    )
+
+
+def make_trainer(
+    config: RunConfig,
+    task: Task,
+    encoder: DualEncoder,
+    tokenizer: Any,
+    manifest: Manifest,
+    ranks: Ranks,
+    *,
+    example: Callable[[int], Any],
+    validate: Validate | None,
+    heads: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """The trainer of a run, whose checkpoints hold all that a model is opened with.
+
+    Args:
+        encoder: of the task.
+        manifest: of the training.
+        example, validate: see `Trainer`.
+        heads: what checkpoints note of the architecture besides the towers.
+
+    Raises:
+        ConfigError: tokenizer, towers and settings do not fit together.
+    """
+    check_max_tokens(config, encoder)
+    check_vocabulary(tokenizer, encoder)
+    architecture = {"text": encoder.text.architecture(), "vision": encoder.vision.architecture(), **(heads or {})}
     config_yaml = dump_config(without_actions(config))
-    architecture = {"text": model.text.architecture(), "vision": model.vision.architecture()}
-    files = CheckpointFiles(config_yaml, tokenizer, architecture, model.preprocessing)
-    task, example = Pretraining(model, objective), example_batches(config, model)
+    files = CheckpointFiles(config_yaml, tokenizer, architecture, encoder.preprocessing)
+    run_dir = Path(config.run.dir)
     precision = precision_of_run(config, task, example, ranks)
-    trainer = Trainer(
+    return Trainer(
         task,
         config.train,
         example=example,
@@ -96,12 +134,9 @@ def _train(config: RunConfig, ranks: Ranks) -> Trained:
         run_dir=run_dir,
         store=CheckpointStore(run_dir / "checkpoints", files, config.train.keep),
         tally=IncidentTally(len(manifest), config.data.broken_limit),
-        validate=validate and partial(validate, tokenizer),
+        validate=validate,
         ranks=ranks,
-        state_caches=make_state_caches(config, model, ranks, precision),
-    )
-    return run_trainer(
-        trainer, config, resume_from, lambda progress: TrainingBatches(config, manifest, tokenizer, trainer, progress)
+        state_caches=make_state_caches(config, encoder, ranks, precision),
     )
 
 
