@@ -101,7 +101,8 @@ def choose(batch: Batch, features: Features, seed: int = 0, **settings: Any) -> 
     relation = partial(span_region_relation, batch)
     generator = torch.Generator().manual_seed(seed)
     cosines = features.spans.flatten(0, 1) @ features.regions.flatten(0, 1).T
-    choice = selected(NegativeSettings(**settings), generator, relation, features.spans, features.regions)
+    shapes = features.spans.shape[:2], features.regions.shape[:2]
+    choice = selected(NegativeSettings(**settings), generator, relation, *shapes, cosines.device)
     positives, candidates, _ = choice(WHOLE, cosines.detach())
     return positives, candidates
 

@@ -44,8 +44,9 @@ MOST_LOGITS = 2**21  # of a matrix in memory, 8 MiB in float32; from 2**22 on, t
 TILE_SIDE = 1024  # logits; from 256 to 1536 equally fast on a CPU, slower above
 STRIP_LOGITS = 2**20  # fastest on a CPU; strips of 2**23 take twice as long
 
-Selection = Callable[[BlockRelation, Tensor, Tensor], RowRelation]
-"""Maps a relation, queries and keys to a relation with fewer candidates, chosen by the similarities of whole rows."""
+Selection = Callable[[BlockRelation, Sequence[int], Sequence[int], torch.device], RowRelation]
+"""Maps a relation of queries (B, K) and keys (B, R) to one with fewer candidates, chosen by the similarities of whole
+rows on the device."""
 
 LossOfRows = Callable[[Tensor, Relation], RowLosses]
 """Maps the similarities (q, m) of some rows to their losses."""
@@ -248,7 +249,9 @@ def _in_strips(
 
     queries, keys, relation, _ = contrast
     strip_pairs = max(1, STRIP_LOGITS // max(1, queries.shape[1] * keys.shape[:2].numel()))
-    row_relation = selection(relation, queries, keys) if selection else whole_rows(relation)
+    row_relation = whole_rows(relation)
+    if selection:
+        row_relation = selection(relation, queries.shape[:2], keys.shape[:2], queries.device)
     return row_losses(queries, keys, row_relation, of_rows, strip_pairs, pairs)
 
 

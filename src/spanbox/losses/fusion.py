@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from spanbox.losses.blocks import STRIP_LOGITS, blocks_of, cat_rows, recomputed
+from spanbox.losses.blocks import STRIP_LOGITS, blocks_of, cat_rows, recomputed, whole_rows
 from spanbox.losses.formulas import LOSSES
 from spanbox.losses.fusion_settings import FusionLossSettings
 from spanbox.losses.kernel import RowLosses, Share, mean_over_counted
@@ -205,9 +205,8 @@ class PoolingObjective(FusionObjective):
         self, name: str, relation: BlockRelation, rows: tuple[int, int], columns: tuple[int, int], device: torch.device
     ) -> RowRelation:
         if not self.settings.negatives.used_at(self.done):
-            return lambda rows, _: relation(rows, WHOLE)
-        shapes = (torch.empty(*shape, 0, device=device) for shape in (rows, columns))
-        return selected(self.settings.negatives, self._generator(name), relation, *shapes)
+            return whole_rows(relation)
+        return selected(self.settings.negatives, self._generator(name), relation, rows, columns, device)
 
 
 class _Matrix(NamedTuple):

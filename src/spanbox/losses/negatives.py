@@ -56,18 +56,21 @@ class NegativeSettings(Settings):
 
 
 def selected(
-    settings: NegativeSettings, generator: torch.Generator, relation: BlockRelation, queries: Tensor, keys: Tensor
+    settings: NegativeSettings,
+    generator: torch.Generator,
+    relation: BlockRelation,
+    queries: Sequence[int],
+    keys: Sequence[int],
+    device: torch.device,
 ) -> RowRelation:
     """`relation` with only the selected negatives among the candidates.
 
     Args:
         generator: on the CPU, in the same state on every rank; advanced by a random choice.
         relation: of any block.
-        queries: (B, K, D) and
-        keys: (B, R, D), for their shapes and device.
+        queries, keys: (B, K) and (B, R).
     """
-    shapes = queries.shape[:2], keys.shape[:2]
-    order = random_order(generator, *shapes, queries.device) if settings.choice == "random" else _by_similarity
+    order = random_order(generator, queries, keys, device) if settings.choice == "random" else _by_similarity
 
     def row_relation(rows: slice, cosines: Tensor) -> Relation:
         everything = relation(rows, WHOLE)
