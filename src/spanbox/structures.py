@@ -103,7 +103,7 @@ class TensorBundle:
         """Apply `function` to each tensor."""
         return replace(self, **{name: function(tensor) for name, tensor in self.named_tensors()})
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | Tensor) -> Self:
         return self.map(lambda tensor: tensor[rows])
 
     def __len__(self) -> int:

@@ -304,7 +304,7 @@ def _blocked_peak(
         rows = torch.arange(pairs, device=targets.tensors()[0].device) % len(targets)
         leaves = features.map(lambda feature: feature[rows].requires_grad_())
         with PeakMemory() as memory:
-            blocked.loss(leaves, targets.map(lambda tensor: tensor[rows])).backward()  # type: ignore[no-untyped-call]
+            blocked.loss(leaves, targets[rows]).backward()  # type: ignore[no-untyped-call]
         for parameter in parameters(task):
             parameter.grad = None
         return int(memory.peak)

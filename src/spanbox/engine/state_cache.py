@@ -57,7 +57,7 @@ class StateCache:
         if self._template is None and not missing:
             self._template = encode(rows[:1])[:1]
         if missing:
-            encoded = encode(rows if len(missing) == len(rows) else _chosen(rows, missing))
+            encoded = encode(rows if len(missing) == len(rows) else rows[torch.tensor(missing)])
             self._template = encoded[:1]
             self._write([keys[number] for number in missing], encoded)
             if len(missing) == len(rows):
@@ -94,11 +94,6 @@ class StateCache:
             raise OutputError(f"{self.path}: {error}; make room, or set train.cache_frozen=null") from None
         except (sqlite3.DatabaseError, SafetensorError) as error:
             raise DataError(f"{self.path}: is damaged ({error}); remove it, it will be made again") from None
-
-
-def _chosen(rows: Any, numbers: list[int]) -> Any:
-    chosen = torch.tensor(numbers)
-    return rows.map(lambda tensor: tensor[chosen])
 
 
 def _assembled(template: TensorBundle, states: list[dict[str, Tensor]], parts: int) -> TensorBundle:

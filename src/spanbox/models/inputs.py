@@ -161,16 +161,12 @@ def by_picture(images: Images, patch: int) -> tuple[list[Images], Tensor | None]
     padding = ~picture_cells(images.content, patch, grid)
     groups, of_counts = [], by_kept_count(padding)
     for count, rows in of_counts.items():
-        group = _chosen(images, rows)
+        group = images[rows]
         if count < grid**2:
             nearest = nearest_picture_cells(images.content[rows], patch, grid) if images.uses_grid else None
             group = replace(group, kept=kept_indices(padding[rows]), nearest=nearest)
         groups.append(group)
     return groups, torch.cat([*of_counts.values()]).argsort()
-
-
-def _chosen(images: Images, rows: Tensor) -> Images:
-    return images.map(lambda tensor: tensor[rows])
 
 
 def in_places(rows: Tensor, places: Tensor) -> Tensor:
@@ -182,7 +178,7 @@ def _sentences(batch: Batch, *, with_spans: bool) -> tuple[Texts, Tensor]:
     """Distinct sentences, by their tokens and spans, and the row (B,) of each pair."""
     whole = Texts(batch.token_ids, batch.token_mask, batch.span_tokens[:, : None if with_spans else 0])
     rows, copies = _distinct(_unpadded(whole), whole.span_tokens)
-    return (whole if len(rows) == len(copies) else whole.map(lambda tensor: tensor[rows])), copies
+    return (whole if len(rows) == len(copies) else whole[rows]), copies
 
 
 def _spans_alone(batch: Batch) -> tuple[list[Texts], Tensor]:
@@ -193,7 +189,7 @@ def _spans_alone(batch: Batch) -> tuple[list[Texts], Tensor]:
     token_ids, token_mask = batch.own_token_ids[valid], batch.own_token_mask[valid]
     whole = Texts(token_ids, token_mask, token_mask[:, None])
     rows, copies = _distinct(_unpadded(whole))
-    return _used([whole.map(lambda tensor: tensor[rows])]), _numbered(valid, copies)
+    return _used([whole[rows]]), _numbered(valid, copies)
 
 
 def _crops(batch: Batch, patch: int) -> tuple[list[Images], Tensor]:

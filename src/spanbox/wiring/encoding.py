@@ -54,9 +54,6 @@ class TextSide(TensorBundle):
     tokens: Tensor  # (N, T, F)
     mask: Tensor  # (N, T) bool, False on padding
 
-    def at(self, places: Tensor) -> "TextSide":
-        return self.map(lambda tensor: tensor[places])
-
 
 @dataclass(frozen=True)
 class ImageSide(TensorBundle):
@@ -65,9 +62,6 @@ class ImageSide(TensorBundle):
     features: Tensor  # (N, D)
     patches: Tensor  # (N, P, F)
     content: Tensor | None = None  # (N, 2) int64, width and height of the pictures in pixels, beside padding
-
-    def at(self, places: Tensor) -> "ImageSide":
-        return self.map(lambda tensor: tensor[places])
 
 
 @torch.no_grad()
@@ -183,7 +177,7 @@ def _states(loaded: Loaded, images: Images) -> ImageStates:
     groups, rows = by_picture(images, loaded.model.vision.stride)
     with loaded.in_precision():
         states = ImageStates.cat([loaded.model.encode_images(group) for group in groups])
-    return states if rows is None else states.map(lambda tensor: tensor[rows])
+    return states if rows is None else states[rows]
 
 
 def sample_of(loaded: Loaded, image: ImageSource, boxes: Sequence[Box]) -> Sample:

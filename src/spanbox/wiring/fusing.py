@@ -51,7 +51,7 @@ def fused_scores(loaded: Loaded, texts: TextSide, images: ImageSide) -> Tensor:
     size = pairs_of_a_block(texts.tokens.shape[1], images.patches.shape[1])
     pairs = torch.cartesian_prod(torch.arange(len(texts)), torch.arange(len(images))).to(device)
     with torch.no_grad():
-        blocks = [_scores(fusion, texts.at(block[:, 0]), images.at(block[:, 1])) for block in torch.split(pairs, size)]
+        blocks = [_scores(fusion, texts[block[:, 0]], images[block[:, 1]]) for block in torch.split(pairs, size)]
     return torch.cat(blocks).reshape(len(texts), len(images))
 
 
