@@ -1,7 +1,8 @@
 """Box arithmetic, affine maps, RoIAlign, and the coverage of boxes by masks.
 
 Inside the program a box is `[x0, y0, x1, y1]`, float32, normalised to [0, 1] of the image as displayed; x to the right,
-y down, (x1, y1) exclusive. Boxes are in pixels only in files (`in_fractions`) and in drawings (`denormalise_boxes`).
+y down, (x1, y1) exclusive. Boxes are in pixels only in files (`in_fractions`, `in_pixels`) and in drawings
+(`denormalise_boxes`).
 """
 
 from math import cos, radians, sin, tan
@@ -34,8 +35,14 @@ def area_of(box: Box) -> float:
 
 
 def denormalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
-    """Normalised boxes (N, 4) in pixels of a `width` x `height` image, float32."""
+    """Normalised boxes (..., 4) in pixels of a `width` x `height` image, float32."""
     return boxes.to(torch.float32) * torch.tensor([width, height, width, height], dtype=torch.float32)
+
+
+def in_pixels(box: Tensor, width: int, height: int) -> Box:
+    """A normalised box (4,) in pixels of a `width` x `height` image."""
+    x0, y0, x1, y1 = denormalise_boxes(box, width, height).tolist()
+    return x0, y0, x1, y1
 
 
 def clip_boxes(boxes: Tensor, frame: Box = WHOLE) -> Tensor:

@@ -23,7 +23,7 @@ from spanbox.engine.device import autocast, choose_precision
 from spanbox.errors import DataError
 from spanbox.evaluation.gmner import LEAST_IOU, PredictedEntity, Prediction, Scores, check_ids, score
 from spanbox.files import check_no_input, check_writable_file, replacing
-from spanbox.geometry import denormalise_boxes
+from spanbox.geometry import in_pixels
 from spanbox.models.gmner import GmnerModel
 from spanbox.models.inputs import Texts
 from spanbox.progress import Progress, StartProgress
@@ -192,9 +192,7 @@ def _choose_boxes(
             for row, span in (batch.span_valid & (columns >= 0)).nonzero().tolist():
                 place, number = int(batch.place[row]), int(batch.span_entity[row, span])
                 size = image_size(manifest.image_path(manifest[place]))
-                box = boxes[row, columns[row, span]]
-                x0, y0, x1, y1 = denormalise_boxes(box[None], *size)[0].tolist()
-                chosen[place, number] = (x0, y0, x1, y1)
+                chosen[place, number] = in_pixels(boxes[row, columns[row, span]], *size)
             done += len(batch)
             shown.update(done)
     return chosen

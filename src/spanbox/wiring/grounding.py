@@ -17,7 +17,7 @@ from torch import Tensor
 from spanbox.data.images import image_size, load_image
 from spanbox.data.manifest import Box
 from spanbox.errors import ConfigError
-from spanbox.geometry import denormalise_boxes
+from spanbox.geometry import in_pixels
 from spanbox.models.heatmaps import heaviest_box, similarity_maps
 from spanbox.spans import CharSpan
 from spanbox.wiring.encoding import ImageSource, as_image, encode_regions, encode_texts, sample_of
@@ -105,7 +105,7 @@ def ground(
         size = image_size(source) if isinstance(source, Path) else load_image(source).size
         maps = _maps(loaded, source, features)
         heatmaps = [heat.numpy() for heat in maps]
-        found = [_in_pixels(heaviest_box(heat), size) for heat in maps]
+        found = [in_pixels(heaviest_box(heat), *size) for heat in maps]
         regions = encode_regions(loaded, [source], [found])[0]
         scores = (features * regions).sum(dim=1).tolist()
         candidates = [(ScoredBox(box, score),) for box, score in zip(found, scores, strict=True)]
@@ -139,11 +139,6 @@ def _shown(candidates: Sequence[ScoredBox], threshold: float | None) -> bool | N
     if threshold is None:
         return None
     return bool(candidates) and candidates[0].score >= threshold
-
-
-def _in_pixels(box: Tensor, size: tuple[int, int]) -> Box:
-    x0, y0, x1, y1 = denormalise_boxes(box, *size).tolist()
-    return x0, y0, x1, y1
 
 
 def _plain(span: GroundedSpan) -> dict[str, Any]:

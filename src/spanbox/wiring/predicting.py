@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spanbox.data.images import image_size
-from spanbox.data.manifest import Box, Manifest, Record
+from spanbox.data.manifest import Manifest, Record
 from spanbox.errors import DataError
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.gmner import PredictedEntity, Prediction
@@ -21,7 +21,7 @@ from spanbox.evaluation.own_image import score_own_image
 from spanbox.evaluation.presence import choose_threshold
 from spanbox.evaluation.ranking import nan_last
 from spanbox.files import replacing
-from spanbox.geometry import denormalise_boxes
+from spanbox.geometry import in_pixels
 from spanbox.structures import Incident
 from spanbox.wiring.embedding import embed_parts, evaluation_dataset
 from spanbox.wiring.loading import Loaded
@@ -75,8 +75,9 @@ def _parts(loaded: Loaded, manifest: Manifest) -> Iterator[FeatureBank]:
 
 def _prediction(manifest: Manifest, record: Record, boxes: dict[int, Tensor]) -> Prediction:
     size = image_size(manifest.image_path(record)) if boxes else (1, 1)
+    found = {index: in_pixels(box, *size) for index, box in boxes.items()}
     entities = tuple(
-        PredictedEntity(entity.start, entity.end, entity.type, _in_pixels(boxes.get(index), size))
+        PredictedEntity(entity.start, entity.end, entity.type, found.get(index))
         for index, entity in enumerate(record.entities)
     )
     return Prediction(record.id, entities, gold_spans=True)
@@ -94,10 +95,3 @@ def _predicted_boxes(bank: FeatureBank, threshold: float | None) -> dict[int, di
     for span in shown_S.nonzero()[:, 0].tolist():
         predicted.setdefault(int(place_S[span]), {})[int(bank.span_entity[span])] = own.boxes_SR4[span, slot_S[span]]
     return predicted
-
-
-def _in_pixels(box: Tensor | None, size: tuple[int, int]) -> Box | None:
-    if box is None:
-        return None
-    x0, y0, x1, y1 = denormalise_boxes(box[None], *size)[0].tolist()
-    return x0, y0, x1, y1
