@@ -147,7 +147,7 @@ def matching_examples(bank: FeatureBank, count: int, seed: int = 0) -> list[Matc
     image = own.image_S.tolist()
     can_fail_S = own.has_box_S & (own.candidates_SR & ~own.linked_SR).any(dim=1)
     right_S = ranks(own.scores_SR, own.linked_SR, own.candidates_SR) == 1
-    top_S = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
+    top_S = own.ranked_SR.amax(dim=1)
     wrong = (can_fail_S & ~right_S).nonzero()[:, 0]
     right = (can_fail_S & right_S).nonzero()[:, 0]
     most_confident = wrong[top_S[wrong].argsort(descending=True, stable=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import Outcome
-from spanbox.evaluation.ranking import blocks, chance_within, ranks
+from spanbox.evaluation.ranking import blocks, chance_within, nan_last, ranks
 from spanbox.geometry import box_area
 
 FEATURES_AT_ONCE = 2**24
@@ -30,6 +30,11 @@ class OwnImage(NamedTuple):
     def has_box_S(self) -> Tensor:
         """Mask of the spans with a linked region."""
         return self.linked_SR.any(dim=1)
+
+    @property
+    def ranked_SR(self) -> Tensor:
+        """The scores that the best region is chosen by: -inf where they are NaN, and on padding."""
+        return nan_last(self.scores_SR).masked_fill(~self.candidates_SR, -torch.inf)
 
     def of_spans(self, chosen_S: Tensor) -> "OwnImage":
         """Select spans by a mask."""

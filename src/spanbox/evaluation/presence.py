@@ -16,7 +16,6 @@ from torch import Tensor
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import Figure
 from spanbox.evaluation.own_image import OwnImage, score_own_image
-from spanbox.evaluation.ranking import nan_last
 from spanbox.intervals import FloatArray, IntArray, Interval, effective_count, ratio_interval, wilson_interval
 from spanbox.structures import NOT_KNOWN, SHOWN
 
@@ -107,7 +106,7 @@ def placements(score: FloatArray, positive: BoolArray) -> FloatArray:
 def _presence(own: OwnImage, shown_S: Tensor) -> Presence:
     known_S = shown_S != NOT_KNOWN
     own = own.of_spans(known_S)
-    best_S = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).amax(dim=1)
+    best_S = own.ranked_SR.amax(dim=1)
     return Presence(shown_S[known_S] == SHOWN, best_S, own.candidates_SR.any(dim=1), own.image_S)
 
 

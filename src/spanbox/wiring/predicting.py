@@ -19,7 +19,6 @@ from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.gmner import PredictedEntity, Prediction
 from spanbox.evaluation.own_image import score_own_image
 from spanbox.evaluation.presence import choose_threshold
-from spanbox.evaluation.ranking import nan_last
 from spanbox.files import replacing
 from spanbox.geometry import in_pixels
 from spanbox.structures import Incident
@@ -89,7 +88,7 @@ def _predicted_boxes(bank: FeatureBank, threshold: float | None) -> dict[int, di
     if not (len(bank.regions) and len(bank.spans)):
         return predicted
     own = score_own_image(bank)
-    best_S, slot_S = nan_last(own.scores_SR).masked_fill(~own.candidates_SR, -torch.inf).max(dim=1)
+    best_S, slot_S = own.ranked_SR.max(dim=1)
     shown_S = best_S > -torch.inf if threshold is None else best_S >= threshold
     place_S = bank.place[bank.span_pair]
     for span in shown_S.nonzero()[:, 0].tolist():
