@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spanbox.evaluation.extract import FeatureBank
-from spanbox.evaluation.own_image import OwnImage, score_own_image
+from spanbox.evaluation.own_image import OwnImage, regions_by_pair, score_own_image
 from spanbox.structures import SHOWN
 
 SAMPLED = 256  # pairs that every pair is made wrong with
@@ -100,7 +100,7 @@ def link_evidence(bank: FeatureBank, seed: int) -> LinkEvidence:
     row_mean, row_spread = _mean_and_spread(scores_SC, other_SC)
     other_MC = of_region[:, None] != of_span[spans_C][None, :]
     column_mean, column_spread = _mean_and_spread(bank.regions @ bank.spans[spans_C].T, other_MC)
-    place_SR = _places(bank, own)
+    place_SR = regions_by_pair(bank)[1][bank.span_pair].clamp(min=0)
 
     def standard(scores: Tensor, columns: Tensor) -> Tensor:
         by_row = (scores - row_mean[:, None]) / row_spread[:, None]
@@ -234,15 +234,6 @@ def _same_identity(bank: FeatureBank, regions_C: Tensor) -> Tensor:
     for span, region in bank.links[sampled].tolist():
         same[:, position[region]] |= bank.span_identity == bank.span_identity[span]
     return same
-
-
-def _places(bank: FeatureBank, own: OwnImage) -> Tensor:
-    """(S, R): index of each region of the own image among all regions; 0 on padding."""
-    order = bank.region_pair.argsort(stable=True)
-    count = bank.region_pair.bincount(minlength=len(bank))
-    start = (count.cumsum(0) - count)[bank.span_pair]
-    slots = start[:, None] + torch.arange(own.candidates_SR.shape[1])
-    return torch.where(own.candidates_SR, order[slots.clamp(max=len(order) - 1)], 0)
 
 
 def _sample(number: int, wanted: int, seed: int) -> Tensor:

@@ -43,7 +43,7 @@ class OwnImage(NamedTuple):
 
 def score_own_image(bank: FeatureBank, features_at_once: int = FEATURES_AT_ONCE) -> OwnImage:
     """Scores of every span with the regions of its own pair."""
-    slot_M, regions_of_pair = _regions_by_pair(bank)
+    slot_M, regions_of_pair = regions_by_pair(bank)
     own_SR = regions_of_pair[bank.span_pair]
     linked_SR = torch.zeros(own_SR.shape, dtype=torch.bool)
     linked_SR[bank.links[:, 0], slot_M[bank.links[:, 1]]] = True
@@ -68,7 +68,7 @@ def found_within(own: OwnImage, right_SR: Tensor, depth: int) -> Outcome:
     return Outcome.of(found, own.image_S, chance, found_by_area)
 
 
-def _regions_by_pair(bank: FeatureBank) -> tuple[Tensor, Tensor]:
+def regions_by_pair(bank: FeatureBank) -> tuple[Tensor, Tensor]:
     """Index (M,) of each region within its pair, and the regions (pairs, R) of each pair, -1 for padding."""
     count = bank.region_pair.bincount(minlength=len(bank))
     order = bank.region_pair.argsort(stable=True)
