@@ -34,6 +34,13 @@ def area_of(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
+def shared_area(first: Box, second: Box) -> float:
+    """Area that two boxes that are not inverted have in common."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
 def denormalise_boxes(boxes: Tensor, width: int, height: int) -> Tensor:
     """Normalised boxes (..., 4) in pixels of a `width` x `height` image, float32."""
     return boxes.to(torch.float32) * torch.tensor([width, height, width, height], dtype=torch.float32)

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from spanbox.data.colours import Look
 from spanbox.data.images import reduction_for
-from spanbox.geometry import WHOLE, Affine, Box, area_of, clip_box
+from spanbox.geometry import WHOLE, Affine, Box, area_of, clip_box, shared_area
 from spanbox.settings import Settings
 
 Range = tuple[float, float]
@@ -296,15 +296,9 @@ def _draw_erased(settings: ImageAugmentSettings, linked: Sequence[Box], generato
         width, height = min(math.sqrt(area) * stretch, 1.0), min(math.sqrt(area) / stretch, 1.0)
         x0, y0 = generator.uniform(0, 1 - width), generator.uniform(0, 1 - height)
         erased = (x0, y0, x0 + width, y0 + height)
-        if all(_shared_area(erased, box) <= (1 - settings.min_visible) * area_of(box) for box in linked):
+        if all(shared_area(erased, box) <= (1 - settings.min_visible) * area_of(box) for box in linked):
             return erased
     return None
-
-
-def _shared_area(first: Box, second: Box) -> float:
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    return max(width, 0.0) * max(height, 0.0)
 
 
 class _Chance:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from spanbox.data.manifest import Box, Entity, Manifest, Record, is_inverted, line_error
 from spanbox.errors import DataError
+from spanbox.geometry import area_of, shared_area
 from spanbox.intervals import ratio_interval
 from spanbox.spans import trim_span
 from spanbox.structures import stable_id
@@ -257,12 +258,8 @@ def _iou(first: Box, second: Box) -> float:
     """IoU of two boxes in float64; 0 where one of them has no area."""
     if is_inverted(first) or is_inverted(second):
         return 0.0
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
-    return width * height / (sum(areas) - width * height)
+    shared = shared_area(first, second)
+    return shared / (area_of(first) + area_of(second) - shared) if shared > 0 else 0.0
 
 
 Agrees = Callable[[PredictedEntity, Entity], bool]
