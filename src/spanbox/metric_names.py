@@ -1,8 +1,9 @@
-"""Naming scheme of the metrics, shared by evaluation and report.
+"""Naming scheme of the metrics, shared by audit, evaluation and report.
 
 Names are flat and dotted. NAME.low, .high, .chance, .baseline and .count annotate the metric NAME.
 """
 
+from math import inf
 from typing import Literal
 
 ANNOTATIONS = ("low", "high", "chance", "baseline", "count")
@@ -13,6 +14,12 @@ WITHIN = "matching.within_image"
 
 BREAKDOWNS = ("type", "size", "candidates", "links")
 """Kinds of breakdown: `matching.within_image.KIND.GROUP` is the metric of one group of queries."""
+
+SIZES = {"small": (0.0, 1 / 300), "medium": (1 / 300, 3 / 100), "large": (3 / 100, inf)}
+"""Groups of boxes by the share of their image that they take: from, to below.
+
+COCO's bounds, 32^2 and 96^2 pixels, on an image of 640x480, where most of COCO's are of about that size.
+"""
 
 COUNTED = frozenset({"median_rank", "mean_rank", "mean_candidates", "candidates", "count"})
 """Last name parts of counts and ranks; `candidates` occurs only in files of older versions."""

@@ -17,16 +17,11 @@ from spanbox.evaluation.outcomes import Outcome, ranking_outcomes
 from spanbox.evaluation.own_image import OwnImage, found_within
 from spanbox.evaluation.ranking import BLOCK_ELEMENTS, Index, Places, Relevance, rank_in_blocks
 from spanbox.geometry import box_area
-from spanbox.metric_names import WITHIN
+from spanbox.metric_names import SIZES, WITHIN
 from spanbox.progress import StartProgress, hidden
 
 ACROSS = "matching.across_set"
 
-SIZES = {"small": (0.0, 1 / 300), "medium": (1 / 300, 3 / 100), "large": (3 / 100, 2.0)}
-"""Share of the image that the largest box of an entity takes: from, to below.
-
-COCO's bounds, 32^2 and 96^2 pixels, on an image of 640x480, where most of COCO's are of about that size.
-"""
 CANDIDATES = {"2": (2, 2), "3-5": (3, 5), "6+": (6, 2**31)}
 """Number of regions in the image: from, to. A single one cannot be missed."""
 
@@ -101,6 +96,7 @@ def _can_go_wrong(own: OwnImage) -> Tensor:
 
 
 def _by_size(own: OwnImage) -> Iterator[tuple[str, Tensor]]:
+    """By the largest box of an entity."""
     area_S = box_area(own.boxes_SR4).masked_fill(~own.linked_SR, 0.0).amax(dim=1)
     for name, (low, high) in SIZES.items():
         yield f"size.{name}", (area_S >= low) & (area_S < high)

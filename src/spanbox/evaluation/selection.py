@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from spanbox.errors import ConfigError
-from spanbox.evaluation.matching import ACROSS, CANDIDATES, SIZES, within_image_outcomes
+from spanbox.evaluation.matching import ACROSS, CANDIDATES, within_image_outcomes
 from spanbox.evaluation.own_image import OwnImage
 from spanbox.evaluation.presence import AUC
 from spanbox.evaluation.ranking import RECALL_DEPTHS
 from spanbox.evaluation.reranking import IN_CONTEXT
-from spanbox.metric_names import ANNOTATIONS, WITHIN, better_direction
+from spanbox.metric_names import ANNOTATIONS, SIZES, WITHIN, better_direction
 from spanbox.structures import NAMED_ONLY, SHOWN
 
 BestMetric = str | dict[str, float]

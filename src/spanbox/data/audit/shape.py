@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from spanbox.data.images import ImageFacts
 from spanbox.data.manifest import Record
 from spanbox.data.words import primary_language
-
-SIZES = {"small": (0.0, 1 / 300), "medium": (1 / 300, 3 / 100), "large": (3 / 100, math.inf)}
-"""Share of its image that a box takes: from, to below. COCO's bounds, on an image of 640 x 480."""
+from spanbox.metric_names import SIZES
 
 DEVIATIONS = 8.0  # of the logarithm of a value from the median, in robust standard deviations, of an outlier
 FACTOR = 4.0  # by which an outlier differs from the median at least
