@@ -1,7 +1,8 @@
-"""Base class of the config sections: frozen, unknown keys refused."""
+"""Base class of the config sections: frozen, unknown keys refused; and presets of a section."""
 
 import os
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
@@ -20,3 +21,21 @@ PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 MOST_GB = 1e6
 """Largest amount of memory in a config; far beyond it, bytes are no number."""
+
+
+def with_preset(given: Any, presets: Mapping[str, dict[str, Any]]) -> Any:
+    """The values given for a section, with those of its `preset` for the others."""
+    preset = given.get("preset", "none") if isinstance(given, dict) else None
+    return presets[preset] | given if isinstance(preset, str) and preset in presets else given
+
+
+def list_of_presets(presets: Mapping[str, dict[str, Any]]) -> str:
+    """The values of each preset, for the list of settings."""
+    values = {name: ", ".join(f"{key}={_short(value)}" for key, value in of.items()) for name, of in presets.items()}
+    return "; ".join(f"{name}: {text or 'no change'}" for name, text in values.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return str(list(value))
+    return value if isinstance(value, str) else f"{value:g}"

@@ -125,6 +125,7 @@ def test_presets_are_ordered_by_strength() -> None:
     ("wrong", "message"),
     [
         ({"preset": "medium"}, "'none', 'light', 'standard' or 'strong'"),
+        ({"preset": ["light"]}, "'none', 'light', 'standard' or 'strong'"),
         ({"crop_scale": (0.9, 0.2)}, "the lowest first"),
         ({"crop_scale": (0.0, 1.0)}, "above 0"),
         ({"erase_scale": (0.1, 1.5)}, "erase_scale is a share of the image and at most 1"),

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from spanbox.data.colours import Look
 from spanbox.data.images import reduction_for
 from spanbox.geometry import WHOLE, Affine, Box, area_of, clip_box, shared_area
-from spanbox.settings import Settings
+from spanbox.settings import Settings, list_of_presets, with_preset
 
 Range = tuple[float, float]
 Preset = Literal["none", "light", "standard", "strong"]
@@ -46,23 +46,12 @@ ERASE_TRIES = 10
 MOST_TURN, MOST_SHEAR, MOST_SHIFT = 30.0, 17.0, 0.3  # degrees, degrees, fraction: of RandAugment at magnitude 10
 
 
-def _presets() -> str:
-    """The values of each preset, for the list of settings."""
-    named = [
-        f"{name}: " + ", ".join(f"{key}={_short(value)}" for key, value in PRESETS[name].items()) for name in PRESETS
-    ]
-    return "; ".join(text if text[-2:] != ": " else f"{text}no change" for text in named)
-
-
-def _short(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
-
-
 class ImageAugmentSettings(Settings):
     """Random changes of the image of a pair. Probabilities are those of a sample."""
 
     preset: Preset = Field(
-        "none", description=f"values of the other settings of this section that are not given ({_presets()})"
+        "none",
+        description=f"values of the other settings of this section that are not given ({list_of_presets(PRESETS)})",
     )
     crop: float = Field(0.0, ge=0, le=1, description="probability of a random crop, resized to the whole image")
     crop_scale: Range = Field((0.4, 1.0), description="area of a crop, as [lowest, highest] share of the image's")
@@ -105,9 +94,7 @@ class ImageAugmentSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _of_preset(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset", "none") in PRESETS:
-            return PRESETS[given.get("preset", "none")] | given
-        return given
+        return with_preset(given, PRESETS)
 
     @field_validator("crop_scale", "crop_ratio", "blur_sigma", "erase_scale")
     @classmethod

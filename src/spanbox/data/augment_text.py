@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from spanbox.data.synonyms import Synonyms
 from spanbox.data.words import find_words, indefinite_article, is_english_or_chinese, is_language, starts_sentence
-from spanbox.settings import PathText, Settings
+from spanbox.settings import PathText, Settings, list_of_presets, with_preset
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
 # Without these words a text would say the opposite, or another number.
@@ -62,17 +62,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "standard": {"paraphrases": 0.5, "synonyms": 0.2, "deletion": 0.05, "swap": 0.3},
     "strong": {"paraphrases": 0.7, "synonyms": 0.4, "deletion": 0.15, "swap": 0.5, "entities": "replace"},
 }
-_PRESET_LIST = "; ".join(
-    f"{name}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "no change")
-    for name, values in PRESETS.items()
-)
 
 
 class TextAugmentSettings(Settings):
     """Random changes of the text of a pair."""
 
     preset: Literal["none", "light", "standard", "strong"] = Field(
-        "none", description=f"values of the other settings of this section that are not given ({_PRESET_LIST})"
+        "none",
+        description=f"values of the other settings of this section that are not given ({list_of_presets(PRESETS)})",
     )
     paraphrases: float = Field(
         0.0, ge=0, le=1, description="probability that one of the pair's paraphrases takes the place of its text"
@@ -99,9 +96,7 @@ class TextAugmentSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _of_preset(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset", "none") in PRESETS:
-            return PRESETS[given.get("preset", "none")] | given
-        return given
+        return with_preset(given, PRESETS)
 
     @property
     def active(self) -> bool:
