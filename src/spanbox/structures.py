@@ -223,3 +223,8 @@ def used_columns(mask: Tensor) -> int:
     """Index of the last column with a True value, plus one; at least 1."""
     used = mask.flatten(0, -2).any(dim=0).nonzero()
     return int(used[-1]) + 1 if len(used) else 1
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Convert half precision to float32."""
+    return values if values.dtype == torch.float64 else values.float()

@@ -29,7 +29,6 @@ from spanbox.losses.kernel import (
     RowLosses,
     Share,
     Statistics,
-    at_least_float32,
     log_mass,
     log_mass_gradient,
     mean_over_counted,
@@ -39,6 +38,7 @@ from spanbox.losses.kernel import (
 )
 from spanbox.losses.levels import Contrast
 from spanbox.losses.relations import WHOLE, BlockRelation, Relation, RowRelation
+from spanbox.structures import at_least_float32
 
 MOST_LOGITS = 2**21  # of a matrix in memory, 8 MiB in float32; from 2**22 on, tiles are as fast
 TILE_SIDE = 1024  # logits; from 256 to 1536 equally fast on a CPU, slower above

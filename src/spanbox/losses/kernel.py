@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spanbox.losses.relations import WHOLE, Relation, strongest
+from spanbox.structures import at_least_float32
 
 Total = Callable[[Tensor], Tensor]
 """Sums a detached number over the ranks."""
@@ -119,11 +120,6 @@ def mean_over_counted(row_loss: Tensor, counted: Tensor, total: Total = alone) -
         row_loss = counted * row_loss
     number = total(counted.sum())
     return row_loss.sum() / torch.where(number > 0, number, 1)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Convert half precision to float32."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def log_mass(logits: Tensor, mask: Tensor) -> Tensor:

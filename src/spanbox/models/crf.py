@@ -11,6 +11,8 @@ Tokens without a tag (special tokens, padding) are left out: the tag before such
 import torch
 from torch import Tensor, nn
 
+from spanbox.structures import at_least_float32
+
 FORBIDDEN = -1e4
 """Score of a step that the rules forbid; finite, so that every gradient is."""
 
@@ -44,7 +46,7 @@ class LinearChainCrf(nn.Module):
         Returns:
             (B,), 0 for a sentence without a tagged token.
         """
-        emissions, tags, lengths = _packed(_at_least_float32(emissions), tags)
+        emissions, tags, lengths = _packed(at_least_float32(emissions), tags)
         return self._log_normaliser(emissions, lengths) - self._score(emissions, tags, lengths)
 
     def best_tags(self, emissions: Tensor, tagged: Tensor) -> list[list[int]]:
@@ -57,7 +59,7 @@ class LinearChainCrf(nn.Module):
         Returns:
             For each sentence the tags of its tagged tokens, in their order.
         """
-        packed, _, lengths = _packed(_at_least_float32(emissions), tagged.long() - 1)
+        packed, _, lengths = _packed(at_least_float32(emissions), tagged.long() - 1)
         start, steps = self._scores(packed)
         best_BL = start + packed[:, 0] if packed.shape[1] else start.expand(len(packed), -1)
         pointers = []
@@ -115,7 +117,3 @@ def _packed(emissions: Tensor, tags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lengths = tagged.sum(dim=1)
     order = (~tagged).to(torch.uint8).argsort(dim=1, stable=True)
     return emissions.gather(1, order[:, :, None].expand_as(emissions)), tags.gather(1, order), lengths
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()

@@ -28,7 +28,7 @@ from spanbox.models.preprocessing import Preprocessing
 from spanbox.models.tower_settings import TowerSettings, VisionTowerSettings
 from spanbox.models.towers import TextTower, VisionTower
 from spanbox.settings import Settings
-from spanbox.structures import Batch, Features, TensorBundle
+from spanbox.structures import Batch, Features, TensorBundle, at_least_float32
 
 Part = Literal["text", "image", "spans", "regions"]
 """What has features: sentences, images, spans of sentences, regions of images."""
@@ -220,8 +220,8 @@ class DualEncoder(nn.Module):
             spans=_unit(self.projection_of("spans")(spans_BKH)),
             regions=self.project_regions(regions_BRH),
             views=views,
-            tokens=None if sentences.tokens is None else _wide(sentences.tokens[places.text]),
-            patches=None if patches is None else _wide(patches),
+            tokens=None if sentences.tokens is None else at_least_float32(sentences.tokens[places.text]),
+            patches=None if patches is None else at_least_float32(patches),
         )
 
     @property
@@ -284,9 +284,4 @@ def _of_images(states: Sequence[Tensor | None], rows: Tensor | None) -> Tensor |
 
 def _unit(features: Tensor) -> Tensor:
     """Normalise to unit length, in float32 or wider."""
-    return F.normalize(_wide(features), dim=-1)
-
-
-def _wide(features: Tensor) -> Tensor:
-    """In float32 or wider."""
-    return features if features.dtype == torch.float64 else features.float()
+    return F.normalize(at_least_float32(features), dim=-1)

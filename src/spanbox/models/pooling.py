@@ -10,6 +10,8 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
+from spanbox.structures import at_least_float32
+
 PartPool = Literal["mean", "max", "both"]
 """How the tokens of a span or the bins of a region become one state."""
 
@@ -68,7 +70,7 @@ def pool_regions(grid_bins: Tensor, kind: PartPool) -> Tensor:
 
 
 def _span_mean(tokens: Tensor, span_tokens: Tensor) -> Tensor:
-    wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    wide = at_least_float32(tokens)
     members = span_tokens.to(wide.dtype)
     weights = members / members.sum(dim=-1, keepdim=True).clamp(min=1)
     with torch.autocast(tokens.device.type, enabled=False):  # bfloat16 would round the weights: 1/3 to 0.334

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from spanbox.data.tagged import TaggedBatch
 from spanbox.engine.large_batch import States
 from spanbox.engine.task import BlockedLoss, StepInputs, is_trained
-from spanbox.losses.kernel import Share, at_least_float32, mean_over_counted
+from spanbox.losses.kernel import Share, mean_over_counted
 from spanbox.models.gmner import GmnerFeatures, GmnerModel
 from spanbox.settings import Settings
-from spanbox.structures import NAMED_ONLY, Losses, TensorBundle
+from spanbox.structures import NAMED_ONLY, Losses, TensorBundle, at_least_float32
 
 
 class GmnerSettings(Settings):
