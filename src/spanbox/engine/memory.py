@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.random_state import RandomState
-from spanbox.engine.task import BlockedLoss, Forward, Task, parameters, weights
+from spanbox.engine.task import BlockedLoss, Forward, Task, clear_gradients, parameters, weights
 from spanbox.errors import ConfigError
 from spanbox.losses.blocks import MOST_LOGITS
 from spanbox.losses.kernel import WHOLE_SHARE
@@ -273,8 +273,7 @@ def _chunk_moments(forward: Forward, name: str, chunk: Any) -> list[int]:
             forward.measured_pass(name, chunk)
         return list(memory.moments)
     finally:
-        for parameter in parameters(task):
-            parameter.grad = None
+        clear_gradients(task)
 
 
 def _losses_peak(task: Task, features: TensorBundle, targets: TensorBundle) -> Callable[[int], int]:
@@ -305,8 +304,7 @@ def _blocked_peak(
         leaves = features.map(lambda feature: feature[rows].requires_grad_())
         with PeakMemory() as memory:
             blocked.loss(leaves, targets[rows]).backward()  # type: ignore[no-untyped-call]
-        for parameter in parameters(task):
-            parameter.grad = None
+        clear_gradients(task)
         return int(memory.peak)
 
     once = measured(blocked.pairs)
@@ -318,8 +316,7 @@ def _losses_bytes(task: Task, features: TensorBundle, targets: TensorBundle, pai
     leaves = features[:pairs].map(lambda feature: torch.rand_like(feature).requires_grad_())
     with PeakMemory() as memory:
         task.losses(leaves, targets[:pairs], WHOLE_SHARE).total.backward()  # type: ignore[no-untyped-call]
-    for parameter in parameters(task):
-        parameter.grad = None
+    clear_gradients(task)
     return int(memory.peak)
 
 

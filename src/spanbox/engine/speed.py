@@ -11,7 +11,7 @@ import torch
 from spanbox.engine.device import PRECISIONS, cpu_computes_in_bfloat16
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.random_state import RandomState
-from spanbox.engine.task import Forward, Task, parameters
+from spanbox.engine.task import Forward, Task, clear_gradients
 
 CLEARLY_FASTER = 0.9  # of the time in float32; less gain is not worth the rounding
 WORTH_MEASURING = 10_000_000  # parameters; towers of a tenth of these gained nothing
@@ -76,6 +76,5 @@ def _seconds(forward: Forward, batch: Any) -> float:
     for name, groups in forward.task.inputs(batch).rows.items():
         for rows in groups:
             forward.measured_pass(name, rows[:])
-    for parameter in parameters(forward.task):
-        parameter.grad = None
+    clear_gradients(forward.task)
     return time.perf_counter() - start

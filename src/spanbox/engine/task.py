@@ -133,6 +133,12 @@ def parameters(task: Task) -> list[nn.Parameter]:
     return [one for one in (*task.model.parameters(), *task.objective.parameters()) if one.requires_grad]
 
 
+def clear_gradients(task: Task) -> None:
+    """Leave the trained parameters without gradients, which frees their memory."""
+    for parameter in parameters(task):
+        parameter.grad = None
+
+
 def heads(task: Task) -> list[nn.Module]:
     """The largest parts of the model that contain no tower."""
     return list(_without(task.model, set(task.towers.values())))
