@@ -51,6 +51,16 @@ class SplitSummary:
         return Counter(oddity.kind for oddity in self.oddities) if self.oddity_totals is None else self.oddity_totals
 
 
+def annotation_counts(record: Record) -> dict[str, int]:
+    """What a record adds to the counts of its split, besides a pair."""
+    return {
+        "entities": len(record.entities),
+        "entities with a box": sum(bool(entity.boxes) for entity in record.entities),
+        "boxes": sum(len(entity.boxes) for entity in record.entities),
+        "proposals": len(record.objects),
+    }
+
+
 @dataclass
 class ImportSummary:
     """The folders that an import read, and the counts and oddities of each split."""

@@ -17,7 +17,16 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from spanbox.data.importers import ImportSummary, Oddity, SplitSummary, UniqueIds, is_file, read_file, relative_folder
+from spanbox.data.importers import (
+    ImportSummary,
+    Oddity,
+    SplitSummary,
+    UniqueIds,
+    annotation_counts,
+    is_file,
+    read_file,
+    relative_folder,
+)
 from spanbox.data.manifest import (
     MAX_LINE_BYTES,
     Box,
@@ -121,7 +130,7 @@ def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress 
                 file, ids = files[split]
                 try:
                     file.write(_line(record, ids))
-                    _count(counts[split], record)
+                    counts[split].update({"pairs": 1} | annotation_counts(record))
                 except _Unusable as fault:
                     source.note(split, "unusable record", record.id, str(fault))
                 done += 1
@@ -165,18 +174,6 @@ def _line(record: Record, ids: UniqueIds) -> bytes:
 def _first_oddity(source: Source) -> str:
     found = next((oddity for oddities in source.listed.values() for oddity in oddities), None)
     return f"{found.where}: {found.kind}: {found.detail}" if found else "no records were found"
-
-
-def _count(counts: Counter[str], record: Record) -> None:
-    counts.update(
-        {
-            "pairs": 1,
-            "entities": len(record.entities),
-            "entities with a box": sum(bool(entity.boxes) for entity in record.entities),
-            "boxes": sum(len(entity.boxes) for entity in record.entities),
-            "proposals": len(record.objects),
-        }
-    )
 
 
 def read_typed(path: Path, kind: type[Loaded]) -> Loaded:

@@ -15,6 +15,7 @@ from spanbox.data.importers import (
     ImportSummary,
     SplitSummary,
     UniqueIds,
+    annotation_counts,
     copy_file,
     is_file,
     relative_folder,
@@ -206,7 +207,7 @@ def _records(tweets: list[Tweet], image_folder: str, folders: Folders, summary: 
             ),
             objects=_proposals(tweet, folders, shown, summary),
         )
-        _count(record, summary)
+        summary.counts.update(annotation_counts(record))
         yield record
 
 
@@ -272,17 +273,6 @@ def _compare_sizes(
     if made_for and shown and made_for != shown:
         detail = f"made for {made_for[0]} x {made_for[1]}, the image is {shown[0]} x {shown[1]}; used without changes"
         summary.add(f"{what} for another image size", tweet.image_id, detail)
-
-
-def _count(record: Record, summary: SplitSummary) -> None:
-    summary.counts.update(
-        {
-            "entities": len(record.entities),
-            "entities with a box": sum(bool(entity.boxes) for entity in record.entities),
-            "boxes": sum(len(entity.boxes) for entity in record.entities),
-            "proposals": len(record.objects),
-        }
-    )
 
 
 def _copy_images(image_ids: list[str], source: Path, target: Path) -> None:
