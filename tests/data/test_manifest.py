@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from manifest_files import LINE, written
-from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record, encode_record, write_manifest
+from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record, encode_record, identity_key, write_manifest
 from spanbox.errors import DataError
 
 
@@ -44,9 +44,9 @@ def test_defaults_are_not_written() -> None:
 
 
 def test_an_identity_is_the_folded_text_unless_given() -> None:
-    record = Record("1", "a.jpg", "The  Garfield\tPARK .")
-    assert record.identity_key(Entity(5, 18)) == "garfield park"
-    assert record.identity_key(Entity(5, 18, identity=" Garfield Park,  Chicago ")) == "garfield park, chicago"
+    text = "The  Garfield\tPARK ."
+    assert identity_key(text, Entity(5, 18)) == "garfield park"
+    assert identity_key(text, Entity(5, 18, identity=" Garfield Park,  Chicago ")) == "garfield park, chicago"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from pairs import entity, save_manifest
 from spanbox.data.audit import audit
-from spanbox.data.manifest import Manifest, Record
+from spanbox.data.manifest import Manifest, Record, identity_key
 from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
 from spanbox.errors import DataError
 
@@ -42,7 +42,7 @@ def test_a_pair_reads_its_paraphrase(tmp_path: Path) -> None:
     other = record.paraphrased(record.paraphrases[0])
     assert (other.text, other.lang, other.paraphrases) == ("狗和猫", "zh", ())
     assert [other.span_text(found) for found in other.entities] == ["猫", "狗"]
-    assert [other.identity_key(found) for found in other.entities] == ["cat", "dog"]
+    assert [identity_key(other.text, found) for found in other.entities] == ["cat", "dog"]
     assert [found.boxes for found in other.entities] == [((0, 0, 8, 8),), ()]
 
 

@@ -1,7 +1,7 @@
 """Extraction keeps what is not padding, with indices that hold across batches."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from encoders import collate, fused, make_model, make_sample, padded
 from spanbox.errors import DataError
 from spanbox.evaluation.evaluate import evaluate
-from spanbox.evaluation.extract import FeatureBank, extract, extract_parts
+from spanbox.evaluation.extract import FeatureBank, extract_parts
 from spanbox.structures import PADDING_ID, Batch, Features, Sample
 from spanbox.wiring.fusing import context_of, pair_scores
 
@@ -73,6 +73,10 @@ PAD = PADDING_ID
 FIRST = make_batch([[7, PAD], [PAD, 8]], [[True, False, True], [False, True, False]], [(0, 0, 2), (1, 1, 1)])
 # Another batch size and other padding; links that reach into the padding must not enter.
 SECOND = make_batch([[9, 7, PAD]], [[True, False]], [(0, 1, 0), (0, 2, 0), (0, 0, 1)], first=2)
+
+
+def extract(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> FeatureBank:
+    return FeatureBank.cat(extract_parts(encode, batches))
 
 
 def test_only_valid_spans_and_regions_enter() -> None:

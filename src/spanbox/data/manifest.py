@@ -81,9 +81,6 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     def span_text(self, entity: Entity) -> str:
         return self.text[entity.start : entity.end]
 
-    def identity_key(self, entity: Entity) -> str:
-        return identity_key(self.text, entity)
-
     def paraphrased(self, paraphrase: Paraphrase) -> "Record":
         """The pair with a paraphrase as its text, and the same entities in it; none for the coarse level only."""
         entities = []

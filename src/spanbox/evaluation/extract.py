@@ -77,19 +77,6 @@ Context = Callable[[Features, Batch], tuple[Tensor, Tensor]]
 """Maps features and batch to spans (B, K, F) and regions (B, R, F) that have seen their own pair."""
 
 
-def extract(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> FeatureBank:
-    """Encode every batch, without gradients, and keep all features but those of the padding.
-
-    Args:
-        encode: the towers, in evaluation mode (dropout off); moves batches to their device.
-        batches: not augmented; they may differ in size and in padding.
-
-    Raises:
-        DataError: there is no pair at all.
-    """
-    return FeatureBank.cat(extract_parts(encode, batches))
-
-
 def extract_parts(
     encode: Callable[[Batch], Features],
     batches: Iterable[Batch],
@@ -97,11 +84,16 @@ def extract_parts(
     context: Context | None = None,
     keep_states: bool = False,
 ) -> Iterator[FeatureBank]:
-    """As `extract`, one bank per batch: for a set whose features do not fit into memory.
+    """Encode every batch, without gradients, and keep all features but those of the padding, as one bank per batch.
 
     Args:
+        encode: the towers, in evaluation mode (dropout off); moves batches to their device.
+        batches: not augmented; they may differ in size and in padding.
         context: gives parts that have seen their own pair, if there are any.
         keep_states: also keep tokens and patches, if the features have them.
+
+    Raises:
+        DataError: there is no pair at all.
     """
     empty = True
     for batch in batches:
