@@ -307,10 +307,8 @@ class TestDescription:
                 keys += leaves(value, f"{prefix}{name}.") if is_section else [prefix + name]
             return keys
 
-        sections = [
-            "model.text.lora.rank=8",
-            "model.vision.lora.rank=8",
-        ]  # that are off unless something in them is set
+        # Sections that are off unless something in them is set.
+        sections = ["model.text.lora.rank=8", "model.vision.lora.rank=8"]
         assert known_keys() == leaves(load_config("demo", sections).model_dump())
         assert [key for key, _, _ in describe_keys()] == known_keys()
 

@@ -141,10 +141,9 @@ class Targets(TensorBundle):
     regions: Tensor  # (B, R, 4) float32, x0 y0 x1 y1 in [0, 1] of the square of pixels
     region_valid: Tensor  # (B, R) bool
     links: Tensor  # (B, K, R) bool: this span is shown by this region
-    # Masked views, if any: 1 visible, -1 hidden, 0 in between.
-    view_sentence: Tensor | None = field(
-        default=None, kw_only=True
-    )  # (B, V) int8: 1 if all entities are visible, -1 if one is hidden
+    # Masked views, if any: 1 visible, -1 hidden, 0 in between. A sentence is visible if all its entities are, hidden if
+    # one of them is.
+    view_sentence: Tensor | None = field(default=None, kw_only=True)  # (B, V) int8
     view_spans: Tensor | None = field(default=None, kw_only=True)  # (B, V, K) int8: the entity of each span
     # Strength of positives in [0, 1], if known; 0: neither positive nor negative.
     relevance: Tensor | None = field(default=None, kw_only=True)  # (B,) float32: of the text for the image

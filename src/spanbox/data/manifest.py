@@ -26,9 +26,8 @@ from spanbox.errors import DataError
 from spanbox.files import replacing
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
-MAX_TEXT_CHARACTERS = (
-    50_000  # a tokenizer reads the whole text, with about 100 bytes per character, before it truncates
-)
+MAX_TEXT_CHARACTERS = 50_000
+"""A tokenizer reads the whole text, with about 100 bytes per character, before it truncates."""
 
 Box = tuple[float, float, float, float]
 InvertedBoxes = Literal["error", "drop"]

@@ -244,9 +244,8 @@ class _Drawer:
         self.cells = len(self.places)
         self.levels = kept_levels(settings.levels, self.cells)
         self.generator = generator
-        rows, columns = (
-            shares.numpy() > 0 for shares in cell_shares(torch.cat([regions, proposals.boxes]), grid)
-        )  # (R + P, g): cells that each box touches
+        # Cells that each box touches, (R + P, g).
+        rows, columns = (shares.numpy() > 0 for shares in cell_shares(torch.cat([regions, proposals.boxes]), grid))
         rows[:, self.sides[0] :] = columns[:, self.sides[1] :] = False  # where an edge was rounded across theirs
         self.rows, self.columns = rows, columns
         areas = self.rows.sum(axis=1) * self.columns.sum(axis=1)  # (R + P,) in cells

@@ -35,13 +35,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CPU_INSTRUCTIONS = (
-    "amx_bf16",
-    "avx512_bf16",
-    "avx10_2",
-    "bf16",
-    "sve_bf16",
-)  # of x86 and ARM, that compute in bfloat16
+CPU_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
+"""Those of x86 and ARM that compute in bfloat16."""
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -116,9 +116,8 @@ def rank_right(scores_QN: Tensor, right: Places, excluded: Places) -> Ranking:
     thresholds_QP = scores_QN.new_full((queries, int(count_Q.max()) if queries else 0), torch.inf)
     thresholds_QP[right.row, place_in_row(right.row, count_Q)] = scores_QN[right]
     thresholds_QP = thresholds_QP.sort(dim=1).values
-    scores_QN[right] = scores_QN[
-        excluded
-    ] = -torch.inf  # below every threshold, so that only wrong candidates are counted
+    # Below every threshold, so that only wrong candidates are counted.
+    scores_QN[right] = scores_QN[excluded] = -torch.inf
     wrong_above_QP = _count_reaching(scores_QN, thresholds_QP)
     right_above_QP = (count_Q[:, None] - torch.arange(thresholds_QP.shape[1], device=count_Q.device)).clamp(min=0)
     precision_QP = right_above_QP / (right_above_QP + wrong_above_QP).clamp(min=1).double()
@@ -191,8 +190,7 @@ def chance_average_precision(right_Q: Tensor, candidates_Q: Tensor) -> Tensor:
     """Expected average precision (Q,) float64 of a random order, for at least one right candidate.
 
     Place i has a right candidate with probability m / N, and then (i - 1) (m - 1) / (N - 1) right candidates before it
-    are
-    expected: the mean over i of (1 + (i - 1) (m - 1) / (N - 1)) / i.
+    are expected: the mean over i of (1 + (i - 1) (m - 1) / (N - 1)) / i.
     """
     right_Q, candidates_Q = right_Q.double(), candidates_Q.double()
     harmonic_Q = torch.digamma(candidates_Q + 1) + _EULER

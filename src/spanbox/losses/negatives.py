@@ -92,9 +92,8 @@ def likely_positives(cosines: Tensor, positives: Tensor, margin: float) -> Tenso
 
     Source: Moreira et al., NV-Retriever, 2024, TopK-PercPos.
     """
-    best = F.pad(torch.where(positives, cosines, 0.0), (0, 1)).amax(
-        dim=1, keepdim=True
-    )  # padded, so that amax has a column
+    padded = F.pad(torch.where(positives, cosines, 0.0), (0, 1))  # so that amax has a column
+    best = padded.amax(dim=1, keepdim=True)
     return (best > 0) & (cosines > margin * best)
 
 

@@ -215,9 +215,8 @@ def pretrained_model(
                 folder,
                 config=config,
                 dtype=torch.float32,  # the folder may have half precision, which does not train
-                key_mapping={
-                    rf"^{part}_model\.": ""
-                },  # transformers handles this prefix for CLIP, not for Chinese CLIP
+                # transformers handles this prefix for CLIP, not for Chinese CLIP.
+                key_mapping={rf"^{part}_model\.": ""},
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,

@@ -81,14 +81,15 @@ NOTES = {
     "id also in another manifest": "harmless for training; reports name pairs by their ids",
 }
 OTHER_FORMATS = frozenset(
-    (
+    {
         "boxes look like x y width height",
         "boxes look like centre x, centre y, width, height",
         "boxes look like x1 y1 x0 y0",
         "boxes look like corners in any order",
         "boxes of unknown convention",
-    )
-)  # of which some boxes are inverted as they are
+    }
+)
+"""Those of which some boxes are inverted as they are."""
 
 
 class Example(NamedTuple):
