@@ -7,6 +7,7 @@ Suffixes of names:  Q queries    N pairs    G images, one per group    K propose
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,30 +45,34 @@ def reranked_outcomes(
         device: where similarities are computed.
     """
     first_G = first_of_each_group(bank.group)
-    group_G = bank.group[first_G]
-    every_N = torch.arange(len(bank))
-    images_GD = bank.image[first_G]
-    directions = (
-        ("i2t", images_GD, bank.text, group_G, bank.group, first_G, every_N),
-        ("t2i", bank.text, images_GD, bank.group, group_G, every_N, first_G),
-    )
+    sentences = _Side(bank.text, bank.group, torch.arange(len(bank)))
+    images = _Side(bank.image[first_G], bank.group[first_G], first_G)
     outcomes: dict[str, Outcome] = {}
-    for name, queries, candidates, query_group, group, query_places, candidate_places in directions:
-        relevance = same_id(query_group.to(device), group.to(device))
-        of_pairs = scores if name == "t2i" else _turned(scores)
-        rescore = _rescoring(of_pairs, query_places, candidate_places, relevance, most)
+    for name, queries, candidates, of_places, label in (
+        ("i2t", images, sentences, _turned(scores), "re-ranking sentences"),
+        ("t2i", sentences, images, scores, "re-ranking images"),
+    ):
+        relevance = same_id(queries.group.to(device), candidates.group.to(device))
         ranking = rank_in_blocks(
-            queries,
-            candidates,
+            queries.features,
+            candidates.features,
             relevance,
             device=device,
-            block_elements=QUERIES_AT_ONCE * len(candidates),
+            block_elements=QUERIES_AT_ONCE * len(candidates.features),
             progress=progress,
-            label="re-ranking sentences" if name == "i2t" else "re-ranking images",
-            rescore=rescore,
+            label=label,
+            rescore=_rescoring(of_places, queries.places, candidates.places, relevance, most),
         )
-        outcomes |= ranking_outcomes(f"retrieval.{name}.reranked", ranking, query_group)
+        outcomes |= ranking_outcomes(f"retrieval.{name}.reranked", ranking, queries.group)
     return outcomes
+
+
+class _Side(NamedTuple):
+    """Sentences or images, as queries or as candidates."""
+
+    features: Tensor
+    group: Tensor
+    places: Tensor  # in the bank
 
 
 def in_context_outcomes(own: OwnImage) -> dict[str, Outcome]:
