@@ -21,14 +21,14 @@ SIZES = {"small": (0.0, 1 / 300), "medium": (1 / 300, 3 / 100), "large": (3 / 10
 COCO's bounds, 32^2 and 96^2 pixels, on an image of 640x480, where most of COCO's are of about that size.
 """
 
-COUNTED = frozenset({"median_rank", "mean_rank", "mean_candidates", "candidates", "count"})
-"""Last name parts of counts and ranks; `candidates` occurs only in files of older versions."""
+COUNTED = frozenset({"median_rank", "mean_rank", "mean_candidates", "count"})
+"""Last name parts of counts and ranks."""
 
 SCORES = frozenset({"threshold", "object", "elsewhere"})
 """Last name parts of similarities and of their differences (`occlusion.*`)."""
 
 _SMALLER_IS_BETTER = ("median_rank", "mean_rank", "alignment", "uniformity")
-_NO_DIRECTION = ("mean_candidates", "candidates", "count", "threshold", "trivial", "elsewhere", "modality_gap")
+_NO_DIRECTION = ("mean_candidates", "count", "threshold", "trivial", "elsewhere", "modality_gap")
 
 
 def is_part(name: str) -> bool:

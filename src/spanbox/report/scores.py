@@ -59,7 +59,7 @@ class Difference:
 
 
 def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
-    """Scores by name. Knows the older form too, in which chance and count stood beside a family of metrics."""
+    """Scores by name. A figure without a count of its own has that of its family, such as `mean_candidates`."""
     annotated = {name.rpartition(".")[0] for name in metrics if _is_suffix(name) and not is_part(name)}
     families = {
         name[:dot]
@@ -74,7 +74,7 @@ def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
             value,
             low=metrics.get(f"{name}.low"),
             high=metrics.get(f"{name}.high"),
-            chance=metrics.get(f"{name}.chance", _beside(metrics, name, "chance_")),
+            chance=metrics.get(f"{name}.chance"),
             baseline=metrics.get(f"{name}.baseline"),
             count=metrics.get(f"{name}.count", metrics.get(f"{name.rpartition('.')[0]}.count")),
         )
@@ -137,8 +137,7 @@ def _is_better(name: str, interval: Interval) -> bool | None:
 
 
 def _is_suffix(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return last in ANNOTATIONS or last.startswith("chance_")
+    return name.rpartition(".")[2] in ANNOTATIONS
 
 
 def _is_annotation(name: str, metrics: Mapping[str, float], families: Set[str]) -> bool:
@@ -149,9 +148,4 @@ def _is_annotation(name: str, metrics: Mapping[str, float], families: Set[str]) 
     family, _, last = name.rpartition(".")
     if is_part(name):
         return last in ANNOTATIONS and is_part(family) and family in metrics
-    return last.startswith("chance_") or (last in ANNOTATIONS and (family in metrics or family in families))
-
-
-def _beside(metrics: Mapping[str, float], name: str, prefix: str) -> float | None:
-    family, _, last = name.rpartition(".")
-    return metrics.get(f"{family}.{prefix}{last}")
+    return last in ANNOTATIONS and (family in metrics or family in families)
