@@ -1,16 +1,11 @@
 """`spanbox export`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
-    from spanbox.export import Target
-else:
-    from typing import Literal
-
-    Target = Literal["transformers", "onnx", "sentence-transformers"]
+Target = Literal["transformers", "onnx", "sentence-transformers"]
 
 
 def export(
