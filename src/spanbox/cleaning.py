@@ -80,17 +80,7 @@ def clean(
         OutputError: `out` cannot be written, or a file in it would replace the original or another one.
         TrainingError: the training of a fold failed.
     """
-    if (recipe is None) == (run is None):
-        raise ConfigError(
-            "give either --recipe, to train a model for each fold, or --run, a model that has not seen the data"
-        )
-    if run is not None and overrides:
-        raise ConfigError(
-            f"{overrides[0]}: settings are those of --recipe; with --run nothing is trained, leave them out"
-        )
-    for option, value in (("--folds", folds), ("--jobs", jobs)):
-        if run is not None and value is not None:
-            raise ConfigError(f"{option}: with --run nothing is trained; leave it out")
+    _check_options(recipe, overrides, run, folds, jobs)
     new = out / f"{path.stem}.jsonl"
     for name in (new.name, VERDICTS, SUMMARY, REVIEW):
         check_no_input(out / name, [path])
@@ -106,16 +96,7 @@ def clean(
         scored = [_score(loaded, path, range(len(manifest)), seed)]
     else:
         assert recipe is not None
-        config = load_config(recipe, overrides)
-        _check_coarse(recipe, config)
-        if config.train.start is not None:
-            started = load_config(str(find_checkpoint(Path(config.train.start)) / "config.yaml"))
-            _check_unseen(f"train.start={config.train.start}", started, path)
-        if config.data.neighbours is not None:
-            raise ConfigError(
-                "data.neighbours: are neighbours in a whole manifest, and each fold trains on a part of it; set "
-                "data.neighbours=null, or also data.mining.every=1 to mine them in the folds"
-            )
+        config = _config_of_folds(recipe, overrides, path)
         manifest = Manifest(path, config.data.inverted_boxes)
         check_writable_folder(out)
         members = fold_members(manifest, folds or FOLDS, seed)
@@ -134,6 +115,37 @@ def clean(
     result.verdicts.update(f"link: {link.verdict}" for link in verdicts.links)
     _write(out, new, manifest, judged, policies or Policies(), result)
     return result
+
+
+def _check_options(
+    recipe: str | None, overrides: Sequence[str], run: Path | None, folds: int | None, jobs: int | None
+) -> None:
+    if (recipe is None) == (run is None):
+        raise ConfigError(
+            "give either --recipe, to train a model for each fold, or --run, a model that has not seen the data"
+        )
+    if run is not None and overrides:
+        raise ConfigError(
+            f"{overrides[0]}: settings are those of --recipe; with --run nothing is trained, leave them out"
+        )
+    for option, value in (("--folds", folds), ("--jobs", jobs)):
+        if run is not None and value is not None:
+            raise ConfigError(f"{option}: with --run nothing is trained; leave it out")
+
+
+def _config_of_folds(recipe: str, overrides: Sequence[str], path: Path) -> RunConfig:
+    """The config of the models of the folds, which must learn nothing from the whole manifest."""
+    config = load_config(recipe, overrides)
+    _check_coarse(recipe, config)
+    if config.train.start is not None:
+        started = load_config(str(find_checkpoint(Path(config.train.start)) / "config.yaml"))
+        _check_unseen(f"train.start={config.train.start}", started, path)
+    if config.data.neighbours is not None:
+        raise ConfigError(
+            "data.neighbours: are neighbours in a whole manifest, and each fold trains on a part of it; set "
+            "data.neighbours=null, or also data.mining.every=1 to mine them in the folds"
+        )
+    return config
 
 
 def _check_coarse(name: str, config: RunConfig) -> None:
