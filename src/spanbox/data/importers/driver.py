@@ -8,7 +8,7 @@ unique, clips boxes, counts and lists what was left out, and shows progress. A s
 import codecs
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -109,39 +109,7 @@ def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress 
     check_writable_folder(source.out)
     check_writable_file(source.out / "import.json", ".json")
     check_no_input(source.out / "import.json", [source.root])
-    counts: dict[str, Counter[str]] = {}
-    done = 0
-    with ExitStack() as stack:
-        files: dict[str, tuple[IO[bytes], UniqueIds]] = {}
-        try:
-            for split, record in importer(source):
-                if split not in files:
-                    if len(files) == MOST_SPLITS:
-                        named = ", ".join([*files][:3])
-                        raise DataError(
-                            f"{source.root}: has more than {MOST_SPLITS} splits ({named}, ...); name another field as "
-                            "`split` in the --spec, or none"
-                        )
-                    path = source.out / f"{split}.jsonl"
-                    check_no_input(path, [source.root])
-                    check_writable_file(path, ".jsonl")
-                    files[split] = stack.enter_context(replacing(path)), UniqueIds()
-                    counts[split] = Counter()
-                file, ids = files[split]
-                try:
-                    file.write(_line(record, ids))
-                    counts[split].update({"pairs": 1} | annotation_counts(record))
-                except _Unusable as fault:
-                    source.note(split, "unusable record", record.id, str(fault))
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, max(source.total, done))
-        except OSError as error:  # a folder that cannot be read, a name that is too long
-            if error.filename is None:
-                raise
-            raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
-        if not any(count["pairs"] for count in counts.values()):
-            raise DataError(f"{source.root}: nothing to import; {_first_oddity(source)}")
+    counts = _write_manifests(importer, source, on_progress)
     summary = ImportSummary(name, {"records": str(source.root)})
     for split in dict.fromkeys((*counts, *(of for of, _ in source.notes))):  # some have no records, only notes
         counter = counts.get(split, Counter())
@@ -150,6 +118,47 @@ def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress 
         summary.splits[split] = SplitSummary(str(source.root), f"{split}.jsonl", counter, oddities, kinds)
     summary.write(source.out / "import.json")
     return summary
+
+
+def _write_manifests(importer: Importer, source: Source, on_progress: OnProgress | None) -> dict[str, Counter[str]]:
+    """Write the manifests, all or none, and count what is in each."""
+    counts: dict[str, Counter[str]] = {}
+    files: dict[str, tuple[IO[bytes], UniqueIds]] = {}
+    with ExitStack() as stack:
+        try:
+            for done, (split, record) in enumerate(importer(source), start=1):
+                if split not in files:
+                    path = _path_of(split, source, [*files])
+                    files[split] = stack.enter_context(replacing(path)), UniqueIds()
+                    counts[split] = Counter()
+                file, ids = files[split]
+                try:
+                    file.write(_line(record, ids))
+                    counts[split].update({"pairs": 1} | annotation_counts(record))
+                except _Unusable as fault:
+                    source.note(split, "unusable record", record.id, str(fault))
+                if on_progress is not None:
+                    on_progress(done, max(source.total, done))
+        except OSError as error:  # a folder that cannot be read, a name that is too long
+            if error.filename is None:
+                raise
+            raise DataError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
+        if not any(count["pairs"] for count in counts.values()):
+            raise DataError(f"{source.root}: nothing to import; {_first_oddity(source)}")
+    return counts
+
+
+def _path_of(split: str, source: Source, others: Sequence[str]) -> Path:
+    """The path of a manifest that can be written. Raises DataError where there are too many splits."""
+    if len(others) == MOST_SPLITS:
+        raise DataError(
+            f"{source.root}: has more than {MOST_SPLITS} splits ({', '.join(others[:3])}, ...); name another field as "
+            "`split` in the --spec, or none"
+        )
+    path = source.out / f"{split}.jsonl"
+    check_no_input(path, [source.root])
+    check_writable_file(path, ".jsonl")
+    return path
 
 
 class _Unusable(ValueError):
