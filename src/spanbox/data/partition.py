@@ -36,7 +36,20 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
     """
     for name in shares:  # before any is written
         check_no_input(out / f"{name}.jsonl", [path])
-    manifest, folder = Manifest(path, "keep"), path.parent.resolve()
+    manifest = Manifest(path, "keep")
+    groups, strata = _groups_and_strata(manifest, seed)
+    if len(groups) < len(shares):
+        raise DataError(f"{path}: has {len(groups)} groups, too few for {len(shares)} splits")
+    chosen = _stratified(groups, strata, shares)
+    empty = [name for name, places in chosen.items() if not places]
+    if empty:
+        raise DataError(f"{path}: has {len(groups)} groups, none of them for {empty[0]}; give it a larger share")
+    return {name: _write(manifest, sorted(places), out / f"{name}.jsonl") for name, places in chosen.items()}
+
+
+def _groups_and_strata(manifest: Manifest, seed: int) -> tuple[dict[int, list[int]], dict[int, set[str]]]:
+    """The places of each group, and its languages and types, by a random number of the group."""
+    folder = manifest.path.parent.resolve()
     groups: dict[int, list[int]] = defaultdict(list)
     strata: dict[int, set[str]] = defaultdict(set)
     joined, of_image = JoinedGroups[int](), dict[int, int]()
@@ -50,27 +63,27 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
     for key in joined.others():
         groups[joined.first(key)] += groups.pop(key)
         strata[joined.first(key)] |= strata.pop(key)
-    if len(groups) < len(shares):
-        raise DataError(f"{path}: has {len(groups)} groups, too few for {len(shares)} splits")
+    return groups, strata
+
+
+def _stratified(
+    groups: Mapping[int, list[int]], strata: Mapping[int, set[str]], shares: Mapping[str, float]
+) -> dict[str, list[int]]:
+    """The places of the pairs of each split."""
     total = sum(shares.values())
+    wanted = {name: share / total for name, share in shares.items()}
     by_stratum: dict[frozenset[str], list[int]] = defaultdict(list)
     for key in groups:
         by_stratum[frozenset(strata[key])].append(key)
-    wanted = {name: share / total for name, share in shares.items()}
     chosen: dict[str, list[int]] = {name: [] for name in shares}
-    given: Counter[str] = Counter()
     done = 0
     for stratum in sorted(by_stratum, key=lambda stratum: (-len(by_stratum[stratum]), sorted(stratum))):
         for key in sorted(by_stratum[stratum]):
             done += len(groups[key])
             # The split that is furthest behind its share of all pairs so far: each stratum goes around all splits.
-            name = max(wanted, key=lambda name: wanted[name] * done - given[name])
+            name = max(wanted, key=lambda name: wanted[name] * done - len(chosen[name]))
             chosen[name] += groups[key]
-            given[name] += len(groups[key])
-    empty = [name for name, places in chosen.items() if not places]
-    if empty:
-        raise DataError(f"{path}: has {len(groups)} groups, none of them for {empty[0]}; give it a larger share")
-    return {name: _write(manifest, sorted(places), out / f"{name}.jsonl") for name, places in chosen.items()}
+    return chosen
 
 
 def sample(path: Path, out: Path, count: int, *, seed: int = 0) -> int:
