@@ -14,7 +14,7 @@ from PIL import Image
 
 import miniature
 import spanbox
-from spanbox.api import Model, _threshold
+from spanbox.api import Model
 from spanbox.data.images import image_size, load_image
 from spanbox.data.manifest import Manifest
 from spanbox.errors import DataError
@@ -386,31 +386,6 @@ class TestGround:
         read = json.loads(json.dumps(result.to_dict()))
         assert read["spans"][0]["candidates"][0]["box"] == [0, 0, 9, 9]
         assert read["threshold"] == 0.5
-
-
-class TestThreshold:
-    @pytest.mark.slow
-    def test_of_an_earlier_run_is_that_of_its_evaluation(self, model: Model, tmp_path: Path) -> None:
-        run = shutil.copytree(model.checkpoint.parents[1], tmp_path / "run", symlinks=True)
-        best = (run / "checkpoints" / "best").resolve()
-        (best / "validation.json").unlink()
-        assert spanbox.load(run).threshold is None
-        evaluated = {"checkpoint": best.name, "matching.presence.threshold": 0.25}
-        (run / "metrics.json").write_text(json.dumps(evaluated))
-        assert spanbox.load(run).threshold == 0.25
-        (run / "metrics.json").write_text(json.dumps(evaluated | {"checkpoint": "step-000001"}))
-        assert spanbox.load(run).threshold is None
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("content", ["", "[]", "{", '{"matching.presence.threshold": "high"}'])
-    def test_a_damaged_file_gives_none(self, model: Model, tmp_path: Path, content: str) -> None:
-        checkpoint = shutil.copytree(model.checkpoint, tmp_path / "checkpoint")
-        (checkpoint / "validation.json").write_text(content)
-        assert spanbox.load(checkpoint).threshold is None
-
-    def test_of_a_checkpoint_directly_below_the_root(self) -> None:
-        """As containers mount it."""
-        assert _threshold(Path("/no-such-checkpoint")) is None
 
 
 def test_a_device_of_pytorch(model: Model) -> None:

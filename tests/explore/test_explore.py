@@ -23,7 +23,7 @@ from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
 from spanbox.errors import DataError
 from spanbox.explore.opening import open_session
 from spanbox.explore.server import LARGEST_PICTURE, ExplorerServer
-from spanbox.explore.session import LONGEST_TEXT, Session, _units
+from spanbox.explore.session import LONGEST_TEXT, Session
 from spanbox.wiring import train
 
 
@@ -143,22 +143,6 @@ class TestAnswers:
             expected = model.similarity(spans, model.encode_regions(image, boxes))[0]
             assert answer["scores"][: len(boxes)] == pytest.approx(expected.tolist(), abs=1e-5)
             assert answer["shown"] is (max(answer["scores"]) >= model.threshold)
-
-    def test_units_cover_scripts(self) -> None:
-        text = "A don't-stop kite，蝴蝶2只"
-        assert [text[start:end] for start, end, _ in _units(text, None)] == [
-            "A",
-            "don't-stop",
-            "kite",
-            "蝴",
-            "蝶",
-            "2",
-            "只",
-        ]
-
-    def test_units_keep_the_marks_of_their_letters(self) -> None:
-        for text, words in (("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]), ("กิน", ["กิ", "น"]), ("cafe\u0301s", ["cafe\u0301s"])):
-            assert [text[start:end] for start, end, _ in _units(text, None)] == words
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from random import Random
 import fuzz_images
 import fuzz_texts
 import yaml
+from fuzz_arrays import mutate_npy, mutate_npz, mutate_safetensors
 from fuzz_isolated import Case
 from fuzz_mutate import (
     NASTY_TEXTS,
@@ -18,9 +19,6 @@ from fuzz_mutate import (
     mutate_bytes,
     mutate_file,
     mutate_json_file,
-    mutate_npy,
-    mutate_npz,
-    mutate_safetensors,
     mutate_text,
     mutate_tree,
     nasty_json,

@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 import loss_reference
@@ -373,35 +372,3 @@ def test_the_bias_of_the_sigmoid_loss_is_learned_for_each_level_that_has_it() ->
     objective = Objective(settings)
     assert {name: bias.item() for name, bias in objective.biases.items()} == {"coarse": -10.0}
     assert objective_of("sigmoid", bias=0.0).biases["fine"].item() == 0
-
-
-def test_settings_have_published_values_unless_given() -> None:
-    assert LevelSettings(loss="sigmoid").temperature == 0.1
-    assert LevelSettings(loss="sigmoid", temperature=0.3, bias=-2.0).temperature == 0.3
-    assert LevelSettings(loss="arc_face").margin == 0.5
-    assert LevelSettings(loss="arc_face", margin=0.2).margin == 0.2
-    assert LevelSettings(loss="hardness_weighted").beta == 1.0
-    assert LevelSettings().temperature == 0.07
-
-
-@every_loss
-def test_settings_survive_being_written_and_read(name: str) -> None:
-    level = LevelSettings.model_validate({"loss": name})
-    assert LevelSettings.model_validate(level.model_dump(mode="json")) == level
-
-
-@pytest.mark.parametrize(
-    ("level", "message"),
-    [
-        ({"loss": "triplet"}, "Input should be 'info_nce'"),
-        ({"loss": 3}, "Input should be 'info_nce'"),
-        ({"margin": 0.2}, "margin is not an option of the loss info_nce"),
-        ({"loss": "arc_face", "beta": 1.0}, "beta is not an option of the loss arc_face"),
-        ({"loss": "arc_face", "margin": 2.0}, "less than or equal to 1.5"),
-        ({"loss": "hardness_weighted", "beta": -1.0}, "greater than or equal to 0"),
-        ({"loss": "decoupled", "weight_schedule": "uncertainty"}, "never negative"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(level: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        LevelSettings.model_validate(level)

@@ -1,4 +1,4 @@
-"""Temperatures and weights of levels as the run goes on: by table, and what is learned instead."""
+"""Temperatures and weights of levels as the run goes on: by table, and what is learned instead; options of losses."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from batches import random_batch
+from spanbox.losses.formulas import LOSSES
 from spanbox.losses.objective import LevelSettings, LossSettings, Objective
 from spanbox.losses.settings import scheduled
 from spanbox.structures import Features, Losses
@@ -172,5 +173,37 @@ def test_an_objective_without_extras_has_the_two_temperatures_alone() -> None:
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(level: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LevelSettings.model_validate(level)
+
+
+def test_settings_have_published_values_unless_given() -> None:
+    assert LevelSettings(loss="sigmoid").temperature == 0.1
+    assert LevelSettings(loss="sigmoid", temperature=0.3, bias=-2.0).temperature == 0.3
+    assert LevelSettings(loss="arc_face").margin == 0.5
+    assert LevelSettings(loss="arc_face", margin=0.2).margin == 0.2
+    assert LevelSettings(loss="hardness_weighted").beta == 1.0
+    assert LevelSettings().temperature == 0.07
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_settings_survive_being_written_and_read(name: str) -> None:
+    level = LevelSettings.model_validate({"loss": name})
+    assert LevelSettings.model_validate(level.model_dump(mode="json")) == level
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        ({"loss": "triplet"}, "Input should be 'info_nce'"),
+        ({"loss": 3}, "Input should be 'info_nce'"),
+        ({"margin": 0.2}, "margin is not an option of the loss info_nce"),
+        ({"loss": "arc_face", "beta": 1.0}, "beta is not an option of the loss arc_face"),
+        ({"loss": "arc_face", "margin": 2.0}, "less than or equal to 1.5"),
+        ({"loss": "hardness_weighted", "beta": -1.0}, "greater than or equal to 0"),
+        ({"loss": "decoupled", "weight_schedule": "uncertainty"}, "never negative"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(level: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         LevelSettings.model_validate(level)

@@ -1,4 +1,4 @@
-"""Checkpoints whose descriptions are damaged: each is refused with the file and the reason. Levels without a loss."""
+"""Checkpoints whose descriptions are damaged: each is refused with the file and the reason. Levels, thresholds."""
 
 import json
 import shutil
@@ -9,6 +9,8 @@ from typing import Any, Literal
 import pytest
 
 import miniature
+import spanbox
+from spanbox.api import _threshold
 from spanbox.config import load_config
 from spanbox.errors import CheckpointError, SpanboxError
 from spanbox.wiring import load, train
@@ -111,3 +113,24 @@ def test_incomplete_copies(name: str, checkpoint: Path) -> None:
     (checkpoint / name).unlink()
     with pytest.raises(CheckpointError):
         load(checkpoint)
+
+
+def test_the_threshold_of_a_run_without_one_is_that_of_its_evaluation(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    assert spanbox.load(run).threshold is None
+    evaluated = {"checkpoint": "step-000001", "matching.presence.threshold": 0.25}
+    (run / "metrics.json").write_text(json.dumps(evaluated))
+    assert spanbox.load(run).threshold == 0.25
+    (run / "metrics.json").write_text(json.dumps(evaluated | {"checkpoint": "step-000002"}))
+    assert spanbox.load(run).threshold is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"matching.presence.threshold": "high"}'])
+def test_a_damaged_threshold_is_none(content: str, checkpoint: Path) -> None:
+    (checkpoint / "validation.json").write_text(content)
+    assert spanbox.load(checkpoint).threshold is None
+
+
+def test_the_threshold_of_a_checkpoint_directly_below_the_root() -> None:
+    """As containers mount it."""
+    assert _threshold(Path("/no-such-checkpoint")) is None
