@@ -124,6 +124,7 @@ def test_boxes_of_another_format_are_found_by_looking_at_all(
             lambda x0, y0, x1, y1: ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0),
             "boxes look like centre x, centre y, width, height",
         ),
+        (lambda x0, y0, x1, y1: (x0, x1, y0, y1), "boxes look like x0 x1 y0 y1"),
         (lambda x0, y0, x1, y1: (9 * x1, y1, 5 * x0, y0), "boxes of unknown convention"),
     ],
 )
@@ -133,6 +134,20 @@ def test_inverted_boxes_of_another_format_are_not_to_be_dropped(
     report = boxes_of(tmp_path, *(change(*box) for box in PIXELS))
     assert [name for name in report.findings if name.startswith("boxes ")] == [kind]
     assert report.findings["inverted box"].advice == f"do not drop them: {kind}"
+
+
+def test_boxes_in_fractions_among_boxes_in_pixels_are_found(tmp_path: Path) -> None:
+    fractions = [(x0 / 160, y0 / 120, x1 / 160, y1 / 120) for x0, y0, x1, y1 in PIXELS]
+    sizes = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in PIXELS]
+    report = boxes_of(tmp_path, *fractions, *sizes)
+    assert "0 and 1 in 8 of them; 8 fit as" in report.findings["boxes look like fractions"].examples[0].detail
+    assert report.findings["inverted box"].advice == "do not drop them: boxes look like fractions"
+
+
+def test_four_zeros_are_no_box_and_do_not_hide_the_convention_of_the_others(tmp_path: Path) -> None:
+    sizes = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in PIXELS]
+    report = boxes_of(tmp_path, *sizes, (0.0, 0.0, 0.0, 0.0))
+    assert "boxes look like x y width height" in report.findings
 
 
 def test_inverted_boxes_are_not_to_be_dropped_where_a_part_of_the_set_is_of_another_format(tmp_path: Path) -> None:

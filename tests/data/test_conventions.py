@@ -61,6 +61,10 @@ def to_any_order(boxes: Boxes) -> Floats:
     return b
 
 
+def to_columns_first(boxes: Boxes) -> Floats:
+    return boxes.numbers[:, [0, 2, 1, 3]]
+
+
 def relative(boxes: Boxes) -> Floats:
     return boxes.numbers / np.tile(boxes.shown, 2)
 
@@ -74,6 +78,7 @@ CONVENTIONS: dict[str, tuple[Callable[[Boxes], Floats], str, str]] = {
     "xywh": (to_sizes, "x y width height", PIXELS),
     "cxcywh": (to_centres, "centre x, centre y, width, height", PIXELS),
     "yxyx": (lambda b: b.numbers[:, [1, 0, 3, 2]], "y0 x0 y1 x1", PIXELS),
+    "xxyy": (to_columns_first, "x0 x1 y0 y1", PIXELS),
     "far corner first": (lambda b: b.numbers[:, [2, 3, 0, 1]], "x1 y1 x0 y0", PIXELS),
     "any order": (to_any_order, ANY_ORDER, PIXELS),
     "fractions": (relative, CORNERS, FRACTIONS),
@@ -87,6 +92,16 @@ CONVENTIONS: dict[str, tuple[Callable[[Boxes], Floats], str, str]] = {
         lambda b: to_centres(b._replace(numbers=relative(b))),
         "centre x, centre y, width, height",
         FRACTIONS,
+    ),
+    "fractions of columns and rows": (
+        lambda b: to_columns_first(b._replace(numbers=relative(b))),
+        "x0 x1 y0 y1",
+        FRACTIONS,
+    ),
+    "percent of corner and size": (
+        lambda b: 100 * to_sizes(b._replace(numbers=relative(b))),
+        "x y width height",
+        PERCENT,
     ),
     "thousandths of corner and size": (
         lambda b: 1000 * to_sizes(b._replace(numbers=relative(b))),
@@ -141,6 +156,48 @@ def test_99_of_100_sets_are_told(name: str) -> None:
             np.testing.assert_allclose(as_documented(given, found), boxes.numbers, atol=6.0 if found.size else 0.1)
     assert right >= 0.99 * SETS
     assert wrong <= 0.01 * SETS
+
+
+@pytest.mark.parametrize("sizes", [[(640, 480), (480, 640)], [(4000, 3000), (3000, 4000)], [(500, 375), (612, 612)]])
+@pytest.mark.parametrize("side", [100, 336, 1000])
+def test_units_of_upright_and_wide_photographs_are_not_taken_for_a_size_of_theirs(
+    sizes: list[tuple[int, int]], side: int
+) -> None:
+    """Read as scaled images, or as those of one longer side, thousandths reach only the ends of the shorter sides."""
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        shown = np.array(sizes, dtype=float)[generator.integers(len(sizes), size=400)]
+        centre, size = generator.uniform(0, 1, shown.shape), np.exp(generator.uniform(-2.5, 0, shown.shape))
+        shares = np.concatenate([np.maximum(centre - size / 2, 0), np.minimum(centre + size / 2, 1)], axis=1)
+        boxes = Boxes((shares * side).round(2), shown, shown, 200)
+        found = find_reading(boxes)
+        assert found.unit in ("square images", PERCENT, THOUSANDTHS)
+        np.testing.assert_allclose(as_documented(boxes, found), shares * np.tile(shown, 2), atol=0.02 * shown.max())
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
+def test_fractions_among_pixels_are_told_and_not_certain(share: float) -> None:
+    boxes = draw_set(0, images=100)
+    first = np.arange(len(boxes.numbers)) < share * len(boxes.numbers)
+    found = find_reading(changed(boxes, np.where(first[:, None], relative(boxes), boxes.numbers)))
+    assert kind_of(found) == "boxes look like fractions"
+    assert (found.says, found.contradict) == (first.sum(), (~first).sum())
+
+
+def test_fractions_in_several_orders_are_of_no_known_one() -> None:
+    """Sorted, their corners would fit, too: half of them are not corners."""
+    boxes = draw_set(0)._replace(numbers=relative(draw_set(0)))
+    half = np.arange(len(boxes.numbers)) % 2 == 0
+    found = find_reading(changed(boxes, np.where(half[:, None], to_columns_first(boxes), to_centres(boxes))))
+    assert (found.format, kind_of(found)) == ("", "boxes look like fractions")
+
+
+def test_corners_in_any_order_of_square_images_are_not_taken_for_thousandths() -> None:
+    """The sum of two numbers below 512 is below 1000, like a corner and a size in thousandths."""
+    shown = np.full((60, 2), 512.0)
+    low, high = np.sort(np.random.default_rng(0).uniform(0, 490, (2, 60, 2)), axis=0)
+    boxes = Boxes(np.concatenate([low, high], axis=1)[:, [0, 3, 2, 1]], shown, shown)
+    assert find_reading(boxes).format == ANY_ORDER
 
 
 @pytest.mark.slow

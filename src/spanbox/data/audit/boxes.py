@@ -75,9 +75,9 @@ class BoxStatistics:
         return self._images > 0
 
     def reading(self) -> Reading:
-        """The convention of the boxes."""
+        """The convention of the boxes. Four zeros stand for no box and show nothing."""
         table = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, 8)
-        table = table[np.isfinite(table).all(axis=1)]
+        table = table[np.isfinite(table).all(axis=1) & table[:, :4].any(axis=1)]
         return find_reading(Boxes(table[:, :4], table[:, 4:6], table[:, 6:], self._images))
 
     def findings(self) -> Iterator[tuple[str, int, str]]:

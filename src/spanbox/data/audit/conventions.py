@@ -89,6 +89,10 @@ def _rows_first(b: Floats) -> Floats:
     return b[:, [1, 0, 3, 2]]
 
 
+def _columns_first(b: Floats) -> Floats:
+    return b[:, [0, 2, 1, 3]]
+
+
 def _far_corner_first(b: Floats) -> Floats:
     return b[:, [2, 3, 0, 1]]
 
@@ -102,6 +106,7 @@ FORMATS: dict[str, Callable[[Floats], Floats]] = {
     "x y width height": _corner_and_size,
     "y0 x0 y1 x1": _rows_first,
     "centre x, centre y, width, height": _centre_and_size,
+    "x0 x1 y0 y1": _columns_first,
     "x1 y1 x0 y0": _far_corner_first,
     ANY_ORDER: _sorted_corners,
 }
@@ -154,9 +159,10 @@ def find_reading(boxes: Boxes) -> Reading:
 def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]:
     """Readings other than the documented one that fit; mostly none or one."""
     count, says = len(boxes.numbers), int(wrong.sum())
-    if boxes.numbers.min() >= -OF_FRACTIONS and boxes.numbers.max() <= 1 + OF_FRACTIONS:
-        for name in _formats_of_fractions(boxes):
-            yield _reading(boxes, name, FRACTIONS, 0.0, count, "all numbers are between 0 and 1")
+    in_unit = (boxes.numbers >= -OF_FRACTIONS) & (boxes.numbers <= 1 + OF_FRACTIONS)
+    small: NDArray[np.bool_] = np.all(in_unit, axis=1)
+    if small.all() or small.sum() >= max(FEWEST, EVIDENCE * count):
+        yield from _fractions(boxes, small)
         return
     turned: NDArray[np.bool_] = np.any(boxes.shown != boxes.stored, axis=1)
     if wrong[turned].any():
@@ -174,17 +180,32 @@ def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]
         yield from _smaller_units(boxes)
 
 
+def _fractions(boxes: Boxes, small: NDArray[np.bool_]) -> Iterator[Reading]:
+    """The readings of a set of which the boxes (n,) that are `small` are fractions; the others contradict them."""
+    count, says = len(small), int(small.sum())
+    reason = "all numbers are between 0 and 1" + (f" in {says:,} of them" if says < count else "")
+    names = _formats_of_fractions(Boxes(boxes.numbers[small], boxes.shown[small], boxes.stored[small]))
+    for name in names:
+        yield _reading(boxes, name, FRACTIONS, 0.0, says, reason)
+    if not names:
+        yield Reading("", FRACTIONS, 0.0, says, count, count, f"{reason}, and they fit in no known order")
+
+
 def _formats_of_fractions(boxes: Boxes) -> list[str]:
     """The formats that fit fractions best: several where nearly as few boxes contradict them.
 
     Small objects fit as corner and size, and as centre and size, but for those at the edges of their images.
     """
-    fitting = [name for name in FORMATS if _fits(boxes, name, FRACTIONS)]
-    if CORNERS in fitting or not fitting:
+    if _fits(boxes, CORNERS, FRACTIONS):
         return [CORNERS]
-    left = {name: int(_contradict(boxes, name, FRACTIONS, leeway=0.0).sum()) for name in fitting if name != ANY_ORDER}
+    fitting = [name for name in FORMATS if name != ANY_ORDER and _fits(boxes, name, FRACTIONS)]
+    left = {name: int(_contradict(boxes, name, FRACTIONS, leeway=0.0).sum()) for name in fitting}
     most = min(left.values(), default=0) + FEW * len(boxes.numbers)
-    return [name for name, count in left.items() if count <= most] or [ANY_ORDER]
+    if fitting:
+        return [name for name, count in left.items() if count <= most]
+    if _are_in_any_order(boxes, FRACTIONS):
+        return [ANY_ORDER]
+    return [CORNERS] if _contradict(boxes, CORNERS, FRACTIONS).mean() < UNCLEAR else []
 
 
 def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
@@ -198,23 +219,37 @@ def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
         return
     formats = [name for name in FORMATS if name != ANY_ORDER]
     found = [
-        _reading(boxes, name, PIXELS, 0.0, says, reason) for name in formats if _fits(boxes, name, PIXELS)
+        _in_its_unit(boxes, _reading(boxes, name, PIXELS, 0.0, says, reason))
+        for name in formats
+        if _fits(boxes, name, PIXELS)
     ] or list(_scaled(boxes, reason, says))
-    for name in formats if not found and not _touch_their_images(boxes) else ():
+    may_be_parts = not found and not _fits(boxes, ANY_ORDER, PIXELS) and not _touch_their_images(boxes)
+    for name in formats if may_be_parts else ():
         if name == "y0 x0 y1 x1":
             continue  # the edges of these units are equal, so the order of the axes cannot be told
         for unit, low, high in ((PERCENT, 90.0, 100.5), (THOUSANDTHS, 900.0, 1005.0)):
             if low <= FORMATS[name](boxes.numbers).max() <= high and _fits(boxes, name, unit):
                 found.append(_reading(boxes, name, unit, 0.0, says, reason))
-    yield from found or _any_order(boxes, says, reason)
+    if not found and _are_in_any_order(boxes, PIXELS):
+        found.append(_reading(boxes, ANY_ORDER, PIXELS, 0.0, says, reason))
+    yield from found
 
 
-def _any_order(boxes: Boxes, says: int, reason: str) -> Iterator[Reading]:
+def _in_its_unit(boxes: Boxes, reading: Reading) -> Reading:
+    """A reading in pixels, or in a smaller unit if the boxes fill only a part of their images in its format."""
+    corners = boxes._replace(numbers=FORMATS[reading.format](boxes.numbers))
+    for smaller in _smaller_units(corners):
+        reason = f"{reading.reason}; {smaller.reason}"
+        return smaller._replace(format=reading.format, reason=reason)
+    return reading
+
+
+def _are_in_any_order(boxes: Boxes, unit: str) -> bool:
     """Sorted numbers fit everywhere, so this is told only where most boxes need it and no size explains them."""
     count = len(boxes.numbers)
-    unsized = min(_contradict(boxes, name, PIXELS).sum() for name in FORMATS if "width" in name)
-    if says >= MOST * count and unsized >= UNCLEAR * count and _fits(boxes, ANY_ORDER, PIXELS):
-        yield _reading(boxes, ANY_ORDER, PIXELS, 0.0, says, reason)
+    wrong = _contradict(boxes, CORNERS, unit).sum()
+    unsized = min(_contradict(boxes, name, unit).sum() for name in FORMATS if "width" in name)
+    return bool(wrong >= MOST * count and unsized >= UNCLEAR * count and _fits(boxes, ANY_ORDER, unit))
 
 
 def _smaller_units(boxes: Boxes) -> Iterator[Reading]:
@@ -236,11 +271,14 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     """Sizes at which the images were annotated, where boxes touch all four edges of an image of that size.
 
     Boxes of photographs with one longer side, upright and across, touch the edges of a square of that side. They touch
-    the edges of their images as shown more often. Equal boxes count once: a logo in a corner of all shows no size.
+    the edges of their images as shown more often. In another unit than theirs, boxes of such photographs reach only the
+    ends of the longer sides, or of the shorter ones. Equal boxes count once: a logo in a corner of all shows no size.
     """
     if boxes.images < FEWEST_IMAGES:
         return
     far, longest = boxes.numbers[:, 2:], boxes.shown.max(axis=1, keepdims=True)
+    is_longer = boxes.shown == longest
+    is_shorter = boxes.shown == boxes.shown.min(axis=1, keepdims=True)
     touching_shown = _touching(far, boxes.shown)
     _, different = np.unique(boxes.numbers, axis=0, return_index=True)
     near_edges = boxes.numbers[different, :2] <= EDGE * boxes.shown[different] + TOLERANCE
@@ -254,9 +292,11 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
     for unit, extent in units.items():
         right, low = extent.max(axis=0)
         size = float(max(right, low))
-        touching = (extent[different] >= (1 - EDGE) * size).sum(axis=0)
+        touches = extent[different] >= (1 - EDGE) * size
+        touching = touches.sum(axis=0)
         shows_size = (touching >= TOUCHING) & (touching > MORE_OFTEN * touching_shown)
-        if size <= 0 or not shows_size.all() or not _fits(boxes, CORNERS, unit, size):
+        is_of_all_sides = all(touches[side[different]].sum() >= TOUCHING for side in (is_longer, is_shorter))
+        if size <= 0 or not shows_size.all() or not is_of_all_sides or not _fits(boxes, CORNERS, unit, size):
             continue
         as_shown = (np.abs(UNITS[unit](boxes, size) / boxes.shown - 1) <= SAME_SIZE).all(axis=1).mean()
         if as_shown < 0.2:

@@ -36,6 +36,7 @@ PROBLEMS = {
     "boxes look like x y width height": "convert all of them: x1 = x + width, y1 = y + height; do not drop any",
     "boxes look like y0 x0 y1 x1": "exchange the coordinates: a box is x0 y0 x1 y1",
     "boxes look like centre x, centre y, width, height": "convert all of them to x0 y0 x1 y1; do not drop any",
+    "boxes look like x0 x1 y0 y1": "exchange the coordinates: a box is x0 y0 x1 y1; do not drop any",
     "boxes look like x1 y1 x0 y0": "exchange the corners: a box is x0 y0 x1 y1",
     "boxes look like corners in any order": "sort the corners: x0 < x1 and y0 < y1; do not drop any",
     "boxes for another size of the images": "scale the boxes, or use the images that they were made for",
@@ -82,8 +83,10 @@ NOTES = {
 }
 OTHER_FORMATS = frozenset(
     {
+        "boxes look like fractions",
         "boxes look like x y width height",
         "boxes look like centre x, centre y, width, height",
+        "boxes look like x0 x1 y0 y1",
         "boxes look like x1 y1 x0 y0",
         "boxes look like corners in any order",
         "boxes of unknown convention",
