@@ -136,7 +136,7 @@ def test_the_report_is_json_with_every_finding(tmp_path: Path, monkeypatch: pyte
     assert content["notes"] == []
 
 
-@pytest.mark.parametrize("text", ["", "  ", "\u3000"])
+@pytest.mark.parametrize("text", ["", "  ", "\u3000", "\u200b\u200b", "\ufeff", "\u3164 \u2800"])
 def test_an_empty_text_is_a_problem(tmp_path: Path, text: str) -> None:
     image(tmp_path, "a.png")
     report = audit([manifest(tmp_path, Record("1", "a.png", text))])

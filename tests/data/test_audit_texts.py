@@ -37,8 +37,32 @@ def test_utf8_that_was_read_in_the_encoding_of_another_script(text: str, encodin
 
 
 @pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("Собака на улице".encode("cp1251").decode("latin-1"), "Собака"),
+        (r"caf\u00e9", "é"),
+        (r"\u4e00\u53ea\u732b and a dog", "一只猫"),
+        (r"\ud83d\ude00", "😀"),
+    ],
+)
+def test_cyrillic_that_was_read_as_western_and_escapes_of_json(text: str, right: str) -> None:
+    ((kind, detail),) = find_odd_text(text)
+    assert kind == ENCODING
+    assert detail.endswith(f"was probably {right!r}")
+
+
+@pytest.mark.parametrize("text", ["????????", "???? ?? ???? 2024", "???????，"])
+def test_characters_that_an_encoding_does_not_have(text: str) -> None:
+    assert kinds(text) == [ENCODING]
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "What??? No way!!!",
+        "???",
+        "ööööööh, ÄÄÄÄÄÄH! une fée créée",
+        r"the folder C:\users\me",
         "„Gruß“ und «CAFÉ»… Spaß…",
         "NÃO É “AMANHÃ” – “É”",
         "Größe 25°C, naïve façade, señor ¡Olé! ½ ±5 §3 100 µm",
@@ -55,7 +79,7 @@ def test_good_texts(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["Tom &amp; Jerry", "it&#39;s", "&#x4e00;", "a&nbsp;cat", "red<br/>dog", '<a href="x">it</a>']
+    "text", ["Tom &amp; Jerry", "it&#39;s", "&#x4e00;", "a&nbsp;cat", "red<br/>", "<!-- a -->", '<a href="x">it</a>']
 )
 def test_html(text: str) -> None:
     assert kinds(text) == [HTML]

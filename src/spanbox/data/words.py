@@ -20,6 +20,8 @@ _UNSPACED = re.compile(
 )
 # Scripts in which a name is whole words: Korean and Arabic attach particles to it.
 _WITHOUT_PARTICLES = ("LATIN ", "GREEK ", "CYRILLIC ", "ARMENIAN ", "GEORGIAN ", "DIGIT ", "COMBINING ")
+_INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp")
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs without ink
 _SAID_AS_A_CONSONANT = re.compile(r"eu|ew|one\b|once\b|uni([^nmd]|mo)|u[bcfhjkqrst][aeiou]|ouija")
 _SILENT_H = re.compile(r"hour|honest|hono|heir")
 _LETTERS_WITH_A_VOWEL = "AEFHILMNORSX"  # of which the English names begin with one
@@ -52,6 +54,11 @@ def _word_pattern() -> re.Pattern[str]:
 def _is_mark(character: str) -> bool:
     """Whether a character belongs to the letter before it: an accent, a vowel sign."""
     return unicodedata.category(character)[0] == "M"
+
+
+def is_invisible(text: str) -> bool:
+    """Whether a text holds no visible character: white space, characters of width zero and the like."""
+    return all(unicodedata.category(character) in _INVISIBLE or character in _FILLERS for character in text)
 
 
 def end_of_marks(text: str, end: int) -> int:

@@ -44,6 +44,7 @@ from spanbox.data.manifest import (
     named_boxes,
 )
 from spanbox.data.source import exists
+from spanbox.data.words import is_invisible
 from spanbox.errors import DataError
 from spanbox.processes import available_cores
 from spanbox.progress import OnProgress
@@ -236,8 +237,8 @@ def _find_odd_paraphrases(record: Record) -> Iterator[tuple[str, str]]:
 
 def _find_faults_of_pair(record: Record, image: _Image, folder: Path) -> Iterator[tuple[str, str]]:
     """The faults of one pair by itself, as (kind, detail)."""
-    if not record.text.strip():
-        yield "empty text", f"text: {record.text!r}"
+    if is_invisible(record.text):
+        yield "empty text", f"text: {record.text!a}"
     for name, fault in find_faults(record):
         is_of_span = "entities[" in name and not name.endswith("relevance")
         yield "unusable span" if is_of_span else "wrong line", f"{name}: {fault}"

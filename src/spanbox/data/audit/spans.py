@@ -13,10 +13,9 @@ from unicodedata import category
 import msgspec
 
 from spanbox.data.manifest import Entity, Record
-from spanbox.data.words import surely_cuts_word
+from spanbox.data.words import is_invisible, surely_cuts_word
 
 _SEPARATORS = ",;:!?，。、；：！？…"  # with which no name begins or ends; a full stop or bracket may belong to it
-_INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp")
 _TEXTS = 8  # remembered, so that a text is not counted again for each of its spans
 _LEAST_WRONG = 0.5  # share of wrong spans as they are, from which few spans are enough
 _MANY_WRONG = 8  # wrong spans that are enough at any share
@@ -173,7 +172,7 @@ def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
             yield "span cuts a word", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r} in {excerpt!r}"
         if text[start].isspace() or text[end - 1].isspace():
             yield "span with white space at its edge", f"entities[{i}]: [{start}, {end}) is {text[start:end]!r}"
-        if all(category(character) in _INVISIBLE or character == "\ufffd" for character in text[start:end]):
+        if is_invisible(text[start:end].replace("\ufffd", "")):
             yield "span without a visible character", f"entities[{i}]: [{start}, {end}) is {text[start:end]!a}"
 
 

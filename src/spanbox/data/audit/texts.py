@@ -3,6 +3,7 @@
 Such characters are other tokens to a model, hide that two texts are equal, and move the offsets of what follows them.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from html.entities import html5
@@ -10,7 +11,7 @@ from unicodedata import is_normalized
 
 _HTML_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _HTML_TAG = re.compile(
-    r"</[a-z][a-z0-9]*>|<a\s[^<>]*>|<(?:br|div|em|font|h[1-6]|hr|img|li|ol|p|span|strong|table|td|tr|ul)(?:\s[^<>]*)?/?>",
+    r"<!--|</[a-z][a-z0-9]*>|<a\s[^<>]*>|<(?:br|div|em|font|h[1-6]|hr|img|li|ol|p|span|strong|table|td|tr|ul)(?:\s[^<>]*)?/?>",
     re.I,
 )
 _EXCERPT = 60  # characters
@@ -20,6 +21,8 @@ _UTF8 = re.compile(rb"(?:[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-
 _WESTERN = {chr(byte): byte for byte in range(0x80, 0x100)} | {
     bytes([byte]).decode("cp1252"): byte for byte in range(0x80, 0xA0) if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 }
+_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+_ACCENTED = re.compile("[À-ÖØ-öø-ÿ]{5,}")  # of Western languages, no word has so many in a row
 _AFTER_A_WORD = "‘’“”„‚«»‹›…–—"  # they follow a capital with an accent, too: «NÃO É»
 
 
@@ -29,6 +32,8 @@ def find_odd_text(text: str) -> Iterator[tuple[str, str]]:
         yield "text in a wrong encoding", f"text: lost characters in {text[:_EXCERPT]!r}"
     elif found := _find_misread(text):
         yield "text in a wrong encoding", f"text: {found[0][:_EXCERPT]!r} was probably {found[1][:_EXCERPT]!r}"
+    elif _is_lost(text):
+        yield "text in a wrong encoding", f"text: question marks for characters in {text[:_EXCERPT]!r}"
     entities = (match for match in _HTML_ENTITY.finditer(text) if match[0][1] == "#" or match[0][1:] in html5)
     if html := next(entities, None) or _HTML_TAG.search(text):
         yield "HTML in a text", f"text: {html[0]!r} in {text[:_EXCERPT]!r}"
@@ -37,7 +42,10 @@ def find_odd_text(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _find_misread(text: str) -> tuple[str, str] | None:
-    """A part of a text that is UTF-8 read as Windows-1252, Windows-1251 or GBK, and what it was."""
+    """A part of a text that is UTF-8 read as Windows-1252, Windows-1251 or GBK, Windows-1251 read as Latin-1, or the
+    escapes of a JSON string, and what it was."""
+    if escapes := _ESCAPES.search(text):
+        return escapes[0], str(json.loads(f'"{escapes[0]}"'))
     for run in _NOT_ASCII.finditer(text):
         if all(character in _WESTERN for character in run[0]):
             content = bytes(_WESTERN[character] for character in run[0])
@@ -51,7 +59,14 @@ def _find_misread(text: str) -> tuple[str, str] | None:
             is_script = min(right, default="") >= ("\u2e80" if encoding == "gbk" else "\u0400")
             if len(right) >= 2 and is_script and right.encode().decode(encoding, errors="ignore") == run[0]:
                 return run[0], right
-    return None
+    accented = (match[0] for match in _ACCENTED.finditer(text) if len(set(match[0].lower())) > 2)
+    return next(((letters, letters.encode("latin-1").decode("cp1251")) for letters in accented), None)
+
+
+def _is_lost(text: str) -> bool:
+    """Whether most of a text is question marks, as of characters that an encoding does not have."""
+    visible = "".join(text.split())
+    return visible.count("?") >= max(4, len(visible) / 2)
 
 
 def _is_certain(wrong: str, right: str, following: str) -> bool:

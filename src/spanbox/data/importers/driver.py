@@ -37,6 +37,7 @@ from spanbox.data.manifest import (
     is_inverted,
 )
 from spanbox.data.source import state_of
+from spanbox.data.words import is_invisible
 from spanbox.errors import DataError
 from spanbox.files import check_no_input, check_writable_file, check_writable_folder, removing_new_folders, replacing
 from spanbox.progress import OnProgress
@@ -167,7 +168,7 @@ class _Unusable(ValueError):
 
 def _line(record: Record, ids: UniqueIds) -> bytes:
     """The line of a record, with an id of its own, that a manifest accepts and that has something to learn from."""
-    if not record.text.strip():
+    if is_invisible(record.text):
         raise _Unusable("text: is empty")
     for name, fault in find_faults(record):
         raise _Unusable(f"{name}: {fault}")
