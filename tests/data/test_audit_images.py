@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from audited import found, image, manifest
+from import_sources import write_tar
 from spanbox.data.audit import audit
 from spanbox.data.manifest import Record
 
@@ -57,6 +58,9 @@ def test_one_image_in_several_spellings_is_one_image_and_group(tmp_path: Path) -
         ("images\\c.png", "images/c.png", "slashes"),
         ("images/d.png", "Images/D.PNG", "case"),
         ("images/a%20b.png", "images/a b.png", "percent escapes"),
+        ("images/a b.png", "images/a%20b.png", "percent escapes"),
+        ("images/a b.png", "images/a\u00a0b.png", "spaces"),
+        ("images/\uff21.png", "images/a.png", "case"),
         ("./images/x/../a.png ", "images/a.png", None),
         ("images/none.png", "images/a.png", None),
     ],
@@ -71,6 +75,17 @@ def test_a_name_in_another_spelling_is_named(tmp_path: Path, name: str, actual: 
     else:
         assert f"but the folder has {actual!r}, in another spelling (" in detail
         assert difference in detail
+
+
+def test_a_name_in_another_spelling_is_found_in_a_tar(tmp_path: Path) -> None:
+    image(tmp_path, "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    write_tar(tmp_path / "shards" / "0.tar", {"x/Cafe\u0301 1.PNG": content, "b.png": content, "B.png": content})
+    names = ("Shards/0.tar/x\\Caf\u00e9%201.png", "shards/0.tar/B.PNG")
+    report = audit([manifest(tmp_path, *(Record(name, name, name) for name in names))])
+    (_, detail), (_, of_two) = found(report)["missing image"]
+    assert "but the folder has 'shards/0.tar/x/Cafe\u0301 1.PNG', in another spelling (slashes, percent" in detail
+    assert of_two == "shards/0.tar/B.PNG: no such file"
 
 
 def test_a_git_lfs_pointer_and_a_pipe_are_named(tmp_path: Path) -> None:
