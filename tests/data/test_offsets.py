@@ -117,6 +117,34 @@ def test_chinese_without_names_is_never_told_wrongly_for_long(kind: str | None, 
     assert sum(answer not in (kind, None) for answer in found) <= 0.01 * sets
 
 
+def told_of(texts: list[str], names: tuple[str, str], change: Change) -> tuple[str | None, list[str]]:
+    """The reading and the findings of spans of two names in each text."""
+    statistics = SpanStatistics()
+    for line, text in enumerate(texts, start=1):
+        places = [(text.index(name), text.index(name) + len(name)) for name in names]
+        spans = tuple(Entity(*change(text, *place)) for place in places)
+        statistics.add(Record(str(line), "a.png", text, entities=spans), line)
+    return statistics.reading(), [kind for kind, _, _ in statistics.findings()]
+
+
+def test_of_readings_that_explain_the_same_spans_the_one_that_changes_fewer_counts() -> None:
+    """All spans that are wrong follow an emoji; without their last character they would end before the comma, too."""
+    texts = ["😀小狗，雨伞。", "小狗和雨伞在这里"] * 30
+    kind = "spans look like UTF-16 offsets"
+    assert told_of(texts, ("小狗", "雨伞"), CONVENTIONS[kind]) == (kind, [kind])
+
+
+def test_readings_that_explain_the_spans_equally_well_cannot_be_told() -> None:
+    change = CONVENTIONS["spans look counted from 1"]
+    assert told_of(["小狗，旁边有雨伞。"] * 30, ("小狗", "雨伞"), change) == (None, ["spans of unknown convention"])
+
+
+@pytest.mark.parametrize("kind", ["spans look one too long", "spans look counted from 1"])
+def test_in_scripts_with_particles_a_reading_parts_no_letters_without_need(kind: str) -> None:
+    """A span that ends in a space may have a letter too many, or one too few of the next word."""
+    assert told_of(["هنا كلب بجانب قطة صغيرة"] * 30, ("كلب", "قطة"), CONVENTIONS[kind]) == (kind, [kind])
+
+
 def test_identities_that_are_a_part_of_their_word_are_no_other_convention() -> None:
     """`dogs` is the entity `dog`: not a span one too long."""
     statistics = SpanStatistics()

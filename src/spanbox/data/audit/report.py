@@ -57,6 +57,7 @@ NOTES = {
     "boxes look like percent": "if so, multiply by the width and height of the image as shown and divide by 100",
     "boxes look like thousandths": "if so, multiply by the width and height of the image as shown and divide by 1000",
     "boxes of unknown convention": "see docs/data.md for the convention, and look at some: spanbox data show",
+    "spans of unknown convention": "see docs/data.md for the offsets, and look at some: spanbox data show",
     "box below a pixel": "little can be seen in it; check the box",
     "box of the whole image": "no background is left to compare with; leave the box out if it marks nothing",
     "span cuts a word": "check the offsets; harmless where a part of a word is meant",

@@ -3,7 +3,8 @@
 A single span that ends inside a word may be intended. When many spans of a set do, and (nearly) none would if the
 offsets were UTF-16 units, bytes, inclusive, one off, or left out white space or emoji, the offsets are to be converted.
 In Chinese, where no spaces separate words, the evidence is spans that leave the text, begin or end with a mark of
-punctuation, or miss their identity.
+punctuation, or miss their identity. Several readings may explain such spans. Of these, the one counts that parts fewer
+letters, or else changes fewer spans; where none does, it cannot be told.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,13 +14,14 @@ from unicodedata import category
 import msgspec
 
 from spanbox.data.manifest import Entity, Record
-from spanbox.data.words import is_invisible, surely_cuts_word
+from spanbox.data.words import cuts_word, is_invisible, surely_cuts_word
 
 _SEPARATORS = ",;:!?，。、；：！？…"  # with which no name begins or ends; a full stop or bracket may belong to it
 _TEXTS = 8  # remembered, so that a text is not counted again for each of its spans
 _LEAST_WRONG = 0.5  # share of wrong spans as they are, from which few spans are enough
 _MANY_WRONG = 8  # wrong spans that are enough at any share
 _MOST_RIGHT = 0.05  # share of wrong spans, of those wrong as they are, that may stay wrong in another reading
+_SAME = 0.05  # share by which counts of two readings may differ that explain the spans equally well
 
 Span = tuple[int, int]
 
@@ -98,6 +100,7 @@ READINGS: dict[str, Callable[[str, Span], Span | None]] = {
     "spans look like offsets without emoji and symbols": _leaving_out(is_emoji_or_symbol),
 }
 """The span under another reading of its offsets, by the kind of finding; None where it would be no span."""
+UNKNOWN = "spans of unknown convention"
 
 
 def paraphrased_pairs(record: Record) -> Iterator[Record]:
@@ -119,7 +122,9 @@ class SpanStatistics:
         self.affected = dict.fromkeys(READINGS, 0)  # spans that the reading changes
         self.wrong_as_given = dict.fromkeys(READINGS, 0)
         self.wrong_as_read = dict.fromkeys(READINGS, 0)
+        self.parted_as_read = dict.fromkeys(READINGS, 0)  # spans that part two letters, which may be meant
         self.first_line = 0
+        self._spans_as_read = dict.fromkeys(READINGS, 0)  # hashes: readings that are one in these texts
 
     def add(self, record: Record, line: int) -> None:
         for entity in record.entities:
@@ -131,23 +136,39 @@ class SpanStatistics:
                     self.affected[kind] += 1
                     self.wrong_as_given[kind] += wrong
                     self.wrong_as_read[kind] += span is None or is_wrong(record.text, span, entity.identity)
+                    self.parted_as_read[kind] += span is not None and any(cuts_word(record.text, edge) for edge in span)
+                self._spans_as_read[kind] = hash((self._spans_as_read[kind], span))
             if wrong and not self.first_line:
                 self.first_line = line
 
     def reading(self) -> str | None:
         """The kind of the reading that explains the spans best, if one does."""
-        fitting = [kind for kind in READINGS if self._fits(kind)]
-        return min(fitting, key=lambda kind: self.wrong_as_read[kind] - self.wrong_as_given[kind], default=None)
+        found = self._best()
+        return found[0] if len(found) == 1 else None
 
     def findings(self) -> Iterator[tuple[str, int, str]]:
         """The reading as (kind, line, detail)."""
-        kind = self.reading()
-        if kind:
+        found = self._best()
+        if found:
+            kind = found[0]
             detail = (
                 f"{self.wrong_as_given[kind]} of {self.affected[kind]} {self.things} cut a word, leave the text or "
-                f"miss their name; {self.wrong_as_read[kind]} would if they were read so"
+                f"miss their name; "
             )
-            yield kind, self.first_line, detail
+            if len(found) == 1:
+                yield kind, self.first_line, f"{detail}{self.wrong_as_read[kind]} would if they were read so"
+            else:
+                yield UNKNOWN, self.first_line, detail + " or ".join(kind.removeprefix("spans look ") for kind in found)
+
+    def _best(self) -> list[str]:
+        """The kinds of the readings that explain the most wrong spans; mostly none or one."""
+        fitting = [kind for kind in READINGS if self._fits(kind)]
+        most = max((self.wrong_as_given[kind] for kind in fitting), default=0)
+        fitting = [kind for kind in fitting if self.wrong_as_given[kind] >= (1 - _SAME) * most]
+        for counts in (self.parted_as_read, self.affected):
+            least = min((counts[kind] for kind in fitting), default=0)
+            fitting = [kind for kind in fitting if counts[kind] <= least + _SAME * self.affected[kind]]
+        return list({self._spans_as_read[kind]: kind for kind in reversed(fitting)}.values())[::-1]
 
     def _fits(self, kind: str) -> bool:
         affected, wrong = self.affected[kind], self.wrong_as_given[kind]
