@@ -1,7 +1,7 @@
 """`spanbox demo`: draw scenes, train on them, evaluate and report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -9,7 +9,12 @@ from rich.table import Table
 from spanbox.cli.data_demo import draw_demo, parse_languages
 from spanbox.cli.report import report
 from spanbox.cli.show import print_metrics
+from spanbox.cli.train import exit_unless_finished
+from spanbox.errors import ConfigError
 from spanbox.terminal import make_console
+
+if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
+    from spanbox.config import RunConfig
 
 HELD_OUT = 500
 # The best rate for the coarse level alone, as benchmarks/plans/compare-demo-rates.yaml found it on the validation set.
@@ -23,7 +28,9 @@ HEADLINES = {
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--dir", help="folder for data and runs")] = Path("runs"),
+    folder: Annotated[
+        Path, typer.Option("--dir", help="folder for data and runs; replaces those of an earlier demo")
+    ] = Path("runs"),
     compare: Annotated[
         bool, typer.Option("--compare", help="also train the coarse level alone, at its own best rate, and print both")
     ] = False,
@@ -48,29 +55,51 @@ def demo(
     from spanbox.data.demo import DemoSettings
 
     data = folder / "demo-data"
-    draw_demo(data, n, HELD_OUT, DemoSettings(languages=parse_languages(lang)))
-    both = _train_and_evaluate(folder / "demo", data, overrides or [])
+    given = overrides or []
+    configs = [_config(folder / "demo", data, given)]
     if compare:
-        baseline = [f"train.optimiser.lr={BASELINE_LR}", *(overrides or []), "loss.fine.weight=0"]
-        coarse = _train_and_evaluate(folder / "demo-coarse", data, baseline)
-        _print_side_by_side(both, coarse)
+        baseline = [f"train.optimiser.lr={BASELINE_LR}", *given, "loss.fine.weight=0"]
+        configs.append(_config(folder / "demo-coarse", data, baseline))
+    draw_demo(data, n, HELD_OUT, DemoSettings(languages=parse_languages(lang)))
+    results = [_train_and_evaluate(config, data / "test.jsonl") for config in configs]
+    if compare:
+        _print_side_by_side(*results)
     else:
-        print_metrics(both, "on held-out scenes, combinations of objects never seen in training")
+        print_metrics(results[0], "on held-out scenes, combinations of objects never seen in training")
     print(f"data: {data}   run: {folder / 'demo'}   metrics: {folder / 'demo' / 'metrics.json'}")
     print(f"a model to use: spanbox.load({str(folder / 'demo')!r})")
-    runs = [folder / "demo", folder / "demo-coarse"] if compare else [folder / "demo"]
-    report(runs, "zh" if lang == "zh" else "en", folder / "demo" / "report.html")
+    report([Path(config.run.dir) for config in configs], "zh" if lang == "zh" else "en", folder / "demo/report.html")
 
 
-def _train_and_evaluate(run: Path, data: Path, overrides: list[str]) -> dict[str, float]:
+def _config(run: Path, data: Path, overrides: list[str]) -> "RunConfig":
+    """The config of a run of the demo, which replaces the one of an earlier demo.
+
+    Raises:
+        ConfigError: a wrong setting, or `run` holds a run on other data.
+    """
     from spanbox.config import load_config
+    from spanbox.documents import quoted
+
+    paths = {"data.train": data / "train.jsonl", "data.val": data / "val.jsonl", "run.dir": run}
+    config = load_config("demo", [*(f"{key}={quoted(str(path))}" for key, path in paths.items()), *overrides])
+    if Path(config.run.dir) != run:
+        raise ConfigError(f"run.dir: the demo trains in {run}; choose another folder with --dir")
+    earlier = run / "config.yaml"
+    if not config.run.overwrite and earlier.exists():
+        trained_on = load_config(str(earlier)).data.train or ""
+        if Path(trained_on).resolve() != Path(config.data.train or "").resolve():
+            raise ConfigError(
+                f"{run}: holds a run on {trained_on}; choose another --dir, or replace the run with run.overwrite=true"
+            )
+    return config.model_copy(update={"run": config.run.model_copy(update={"overwrite": True})})
+
+
+def _train_and_evaluate(config: "RunConfig", test: Path) -> dict[str, float]:
     from spanbox.wiring import evaluate_to_folder, train
 
-    paths = [f"data.train={data}/train.jsonl", f"data.val={data}/val.jsonl", f"run.dir={run}", "run.overwrite=true"]
-    trained = train(load_config("demo", [*paths, *overrides]))
-    if not trained.finished:
-        raise typer.Exit(130)
-    return evaluate_to_folder(run, data / "test.jsonl")[0].metrics
+    trained = train(config)
+    exit_unless_finished(trained, ["train", str(trained.run_dir / "config.yaml"), "--resume"])
+    return evaluate_to_folder(trained.run_dir, test)[0].metrics
 
 
 def _print_side_by_side(both: dict[str, float], coarse: dict[str, float]) -> None:
