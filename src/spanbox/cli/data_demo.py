@@ -51,7 +51,9 @@ def draw(
     Relation scenes come with the neighbours that put both scenes of a pair into one batch:
 
         spanbox data demo my-relations --relations one
-        spanbox train demo data.train=my-relations/train.jsonl data.neighbours=my-relations/train.partners.npy
+
+        spanbox train demo data.train=my-relations/train.jsonl data.val=my-relations/val.jsonl \
+data.neighbours=my-relations/train.partners.npy run.dir=runs/relations
     """
     from spanbox.data.demo import DemoSettings
 
