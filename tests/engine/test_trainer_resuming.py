@@ -52,6 +52,26 @@ class TestStopping:
     def test_in_the_last_step_the_run_is_finished(self, tmp_path: Path) -> None:
         assert fit(make_trainer(tmp_path), self.interrupted(signal.SIGINT, at=STEPS - 1))
 
+    def test_a_signal_in_a_validation_stops_after_the_next_step_in_which_ranks_agree(self, tmp_path: Path) -> None:
+        """Another rank, which got no signal, is on its way to that step already."""
+
+        def validate(model: object, progress: object) -> tuple[dict[str, float], float]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return {}, 0.0
+
+        trainer = make_trainer(tmp_path, validate=validate, validate_every=2)
+        assert not fit(trainer)
+        assert trainer.step == 3
+
+    def test_a_signal_after_that_of_another_rank_is_a_first_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = make_trainer(tmp_path)
+        monkeypatch.setattr(trainer.ranks, "largest", lambda *values: [*values[:-1], 1.0])
+        monkeypatch.setattr(trainer, "_save", lambda best: os.kill(os.getpid(), signal.SIGTERM))
+        assert not fit(trainer)
+        assert trainer.step == 1
+
     def test_broken_images_stop_the_run_with_the_list(self, tmp_path: Path) -> None:
         stream = ((batch, ids, [Incident("broken image", ids[0], "a.jpg: cut off")]) for batch, ids, _ in batches())
         trainer = make_trainer(tmp_path)

@@ -10,7 +10,7 @@ class StopRequest:
     """Whether the run was asked to stop.
 
     Attributes:
-        received: set by a signal, or by the trainer when another rank received one.
+        received: set by a signal to this process.
     """
 
     def __init__(self) -> None:

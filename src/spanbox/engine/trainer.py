@@ -119,6 +119,7 @@ class Trainer:
         self._metrics: dict[str, float] | None = None  # of the validation of this step
         self.since_best = 0  # validations
         self._stop = StopRequest()
+        self._stopping = False  # all ranks, after the same step
         self._uncounted: list[Incident] = []
         self._clock = time.perf_counter if settings.clock == "wall" else time.process_time
 
@@ -221,7 +222,7 @@ class Trainer:
             stack.enter_context(self._stop.listening())
             log = stack.enter_context(self._open_log())
             stream = stack.enter_context(_closing(iter(batches)))  # last: its workers end first
-            while not self._at_end() and not self._stop.received:
+            while not self._at_end() and not self._stopping:
                 began = self._clock()
                 batch, ids, incidents = next(stream)
                 window.waited += self._clock() - began
@@ -243,7 +244,7 @@ class Trainer:
                     window = _Window()
                 progress.update(self._progress(), detail)
                 self._validate_and_save(log, progress)
-            if self._stop.received:
+            if self._stopping:
                 self._save(best=False)
         return self._at_end()
 
@@ -304,7 +305,7 @@ class Trainer:
         """Count the time of a step, and let all ranks stop at the same one."""
         slowest, stop = self.ranks.largest(seconds, float(self._stop.received))
         self.seconds += slowest
-        self._stop.received = stop > 0
+        self._stopping = stop > 0
 
     def _validate_and_save(self, log: RunLog | None, progress: Progress) -> None:
         is_best = False
