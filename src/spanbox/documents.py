@@ -24,6 +24,9 @@ INTEGER_DIGITS = 40
 JSON_SIZE = 64 * MIB
 JSON_DEPTH = 64
 LOG_SIZE = 256 * MIB  # of a run, some 500,000 lines
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # the start of a small file in place of a large one
+LFS_POINTER_SIZE = 1024  # bytes; the format allows no larger pointer
+IS_LFS_POINTER = "a Git LFS pointer, not the file itself; run git lfs pull"
 
 
 class DocumentError(ValueError):
@@ -31,9 +34,22 @@ class DocumentError(ValueError):
 
 
 def refuse_special(path: Path) -> None:
-    """Raise OSError for a folder, and for a named pipe or device, whose reader would wait for ever."""
+    """Raise OSError for a folder, for a named pipe or device, whose reader would wait for ever, and for a pointer of
+    Git LFS."""
     if path.exists() and not path.is_file():
         raise OSError("it is a folder" if path.is_dir() else "it is not a regular file")
+    if is_lfs_pointer(path):
+        raise OSError(f"it is {IS_LFS_POINTER}")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what a clone without Git LFS has in place of a large one."""
+    try:
+        if not path.is_file() or path.stat().st_size > LFS_POINTER_SIZE:
+            return False
+        return path.read_bytes().startswith(LFS_POINTER)
+    except (OSError, ValueError):  # a path that the system refuses
+        return False
 
 
 def read_text(path: Path, limit: int = JSON_SIZE, errors: Literal["strict", "replace"] = "strict") -> str:
@@ -41,7 +57,7 @@ def read_text(path: Path, limit: int = JSON_SIZE, errors: Literal["strict", "rep
 
     Raises:
         DocumentError: it is larger than `limit` bytes, or not UTF-8 (with `errors="strict"`).
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, is no regular file or a pointer of Git LFS.
     """
     refuse_special(path)
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,11 @@ def test_a_name_in_another_spelling_is_found_in_a_tar(tmp_path: Path) -> None:
 def test_a_git_lfs_pointer_and_a_pipe_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
     os.mkfifo(tmp_path / "b.jpg")
-    report = audit([manifest(tmp_path, Record("1", "a.jpg", "t"), Record("2", "b.jpg", "u"))])
-    assert found(report)["broken image"] == [
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "0.tar")
+    report = audit([manifest(tmp_path, *(Record(name, name, name) for name in ("a.jpg", "b.jpg", "0.tar/a.jpg")))])
+    *images, (_, of_tar) = found(report)["broken image"]
+    assert "is not a whole tar without compression (a Git LFS pointer, not the file itself; run git lfs" in of_tar
+    assert images == [
         (1, "a.jpg: a Git LFS pointer, not the file itself; run git lfs pull"),
         (2, "b.jpg: is not a regular file"),
     ]

@@ -52,6 +52,16 @@ def test_the_source_is_not_replaced_by_a_manifest(folder: Path) -> None:
     assert source.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "ending"), [("table", "csv"), ("json", "json"), ("json", "jsonl"), ("parquet", "parquet")]
+)
+def test_a_git_lfs_pointer_is_named(folder: Path, name: str, ending: str) -> None:
+    source = folder / f"train.{ending}"
+    source.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    with pytest.raises(DataError, match=r"train\.\w+: is a Git LFS pointer, not the file itself; run git lfs pull"):
+        run(name, source, spec=folder / "plain.yaml")
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "gb18030", "utf-16"])
 @pytest.mark.parametrize("name", ["table", "json", "flickr8k"])
 def test_texts_in_another_encoding_are_refused(folder: Path, name: str, encoding: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from manifest_files import LINE, written
+from spanbox.data.audit import audit
 from spanbox.data.manifest import Entity, Manifest, ObjectBox, Record, encode_record, identity_key, write_manifest
 from spanbox.errors import DataError
 
@@ -78,6 +79,13 @@ def test_no_manifest_and_an_empty_one(tmp_path: Path) -> None:
         Manifest(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match=r"m\.jsonl: the manifest is empty; expected one JSON object per line"):
         Manifest(written(tmp_path, "", "  "))
+
+
+def test_a_git_lfs_pointer_in_place_of_a_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+    for reader in (Manifest, lambda path: audit([path])):
+        with pytest.raises(DataError, match=r"m\.jsonl: is a Git LFS pointer, not the file itself; run git lfs pull"):
+            reader(tmp_path / "m.jsonl")
 
 
 def test_a_manifest_is_a_sequence(tmp_path: Path) -> None:

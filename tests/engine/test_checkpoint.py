@@ -357,6 +357,16 @@ class TestLoading:
         with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
             load_weights(path.parent, model, objective)
 
+    def test_git_lfs_pointers(self, save: Any, model: DualEncoder, objective: Objective) -> None:
+        """As a run has them that was cloned without Git LFS."""
+        folder = save(1)
+        for name in ("model.safetensors", "trainer.pt"):
+            (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: .* a Git LFS pointer, .* run git lfs pull"):
+            load_weights(folder, model, objective)
+        with pytest.raises(CheckpointError, match=r"trainer\.pt: .* a Git LFS pointer, .* run git lfs pull"):
+            load_trainer_state(folder)
+
     def test_weights_are_what_the_tensors_are(self, save: Any, model: DualEncoder, objective: Objective) -> None:
         saved = load_file(save(1) / "model.safetensors")
         named = {f"model.{name}" for name in model.state_dict()}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from spanbox.data.source import stored
+from spanbox.documents import IS_LFS_POINTER, LFS_POINTER
 from spanbox.errors import DataError
 
 try:
@@ -51,7 +52,6 @@ _TURNED_POINTS: dict[int, Callable[[float, float, float, float], tuple[float, fl
 }
 """Where a point of the stored image lies in the image as shown, by EXIF orientation."""
 Corners = tuple[float, float, float, float]
-_GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _ROWS_AT_ONCE = 256
 _LARGEST_JPEG = 2**26  # bytes that are read at once
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -358,9 +358,9 @@ def _reason(source: Path | Image.Image, error: Exception) -> str:
         return error.strerror if error.filename is None and error.strerror else "no such file"
     if isinstance(error, UnidentifiedImageError) and isinstance(source, Path):
         with stored(source).open() as file:
-            start = file.read(len(_GIT_LFS_POINTER))
-        if start == _GIT_LFS_POINTER:
-            return "a Git LFS pointer, not the file itself; run git lfs pull"
+            start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            return IS_LFS_POINTER
         return "no image that Pillow can read" if start else "empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

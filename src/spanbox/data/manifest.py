@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from spanbox.data.line_index import LineIndex, OpenFile, load_index, make_index, save_index
 from spanbox.data.paraphrases import Paraphrase, find_paraphrase_faults, find_span_faults
+from spanbox.documents import IS_LFS_POINTER, is_lfs_pointer
 from spanbox.errors import DataError
 from spanbox.files import replacing
 
@@ -330,6 +331,8 @@ def check_manifest_file(path: Path) -> None:
             raise DataError(f"{path}: is a pipe or a device, which cannot be read twice; {expected}")
         if not path.exists():
             raise DataError(f"{path}: no such manifest; {expected}")
+        if is_lfs_pointer(path):
+            raise DataError(f"{path}: is {IS_LFS_POINTER}")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spanbox.arrays import DamagedArrayError, open_array
+from spanbox.documents import IS_LFS_POINTER, is_lfs_pointer
 from spanbox.errors import DataError, OutputError
 from spanbox.files import replacing
 
@@ -66,6 +67,8 @@ def members(path: Path) -> Iterator[Member]:
     """
     position = -1
     try:
+        if is_lfs_pointer(path):
+            raise ValueError(IS_LFS_POINTER)
         with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them

@@ -284,8 +284,9 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
         refuse_special(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
+        reason = error if isinstance(error, OSError) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read, it is missing, damaged or no training state ({type(error).__name__}); to go on "
+            f"{path}: cannot be read, it is missing, damaged or no training state ({reason}); to go on "
             "from an earlier step, point checkpoints/last at it"
         ) from None
     return state

@@ -22,14 +22,12 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from spanbox.documents import read_json
+from spanbox.documents import is_lfs_pointer, read_json
 from spanbox.errors import CheckpointError, ConfigError, first_line
 
 Part = Literal["text", "vision"]
 
 MOST_LAYERS = 1_000
-LFS_POINTER_SIZE = 1024  # bytes; the format allows no larger pointer
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SMALL_FILES = (
     *("config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt"),
@@ -97,9 +95,7 @@ def _refuse_lfs_pointers(folder: Path, what: str) -> None:
     names = {path.name for path in folder.glob("*.safetensors")} or {path.name for path in folder.glob("*.bin")}
     for name in sorted(names | set(_SMALL_FILES)):
         file = folder / name
-        if not file.is_file() or file.stat().st_size > LFS_POINTER_SIZE:
-            continue
-        if file.read_bytes().startswith(_LFS_POINTER):
+        if is_lfs_pointer(file):
             raise ConfigError(
                 f"{what}: {file} is a Git LFS pointer, not the file. Run `git lfs pull` in its folder, or fetch "
                 "the model with `hf download NAME --local-dir DIR`."

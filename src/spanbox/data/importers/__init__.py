@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spanbox.data.manifest import Record
+from spanbox.documents import IS_LFS_POINTER, is_lfs_pointer
 from spanbox.errors import DataError
 from spanbox.files import replacing, write_json
 from spanbox.progress import OnProgress
@@ -145,10 +146,17 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def check_file(path: Path) -> None:
+    """Check that `path` is a file, and no pipe, whose reader would wait, or pointer of Git LFS. Raises DataError."""
+    if not is_file(path):
+        raise DataError(f"{path}: is not a file that can be read")
+    if is_lfs_pointer(path):
+        raise DataError(f"{path}: is {IS_LFS_POINTER}")
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """The content of a file of at most `limit` bytes. Raises DataError."""
-    if not is_file(path):  # opening a pipe would wait for its writer
-        raise DataError(f"{path}: is not a file that can be read")
+    check_file(path)
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -21,6 +21,7 @@ import msgspec
 from spanbox.data.importers import is_file
 from spanbox.data.importers.driver import Images, Pairs, Source, read_typed
 from spanbox.data.importers.fields import FieldReader, FieldSpec, read_spec, split_name, split_of_file
+from spanbox.documents import IS_LFS_POINTER, is_lfs_pointer
 from spanbox.errors import ConfigError, DataError
 
 ROWS = 64  # of Parquet that are read at once, at most
@@ -190,6 +191,8 @@ def _limited_memory() -> Iterator[None]:
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Context that turns what pyarrow raises on a damaged file into a DataError that names the file."""
+    if is_lfs_pointer(path):
+        raise DataError(f"{path}: is {IS_LFS_POINTER}")
     try:
         yield
     except MemoryError:

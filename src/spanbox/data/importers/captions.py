@@ -10,7 +10,7 @@ from typing import TextIO
 
 import msgspec
 
-from spanbox.data.importers import is_file
+from spanbox.data.importers import check_file
 from spanbox.data.importers.driver import Images, Pairs, Source, read_json
 from spanbox.data.importers.fields import FieldReader, FieldSpec, get_field, read_spec, split_name
 from spanbox.data.manifest import MAX_LINE_BYTES, Record
@@ -137,8 +137,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 @contextmanager
 def _utf8_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A text file that is open for reading. Raises DataError where it is no file, or not UTF-8."""
-    if not is_file(path):  # opening a pipe would wait for its writer
-        raise DataError(f"{path}: is not a file that can be read")
+    check_file(path)
     with path.open(encoding="utf-8-sig", newline=newline) as file:
         try:
             yield file

@@ -23,6 +23,7 @@ from spanbox.data.importers import (
     SplitSummary,
     UniqueIds,
     annotation_counts,
+    check_file,
     is_file,
     read_file,
     relative_folder,
@@ -198,8 +199,7 @@ def read_typed(path: Path, kind: type[Loaded]) -> Loaded:
 
 def read_json(path: Path) -> bytes:
     """The content of a JSON file with a list or an object. Raises DataError."""
-    if not is_file(path):
-        raise DataError(f"{path}: is not a file that can be read")
+    check_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
