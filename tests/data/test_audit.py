@@ -157,6 +157,22 @@ def test_a_manifest_without_negatives_is_noted(tmp_path: Path, text: str, group:
     assert ("different images in one group" in report.findings) == bool(group)
 
 
+@pytest.mark.parametrize(
+    ("identity", "objects", "noted"),
+    [("", (), True), ("cat {}", (), False), ("", (ObjectBox((1.0, 1.0, 9.0, 9.0)),), False)],
+)
+def test_entities_of_one_identity_are_noted(
+    tmp_path: Path, identity: str, objects: tuple[ObjectBox, ...], noted: bool
+) -> None:
+    """The fine level has nothing to contrast, unless there are regions of other objects."""
+    image(tmp_path, "a.png")
+    entities = [Entity(2, 5, identity=identity.format(i), boxes=((2.0, 2.0, 20.0, 20.0),)) for i in range(4)]
+    records = [Record(str(i), "a.png", f"a Cat {i}", entities=(e,), objects=objects) for i, e in enumerate(entities)]
+    details = [detail for _, detail in found(audit([manifest(tmp_path, *records)]))["no negatives"]]
+    expected = ["all 4 pairs have the same group", "all 4 entities have the identity 'cat'"]
+    assert details == expected[: 1 + noted]
+
+
 def test_the_same_pair_twice_is_a_note(tmp_path: Path) -> None:
     image(tmp_path, "a.png"), image(tmp_path, "b.png", "blue")
     records = [Record("1", "a.png", "A cat"), Record("2", "b.png", "a cat"), Record("3", "./a.png", "a  cat")]

@@ -40,6 +40,7 @@ from spanbox.data.manifest import (
     decode_record,
     find_faults,
     find_inverted_boxes,
+    identity_key,
     manifest_lines,
     named_boxes,
 )
@@ -141,6 +142,7 @@ class _Audit:
         self.total = Counts()
         self.findings: dict[str, Finding] = {}
         self.columns = Columns()
+        self.identities = [set[str]() for _ in manifests]  # of the first entities, until they differ
         self.fingerprints = Fingerprints()
         self.first_row: dict[int, int] = {}  # of each content that has a fingerprint, in their order
 
@@ -180,6 +182,8 @@ class _Audit:
                     self.fingerprints.add(image.fingerprint)
                 self.columns.append(index, number, record, path, image.content)
                 statistics.add(record, image.facts, number)
+                if len(self.identities[index]) < 2:
+                    self.identities[index].update(identity_key(record.text, entity) for entity in record.entities)
                 is_read = len(record.text) <= MAX_TEXT_CHARACTERS  # a longer text is a wrong line, and fills the memory
                 of_tokens = self.tokens(record) if self.tokens and is_read else ()
                 for kind, detail in chain(_find_faults_of_pair(record, image, folder), of_tokens):
@@ -214,6 +218,9 @@ class _Audit:
             for name, number in (("text", counts.texts), ("group", counts.groups)):
                 if counts.pairs > 1 and number == 1:
                     self._add("no negatives", index, 1, f"all {counts.pairs} pairs have the same {name}")
+            if counts.entities_with_box > 1 and len(self.identities[index]) == 1 and not counts.proposals:
+                (identity,) = self.identities[index]
+                self._add("no negatives", index, 1, f"all {counts.entities} entities have the identity {identity!r}")
         manifest, line = columns["manifest"].tolist(), columns["line"].tolist()
         near = find_near_duplicates(columns, self.fingerprints, list(self.first_row.values()))
         for kind, row, first, detail in chain(find_duplicates(columns), near):

@@ -53,7 +53,8 @@ PROBLEMS = {
     "group in two manifests": "remove it from one of them, or the model is tested on its training data",
 }
 NOTES = {
-    "no negatives": "no pair has a negative: the coarse level cannot learn from this manifest",
+    "no negatives": "nothing to contrast: the coarse level cannot learn from such pairs, nor the fine level from such "
+    "entities",
     "boxes look like percent": "if so, multiply by the width and height of the image as shown and divide by 100",
     "boxes look like thousandths": "if so, multiply by the width and height of the image as shown and divide by 1000",
     "boxes of unknown convention": "see docs/data.md for the convention, and look at some: spanbox data show",
