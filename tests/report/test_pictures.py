@@ -47,6 +47,17 @@ def test_a_pair_that_is_not_in_the_manifest(album: Album) -> None:
     assert picture.fault
 
 
+def test_of_several_pairs_with_one_id_none_is_shown(tmp_path: Path) -> None:
+    """The picture and the words of the first of them would stand below the scores of another."""
+    manifest = run_folders.write_data(tmp_path)
+    lines = manifest.read_text(encoding="utf-8").splitlines(keepends=True)
+    manifest.write_text("".join([*lines, lines[0].replace('"pair-0"', '"pair-1"')]), encoding="utf-8")
+    album = Album(msgspec.convert(run_folders.examples(manifest, boxes=True), Examples), tmp_path)
+    picture = album["pair-1"]
+    assert (picture.image, picture.text, picture.fault) == (None, "pair-1", "several pairs have this id")
+    assert album["pair-0"].image is not None
+
+
 def test_an_entity_that_is_not_in_the_record(album: Album) -> None:
     assert album["pair-0"].words_of(7) == "pair-0"
     assert album["pair-0"].boxes_of(-1) == []

@@ -77,12 +77,13 @@ class Album:
     def __init__(self, examples: Examples, folder: Path, manifest: Path | None = None) -> None:
         self._manifest: Manifest | None = None
         self._records: dict[str, Record] = {}
+        self._repeated: set[str] = set()
         self._pictures: dict[str, Picture] = {}
         self._fault = ""
         path = manifest or _find_manifest(examples, folder)
         try:
             self._manifest = Manifest(path, "drop")
-            self._records = _find(self._manifest, set(_ids(examples)))
+            self._records, self._repeated = _find(self._manifest, set(_ids(examples)))
         except (DataError, OSError, ValueError) as error:  # ValueError: a path that the system refuses
             self._fault = str(error)
         self._pictured = set(_pictured_ids(examples))
@@ -100,13 +101,21 @@ class Album:
         assert self._manifest is not None
         paths = {id: self._manifest.image_path(self._records[id]) for id in self._pictured if id in self._records}
         gone = sorted(id for id in self._pictured if id not in paths or state_of(paths[id]) is None)
-        first = str(paths.get(gone[0], f"{self._manifest.path}: no pair {gone[0]!r}")) if gone else ""
-        return len(gone), len(self._pictured), first
+        if not gone:
+            return 0, len(self._pictured), ""
+        why = f"{self._manifest.path}: {gone[0]!r}: {self._why_none(gone[0])}"
+        return len(gone), len(self._pictured), str(paths.get(gone[0], why))
+
+    def _why_none(self, id: str) -> str:
+        """Why there is no pair to show."""
+        if self._fault:
+            return "no manifest"
+        return "several pairs have this id" if id in self._repeated else "no such pair in the manifest"
 
     def _open(self, id: str) -> Picture:
         record = self._records.get(id)
         if record is None or self._manifest is None:
-            return Picture(id, None, None, (0, 0), "no manifest" if self._fault else "no such pair in the manifest")
+            return Picture(id, None, None, (0, 0), self._why_none(id))
         path = self._manifest.image_path(record)
         try:
             image, full_size = load_thumbnail(path, THUMBNAIL)
@@ -188,14 +197,16 @@ def _heat_colours() -> NDArray[np.uint8]:
     return colours
 
 
-def _find(manifest: Manifest, ids: set[str]) -> dict[str, Record]:
+def _find(manifest: Manifest, ids: set[str]) -> tuple[dict[str, Record], set[str]]:
+    """The pairs of some ids, and the ids that several pairs have: which of these is meant, examples do not say."""
     found: dict[str, Record] = {}
+    repeated = set()
     for record in manifest:
-        if record.id in ids:
-            found.setdefault(record.id, record)
-            if len(found) == len(ids):
-                break
-    return found
+        if record.id in found:
+            repeated.add(record.id)
+        elif record.id in ids:
+            found[record.id] = record
+    return {id: record for id, record in found.items() if id not in repeated}, repeated
 
 
 def _pictured_ids(examples: Examples) -> Iterable[str]:
