@@ -184,6 +184,15 @@ def test_fractions_among_pixels_are_told_and_not_certain(share: float) -> None:
     assert (found.says, found.contradict) == (first.sum(), (~first).sum())
 
 
+@pytest.mark.parametrize(("scale", "unit"), [(0.5, "images scaled by one factor"), (100, PERCENT)])
+def test_a_box_that_leaves_its_image_hides_no_smaller_unit(scale: float, unit: str) -> None:
+    boxes = draw_set(0)
+    numbers = scale * (relative(boxes) if unit == PERCENT else boxes.numbers)
+    numbers[7] = [-5, -5, 9999, 9999]
+    found = find_reading(changed(boxes, numbers))
+    assert (found.unit, found.contradict, found.boxes) == (unit, 1, len(numbers))
+
+
 def test_fractions_in_several_orders_are_of_no_known_one() -> None:
     """Sorted, their corners would fit, too: half of them are not corners."""
     boxes = draw_set(0)._replace(numbers=relative(draw_set(0)))

@@ -176,8 +176,10 @@ def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]
         return
     if says >= max(2, EVIDENCE * count):
         yield from _readings_that_fit_better(boxes, says)
-    else:
-        yield from _smaller_units(boxes)
+    else:  # a few boxes outside of their images would hide that the others fill a part of them
+        inside = Boxes(boxes.numbers[~wrong], boxes.shown[~wrong], boxes.stored[~wrong], boxes.images)
+        for found in _smaller_units(inside):
+            yield found._replace(boxes=count, contradict=found.contradict + says)
 
 
 def _fractions(boxes: Boxes, small: NDArray[np.bool_]) -> Iterator[Reading]:
