@@ -205,8 +205,22 @@ def test_corners_in_any_order_of_square_images_are_not_taken_for_thousandths() -
     """The sum of two numbers below 512 is below 1000, like a corner and a size in thousandths."""
     shown = np.full((60, 2), 512.0)
     low, high = np.sort(np.random.default_rng(0).uniform(0, 490, (2, 60, 2)), axis=0)
-    boxes = Boxes(np.concatenate([low, high], axis=1)[:, [0, 3, 2, 1]], shown, shown)
-    assert find_reading(boxes).format == ANY_ORDER
+    boxes = Boxes(np.concatenate([low, high], axis=1), shown, shown)
+    assert find_reading(changed(boxes, to_any_order(boxes))).format == ANY_ORDER
+
+
+@pytest.mark.parametrize("in_fractions", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_corners_with_one_axis_exchanged_may_be_mirrored_ones(axis: int, in_fractions: bool) -> None:
+    """With y from the lower edge the sorted corners would be those of other boxes."""
+    boxes = draw_set(0)
+    numbers = relative(boxes) if in_fractions else boxes.numbers
+    mirrored, edge = numbers.copy(), np.ones_like(boxes.shown) if in_fractions else boxes.shown
+    mirrored[:, axis::2] = edge[:, axis, None] - numbers[:, axis::2]
+    found = find_reading(changed(boxes, mirrored))
+    assert found.format == ""
+    assert "corners in any order in" in found.reason
+    assert "or mirrored corners in" in found.reason
 
 
 @pytest.mark.slow

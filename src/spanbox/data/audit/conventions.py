@@ -40,6 +40,7 @@ PIXELS, FRACTIONS, PERCENT, THOUSANDTHS, STORED, SQUARE = (
 )
 CORNERS = "x0 y0 x1 y1"
 ANY_ORDER = "corners in any order"
+MIRRORED = "mirrored corners"  # such as y from the lower edge; no box tells them from sorted ones that lost their order
 
 
 class Boxes(NamedTuple):
@@ -186,10 +187,14 @@ def _fractions(boxes: Boxes, small: NDArray[np.bool_]) -> Iterator[Reading]:
     """The readings of a set of which the boxes (n,) that are `small` are fractions; the others contradict them."""
     count, says = len(small), int(small.sum())
     reason = "all numbers are between 0 and 1" + (f" in {says:,} of them" if says < count else "")
-    names = _formats_of_fractions(Boxes(boxes.numbers[small], boxes.shown[small], boxes.stored[small]))
+    fractions = Boxes(boxes.numbers[small], boxes.shown[small], boxes.stored[small])
+    names = _formats_of_fractions(fractions)
     for name in names:
         yield _reading(boxes, name, FRACTIONS, 0.0, says, reason)
-    if not names:
+    any_order = [] if names else _any_order(fractions, FRACTIONS, says, reason)
+    for found in any_order:
+        yield found._replace(boxes=count, contradict=found.contradict + count - says)
+    if not names and not any_order:
         yield Reading("", FRACTIONS, 0.0, says, count, count, f"{reason}, and they fit in no known order")
 
 
@@ -205,8 +210,6 @@ def _formats_of_fractions(boxes: Boxes) -> list[str]:
     most = min(left.values(), default=0) + FEW * len(boxes.numbers)
     if fitting:
         return [name for name, count in left.items() if count <= most]
-    if _are_in_any_order(boxes, FRACTIONS):
-        return [ANY_ORDER]
     return [CORNERS] if _contradict(boxes, CORNERS, FRACTIONS).mean() < UNCLEAR else []
 
 
@@ -232,9 +235,7 @@ def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
         for unit, low, high in ((PERCENT, 90.0, 100.5), (THOUSANDTHS, 900.0, 1005.0)):
             if low <= FORMATS[name](boxes.numbers).max() <= high and _fits(boxes, name, unit):
                 found.append(_reading(boxes, name, unit, 0.0, says, reason))
-    if not found and _are_in_any_order(boxes, PIXELS):
-        found.append(_reading(boxes, ANY_ORDER, PIXELS, 0.0, says, reason))
-    yield from found
+    yield from found or _any_order(boxes, PIXELS, says, reason)
 
 
 def _in_its_unit(boxes: Boxes, reading: Reading) -> Reading:
@@ -246,12 +247,20 @@ def _in_its_unit(boxes: Boxes, reading: Reading) -> Reading:
     return reading
 
 
-def _are_in_any_order(boxes: Boxes, unit: str) -> bool:
-    """Sorted numbers fit everywhere, so this is told only where most boxes need it and no size explains them."""
+def _any_order(boxes: Boxes, unit: str, says: int, reason: str) -> list[Reading]:
+    """Sorted numbers fit everywhere, so this is told only where most boxes need it and no size explains them.
+
+    Where one axis is exchanged in all boxes and the other in none, they may be mirrored as well.
+    """
     count = len(boxes.numbers)
     wrong = _contradict(boxes, CORNERS, unit).sum()
     unsized = min(_contradict(boxes, name, unit).sum() for name in FORMATS if "width" in name)
-    return bool(wrong >= MOST * count and unsized >= UNCLEAR * count and _fits(boxes, ANY_ORDER, unit))
+    if wrong < MOST * count or unsized < UNCLEAR * count or not _fits(boxes, ANY_ORDER, unit):
+        return []
+    found = _reading(boxes, ANY_ORDER, unit, 0.0, says, reason)
+    exchanged = (boxes.numbers[:, :2] > boxes.numbers[:, 2:]).mean(axis=0)
+    is_one_axis = exchanged.min() <= FEW and exchanged.max() >= 1 - FEW
+    return [found, found._replace(format=MIRRORED)] if is_one_axis else [found]
 
 
 def _smaller_units(boxes: Boxes) -> Iterator[Reading]:
