@@ -140,7 +140,8 @@ def test_boxes_in_fractions_among_boxes_in_pixels_are_found(tmp_path: Path) -> N
     fractions = [(x0 / 160, y0 / 120, x1 / 160, y1 / 120) for x0, y0, x1, y1 in PIXELS]
     sizes = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in PIXELS]
     report = boxes_of(tmp_path, *fractions, *sizes)
-    assert "0 and 1 in 8 of them; 8 fit as" in report.findings["boxes look like fractions"].examples[0].detail
+    (example,) = report.findings["boxes look like fractions"].examples
+    assert "0 and 1 in 8 of them, convert only these; 8 fit as" in example.detail
     assert report.findings["inverted box"].advice == "do not drop them: boxes look like fractions"
 
 

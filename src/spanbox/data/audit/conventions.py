@@ -186,7 +186,7 @@ def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]
 def _fractions(boxes: Boxes, small: NDArray[np.bool_]) -> Iterator[Reading]:
     """The readings of a set of which the boxes (n,) that are `small` are fractions; the others contradict them."""
     count, says = len(small), int(small.sum())
-    reason = "all numbers are between 0 and 1" + (f" in {says:,} of them" if says < count else "")
+    reason = "all numbers are between 0 and 1" + (f" in {says:,} of them, convert only these" if says < count else "")
     fractions = Boxes(boxes.numbers[small], boxes.shown[small], boxes.stored[small])
     names = _formats_of_fractions(fractions)
     for name in names:
