@@ -231,9 +231,12 @@ class TestFoldersThatDoNotFit:
         with pytest.raises((ConfigError, CheckpointError), match="text tower: "):
             text(masked_lm[1])
 
-    def test_name_that_is_not_cached(self) -> None:
-        with pytest.raises(ConfigError, match=r"nothing is downloaded.*hf download nobody/bert-tiny --local-dir DIR"):
-            build_text_tower(TowerSettings(path="nobody/bert-tiny"))
+    @pytest.mark.parametrize("path", ["nobody/bert-tiny", "models/bert-base-uncased"])
+    def test_name_that_is_not_cached(self, path: str) -> None:
+        """It may be the name of a folder that was not downloaded, which is no name of the hub."""
+        advice = "hf download NAME --local-dir DIR`, such as google-bert/bert-base-uncased, and set model.text.path=DIR"
+        with pytest.raises(ConfigError, match=rf"there is no folder {path}.*nothing is downloaded.*{advice}"):
+            build_text_tower(TowerSettings(path=path))
 
     def test_text_encoder_as_vision_tower(self, masked_lm: tuple[BertForMaskedLM, Path]) -> None:
         with pytest.raises(ConfigError, match=r"'bert' is not a supported family for the vision tower. Known: .*vit"):

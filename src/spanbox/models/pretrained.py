@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -36,6 +36,7 @@ _COUNTS = (
     *("hidden_size", "intermediate_size", "vocab_size", "patch_size", "image_size", "dim", "hidden_dim"),
     *("num_attention_heads", "num_hidden_layers", "num_channels", "n_heads", "n_layers"),
 )
+_EXAMPLES: dict[Part, str] = {"text": "google-bert/bert-base-uncased", "vision": "google/vit-base-patch16-224-in21k"}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WRONG_ARCHITECTURE = (
     ArithmeticError,
@@ -242,18 +243,14 @@ def unknown_family(config: Any, known: dict[str, Any], part: Part) -> ConfigErro
 
 def _cached_folder(path: str, part: Part) -> Path:
     """Folder of a model in the cache. Given only a name, transformers could still request files from the hub."""
-    if not _HUB_NAME.fullmatch(path):
-        raise ConfigError(
-            f"{part} tower: there is no folder {path}. Fetch a model with `hf download NAME --local-dir DIR` and "
-            "give DIR."
-        )
-    try:
-        return Path(snapshot_download(path, local_files_only=True))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{part} tower: {path!r} is neither a folder nor a model in the local cache, and nothing is downloaded "
-            f"during a run. Fetch it with `hf download {path} --local-dir DIR` and set path to DIR."
-        ) from None
+    if _HUB_NAME.fullmatch(path):
+        with suppress(FileNotFoundError):
+            return Path(snapshot_download(path, local_files_only=True))
+    raise ConfigError(
+        f"{part} tower: there is no folder {path}, nor a model of this name in the local cache; nothing is downloaded "
+        f"during a run. Fetch a model with `hf download NAME --local-dir DIR`, such as {_EXAMPLES[part]}, and set "
+        f"model.{part}.path=DIR."
+    )
 
 
 def _own_fields(config_class: Any) -> list[str]:
