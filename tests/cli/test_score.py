@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from command import Command
+from spanbox.cli.score import print_scores
 from spanbox.data.manifest import Entity, Record, write_manifest
 
 
@@ -99,3 +100,26 @@ def test_an_output_that_is_an_input(spanbox: Command, data: Path, tmp_path: Path
         outcome = spanbox("score", found, "--data", gold, "--out", path)
         assert (outcome.code, outcome.err.count("is read by this command")) == (2, 1)
         assert path.read_bytes() == before
+
+
+def test_a_narrow_terminal_cuts_off_no_digit(
+    spanbox: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = write_predictions(tmp_path / "found.jsonl", "0", "1", "2")
+    wide = spanbox("score", found, "--data", data).out
+    monkeypatch.setenv("COLUMNS", "30")
+    narrow = spanbox("score", found, "--data", data).out
+    assert "…" not in narrow
+    assert [line.split() for line in wide.splitlines() if "100.00" in line] == [
+        line.split() for line in narrow.splitlines() if "100.00" in line
+    ]
+
+
+def test_a_long_name_of_a_type_is_wrapped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    row = f"gmner.type.{'种类' * 200}"
+    figures = ("precision", "recall", "f1", "correct", "predicted", "gold")
+    print_scores({f"{name}.{figure}": 1.0 for name in ("gmner", row) for figure in figures}, ["gmner", row], [], "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 120
+    assert "".join(lines).count("种类") > 150

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from spanbox.terminal import make_console
+from spanbox.terminal import print_figures
 
 if TYPE_CHECKING:
     from spanbox.engine.memory import StepMemory
@@ -32,9 +32,8 @@ def plan(
 
     made = make_plan(load_config(config, overrides or []))
     print(f"{made.parameters / 1e6:.1f} M parameters, {made.trained / 1e6:.1f} M of them trained; on {made.device}")
-    console = make_console()
-    console.print(_costs(made.plain, made.checkpointed))
-    console.print(_batches(made.plain, made.checkpointed, made.budget))
+    print_figures(_costs(made.plain, made.checkpointed))
+    print_figures(_batches(made.plain, made.checkpointed, made.budget))
     print("text, image: the largest chunks, in texts and images; *: with gradient checkpointing")
     print("losses, whole (all in one chunk), peak: predicted memory in GiB; peaks include 10 % for the allocator")
     if made.seconds:

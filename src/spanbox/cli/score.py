@@ -9,10 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from spanbox.terminal import make_console, plain
+from spanbox.terminal import make_console, plain, print_figures
 
 TASKS = {"gmner": "GMNER", "mner": "MNER", "eeg": "EEG", "eeg_gold_spans": "EEG, gold spans"}
 MOST_TYPES = 12  # in the table; the file has all
+LONGEST_LABEL = 40  # columns; longer names of types are wrapped
 
 
 def score(
@@ -46,8 +47,8 @@ def score(
 
 def print_scores(metrics: Mapping[str, float], rows: list[str], notes: Iterable[str], title: str) -> None:
     """Print the figures as a table, and the remarks on them."""
+    print_figures(_table(metrics, rows, title))
     console = make_console()
-    console.print(_table(metrics, rows, title))
     for note in notes:
         console.print(plain(f"note: {note}"), soft_wrap=True)
 
@@ -55,7 +56,7 @@ def print_scores(metrics: Mapping[str, float], rows: list[str], notes: Iterable[
 def _table(metrics: Mapping[str, float], rows: list[str], title: str) -> Table:
     """Each task, and below it its types unless they are many."""
     table = Table(title=plain(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold", max_width=LONGEST_LABEL)
     for heading in ("precision", "recall", "F1", "F1, 95 %", "right", "predicted", "gold"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task, name in TASKS.items():

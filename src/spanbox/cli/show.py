@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
-from spanbox.terminal import make_console, plain
+from spanbox.terminal import make_console, plain, print_figures
 
 if TYPE_CHECKING:  # importing it would bring PyTorch in, which takes seconds
     from spanbox.api import Model
@@ -18,7 +18,7 @@ def print_metrics(metrics: Mapping[str, float], title: str, details: str = "metr
     from spanbox.evaluation.evaluate import metrics_table
     from spanbox.metric_names import is_part
 
-    make_console().print(metrics_table(metrics, plain(title)))
+    print_figures(metrics_table(metrics, plain(title)))
     if any(map(is_part, metrics)):
         print(f"by entity type, box size and number of candidates: {details}")
 
