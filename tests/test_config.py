@@ -1,5 +1,6 @@
 """The config: recipes, files, overrides, and errors with the key, the value found and the remedy."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,12 @@ class TestOverrides:
 
     def test_value_is_not_yaml(self) -> None:
         assert problem("train.steps=[1").startswith("'train.steps=[1': the value cannot be read as YAML: ")
+
+    @pytest.mark.parametrize("folder", ["[1] a", "{a}/b", '"a" b', "[it's", "&a b: [c"])
+    def test_the_advice_for_a_text_that_is_no_yaml_works(self, folder: str) -> None:
+        advice = problem(f"run.dir={folder}").partition("if it is a text, write ")[2]
+        (override,) = shlex.split(advice)
+        assert load_config("demo", [override]).run.dir == folder
 
     @pytest.mark.parametrize("folder", ["runs/a #1", "运行/二 #2 😀", "runs/it's #3", "runs/a#4"])
     def test_a_number_sign_begins_no_comment(self, folder: str) -> None:

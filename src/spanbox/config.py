@@ -6,6 +6,7 @@ Each section is declared beside the component that it configures; this module jo
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -191,7 +192,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node[last] = value.strip() if _COMMENT.fullmatch(value) else parse_yaml(value)
     except DocumentError as error:
         reason = str(error).removeprefix("line 1: ")
-        raise ConfigError(f"{shown}: the value cannot be read as YAML: {reason}") from None
+        as_text = shlex.quote(f"{key}={quoted(value)}")
+        hint = f"; if it is a text, write {as_text}" if len(value) <= LONGEST_SHOWN else ""
+        raise ConfigError(f"{shown}: the value cannot be read as YAML: {reason}{hint}") from None
 
 
 _COMMENT = re.compile(r"\s*[^\s'\"\[{#].*?\s#.*")
