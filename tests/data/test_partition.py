@@ -260,6 +260,14 @@ def test_a_licence_of_a_source_that_no_pair_has_is_refused(tmp_path: Path) -> No
         dataset_card("Some data", audit([tmp_path / "m.jsonl"]), {"COCO": "CC BY 4.0"})
 
 
+def test_a_licence_for_pairs_without_a_source_has_no_name(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.jsonl", [Record("1", "none.png", "a cat")])
+    report = audit([tmp_path / "m.jsonl"])
+    with pytest.raises(ConfigError, match=r"no pair has the source 'coco'; the sources are none \(--licence =TEXT\)"):
+        dataset_card("Some data", report, {"coco": "CC BY 4.0"})
+    assert "| not given | 1 | CC BY 4.0 |" in dataset_card("Some data", report, {"": "CC BY 4.0"})
+
+
 def test_the_card_of_a_manifest_with_a_wrong_line_names_it(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.jsonl", [Record("1", "none.png", "a cat", source="coco")])
     with (tmp_path / "m.jsonl").open("a") as file:

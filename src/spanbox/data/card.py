@@ -22,7 +22,8 @@ def dataset_card(title: str, report: AuditReport, licences: Mapping[str, str]) -
     """
     unknown = [source for source in licences if source not in report.total.sources]
     if unknown:
-        known = ", ".join(repr(source) for source, _ in report.total.sources.most_common(MOST_ROWS))
+        sources = (source for source, _ in report.total.sources.most_common(MOST_ROWS))
+        known = ", ".join(repr(source) if source else "none (--licence =TEXT)" for source in sources)
         raise ConfigError(f"--licence: no pair has the source {unknown[0]!r}; the sources are {known or 'none'}")
     columns = list(report.manifests.values())
     lines = [
