@@ -252,6 +252,7 @@ def test_runs_on_the_same_data_are_compared_with_intervals(tmp_path: Path, evalu
     found = page(evaluated, better)
     assert "figures" not in found.sections
     assert re.search(r"▲ \+12\.5 \[\+\d\.\d to \+1\d\.\d\]", found.sections["comparison"])
+    assert "No interval: the metric is no mean over queries (a median" in found.sections["comparison"]
     assert "against run: ▲ +12.5" in " ".join(found.sections["result"].split())
     assert "against run: +12.5 (no interval)" in " ".join(found.sections["result"].split())
 
@@ -310,6 +311,7 @@ def test_in_chinese(evaluated: Path) -> None:
     assert "句子与图像" in found.sections["result"]
     assert "65.0 % 至 85.0 %" in found.sections["result"]
     assert "加菲猫" in found.sections["matching"]
+    assert "最弱的组：类型：<script>" in found.sections["result"]
 
 
 def test_figures_are_drawn_for_each_run(tmp_path: Path, evaluated: Path) -> None:

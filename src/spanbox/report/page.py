@@ -116,7 +116,7 @@ class RunView:
     def weakest(self) -> tuple[str, Score] | None:
         """The group of entities with the lowest score, among those with enough queries."""
         groups = [
-            (f"{self.t.measures[kind]}: {self.t.group(kind, group)}", score)
+            (self.t("curve_of", quantity=self.t.measures[kind], part=self.t.group(kind, group)), score)
             for kind, (members, _) in self.breakdowns().items()
             for group, score in members
         ]

@@ -54,7 +54,7 @@ class Difference:
     """A run's score minus the first run's."""
 
     value: float
-    interval: Interval | None  # None: the runs have no outcomes of the same queries
+    interval: Interval | None  # None: no mean over queries, or no outcomes of the same queries
     is_better: bool | None  # None: not distinguishable from 0, or the metric has no better direction
 
 
