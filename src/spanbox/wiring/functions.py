@@ -11,16 +11,32 @@ from typing import Any
 from spanbox.errors import ConfigError
 
 
-def import_function(path: str, option: str) -> Callable[..., Any]:
-    """The function of an import path, `module:function`; modules of the working folder are found first.
+class UserFunction:
+    """A function of the user by its import path.
 
     Args:
-        path: the import path.
+        name: the import path, `module:function`; modules of the working folder are found first.
         option: of the command that took it, for messages.
 
     Raises:
         ConfigError: there is none.
     """
+
+    def __init__(self, name: str, option: str) -> None:
+        self.name = name
+        self.function = _imported(name, option)
+
+    @property
+    def key(self) -> str:
+        """A text that changes with the file of the function."""
+        try:
+            source = Path(getsourcefile(self.function) or "").read_bytes()
+        except (OSError, TypeError):  # built in, or a callable object
+            source = b""
+        return f"{self.name} {blake2b(source, digest_size=12).hexdigest()}"
+
+
+def _imported(path: str, option: str) -> Callable[..., Any]:
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
         raise ConfigError(f"{option}: {path!r} is no import path; expected module:function")
@@ -36,12 +52,3 @@ def import_function(path: str, option: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{option}: {module_name!r} has no function {name!r}")
     return function  # type: ignore[no-any-return]
-
-
-def function_key(path: str, function: Callable[..., Any]) -> str:
-    """A text that changes with the file of the function."""
-    try:
-        source = Path(getsourcefile(function) or "").read_bytes()
-    except (OSError, TypeError):  # built in, or a callable object
-        source = b""
-    return f"{path} {blake2b(source, digest_size=12).hexdigest()}"

@@ -1,6 +1,6 @@
 """Paraphrases of a manifest by translators: Marian models from local folders, or functions of the user."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ from spanbox.data.back_translation import Translator
 from spanbox.engine.device import choose_device
 from spanbox.errors import ConfigError
 from spanbox.models.translation import MarianTranslator
-from spanbox.wiring.functions import function_key, import_function
+from spanbox.wiring.functions import UserFunction
 
 
 @dataclass
@@ -35,16 +35,8 @@ class Chain:
         return current
 
 
-@dataclass
-class FunctionTranslator:
-    """A function of the user: from a list of texts to a list of texts."""
-
-    name: str  # module:function
-    function: Callable[[list[str]], Any]
-
-    @property
-    def key(self) -> str:
-        return function_key(self.name, self.function)
+class FunctionTranslator(UserFunction):
+    """From a list of texts to a list of texts."""
 
     def translate(self, texts: Sequence[str]) -> Any:
         return self.function(list(texts))
@@ -58,7 +50,7 @@ def make_translators(via: Sequence[str], functions: Sequence[str], device: str) 
     """
     if not via and not functions:
         raise ConfigError("give a translator: --via DIR[,DIR], or --translator module:function")
-    translators: list[Translator] = [load_function(name) for name in functions]
+    translators: list[Translator] = [FunctionTranslator(name, "--translator") for name in functions]
     chosen = choose_device(device)
     loaded: dict[str, MarianTranslator] = {}
     for chain in via:
@@ -68,8 +60,3 @@ def make_translators(via: Sequence[str], functions: Sequence[str], device: str) 
                 loaded[folder] = MarianTranslator(folder, chosen)
         translators.append(Chain([loaded[folder] for folder in folders]))
     return translators
-
-
-def load_function(path: str) -> FunctionTranslator:
-    """The function of an import path, `module:function`. Raises ConfigError."""
-    return FunctionTranslator(path, import_function(path, "--translator"))
