@@ -227,3 +227,9 @@ def used_columns(mask: Tensor) -> int:
 def at_least_float32(values: Tensor) -> Tensor:
     """Convert half precision to float32."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def place_in_row(row: Tensor, count: Tensor) -> Tensor:
+    """Index (n,) of each entry within its row; rows (n,) ascend and have `count` entries."""
+    start = count.cumsum(0) - count
+    return torch.arange(len(row), device=row.device) - start[row]

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from spanbox.errors import ConfigError
 from spanbox.evaluation.mining import Nearest, OnSearched, Search
-from spanbox.evaluation.ranking import blocks, place_in_row
+from spanbox.evaluation.ranking import blocks
+from spanbox.structures import place_in_row
 
 FLAT_BELOW = 10_000
 """Below this number of keys all are compared, which takes a second or two."""

@@ -12,6 +12,7 @@ from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.outcomes import Outcome
 from spanbox.evaluation.ranking import blocks, chance_within, nan_last, ranks
 from spanbox.geometry import box_area
+from spanbox.structures import place_in_row
 
 FEATURES_AT_ONCE = 2**24
 """Numbers gathered at a time, 8 bytes each."""
@@ -72,9 +73,8 @@ def regions_by_pair(bank: FeatureBank) -> tuple[Tensor, Tensor]:
     """Index (M,) of each region within its pair, and the regions (pairs, R) of each pair, -1 for padding."""
     count = bank.region_pair.bincount(minlength=len(bank))
     order = bank.region_pair.argsort(stable=True)
-    start = count.cumsum(0) - count
     slot_M = torch.empty_like(order)
-    slot_M[order] = torch.arange(len(order)) - start[bank.region_pair[order]]
+    slot_M[order] = place_in_row(bank.region_pair[order], count)
     regions_of_pair = torch.full((len(bank), int(count.max())), -1)
     regions_of_pair[bank.region_pair, slot_M] = torch.arange(len(order))
     return slot_M, regions_of_pair

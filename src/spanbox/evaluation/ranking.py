@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spanbox.progress import StartProgress, hidden
+from spanbox.structures import place_in_row
 
 BLOCK_ELEMENTS = 2**25
 """Entries of the similarity matrix in memory at a time, 4 bytes each; counting takes up to 8 more bytes each."""
@@ -222,12 +223,6 @@ def _count_reaching(scores_QN: Tensor, thresholds_QP: Tensor) -> Tensor:
     reached_QN += (most + 1) * torch.arange(queries, dtype=torch.int32, device=scores_QN.device)[:, None]
     exactly_QP = reached_QN.flatten().bincount(minlength=queries * (most + 1)).reshape(queries, most + 1)[:, 1:]
     return exactly_QP.flip(1).cumsum(dim=1).flip(1)
-
-
-def place_in_row(row_E: Tensor, count_Q: Tensor) -> Tensor:
-    """Index (E,) of each entry within its row; rows ascend and have `count_Q` entries."""
-    start_Q = count_Q.cumsum(0) - count_Q
-    return torch.arange(len(row_E), device=row_E.device) - start_Q[row_E]
 
 
 def _no_queries(device: torch.device | str) -> Ranking:

@@ -33,7 +33,7 @@ from spanbox.losses.relations import (
     span_image_relation,
     transposed,
 )
-from spanbox.structures import Features, Targets, stable_id
+from spanbox.structures import Features, Targets, place_in_row, stable_id
 
 BlockOfScores = Callable[[slice, slice], Tensor]
 """Maps the pairs of the rows and those of the columns to scores."""
@@ -242,7 +242,7 @@ class ChosenPairs(NamedTuple):
         """Scores (n,) as a table (Q, C), padded to the longest row, and the relation in it."""
         row = self.row - self.first
         count = row.bincount(minlength=self.rows)
-        place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        place = place_in_row(row, count)
         shape = self.rows, int(count.max()) if self.rows else 0
 
         def placed(values: Tensor) -> Tensor:
