@@ -67,7 +67,6 @@ def ratio_interval(
     image: IntArray,
     *,
     low: float = 0.0,
-    high: float = 1.0,
     added: float = 1.0,
 ) -> Interval | None:
     """The interval of sum(numerator) / sum(denominator), both (Q,): a rate, precision, recall, F1.
@@ -75,8 +74,7 @@ def ratio_interval(
     Args:
         denominator: not negative.
         image: (Q,) the same number for queries of the same image.
-        low: smallest possible ratio of a query.
-        high: largest possible ratio of a query.
+        low: smallest possible ratio of a query; the largest is 1.
         added: size of the images that are added at either end, relative to the image of an average query.
 
     Returns:
@@ -88,10 +86,10 @@ def ratio_interval(
     sums, sizes = sums[sizes > 0], sizes[sizes > 0]
     if len(sizes) < 2:
         return None
-    successes, size = (sums - low * sizes) / (high - low), sizes.sum()
+    successes, size = (sums - low * sizes) / (1 - low), sizes.sum()
     share = min(1.0, max(0.0, float(successes.sum() / size)))
     interval = wilson_interval(share, float(size) / _design_effect(successes, sizes, added))
-    return Interval(*(low + (high - low) * bound for bound in interval))
+    return Interval(*(low + (1 - low) * bound for bound in interval))
 
 
 def effective_count(values: Numbers, image: IntArray, *, added: float = 1.0) -> float:

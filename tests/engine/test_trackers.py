@@ -164,7 +164,7 @@ class TestFailures:
             ConfigError,
             match=r"^train\.track: trackio is not installed; run `pip install 'spanbox\[trackio\]'`, or remove",
         ):
-            check_installed(("trackio",), "train.track")
+            check_installed(("trackio",))
 
 
 def tensorboard_curves(folder: Path) -> dict[str, dict[int, float]]:

@@ -12,9 +12,9 @@ from spanbox.metric_names import ANNOTATIONS
 
 class TestWhatCanChoose:
     def test_one_metric_or_several(self) -> None:
-        check_selectable("retrieval.i2t.r5", "train.best_metric")
-        check_selectable({"retrieval.i2t.r5": 1.0, "matching.within_image": 0.5}, "train.best_metric")
-        check_selectable({"retrieval.i2t.median_rank": -1.0}, "train.best_metric")
+        check_selectable("retrieval.i2t.r5")
+        check_selectable({"retrieval.i2t.r5": 1.0, "matching.within_image": 0.5})
+        check_selectable({"retrieval.i2t.median_rank": -1.0})
 
     @pytest.mark.parametrize("best_metric", ["retrieval.t2i.r@1", {"retrieval.i2t.r1": 1.0, "retrieval.t2i.r@1": 1.0}])
     def test_an_unknown_one_names_the_nearest(self, best_metric: str | dict[str, float]) -> None:
@@ -23,21 +23,21 @@ class TestWhatCanChoose:
             match=r"^train\.best_metric: 'retrieval\.t2i\.r@1' cannot choose a checkpoint\. Did you mean "
             r"'retrieval\.t2i\.r1'\? Known: ",
         ):
-            check_selectable(best_metric, "train.best_metric")
+            check_selectable(best_metric)
 
     @pytest.mark.parametrize(
         "name", ["retrieval.i2t.count", "matching.within_image.chance", "retrieval.i2t.r1.low", ""]
     )
     def test_what_describes_the_data_or_another_metric_chooses_nothing(self, name: str) -> None:
         with pytest.raises(ConfigError, match="cannot choose a checkpoint"):
-            check_selectable(name, "train.best_metric")
+            check_selectable(name)
 
     @pytest.mark.parametrize("weights", [{}, {"retrieval.i2t.r1": 0.0}])
     def test_without_any_weight(self, weights: dict[str, float]) -> None:
         with pytest.raises(
             ConfigError, match=r"^train\.best_metric: all weights are 0; write NAME, or \{NAME: weight,"
         ):
-            check_selectable(weights, "train.best_metric")
+            check_selectable(weights)
 
     def test_all_that_is_measured_can_choose_but_for_what_describes_the_data(self) -> None:
         bank = random_bank(0)
@@ -49,7 +49,7 @@ class TestWhatCanChoose:
         described = {"matching.within_image.mean_candidates", "matching.within_image.trivial"}
         described |= {f"embedding.{level}.modality_gap" for level in ("coarse", "fine")}
         assert figures - set(SELECTABLE) == {by_type, *described}
-        check_selectable(by_type, "train.best_metric")
+        check_selectable(by_type)
         # The bank has no box of medium size, and no features of a fusion.
         assert set(SELECTABLE) - figures == {"matching.within_image.size.medium", "matching.in_context"}
 

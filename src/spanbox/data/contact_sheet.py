@@ -46,7 +46,6 @@ def contact_sheet(
     title: str,
     views: MaskSettings | None,
     grid: int,
-    seed: int = 0,
     *,
     augmented: Sequence[Sequence[Sample]] = (),
 ) -> str:
@@ -58,10 +57,9 @@ def contact_sheet(
         title: heading of the page.
         views: settings of the views; their count and mix are ignored.
         grid: side of a view in cells.
-        seed: of the views.
     """
     cards = [
-        _card(sample, views, grid, np.random.default_rng((seed, row)), augmented[row] if augmented else ())
+        _card(sample, views, grid, np.random.default_rng((0, row)), augmented[row] if augmented else ())
         for row, sample in enumerate(samples)
     ]
     head = f'<!doctype html><html><head><meta charset="utf-8"><title>{escape(title)}</title>'

@@ -149,7 +149,7 @@ class Trackio:
 TRACKERS: dict[TrackerName, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
-def check_installed(names: Iterable[TrackerName], key: str) -> None:
+def check_installed(names: Iterable[TrackerName]) -> None:
     """Check before training that the packages of the trackers are installed.
 
     Raises:
@@ -157,7 +157,8 @@ def check_installed(names: Iterable[TrackerName], key: str) -> None:
     """
     for name in names:
         if find_spec(name) is None:
-            raise ConfigError(f"{key}: {name} is not installed; run `pip install 'spanbox[{name}]'`, or remove it")
+            remedy = f"run `pip install 'spanbox[{name}]'`, or remove it"
+            raise ConfigError(f"train.track: {name} is not installed; {remedy}")
 
 
 class Trackers:

@@ -82,7 +82,7 @@ class Trainer:
         ranks: Ranks | None = None,
         state_caches: Mapping[str, StateCache] | None = None,
     ) -> None:
-        check_installed(settings.track, "train.track")
+        check_installed(settings.track)
         if settings.patience and validate is None:
             raise ConfigError("train.patience: nothing is validated; give data.val, or set train.patience=null")
         self.ranks = ranks or Ranks()

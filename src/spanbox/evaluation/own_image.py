@@ -42,14 +42,14 @@ class OwnImage(NamedTuple):
         return OwnImage(*(tensor[chosen_S] for tensor in self))
 
 
-def score_own_image(bank: FeatureBank, features_at_once: int = FEATURES_AT_ONCE) -> OwnImage:
+def score_own_image(bank: FeatureBank) -> OwnImage:
     """Scores of every span with the regions of its own pair."""
     slot_M, regions_of_pair = regions_by_pair(bank)
     own_SR = regions_of_pair[bank.span_pair]
     linked_SR = torch.zeros(own_SR.shape, dtype=torch.bool)
     linked_SR[bank.links[:, 0], slot_M[bank.links[:, 1]]] = True
     scores_SR = torch.zeros(own_SR.shape)
-    for rows in blocks(len(own_SR), own_SR.shape[1] * bank.spans.shape[1], features_at_once):
+    for rows in blocks(len(own_SR), own_SR.shape[1] * bank.spans.shape[1], FEATURES_AT_ONCE):
         spans_S1D, regions_SRD = bank.spans[rows, None].double(), bank.regions[own_SR[rows]].double()
         scores_SR[rows] = (spans_S1D @ regions_SRD.mT)[:, 0].float()
     candidates_SR = own_SR >= 0

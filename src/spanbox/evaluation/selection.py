@@ -22,6 +22,8 @@ from spanbox.evaluation.reranking import IN_CONTEXT
 from spanbox.metric_names import ANNOTATIONS, SIZES, WITHIN, better_direction
 from spanbox.structures import NAMED_ONLY, SHOWN
 
+KEY = "train.best_metric"
+
 BestMetric = str | dict[str, float]
 """The name of a metric, or the weights of several."""
 
@@ -59,7 +61,7 @@ AMBIGUITY = {True: "ambiguous entities with boxes", False: "entities with boxes 
 """What the parts of matching by ambiguity compare."""
 
 
-def check_selectable(best_metric: BestMetric, key: str) -> None:
+def check_selectable(best_metric: BestMetric) -> None:
     """Check before training that `best_metric` can select a checkpoint.
 
     Raises:
@@ -67,12 +69,12 @@ def check_selectable(best_metric: BestMetric, key: str) -> None:
     """
     weights = _weights(best_metric)
     if not any(weights.values()):
-        raise ConfigError(f"{key}: all weights are 0; write NAME, or {{NAME: weight, NAME: weight}}")
+        raise ConfigError("train.best_metric: all weights are 0; write NAME, or {NAME: weight, NAME: weight}")
     for name in weights:
         if name not in SELECTABLE and not name.startswith(BY_TYPE):
             nearest = get_close_matches(name, SELECTABLE, n=1, cutoff=0.0)[0]
             raise ConfigError(
-                f"{key}: {name!r} cannot choose a checkpoint. Did you mean {nearest!r}? {_known(SELECTABLE)}"
+                f"{KEY}: {name!r} cannot choose a checkpoint. Did you mean {nearest!r}? {_known(SELECTABLE)}"
             )
 
 
@@ -100,12 +102,11 @@ def counted_in_pair(
     return kinds | {name for name, outcome in within_image_outcomes(own, types).items() if len(outcome)}
 
 
-def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], *, in_context: bool) -> None:
+def check_measurable(best_metric: BestMetric, counted: Iterable[str], *, in_context: bool) -> None:
     """Check before training that the validation data and the model give `best_metric`.
 
     Args:
         best_metric: one that `check_selectable` lets pass.
-        key: its config key.
         counted: what the pairs of the data add, see `counted_in_pair`, and the `UNIFORMITY` of each kind of features of
             which they have those of several images. Read as far as needed.
         in_context: whether the model matches entities and boxes in context.
@@ -116,7 +117,7 @@ def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], 
     names = _weights(best_metric)
     if IN_CONTEXT in names and not in_context:
         raise ConfigError(
-            f"{key}: {IN_CONTEXT!r} needs model.fusion.kind=gated or cross_attention, and loss.fine.weight and "
+            f"{KEY}: {IN_CONTEXT!r} needs model.fusion.kind=gated or cross_attention, and loss.fine.weight and "
             f"loss.fusion.parts_weight above 0; set them, or choose {WITHIN!r}"
         )
     needs = {name: _needs(name) for name in names}
@@ -129,23 +130,23 @@ def check_measurable(best_metric: BestMetric, key: str, counted: Iterable[str], 
     for name, its in needs.items():
         if name.startswith(_NEED_BOXES) and WITHIN not in found:
             others = [other for other in SELECTABLE if not other.startswith(_NEED_BOXES)]
-            raise ConfigError(f"{key}: {_no_boxes(name, others)}")
+            raise ConfigError(f"{KEY}: {_no_boxes(name, others)}")
         if its <= found:
             continue
         if name.startswith(BY_TYPE):
             types = ", ".join(sorted(one.removeprefix(BY_TYPE) for one in found if one.startswith(BY_TYPE))) or "none"
             wanted = name.removeprefix(BY_TYPE)
-            raise ConfigError(f"{key}: no entity with a box has the type {wanted!r} in data.val. Types there: {types}")
+            raise ConfigError(f"{KEY}: no entity with a box has the type {wanted!r} in data.val. Types there: {types}")
         if name in UNIFORMITY.values():
             kind = name.rpartition(".")[2]
             raise ConfigError(
-                f"{key}: {name!r} compares {kind} of different images, and data.val has only those of one image; add "
+                f"{KEY}: {name!r} compares {kind} of different images, and data.val has only those of one image; add "
                 "pairs of other images, or choose another metric, such as 'retrieval.t2i.r1'"
             )
         missing = "" if its == {name} else f" (there are no {' and no '.join(sorted(its - found))})"
         measured = [other for other in SELECTABLE if other.startswith(WITHIN) and _needs(other) <= found]
         raise ConfigError(
-            f"{key}: no entity of data.val counts for {name!r}{missing}; choose another, such as {', '.join(measured)}"
+            f"{KEY}: no entity of data.val counts for {name!r}{missing}; choose another, such as {', '.join(measured)}"
         )
 
 

@@ -193,10 +193,10 @@ def evaluate_to_folder(
 def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress], tuple[dict[str, float], float]] | None:
     if config.data.val is None:
         return None
-    check_selectable(config.train.best_metric, "train.best_metric")
+    check_selectable(config.train.best_metric)
     manifest = open_manifest(config, config.data.val, "data.val")
     in_context = matches_in_context(config)
-    check_measurable(config.train.best_metric, "train.best_metric", _counted(config, manifest), in_context=in_context)
+    check_measurable(config.train.best_metric, _counted(config, manifest), in_context=in_context)
 
     def validate(tokenizer: Any, model: DualEncoder, progress: Progress) -> tuple[dict[str, float], float]:
         inference = Inference(model, tokenizer, config)

@@ -24,6 +24,7 @@ from PIL import Image
 from spanbox.files import explained
 
 SIDE = 32  # of a thumbnail, in pixels
+WINDOW = 24  # side of the parts of a thumbnail that are compared
 LOW = 8  # frequencies along each axis
 CROP = 0.05  # of each side, by which the versions that are hashed are cropped
 BANDS, BAND_BITS = 4, 16
@@ -203,13 +204,13 @@ def _similarity(query: NDArray[np.uint8], others: NDArray[np.uint8], *, mirrored
     return best
 
 
-def _window(start: float, cropped: float, size: int = 24) -> Floats:
-    """Weights (size, SIDE) that take a part of the pixels along an axis: bilinear."""
-    places = ((start + (np.arange(size) + 0.5) / size * (1 - cropped)) * SIDE - 0.5).clip(0, SIDE - 1)
+def _window(start: float, cropped: float) -> Floats:
+    """Weights (WINDOW, SIDE) that take a part of the pixels along an axis: bilinear."""
+    places = ((start + (np.arange(WINDOW) + 0.5) / WINDOW * (1 - cropped)) * SIDE - 0.5).clip(0, SIDE - 1)
     left = np.minimum(places.astype(int), SIDE - 2)
-    weights = np.zeros((size, SIDE), dtype=np.float32)
-    weights[np.arange(size), left] = 1 - (places - left)
-    weights[np.arange(size), left + 1] = places - left
+    weights = np.zeros((WINDOW, SIDE), dtype=np.float32)
+    weights[np.arange(WINDOW), left] = 1 - (places - left)
+    weights[np.arange(WINDOW), left + 1] = places - left
     return weights
 
 
