@@ -32,7 +32,7 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.paraphrases import find_span_faults
-from spanbox.data.result_cache import ResultCache, storable
+from spanbox.data.result_cache import Cached, ResultCache, storable
 from spanbox.data.source import state_of
 from spanbox.errors import DataError, SpanboxError
 from spanbox.files import check_no_input, check_writable_file
@@ -45,31 +45,15 @@ _ROUNDING = 1.0  # pixels by which a box may leave its image without being count
 Result = TypeVar("Result")
 
 
-class Tagger(Protocol):
+class Tagger(Cached, Protocol):
     """Finds entities in texts."""
-
-    @property
-    def name(self) -> str:
-        """In messages."""
-
-    @property
-    def key(self) -> str:
-        """Changes whenever the results may change."""
 
     def tag(self, texts: Sequence[str]) -> Any:
         """A list for each text, of `{"start": ..., "end": ..., "type": ...}` in characters; `type` may be left out."""
 
 
-class Detector(Protocol):
+class Detector(Cached, Protocol):
     """Finds objects in images."""
-
-    @property
-    def name(self) -> str:
-        """In messages."""
-
-    @property
-    def key(self) -> str:
-        """Changes whenever the results may change."""
 
     def detect(self, images: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> Any:
         """A list for each image, of `{"box": [x0, y0, x1, y1] in pixels, "score": ..., "label": ...}`.

@@ -25,7 +25,7 @@ from spanbox.data.manifest import (
     write_manifest,
 )
 from spanbox.data.paraphrases import Paraphrase, ParaphraseSpan
-from spanbox.data.result_cache import ResultCache, storable
+from spanbox.data.result_cache import Cached, ResultCache, storable
 from spanbox.data.words import is_language
 from spanbox.errors import DataError, SpanboxError
 from spanbox.files import check_no_input, check_writable_file
@@ -37,16 +37,8 @@ Lost = Literal["coarse", "drop"]
 OnProgress = Callable[[int, int, str], None]  # pairs done, pairs in all, speed
 
 
-class Translator(Protocol):
+class Translator(Cached, Protocol):
     """Turns texts into texts: a paraphraser, or a translation there and back again."""
-
-    @property
-    def name(self) -> str:
-        """In the manifest and in messages."""
-
-    @property
-    def key(self) -> str:
-        """Changes whenever the translations may change."""
 
     def translate(self, texts: Sequence[str]) -> Any:
         """A text for each text; empty or None where there is none."""

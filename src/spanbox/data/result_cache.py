@@ -4,11 +4,24 @@ import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from spanbox.data.manifest import MAX_LINE_BYTES
 from spanbox.files import explained
+
+
+class Cached(Protocol):
+    """A model, or a function of the user, whose results are kept."""
+
+    @property
+    def name(self) -> str:
+        """In messages, and in manifests."""
+
+    @property
+    def key(self) -> str:
+        """Changes whenever the results may change."""
 
 
 class _Entry(msgspec.Struct, frozen=True):
