@@ -3,7 +3,7 @@
 import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -96,12 +96,7 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
     with _utf8_text(path, newline="") as file:
         reader = csv.DictReader(_bounded_lines(file), delimiter=delimiter)
         try:
-            missing = [column for column in columns.values() if column not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path}: has no column {missing[0]!r}, but {', '.join(reader.fieldnames or ())[:200]}")
-            twice = [column for column in columns.values() if list(reader.fieldnames or ()).count(column) > 1]
-            if twice:
-                raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
+            _check_columns(path, columns.values(), list(reader.fieldnames or ()))
             for number, row in enumerate(reader, start=1):
                 values = {name: row.get(column) for name, column in columns.items()}
                 given = {name: (value or "").strip() for name, value in values.items()}
@@ -116,6 +111,14 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
                 yield split, Record(given.get("id") or str(number), image, given["text"], group, lang)
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: cannot be read ({error})") from None
+
+
+def _check_columns(path: Path, wanted: Iterable[str], there: Sequence[str]) -> None:
+    for column in wanted:
+        if column not in there:
+            raise DataError(f"{path}: has no column {column!r}, but {', '.join(there)[:200]}")
+        if there.count(column) > 1:
+            raise DataError(f"{path}: has two columns {column!r}; rename one")
 
 
 def _bounded_lines(file: TextIO) -> Iterator[str]:

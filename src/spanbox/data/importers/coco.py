@@ -208,23 +208,16 @@ class _Reference(msgspec.Struct):
 
 def refcoco(source: Source) -> Pairs:
     """`refs(SPLIT_BY).p` or `.json`, and `instances.json`; images of COCO's `train2014/`, or `--images DIR`."""
-    paths = sorted(path for ending in ("p", "json") for path in source.root.glob(f"refs(*).{ending}"))
-    if not paths:
-        raise DataError(f"{source.root}: has no refs(SPLIT_BY).p or .json, as in refcoco/refs(unc).p")
-    if len(paths) > 1:
-        listed = ", ".join(path.name for path in paths)
-        raise DataError(
-            f"{source.root}: has {listed}; copy the one to import into a folder of its own, with instances.json"
-        )
+    path = _reference_file(source.root)
     instances = read_typed(source.file("instances.json", expected="the boxes of the references"), _Instances)
     files = {image.id: image for image in instances.images}
     names = {category.id: category.name for category in instances.categories}
     boxes = {annotation.id: annotation for annotation in instances.annotations}
     objects = _boxes(source, "train", instances.annotations, files)
     images = Images(source, source.image_folder("train2014", "images", "images/mscoco/images/train2014"))
-    references = read_typed(paths[0], list[Any]) if paths[0].suffix == ".json" else read_plain_pickle(paths[0])
+    references = read_typed(path, list[Any]) if path.suffix == ".json" else read_plain_pickle(path)
     if not isinstance(references, list):
-        raise DataError(f"{paths[0]}: expected a list of references, found {type(references).__name__}")
+        raise DataError(f"{path}: expected a list of references, found {type(references).__name__}")
     source.total = len(references)
     for number, content in enumerate(references):
         try:
@@ -242,6 +235,16 @@ def refcoco(source: Source) -> Pairs:
         kind = names.get(annotation.category_id, "")
         for record in _references(reference, annotation, image, kind, proposals, images):
             yield reference.split, record
+
+
+def _reference_file(folder: Path) -> Path:
+    paths = sorted(path for ending in ("p", "json") for path in folder.glob(f"refs(*).{ending}"))
+    if not paths:
+        raise DataError(f"{folder}: has no refs(SPLIT_BY).p or .json, as in refcoco/refs(unc).p")
+    if len(paths) > 1:
+        listed = ", ".join(path.name for path in paths)
+        raise DataError(f"{folder}: has {listed}; copy the one to import into a folder of its own, with instances.json")
+    return paths[0]
 
 
 def _fault(reference: _Reference, annotation: _Annotation | None) -> str:
