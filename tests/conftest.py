@@ -49,3 +49,11 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small data set of drawn scenes, in English."""
+    import miniature  # with transformers, which most tests do not need
+
+    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))

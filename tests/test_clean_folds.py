@@ -22,11 +22,6 @@ from spanbox.wiring.training import train
 OVERRIDES = [*miniature.TOWERS, *miniature.SCHEDULE]
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Runs the commands of the folds here, which takes a tenth of the time; returns them."""

@@ -29,11 +29,6 @@ from spanbox.wiring.mining import mine_checkpoint
 TIMINGS = ("pairs_per_second", "data_wait", "seconds")
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 def log(run_dir: Path) -> list[dict[str, Any]]:
     """Every line, training and validation, but for how long things took."""
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -41,11 +41,6 @@ def repetition(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(scope="module")
 def busy_machine() -> Iterator[None]:
     """Two processes that burn a core each, when the tests are repeated."""
     burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 if REPEAT else 0)]

@@ -46,11 +46,6 @@ VERBS = [
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(scope="module")
 def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run. Tests only look at it."""
     return train(miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "demo")).run_dir

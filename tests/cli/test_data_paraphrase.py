@@ -36,11 +36,6 @@ def plugin(tmp_path: Path) -> str:
     return f"plugin_{tmp_path.name}"
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 def test_a_function(spanbox: Command, plugin: str, scenes: Path, tmp_path: Path) -> None:
     result = spanbox(scenes / "train.jsonl", "out.jsonl", "--translator", f"{plugin}:translate")
     assert result.code == 0

@@ -19,11 +19,6 @@ from spanbox.wiring.training import precision_of_run
 LARGE, NATIVE = {"WORTH_MEASURING": 0}, {"cpu_computes_in_bfloat16": lambda: True}
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 def measured(monkeypatch: pytest.MonkeyPatch, ratio: float, **changed: Any) -> list[object]:
     """Let bfloat16 take `ratio` of the time of float32; returns a list that grows with each measurement."""
     calls: list[object] = []

@@ -28,11 +28,6 @@ DAYS = ("2026-11-23", "2026-11-25")
 STEP = "step-000004"
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 def unpack(day: str, folder: Path) -> Path:
     """The run folder of a day."""
     with zipfile.ZipFile(EARLIER / f"{day}.zip") as archive:

@@ -10,11 +10,6 @@ from spanbox.wiring import GmnerStart, evaluate_checkpoint, plan, predict_gmner,
 BFLOAT16 = ["train.precision=bfloat16", "train.chunk_size=auto", "train.steps=2"]
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 @pytest.mark.parametrize("fusion", ["none", "gated", "conditioned_pooling"])
 @pytest.mark.parametrize("pool", ["cls", "mean", "pooler"])
 def test_pretraining(pool: str, fusion: str, scenes: Path, tmp_path: Path) -> None:

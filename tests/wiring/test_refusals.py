@@ -15,11 +15,6 @@ from spanbox.errors import ConfigError, DataError
 from spanbox.wiring import train
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 def test_without_data(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^data\.train: is not set; give the path of a manifest"):
         train(miniature.demo_config(scenes, tmp_path / "run", "data.train=null"))

@@ -18,11 +18,6 @@ RUN = {"config.yaml", "environment.json", "log.jsonl", "checkpoints", run_folder
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(scope="module")
 def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A finished run. Tests only look at it."""
     return train(miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "demo"))

@@ -14,11 +14,6 @@ from spanbox.wiring import train
 FREEZE = ["model.vision.freeze=all", "data.val=null", "data.views.count=0", "train.steps=8"]
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of images that a vision tower encodes."""

@@ -25,11 +25,6 @@ CHECKPOINT = {"model.safetensors", "config.yaml", "architecture.json", "preproce
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniature.write_scenes(tmp_path_factory.mktemp("scenes"))
-
-
-@pytest.fixture(scope="module")
 def config(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return miniature.demo_config(scenes, tmp_path_factory.mktemp("runs") / "demo")
 
