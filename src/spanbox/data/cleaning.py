@@ -175,10 +175,12 @@ def _with_verdicts(
     kept: dict[Box, float] = {}
     dropped = False
     for box, relevance, link in zip(entity.boxes, entity.box_relevance(), judged, strict=True):
-        if link is None or link.verdict == "right" or policy == "weight":
-            kept[box] = relevance if link is None or policy != "weight" else round(relevance * link.right, 4)
-            if link is not None and link.verdict != "right":
+        if link is not None and policy == "weight":
+            kept[box] = round(relevance * link.right, 4)
+            if link.verdict != "right":
                 counts["wrong boxes weighted"] += 1
+        elif link is None or link.verdict == "right":
+            kept[box] = relevance
         elif policy == "relink" and link.proposed is not None and link.verdict == "another box":
             kept.setdefault(in_pixels(link.proposed), round(link.proposed_right, 4))
             counts["boxes replaced"] += 1
