@@ -4,7 +4,7 @@ An entity that is `ambiguous` has boxes of which the data does not say which one
 it, so each counts as right. Without boxes the flag means: unknown whether the image shows the entity.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 
@@ -61,14 +61,7 @@ def annotate(
     """
     incidents: list[Incident] = []
     shown_boxes, box_of = _boxes_of_spans(spans, image_size, sample, incidents)
-    entities = [i for i, span in enumerate(spans) if not (limits.skip_ambiguous and span.ambiguous)]
-    if len(entities) < len(spans):
-        skipped = f"{len(spans) - len(entities)} of {len(spans)} entities left out"
-        incidents.append(Incident("ambiguous entity", sample, skipped))
-    entities.sort(key=lambda i: not box_of[i])  # those with a box first
-    if limits.max_spans is not None and len(entities) > limits.max_spans:
-        incidents.append(Incident("spans over limit", sample, f"{len(entities)} spans, {limits.max_spans} used"))
-        entities = entities[: limits.max_spans]
+    entities = _used_entities(spans, box_of, limits, sample, incidents)
     boxes_of_spans = [box_of[i] for i in entities]
     proposals = _proposals(boxes, image_size) if limits.objects_only or limits.views else Proposals.none()
     if limits.objects_only:
@@ -97,6 +90,25 @@ def annotate(
         proposals=proposals,
         incidents=tuple(incidents),
     )
+
+
+def _used_entities(
+    spans: Sequence[Entity],
+    box_of: Sequence[Mapping[int, float]],
+    limits: SampleLimits,
+    sample: str,
+    incidents: list[Incident],
+) -> list[int]:
+    """Indices of the entities that become spans, those with a box first."""
+    entities = [i for i, span in enumerate(spans) if not (limits.skip_ambiguous and span.ambiguous)]
+    if len(entities) < len(spans):
+        skipped = f"{len(spans) - len(entities)} of {len(spans)} entities left out"
+        incidents.append(Incident("ambiguous entity", sample, skipped))
+    entities.sort(key=lambda i: not box_of[i])  # those with a box first
+    if limits.max_spans is not None and len(entities) > limits.max_spans:
+        incidents.append(Incident("spans over limit", sample, f"{len(entities)} spans, {limits.max_spans} used"))
+        entities = entities[: limits.max_spans]
+    return entities
 
 
 def _state(entity: Entity, has_box: bool) -> int:
