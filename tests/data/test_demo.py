@@ -15,7 +15,7 @@ from spanbox.data.demo import DemoSettings, Split, choose_concepts, draw_scene, 
 from spanbox.data.demo_sentences import Language
 from spanbox.data.images import load_image
 from spanbox.data.manifest import Box, Entity, Manifest, Record
-from spanbox.errors import DataError
+from spanbox.errors import DataError, OutputError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 BOTH: tuple[Language, ...] = ("en", "zh")
@@ -344,3 +344,21 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     drawn: list[int] = []
     write_demo(tmp_path, {"train": 3, "val": 2}, SMALL, on_drawn=drawn.append)
     assert drawn == [1, 2, 3, 4, 5]
+
+
+class TestFolderOfOtherData:
+    def test_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "test.jsonl").write_text('{"id":"71044","image":"images/71044.jpg","text":"A park."}\n')
+        with pytest.raises(OutputError, match=r"test\.jsonl: is not of a demo, .* name another folder"):
+            write_demo(tmp_path, {"train": 1, "test": 1}, SMALL)
+        assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
+
+    @pytest.mark.parametrize("settings", [SMALL, replace(SMALL, siblings=2), replace(SMALL, relations="one")])
+    def test_scenes_of_an_earlier_demo_are_replaced(self, settings: DemoSettings, tmp_path: Path) -> None:
+        for count in (6, 3):
+            written = write_demo(tmp_path, dict.fromkeys(SPLITS, count), settings)
+        assert [len(Manifest(path)) for path in written.values()] == [3, 3, 3]
+
+    def test_an_empty_manifest_is_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "train.jsonl").touch()
+        assert len(Manifest(write_demo(tmp_path, {"train": 2}, SMALL)["train"])) == 2

@@ -18,6 +18,7 @@ from PIL import Image
 import miniature
 from browser import CHROMIUM, Browser
 from command import HANGS
+from spanbox.cli.explore import explore
 from spanbox.data.images import load_image
 from spanbox.data.manifest import Entity, Manifest, Record, write_manifest
 from spanbox.errors import DataError
@@ -393,3 +394,14 @@ def test_the_page_in_a_browser(server: ExplorerServer, tmp_path: Path) -> None:
         browser.wait_for("document.querySelector('#status.error')?.textContent.includes('文本为空')")
         browser.evaluate("openPicture('u999')")
         browser.wait_for("document.querySelector('#status.error')?.textContent.includes('不再保留')")
+
+
+def test_ctrl_c_ends_the_command_without_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(server: ExplorerServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ExplorerServer, "serve_forever", interrupted)
+    explore([folder / "one"], folder / "test.jsonl", port=0, device="cpu")
+    assert capsys.readouterr().out.endswith("in a browser; Ctrl-C ends it\n")

@@ -1,5 +1,6 @@
 """`spanbox explore`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,6 @@ def explore(
         server = ExplorerServer(session, port)
     except OSError as error:
         raise OutputError(f"--port {port}: {error.strerror or error}; leave it out for a free one") from None
-    with server:
+    with server, suppress(KeyboardInterrupt):
         print(f"open {server.url} in a browser; Ctrl-C ends it", flush=True)
         server.serve_forever()

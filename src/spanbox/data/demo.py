@@ -30,7 +30,7 @@ from spanbox.data.demo_artwork import Concept, all_concepts, artwork
 from spanbox.data.demo_sentences import ABSENCES, FOURTHS, ONE_RELATION, RELATIONS, SENTENCES, Language
 from spanbox.data.manifest import Box, Entity, ObjectBox, Record, write_manifest
 from spanbox.data.neighbours import save_neighbours
-from spanbox.errors import DataError
+from spanbox.errors import DataError, OutputError
 from spanbox.processes import end_with_parent
 from spanbox.structures import stable_id
 
@@ -88,7 +88,10 @@ def write_demo(
 
     Raises:
         DataError: too many or too few concepts, or relation scenes with siblings.
+        OutputError: a manifest in `out` is not of a demo.
     """
+    for split in counts:
+        _refuse_other_data(out / f"{split}.jsonl", split)
     if settings.relations and settings.siblings:
         raise DataError("relation scenes have no siblings: leave one of the two options out")
     concepts = choose_concepts(settings)
@@ -111,6 +114,16 @@ def write_demo(
     if settings.relations and "train" in manifests:
         _write_partners(out / PARTNERS, manifests["train"], counts["train"])
     return manifests
+
+
+def _refuse_other_data(manifest: Path, split: Split) -> None:
+    """Raises OutputError if a manifest is there that does not begin with the first scene of a demo."""
+    if not manifest.is_file():
+        return
+    with manifest.open("rb") as stream:
+        first = stream.read(200)
+    if first and not first.startswith(f'{{"id":"{split}-000000","image":"images/{split}/'.encode()):
+        raise OutputError(f"{manifest}: is not of a demo, so it is not replaced; name another folder")
 
 
 def _write_partners(path: Path, manifest: Path, count: int) -> None:
