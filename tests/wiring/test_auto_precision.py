@@ -92,15 +92,16 @@ def test_a_resumed_run_keeps_what_it_began_with(scenes: Path, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"precision": "int4"}', '{"precision": null}', '{"torch": "2.13"}'])
-def test_a_run_that_does_not_name_its_precision_is_measured(
+def test_a_run_of_an_earlier_version_goes_on_in_float32(
     content: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It does not name its precision, which was float32 on every CPU."""
     calls = measured(monkeypatch, 0.5)
     (tmp_path / "environment.json").write_text(content)
     config = miniature.demo_config(scenes, tmp_path, "train.resume=true")
     task = Pretraining(make_model(), Objective(LossSettings()))
-    assert precision_of_run(config, task, lambda pairs: None, Ranks()) is torch.bfloat16
-    assert len(calls) == 1
+    assert precision_of_run(config, task, lambda pairs: None, Ranks()) is torch.float32
+    assert calls == []
 
 
 def test_a_plan_has_the_precision_of_the_run(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

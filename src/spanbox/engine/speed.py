@@ -4,7 +4,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,8 +53,8 @@ def clearly_faster(seconds: Mapping[str, float]) -> str:
 def seconds_per_pair(task: Task, device: torch.device, example: Callable[[int], Any]) -> dict[str, float]:
     """Seconds of a forward and a backward pass of all towers per pair, by precision.
 
-    Medians of passes in turn, over as many pairs as keep the towers busy for a while. Leaves no gradient and restores
-    the random state.
+    Medians of passes in turn, over as many pairs as keep the towers busy for a while. One chunk of so many rows stands
+    for all rows of its group, such as the crops. Leaves no gradient and restores the random state.
 
     Args:
         task: its model is in training mode, on `device`, without gradients.
@@ -63,18 +63,32 @@ def seconds_per_pair(task: Task, device: torch.device, example: Callable[[int], 
     forwards = {name: Forward(task, device, precision) for name, precision in PRECISIONS.items()}
     pairs = 1
     with RandomState.capture().replayed():
-        while pairs < MOST_PAIRS and _seconds(forwards["float32"], example(pairs)) < LONG_ENOUGH:
+        while pairs < MOST_PAIRS and _seconds(forwards["float32"], example(pairs), pairs).spent < LONG_ENOUGH:
             pairs *= 2
         batch = example(pairs)
-        _seconds(forwards["bfloat16"], batch)  # the first pass in a precision prepares its kernels
-        rounds = [{name: _seconds(forward, batch) for name, forward in forwards.items()} for _ in range(ROUNDS)]
+        _seconds(forwards["bfloat16"], batch, pairs)  # the first pass in a precision prepares its kernels
+        rounds = [
+            {name: _seconds(forward, batch, pairs).of_batch for name, forward in forwards.items()}
+            for _ in range(ROUNDS)
+        ]
     return {name: statistics.median(one[name] for one in rounds) / pairs for name in PRECISIONS}
 
 
-def _seconds(forward: Forward, batch: Any) -> float:
-    start = time.perf_counter()
+class _Seconds(NamedTuple):
+    spent: float
+    of_batch: float  # with all chunks of each group
+
+
+def _seconds(forward: Forward, batch: Any, chunk_size: int) -> _Seconds:
+    """Of a pass over one chunk of each group of rows."""
+    spent = of_batch = 0.0
     for name, groups in forward.task.inputs(batch).rows.items():
         for rows in groups:
-            forward.measured_pass(name, rows[:])
+            chunk = rows[:chunk_size]
+            start = time.perf_counter()
+            forward.measured_pass(name, chunk)
+            took = time.perf_counter() - start
+            spent += took
+            of_batch += took * len(rows) / len(chunk)
     clear_gradients(forward.task)
-    return time.perf_counter() - start
+    return _Seconds(spent, of_batch)

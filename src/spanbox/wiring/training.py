@@ -145,9 +145,10 @@ def precision_of_run(config: RunConfig, task: Task, example: Callable[[int], Any
     device = choose_device(config.train.device, ranks.local_rank)
     if config.train.precision != "auto" or device.type != "cpu":
         return choose_precision(config.train.precision, device)
-    began = earlier_precision(Path(config.run.dir)) if config.train.resume else None
+    if config.train.resume:  # runs of earlier versions do not name their precision, which was float32 on a CPU
+        return earlier_precision(Path(config.run.dir)) or torch.float32
     task.model.train()
-    return began or faster_on_cpu(task, example, ranks)
+    return faster_on_cpu(task, example, ranks)
 
 
 def run_trainer(
