@@ -14,7 +14,7 @@ from spanbox.data.tagged import TaggedBatch
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients
 from spanbox.engine.task import heads, is_trained
 from spanbox.losses.kernel import WHOLE_SHARE, Share
-from spanbox.models.gmner import GmnerFeatures, GmnerModel
+from spanbox.models.gmner import GmnerFeatures, GmnerModel, RegionChoice
 from spanbox.structures import NAMED_ONLY, NOT_KNOWN, SHOWN, Batch, Losses
 from spanbox.tags import tag_tokens
 from spanbox.tasks.gmner import Gmner, GmnerSettings, GmnerTargets, gmner_losses, targets_of
@@ -201,3 +201,15 @@ def test_the_scale_is_bounded() -> None:
         task.model.choice.log_scale.fill_(10.0)
     task.after_step()
     assert task.model.choice.scale.item() == pytest.approx(100.0)
+
+
+def test_regions_are_compared_in_float32_when_the_towers_compute_in_bfloat16() -> None:
+    """Else the logits of overlapping candidates would be equal."""
+    choice = RegionChoice(64, scale=14.0)
+    torch.nn.init.normal_(choice.none.weight)
+    spans = torch.nn.functional.normalize(torch.randn(2, 3, 64), dim=-1)
+    regions = torch.nn.functional.normalize(spans[:, :1] + 0.001 * torch.randn(2, 5, 64), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = choice(spans, regions)
+    for logits, exact in zip(rounded, choice(spans, regions), strict=True):
+        assert torch.equal(logits, exact)

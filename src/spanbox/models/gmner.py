@@ -74,7 +74,8 @@ class RegionChoice(nn.Module):
 
     def forward(self, spans: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K, R) and (B, K), from unit features (B, K, D) and (B, R, D)."""
-        return self.scale * (spans @ regions.mT), self.scale * self.none(spans)[..., 0]
+        with torch.autocast(spans.device.type, enabled=False):  # bfloat16 would make ties of overlapping candidates
+            return self.scale * (spans @ regions.mT), self.scale * self.none(spans)[..., 0]
 
     def clamp_scale(self) -> None:
         with torch.no_grad():
