@@ -267,6 +267,22 @@ class TestRuns:
         assert commands == [f"{name}, seed 0"]
         assert load_config(recipe, settings).run.dir == str(folder)
 
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [([], "float32"), (["train.precision=bfloat16"], "bfloat16")],
+    )
+    def test_all_runs_have_one_precision(
+        self, given: list[str], expected: str, commands: list[str], tmp_path: Path
+    ) -> None:
+        """On a CPU `auto` would measure in each run, and could choose another one for each."""
+        data = pairs_of(tmp_path)
+        overrides = [f"data.train={data}", "data.val=null", *given]
+        fields = {"seeds": [0], "variants": {"base": []}, "metrics": ["retrieval.i2t.r1"]}
+        run_plan(load_plan(write_plan(tmp_path, overrides=overrides, test=str(data), **fields)), tmp_path / "runs")
+        written = (tmp_path / "runs" / "base-0" / "commands.json").read_text(encoding="utf-8")
+        (_, recipe, *settings), _ = json.loads(written)
+        assert load_config(recipe, settings).train.precision == expected
+
     def test_runs_of_a_recipe_that_was_changed_since_are_refused(self, commands: list[str], tmp_path: Path) -> None:
         data, recipe = pairs_of(tmp_path), tmp_path / "recipe.yaml"
         recipe.write_text(dump_config(load_config("demo", [f"data.train={data}", "data.val=null"])), encoding="utf-8")

@@ -16,9 +16,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from spanbox.config import list_problems, load_config, without_actions
+from spanbox.config import RunConfig, list_problems, load_config, without_actions
 from spanbox.data.manifest import check_manifest_file
 from spanbox.documents import DocumentError, parse_yaml, quoted, read_json, read_yaml
+from spanbox.engine.device import choose_device
 from spanbox.errors import ConfigError
 from spanbox.files import write_text
 from spanbox.processes import Jobs
@@ -259,7 +260,7 @@ def _without_folder(commands: Any) -> tuple[list[Any], list[Any]] | None:
 def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> list[str]:
     budget = f"train.steps={plan.steps}" if plan.steps else f"train.minutes={plan.minutes}"
     subset = [f"data.subset={plan.subset}"] if plan.subset else []
-    return [
+    overrides = [
         *plan.overrides,
         *subset,
         budget,
@@ -267,6 +268,13 @@ def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> lis
         f"seed={seed}",
         _run_dir(folder),
     ]
+    return [*overrides, *_same_precision(load_config(plan.recipe, overrides))]
+
+
+def _same_precision(config: RunConfig) -> list[str]:
+    """float32 where each run would choose its precision by a measurement of its own."""
+    measured = config.train.precision == "auto" and choose_device(config.train.device).type == "cpu"
+    return ["train.precision=float32"] if measured else []
 
 
 def _run_dir(folder: Path) -> str:
