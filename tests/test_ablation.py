@@ -138,6 +138,8 @@ class TestPlans:
             ({"steps": None}, "give either steps or minutes"),
             ({"variants": {"../out": []}}, "cannot be the name of a variant"),
             ({"variants": {}}, "variants"),
+            ({"variants": {"LoRA": [], "lora": []}}, "two variants are called 'lora' but for case, and would share"),
+            ({"variants": {"caf\u00e9": [], "cafe\u0301": []}}, "would share a folder"),
             ({"variants": {"a" * 300: []}}, "cannot be the name of a variant"),
             ({"variants": {"学" * 81: []}}, "cannot be the name of a variant, .* that is 80 Chinese characters"),
             ({"variants": {"a\nb": []}}, "cannot be the name of a variant"),

@@ -10,6 +10,8 @@ import io
 import json
 import statistics
 import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,10 @@ class AblationPlan(Settings):
                     f"{name[:LONGEST_NAME]!r} cannot be the name of a variant, which is also a folder: give at most "
                     f"{LONGEST_NAME} bytes, that is {LONGEST_NAME // 3} Chinese characters, without / and line ends"
                 )
+        alike = Counter(unicodedata.normalize("NFC", name).casefold() for name in variants)
+        if alike.total() > len(alike):
+            name = alike.most_common(1)[0][0]
+            raise ValueError(f"two variants are called {name!r} but for case, and would share a folder: rename one")
         return variants
 
     @field_validator("seeds", "metrics")
