@@ -1,9 +1,12 @@
 """The memory plan of a config."""
 
+import pytest
+
 import miniature
 from spanbox.config import load_config
 from spanbox.engine.memory import CPU_BUDGET
 from spanbox.wiring import plan
+from spanbox.wiring.building import build_model, sample_limits
 
 
 def test_of_the_demo_without_its_data() -> None:
@@ -35,3 +38,10 @@ def test_views_cost_what_they_leave_visible() -> None:
     assert [memory.towers["image"].rows for memory in (none, some, many)] == [1, 5, 5]
     chunks = {"text": 1000, "image": 4}
     assert none.peak(64, chunks) <= some.peak(64, chunks) <= many.peak(64, chunks)
+
+
+@pytest.mark.parametrize("unused", ["form: none", "form: margin, positives: false, weight: 0"])
+def test_views_that_no_loss_uses_are_neither_drawn_nor_encoded(unused: str) -> None:
+    config = load_config("demo", [*miniature.TOWERS, "data.views.count=4", f"loss.views={{{unused}}}"])
+    assert plan(config).plain.towers["image"].rows == 1
+    assert sample_limits(config, build_model(config.model), training=True).views is None

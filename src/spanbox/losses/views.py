@@ -49,6 +49,11 @@ class ViewLossSettings(Settings):
         """Whether there is a separate loss term for views."""
         return self.form == "margin" and self.weight > 0
 
+    @property
+    def used(self) -> bool:
+        """Whether any loss uses views."""
+        return self.join_images or self.ranked
+
     @model_validator(mode="after")
     def _meaningful(self) -> "ViewLossSettings":
         if self.gate and not self.ranked:

@@ -77,7 +77,7 @@ def sample_limits(
     turns the fine level off for both."""
     size = model.preprocessing.image_size
     crops = config.model.regions.source == "crop"
-    draws_views = training and config.data.views.count > 0
+    draws_views = training and uses_views(config)
     return SampleLimits(
         image_size=size,
         aspect=config.data.aspect,
@@ -94,6 +94,11 @@ def sample_limits(
     )
 
 
+def uses_views(config: RunConfig) -> bool:
+    """Whether there are masked views, and losses that use them."""
+    return config.data.views.count > 0 and config.loss.views.used
+
+
 def view_grid(config: RunConfig, model: DualEncoder) -> int:
     """Cells along each side of the masked views."""
     patch = model.vision.stride if model.vision.drops_patches else None
@@ -103,7 +108,7 @@ def view_grid(config: RunConfig, model: DualEncoder) -> int:
 def example_views(config: RunConfig, model: DualEncoder) -> dict[str, torch.Tensor]:
     """The view fields of a synthetic pair, with all views used; empty without views."""
     settings = config.data.views
-    if not settings.count:
+    if not uses_views(config):
         return {}
     side, grid = model.preprocessing.image_size, view_grid(config, model)
     ratio = settings.ratio if isinstance(settings.ratio, float) else min(settings.ratio)

@@ -13,6 +13,7 @@ from spanbox.engine.task import is_trained
 from spanbox.errors import ConfigError
 from spanbox.models.dual_encoder import DualEncoder
 from spanbox.models.towers import Tower
+from spanbox.wiring.building import uses_views
 
 
 def make_state_caches(
@@ -58,8 +59,8 @@ def _changes_of_texts(config: RunConfig) -> str:
 def _changes_of_images(config: RunConfig) -> str:
     if config.data.augment.image.active:
         return "reads augmented images (data.augment.image)"
-    views = config.data.views
-    return "reads images that are filled at random (data.views.fill)" if views.count and views.fill != "drop" else ""
+    filled = uses_views(config) and config.data.views.fill != "drop"
+    return "reads images that are filled at random (data.views.fill)" if filled else ""
 
 
 def _fingerprint(tower: Tower, model: DualEncoder, precision: torch.dtype) -> str:
