@@ -104,6 +104,26 @@ def test_a_run_of_an_earlier_version_goes_on_in_float32(
     assert calls == []
 
 
+@pytest.mark.parametrize(
+    ("native", "precision", "said"), [(False, "bfloat16", True), (True, "bfloat16", False), (False, "float32", False)]
+)
+def test_a_run_that_goes_on_where_its_precision_is_emulated_says_so(
+    native: bool,
+    precision: str,
+    said: bool,
+    scenes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("spanbox.wiring.training.cpu_computes_in_bfloat16", lambda: native)
+    (tmp_path / "environment.json").write_text(json.dumps({"precision": precision}))
+    config = miniature.demo_config(scenes, tmp_path, "train.resume=true")
+    task = Pretraining(make_model(), Objective(LossSettings()))
+    assert precision_of_run(config, task, lambda pairs: None, Ranks()) is getattr(torch, precision)
+    assert ("train.precision=float32 may be faster" in capsys.readouterr().err) is said
+
+
 def test_a_plan_has_the_precision_of_the_run(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = miniature.demo_config(scenes, scenes / "unused")
     assert plan(config).precision is torch.float32

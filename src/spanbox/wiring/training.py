@@ -1,5 +1,6 @@
 """A training run from its config."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from spanbox.config import RunConfig, dump_config, load_config, without_actions
 from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import manifest_digest
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, last_checkpoint, load_trainer_state
-from spanbox.engine.device import choose_device, choose_precision
+from spanbox.engine.device import choose_device, choose_precision, cpu_computes_in_bfloat16
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import earlier_precision, write_environment
 from spanbox.engine.run_folder import (
@@ -146,7 +147,11 @@ def precision_of_run(config: RunConfig, task: Task, example: Callable[[int], Any
     if config.train.precision != "auto" or device.type != "cpu":
         return choose_precision(config.train.precision, device)
     if config.train.resume:  # runs of earlier versions do not name their precision, which was float32 on a CPU
-        return earlier_precision(Path(config.run.dir)) or torch.float32
+        began = earlier_precision(Path(config.run.dir)) or torch.float32
+        if began == torch.bfloat16 and not cpu_computes_in_bfloat16() and ranks.is_main:
+            slow = "in which the run began, and which this CPU emulates: train.precision=float32 may be faster"
+            print(f"training in bfloat16, {slow}", file=sys.stderr)
+        return began
     task.model.train()
     return faster_on_cpu(task, example, ranks)
 
