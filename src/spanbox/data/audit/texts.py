@@ -23,6 +23,7 @@ _WESTERN = {chr(byte): byte for byte in range(0x80, 0x100)} | {
 }
 _ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 _ACCENTED = re.compile("[À-ÖØ-öø-ÿ]{5,}")  # of Western languages, no word has so many in a row
+_ASKED = re.compile(r"(?<=\w)\s*[?!]+")  # punctuation: `Why?????`
 _AFTER_A_WORD = "‘’“”„‚«»‹›…–—"  # they follow a capital with an accent, too: «NÃO É»
 
 
@@ -64,8 +65,8 @@ def _find_misread(text: str) -> tuple[str, str] | None:
 
 
 def _is_lost(text: str) -> bool:
-    """Whether most of a text is question marks, as of characters that an encoding does not have."""
-    visible = "".join(text.split())
+    """Whether most of a text is question marks that follow no word, as of characters that an encoding does not have."""
+    visible = "".join(_ASKED.sub("", text).split())
     return visible.count("?") >= max(4, len(visible) / 2)
 
 
