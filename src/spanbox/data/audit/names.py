@@ -1,7 +1,7 @@
 """Hints for image files that do not exist: the folder, or the tar, may hold the name in another spelling.
 
-File names differ in case, in slashes, in percent escapes, and in the Unicode form of accents, letters and spaces
-between the systems that wrote the manifest and those that hold the files.
+File names differ in case, in slashes, in percent escapes, in the Unicode form of accents, and in the width of letters
+and the kind of spaces between the systems that wrote the manifest and those that hold the files.
 """
 
 import os
@@ -16,6 +16,9 @@ from spanbox.data.tar_index import members
 from spanbox.errors import DataError
 
 MAX_ENTRIES = 100_000  # of a folder; larger ones are not searched
+_WIDE_NARROW_OR_FIXED = (0x00A0, 0x2007, 0x2011, 0x202F, 0x3000, *range(0xFF01, 0xFFEF))
+_PLAIN = {code: normalize("NFKC", chr(code)) for code in _WIDE_NARROW_OR_FIXED}
+"""Letters of full and half width, spaces and hyphens without a break. `²` or `①` are no other spelling of a digit."""
 
 
 def find_other_spelling(folder: Path, name: str) -> str | None:
@@ -44,7 +47,7 @@ def describe_difference(name: str, other: str) -> str:
     if normalize("NFC", plain) != plain or normalize("NFC", other) != other:
         differences.append("form of accents (NFC, NFD)")
     if normalize("NFC", plain) != normalize("NFC", other) and _key(plain) == _key(other):
-        differences.append("upper and lower case or spaces")
+        differences.append("upper and lower case, width of letters or spaces")
     return ", ".join(differences) or "spelling"
 
 
@@ -78,4 +81,4 @@ def _by_key(names: Iterable[str]) -> dict[str, str]:
 
 
 def _key(name: str) -> str:
-    return normalize("NFKC", normalize("NFKC", unquote(name)).casefold()).strip()
+    return normalize("NFC", unquote(name).translate(_PLAIN).casefold()).strip()
