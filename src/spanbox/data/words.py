@@ -20,7 +20,7 @@ _UNSPACED = re.compile(
 )
 # Scripts in which a name is whole words: Korean and Arabic attach particles to it.
 _WITHOUT_PARTICLES = ("LATIN ", "GREEK ", "CYRILLIC ", "ARMENIAN ", "GEORGIAN ", "DIGIT ", "COMBINING ")
-_INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zs", "Zl", "Zp")
+_INVISIBLE = ("Cc", "Cf", "Co", "Cs", "Zs", "Zl", "Zp")  # not "Cn": an emoji newer than the Unicode of this Python
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs without ink
 _SAID_AS_A_CONSONANT = re.compile(r"eu|ew|one\b|once\b|uni([^nmd]|mo)|u[bcfhjkqrst][aeiou]|ouija")
 _SILENT_H = re.compile(r"hour|honest|hono|heir")
