@@ -139,6 +139,18 @@ def test_readings_that_explain_the_spans_equally_well_cannot_be_told() -> None:
     assert told_of(["小狗，旁边有雨伞。"] * 30, ("小狗", "雨伞"), change) == (None, ["spans of unknown convention"])
 
 
+def test_the_finding_says_what_is_wrong_with_the_spans_and_what_they_may_be() -> None:
+    statistics = SpanStatistics()
+    for line in range(1, 31):
+        statistics.add(Record(str(line), "a.png", "小狗，旁边有雨伞。", entities=(Entity(0, 3),)), line)
+    ((_, _, detail),) = statistics.findings()
+    wrong, _, readings = detail.partition("; ")
+    assert wrong == (
+        "30 of 30 spans cut a word, leave the text, begin or end with a space or a comma, or miss their name"
+    )
+    assert readings == "they may be inclusive ends or one too long or one too low or byte offsets"
+
+
 @pytest.mark.parametrize("kind", ["spans look one too long", "spans look counted from 1"])
 def test_in_scripts_with_particles_a_reading_parts_no_letters_without_need(kind: str) -> None:
     """A span that ends in a space may have a letter too many, or one too few of the next word."""

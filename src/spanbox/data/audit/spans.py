@@ -152,13 +152,14 @@ class SpanStatistics:
         if found:
             kind = found[0]
             detail = (
-                f"{self.wrong_as_given[kind]} of {self.affected[kind]} {self.things} cut a word, leave the text or "
-                f"miss their name; "
+                f"{self.wrong_as_given[kind]} of {self.affected[kind]} {self.things} cut a word, leave the text, begin "
+                "or end with a space or a comma, or miss their name; "
             )
             if len(found) == 1:
                 yield kind, self.first_line, f"{detail}{self.wrong_as_read[kind]} would if they were read so"
             else:
-                yield UNKNOWN, self.first_line, detail + " or ".join(kind.removeprefix("spans look ") for kind in found)
+                read = " or ".join(kind.removeprefix("spans look ").removeprefix("like ") for kind in found)
+                yield UNKNOWN, self.first_line, f"{detail}they may be {read}"
 
     def _best(self) -> list[str]:
         """The kinds of the readings that explain the most wrong spans; mostly none or one."""
