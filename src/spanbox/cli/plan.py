@@ -28,6 +28,7 @@ def plan(
         spanbox plan gmner model.text.path=DIR model.vision.path=DIR train.memory_gb=8
     """
     from spanbox.config import load_config
+    from spanbox.engine.device import precision_name
     from spanbox.wiring import plan as make_plan
 
     made = make_plan(load_config(config, overrides or []))
@@ -37,7 +38,7 @@ def plan(
     print("text, image: the largest chunks, in texts and images; *: with gradient checkpointing")
     print("losses, whole (all in one chunk), peak: predicted memory in GiB; peaks include 10 % for the allocator")
     if made.seconds:
-        print(times(made.seconds, str(made.precision).removeprefix("torch.")))
+        print(times(made.seconds, precision_name(made.precision)))
 
 
 def _costs(plain: "StepMemory", checkpointed: "StepMemory") -> Table:

@@ -50,6 +50,11 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[name]
 
 
+def precision_name(precision: torch.dtype) -> str:
+    """The name that `choose_precision` knows it by."""
+    return str(precision).removeprefix("torch.")
+
+
 def cpu_computes_in_bfloat16() -> bool:
     """Whether this CPU has instructions for it; emulated, it is slower than float32."""
     found = torch.cpu.get_capabilities()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spanbox.documents import read_object
-from spanbox.engine.device import PRECISIONS
+from spanbox.engine.device import PRECISIONS, precision_name
 from spanbox.files import write_json
 
 ENVIRONMENT = "environment.json"
@@ -31,7 +31,7 @@ def describe_environment() -> dict[str, Any]:
 
 def write_environment(run_dir: Path, precision: torch.dtype) -> None:
     """Write `environment.json`, with the precision of the towers, into an existing run folder."""
-    write_json(run_dir / ENVIRONMENT, describe_environment() | {"precision": str(precision).removeprefix("torch.")})
+    write_json(run_dir / ENVIRONMENT, describe_environment() | {"precision": precision_name(precision)})
 
 
 def earlier_precision(run_dir: Path) -> torch.dtype | None:
