@@ -101,6 +101,15 @@ class TestHelp:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
 
+    def test_reading_a_config_imports_no_encoder_and_no_compiler(self) -> None:
+        script = (
+            "import sys, spanbox.config\n"
+            "heavy = ('transformers.modeling_utils', 'torch._dynamo', 'torch.distributed.fsdp')\n"
+            "print([name for name in heavy if name in sys.modules])\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
+
     def test_as_a_module_and_as_a_script(self) -> None:
         script = Path(sys.executable).with_name("spanbox")
         for command in ([str(script)], [sys.executable, "-m", "spanbox"]):

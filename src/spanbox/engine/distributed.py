@@ -15,21 +15,22 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from spanbox.engine.heartbeat import Heartbeat
 from spanbox.errors import TrainingError
 from spanbox.losses.kernel import WHOLE_SHARE, Share
 from spanbox.structures import PADDING_ID, Losses, TensorBundle
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Parallel = Literal["ddp", "fsdp"]
 Bundle = TypeVar("Bundle", bound=TensorBundle)
@@ -130,11 +131,11 @@ class Ranks:
             for tower in towers:
                 _shard(tower)
 
-    def synchronising(self, tower: nn.Module) -> Callable[[bool], AbstractContextManager[None]]:
+    def synchronising(self, tower: Any) -> Callable[[bool], AbstractContextManager[None]]:
         """Context of a backward pass of a tower that is cut up: gradients are shared at the end of the last one."""
 
         def context(last: bool) -> AbstractContextManager[None]:
-            if isinstance(tower, FSDPModule):
+            if self.is_sharded:
                 tower.set_requires_gradient_sync(last)
                 tower.set_is_last_backward(last)
             return nullcontext()
@@ -145,7 +146,7 @@ class Ranks:
         """The gradients of all ranks, added up, of parameters that every rank has a copy of."""
         if self.world_size == 1:
             return
-        copied = [parameter.grad for parameter in parameters if not isinstance(parameter, DTensor)]
+        copied = [parameter.grad for parameter in parameters if not is_sharded(parameter)]
         for part in _buckets([gradient for gradient in copied if gradient is not None]):
             flat = _flattened(part)
             dist.all_reduce(flat)
@@ -260,19 +261,30 @@ class _GatherRows(torch.autograd.Function):
         return None, *(rows[tuple(map(slice, shape))] for rows, shape in zip(own, ctx.shapes, strict=True))
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard["DTensor"]:
+    """Whether a tensor is cut up among the ranks."""
+    from torch.distributed.tensor import DTensor  # here, since its import takes as long as that of PyTorch
+
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be cut up among the ranks. Called on all of them."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor cut up among the ranks as `parameter` is."""
-    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
+    if is_sharded(parameter) and tensor.shape == parameter.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
     return tensor
 
 
 def _shard(tower: Any) -> None:
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     # States may be views of a layer's output; nothing changes them in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for layer in tower.layers:

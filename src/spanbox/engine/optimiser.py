@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
-from spanbox.engine.distributed import shared_like, whole
+from spanbox.engine.distributed import is_sharded, shared_like, whole
 from spanbox.engine.trainer_state import check_moments, group_sizes
 from spanbox.errors import CheckpointError
 from spanbox.settings import Settings
@@ -89,10 +88,10 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, share: float) -> None:
 def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> Tensor:
     """Scale the gradient of all parameters down to a norm of at most `longest`. Returns its norm before."""
     trained = [parameter for parameter in parameters if parameter.grad is not None]
-    shared = [parameter for parameter in trained if isinstance(parameter, DTensor)]
+    shared = [parameter for parameter in trained if is_sharded(parameter)]
     if not shared:
         return clip_grad_norm_(trained, longest)
-    own = [parameter for parameter in trained if not isinstance(parameter, DTensor)]
+    own = [parameter for parameter in trained if not is_sharded(parameter)]
     norms = [whole(get_total_norm([p.grad for p in group if p.grad is not None])) for group in (shared, own) if group]
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     for group in (shared, own):  # the two kinds do not mix in one kernel

@@ -11,7 +11,6 @@ from math import prod
 from typing import Any, Literal
 
 from torch import nn
-from transformers import AutoModel, ChineseCLIPTextModel, SiglipTextModel
 
 from spanbox.models.encoder_config import side
 
@@ -73,7 +72,7 @@ class TextFamily:
     ends_with_eos: bool = False  # the pooled state is that of the end-of-sequence token
     always_full_length: bool = False  # pretrained with padding to one length, attending to padding
     positions_after_padding: bool = False  # the first position is pad_token_id + 1
-    model_class: Any = AutoModel
+    model_class: str = "AutoModel"  # of transformers, imported when a tower is built
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class VisionFamily:
     stride: Callable[[Any], int] = _patch_side  # side in pixels of one cell of the grid, from the config
     drops_patches: bool = True  # patches know their positions, so that some of them can be dropped
     has_interpolate_argument: bool = True  # forward has an argument to interpolate position embeddings
-    model_class: Any = AutoModel
+    model_class: str = "AutoModel"
 
 
 _BERT = TextFamily(pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_layer)
@@ -133,14 +132,14 @@ TEXT_FAMILIES: dict[str, TextFamily] = {
     "camembert": _ROBERTA,
     "clip_text_model": TextFamily(pools=("pooler", "mean"), layers="encoder.layers", ends_with_eos=True),
     "chinese_clip_text_model": TextFamily(
-        pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_layer, model_class=ChineseCLIPTextModel
+        pools=("cls", "pooler", "mean"), drop_pooler=_drop_pooling_layer, model_class="ChineseCLIPTextModel"
     ),
     "siglip_text_model": TextFamily(
         pools=("pooler", "mean"),
         layers="encoder.layers",
         drop_pooler=_drop_siglip_text_head,
         always_full_length=True,
-        model_class=SiglipTextModel,
+        model_class="SiglipTextModel",
     ),
 }
 

@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple, Self
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from spanbox.errors import ConfigError
@@ -307,10 +308,11 @@ def _open_model(
         if getattr(embeddings, "mask_token", None) is not None:
             embeddings.mask_token = None  # only masked image modelling uses it
 
+    model_class = getattr(transformers, family.model_class)
     if settings.path is not None:
-        model = pretrained_model(model_folder(settings.path, part), config, family.model_class, part, drop_unused)
+        model = pretrained_model(model_folder(settings.path, part), config, model_class, part, drop_unused)
     else:
-        model = random_model(config, family.model_class, part)
+        model = random_model(config, model_class, part)
         drop_unused(model)
     layers = _layers(model, family.layers)
     freeze_layers(model, layers, settings.freeze, part)
