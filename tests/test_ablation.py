@@ -117,7 +117,7 @@ class TestTable:
         plan = AblationPlan.model_validate(plan_of(metrics=["retrieval.i2t.r2"]))
         write_metrics(tmp_path, FIGURES)
         with pytest.raises(
-            ConfigError, match=r"the runs have no figure 'retrieval\.i2t\.r2'; known: retrieval\.i2t\.r1"
+            ConfigError, match=r"the runs have no metric 'retrieval\.i2t\.r2'; known: retrieval\.i2t\.r1"
         ):
             collect(plan, tmp_path)
 
@@ -126,7 +126,7 @@ class TestPlans:
     def test_steps_where_the_recipe_is_in_minutes(self, tmp_path: Path) -> None:
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text(dump_config(load_config("demo", ["train.minutes=30"])), encoding="utf-8")
-        with pytest.raises(ConfigError, match=r"base: train\.minutes=30 would count in place of the plan's steps"):
+        with pytest.raises(ConfigError, match=r"base: train\.minutes=30 would override the plan's steps"):
             load_plan(write_plan(tmp_path, recipe=str(recipe)))
         assert load_plan(write_plan(tmp_path, recipe=str(recipe), overrides=["train.minutes=null"])).steps == 2
         assert load_plan(write_plan(tmp_path, recipe=str(recipe), steps=None, minutes=1)).minutes == 1
@@ -236,7 +236,7 @@ class TestRuns:
     @pytest.mark.parametrize(
         ("seeds", "metrics", "error", "message", "last"),
         [
-            ([0, 1], ["retrieval.i2t.r@1"], ConfigError, r"no figure 'retrieval\.i2t\.r@1'", "base, seed 0"),
+            ([0, 1], ["retrieval.i2t.r@1"], ConfigError, r"no metric 'retrieval\.i2t\.r@1'", "base, seed 0"),
             ([7, 1], ["retrieval.i2t.r1"], TrainingError, "base, seed 7: failed", "base, seed 7"),
         ],
     )

@@ -205,7 +205,7 @@ class TestRefusals:
         "box", [(1, 2, 3), "0123", 3, None, (0, 0, 9, np.inf), (np.nan, 0, 9, 9), (0, 0, 10**400, 9)]
     )
     def test_a_box_that_is_none(self, model: Model, manifest: Manifest, box: Any) -> None:
-        with pytest.raises(DataError, match="is no box"):
+        with pytest.raises(DataError, match="is not a box"):
             model.encode_regions(manifest.image_path(manifest[0]), [box])
 
     @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ class TestRefusals:
         ],
     )
     def test_pixels_that_are_no_image(self, model: Model, pixels: Any) -> None:
-        with pytest.raises(DataError, match="no image; expected uint8"):
+        with pytest.raises(DataError, match=r"(is not|are not) an image; expected uint8"):
             model.encode_images(pixels)
 
     @pytest.mark.parametrize(
@@ -224,9 +224,9 @@ class TestRefusals:
         [
             ("https://example.com/boat.jpg", "only files are read; download the image"),
             ("", "the path of an image is empty"),
-            (Image.new("RGB", (0, 4)), "an image of 0 x 4 pixels has none"),
-            (b"bytes", "is no list of images"),
-            (None, "None is no list of images"),
+            (Image.new("RGB", (0, 4)), "an image of 0 x 4 pixels is empty"),
+            (b"bytes", "is not a list of images"),
+            (None, "None is not a list of images"),
         ],
     )
     def test_images_that_are_none(self, model: Model, image: Any, message: str) -> None:
@@ -236,13 +236,13 @@ class TestRefusals:
     @pytest.mark.parametrize("texts", [None, 3, b"boat", [None], [3], [b"boat"], [["a", "boat"]], ["\udcff boat"]])
     def test_texts_that_are_none(self, model: Model, texts: Any) -> None:
         """A list in a list would be read as a pair of texts, broken UTF-8 in an argument has lone surrogates."""
-        with pytest.raises(DataError, match=r"is no text|is no list of texts|is no character"):
+        with pytest.raises(DataError, match=r"is not a text|is not a list of texts|is not a character"):
             model.encode_texts(texts)
 
     @pytest.mark.parametrize("text", [None, ["a boat"], "\ud800"])
     def test_a_text_that_is_none(self, model: Model, manifest: Manifest, text: Any) -> None:
         for read in (model.unknown_words, lambda text: model.ground(manifest.image_path(manifest[0]), text)):
-            with pytest.raises(DataError, match=r"is no text|is no character"):
+            with pytest.raises(DataError, match=r"is not a text|is not a character"):
                 read(text)
 
     @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ class TestRefusals:
     )
     def test_spans_that_are_none(self, model: Model, spans: Any) -> None:
         """A text in place of a list would be read letter by letter."""
-        with pytest.raises(DataError, match=r"is no span|is no list of spans"):
+        with pytest.raises(DataError, match=r"is not a span|is not a list of spans"):
             model.encode_spans("a boat", spans)
 
     def test_numbers_of_parts_and_of_inputs_differ(self, model: Model, manifest: Manifest) -> None:
@@ -279,7 +279,7 @@ class TestRefusals:
             model.encode_images(["nowhere.png"])
 
     def test_another_type(self, model: Model) -> None:
-        with pytest.raises(DataError, match="int is no image"):
+        with pytest.raises(DataError, match="int is not an image"):
             model.encode_images([3])  # type: ignore[list-item]
 
 
@@ -308,7 +308,7 @@ class TestSimilarity:
         """Two rows side by side are not four rows."""
         good = torch.randn(2, model.dim)
         for bad in (torch.randn(2, 2 * model.dim), torch.randn(2, 2, model.dim), torch.randn(()), "a boat", None):
-            with pytest.raises(DataError, match=r"features of shape|are no features"):
+            with pytest.raises(DataError, match=r"features of shape|does not hold features"):
                 model.similarity(good, bad)  # type: ignore[arg-type]
 
 

@@ -116,7 +116,7 @@ def load_plan(path: Path) -> AblationPlan:
         minutes = load_config(plan.recipe, _overrides(plan, variant, seed, Path("unused"))).train.minutes
         if plan.steps is not None and minutes is not None:
             raise ConfigError(
-                f"{path}: {variant}: train.minutes={minutes:g} would count in place of the plan's steps; set "
+                f"{path}: {variant}: train.minutes={minutes:g} would override the plan's steps; set "
                 "train.minutes=null in overrides, or where the variant sets it, or give the plan minutes, not steps"
             )
     return plan
@@ -313,7 +313,7 @@ def _read_metrics(path: Path) -> Mapping[str, float]:
     except (OSError, DocumentError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}; remove the folder of this run") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected an object of figures; remove the folder of this run")
+        raise ConfigError(f"{path}: expected a JSON object of metrics; remove the folder of this run")
     return {key: value for key, value in content.items() if _is_figure(value)}
 
 
@@ -323,7 +323,7 @@ def _is_figure(value: object) -> bool:
 
 def _value(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
-        raise ConfigError(f"metrics: the runs have no figure {name!r}; known: {', '.join(metrics)}")
+        raise ConfigError(f"metrics: the runs have no metric {name!r}; known: {', '.join(metrics)}")
     return metrics[name]
 
 

@@ -320,7 +320,9 @@ class Model(Loaded):
                 features if isinstance(features, Tensor) else torch.from_numpy(np.require(features, "f4", ["C", "W"]))
             )
         except (TypeError, ValueError):
-            raise DataError(f"{type(features).__name__} are no features; expected an array or a tensor") from None
+            raise DataError(
+                f"{type(features).__name__} does not hold features; expected an array or a tensor"
+            ) from None
         if rows.ndim not in (1, 2) or rows.shape[-1] != self.dim:
             raise DataError(f"features of shape {tuple(rows.shape)}; expected (N, {self.dim}) or ({self.dim},)")
         return rows.float().reshape(-1, self.dim)

@@ -142,7 +142,7 @@ def _config_of_folds(recipe: str, overrides: Sequence[str], path: Path) -> RunCo
         _check_unseen(f"train.start={config.train.start}", started, path)
     if config.data.neighbours is not None:
         raise ConfigError(
-            "data.neighbours: are neighbours in a whole manifest, and each fold trains on a part of it; set "
+            "data.neighbours: holds neighbours within the whole manifest, but each fold trains on a part of it; set "
             "data.neighbours=null, or also data.mining.every=1 to mine them in the folds"
         )
     return config
@@ -157,8 +157,8 @@ def _check_unseen(name: str, config: RunConfig, path: Path) -> None:
     """Refuse a model that learned the pairs of the manifest, with their faults."""
     if config.data.train is not None and Path(config.data.train).resolve() == path.resolve():
         raise ConfigError(
-            f"{name}: was trained on {path}, so it takes faults that it learned for right; clean with --recipe and "
-            "without train.start: then a model is trained for each fold on the others"
+            f"{name}: was trained on {path}, so it has learned the faults and would not find them; clean with --recipe "
+            "and without train.start: then each fold is judged by a model trained on the others"
         )
 
 

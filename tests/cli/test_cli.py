@@ -279,7 +279,7 @@ class TestMistakes:
     def test_offset_past_the_text(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 5, lambda record: record["entities"][1].update(end=999))
         outcome = spanbox("train", "demo", *overrides(faulty))
-        self.refused(outcome, f"{faulty}/train.jsonl, line 5: entities[1]: ", ", 999) is no span of a text of ")
+        self.refused(outcome, f"{faulty}/train.jsonl, line 5: entities[1]: ", ", 999) is not a span of a text of ")
 
     def test_inverted_box(self, spanbox: Command, faulty: Path) -> None:
         change_line(faulty / "train.jsonl", 3, lambda record: first_box(record).reverse())
@@ -320,7 +320,7 @@ class TestMistakes:
 
     def test_no_card(self, spanbox: Command, scenes: Path) -> None:
         self.refused(
-            spanbox("train", "demo", *overrides(scenes, "train.device=gpu")), "train.device: 'gpu' is no device"
+            spanbox("train", "demo", *overrides(scenes, "train.device=gpu")), "train.device: 'gpu' is not a device"
         )
 
     def test_evaluate_nothing(self, spanbox: Command, scenes: Path) -> None:

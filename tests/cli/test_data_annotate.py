@@ -115,10 +115,10 @@ def test_labels_between_english_or_chinese_commas(
         (("--tagger", "json:loads", "--link"), "--link needs a --detector"),
         (("--tagger", "json:loads", "--spans", "both"), "--spans both needs a pipeline of spaCy"),
         (("--detector", "json:loads", "--spans", "noun-phrases"), "--spans noun-phrases needs a pipeline of spaCy"),
-        (("--tagger", "none"), "--tagger: 'none' is no import path"),
+        (("--tagger", "none"), "--tagger: 'none' is not an import path"),
         (("--tagger", "nowhere:tag"), "--tagger: the module 'nowhere' cannot be imported"),
         (("--tagger", "json:none"), "--tagger: 'json' has no function 'none'"),
-        (("--detector", "none"), "--detector: none is no folder with a config.json"),
+        (("--detector", "none"), "--detector: none is not a folder with a config.json"),
         (("--detector", "nowhere:detect"), "--detector: the module 'nowhere' cannot be imported"),
     ],
 )

@@ -104,8 +104,8 @@ def test_pairs_with_a_broken_image_have_no_neighbours_and_are_nobodys(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "n.npy", "--by", "words"], "--by: 'words' is no choice; expected one of sentences, images"),
-        (["--out", "n.npy", "--search", "nearly"], "--search: 'nearly' is no search; expected one of exact, approx"),
+        (["--out", "n.npy", "--by", "words"], "--by: 'words' is not a choice; expected one of sentences, images"),
+        (["--out", "n.npy", "--search", "nearly"], "--search: 'nearly' is not a search; expected one of exact, approx"),
         (["--out", "."], "cannot be written"),
         (["--out", "n.npy", "--k", "0"], "--k"),
         (["--out", "n.npy", "--margin", "2"], "--margin"),

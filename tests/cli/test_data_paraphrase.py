@@ -87,12 +87,12 @@ def test_a_translator_that_returns_nothing(spanbox: Command, plugin: str, scenes
     ("options", "message"),
     [
         ([], "give a translator: --via DIR[,DIR], or --translator module:function"),
-        (["--translator", "json"], "'json' is no import path; expected module:function"),
+        (["--translator", "json"], "'json' is not an import path; expected module:function"),
         (["--translator", "no_such_module:f"], "the module 'no_such_module' cannot be imported (ModuleNotFoundError"),
         (["--translator", "json:none"], "'json' has no function 'none'"),
-        (["--via", "none,none"], "none is no folder with a config.json; give the folder of a Marian model"),
-        (["--translator", "json:loads", "--lost", "keep"], "--lost: 'keep' is no choice; expected coarse or drop"),
-        (["--via", "none", "--device", "tpu"], "'tpu' is no device"),
+        (["--via", "none,none"], "none is not a folder with a config.json; give the folder of a Marian model"),
+        (["--translator", "json:loads", "--lost", "keep"], "--lost: 'keep' is not a choice; expected coarse or drop"),
+        (["--via", "none", "--device", "tpu"], "'tpu' is not a device"),
     ],
 )
 def test_wrong_options(spanbox: Command, scenes: Path, options: list[str], message: str) -> None:

@@ -58,7 +58,9 @@ def test_another_file(spanbox: Command, data: Path, tmp_path: Path) -> None:
 def test_a_wrong_line_is_named(spanbox: Command, data: Path, tmp_path: Path) -> None:
     outcome = spanbox("score", write_predictions(tmp_path / "found.jsonl", "0", "9"), "--data", data)
     assert outcome.code == 2
-    assert outcome.err.startswith(f"spanbox: {tmp_path}/found.jsonl, line 2: id: '9' is no pair of the data")
+    assert outcome.err.startswith(
+        f"spanbox: {tmp_path}/found.jsonl, line 2: id: '9' is not the id of a pair in the data"
+    )
 
 
 def test_predictions_with_gold_spans_are_called_so(spanbox: Command, data: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_arguments_that_are_no_utf8(folder: Path, spanbox: Command) -> None:
     text = os.fsdecode(b"\xff kite")
     for arguments in (("search", "texts.npy", text), ("ground", folder / "run", image, text)):
         code, _, err = spanbox(*arguments, "--device", "cpu")
-        assert (code, "which is no character; is it UTF-8?" in err) == (2, True)
+        assert (code, "which is not a character; is it UTF-8?" in err) == (2, True)
 
 
 def test_export_into_a_folder_that_is_not_empty(folder: Path, spanbox: Command) -> None:

@@ -20,7 +20,7 @@ def test_spans(tmp_path: Path) -> None:
         "unusable span": [
             (
                 1,
-                "entities[1]: [2, 99) is no span of a text of 5 characters; offsets are half-open and count Unicode "
+                "entities[1]: [2, 99) is not a span of a text of 5 characters; offsets are half-open and count Unicode "
                 "code points from 0",
             ),
             (1, "entities[2]: holds nothing but white space; remove it or move its edges"),

@@ -61,12 +61,12 @@ def test_a_font_draws_the_same_objects_in_another_style(monkeypatch: pytest.Monk
 
 def test_what_is_no_font_of_emoji_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.ttf").write_bytes(b"no font")
-    with pytest.raises(DataError, match=r"a\.ttf: is no font with emoji of 109 pixels"):
+    with pytest.raises(DataError, match=r"a\.ttf: is not a font with emoji of 109 pixels"):
         draw_scene("test", 0, DemoSettings(art=str(tmp_path / "a.ttf")))
     os.mkfifo(tmp_path / "pipe.ttf")  # whose reader would wait for ever
-    with pytest.raises(DataError, match=r"pipe\.ttf: is no font"):
+    with pytest.raises(DataError, match=r"pipe\.ttf: is not a font"):
         demo_artwork._written("🐈", str(tmp_path / "pipe.ttf"))
-    with pytest.raises(DataError, match="is no font"):
+    with pytest.raises(DataError, match="is not a font"):
         write_demo(tmp_path / "out", {"train": 1}, DemoSettings(art=str(tmp_path / "a.ttf")))
     assert not (tmp_path / "out").exists()
 

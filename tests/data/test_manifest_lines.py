@@ -33,11 +33,11 @@ def with_entity(fields: str) -> str:
         (with_entity('"start":0,"end":1.0'), "entities[0].end: Expected `int`, got `float`; see docs/data.md"),
         (
             with_entity('"start":2,"end":10'),
-            "entities[0]: [2, 10) is no span of a text of 9 characters; offsets are half-open and count Unicode code "
-            "points from 0",
+            "entities[0]: [2, 10) is not a span of a text of 9 characters; offsets are half-open and count Unicode "
+            "code points from 0",
         ),
-        (with_entity('"start":2,"end":2'), "entities[0]: [2, 2) is no span"),
-        (with_entity('"start":-3,"end":2'), "entities[0]: [-3, 2) is no span"),
+        (with_entity('"start":2,"end":2'), "entities[0]: [2, 2) is not a span"),
+        (with_entity('"start":-3,"end":2'), "entities[0]: [-3, 2) is not a span"),
         (with_entity('"start":1,"end":2'), "entities[0]: holds nothing but white space; remove it or move its edges"),
         (with_entity('"start":0,"end":1,"boxes":[1,2,3,4]'), "entities[0].boxes[0]: Expected `array`, got `int`"),
         (with_entity('"start":0,"end":1,"boxes":[[1,2,3]]'), "entities[0].boxes[0]: Expected `array` of length 4"),

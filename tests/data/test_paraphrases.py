@@ -61,7 +61,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ),
     (
         {"text": "a dog", "entities": [{"entity": 0, "start": 0, "end": 1}, {"entity": 1, "start": 2, "end": 6}]},
-        r"paraphrases\[1\]\.entities\[1\]: \[2, 6\) is no span of a text of 5 characters",
+        r"paraphrases\[1\]\.entities\[1\]: \[2, 6\) is not a span of a text of 5 characters",
         "unusable span",
     ),
     (

@@ -109,7 +109,7 @@ class TestWordNet:
     def test_wrong_line(self, wordnet: Path, name: str, line: str) -> None:
         path = wordnet / name
         path.write_text(f"# or a licence\n{line}\n" if name == "cntlist.rev" else f"{LICENCE}{line}\n")
-        with pytest.raises(DataError, match=rf"{name}, line 2: '.*' is no line of WordNet's database; expected"):
+        with pytest.raises(DataError, match=rf"{name}, line 2: '.*' is not a line of WordNet's database; expected"):
             read_wordnet(wordnet)
 
     def test_missing_index(self, wordnet: Path) -> None:
@@ -175,7 +175,7 @@ class TestMultilingual:
     @pytest.mark.parametrize("row", ["00000001-n\t汽车", "00000001-n\tcmn:lemma\t", "1-n\tcmn:lemma\t车", "汽车"])
     def test_wrong_line(self, tmp_path: Path, row: str) -> None:
         path = self.write(tmp_path, "00000001-n\tcmn:lemma\t汽车", row)
-        with pytest.raises(DataError, match=r"line 3: .* is no entry of the Open Multilingual WordNet"):
+        with pytest.raises(DataError, match=r"line 3: .* is not an entry of the Open Multilingual WordNet"):
             read_multilingual(path)
 
     def test_two_languages(self, tmp_path: Path) -> None:

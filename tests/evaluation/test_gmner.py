@@ -270,8 +270,8 @@ class TestFiles:
             ({"box": "none"}, "entities[0].box: Expected `array | null`, got `str`"),
             ({"start": "0"}, "entities[0].start: Expected `int`, got `str`"),
             ({"boxes": []}, "entities[0]: Object contains unknown field `boxes`"),
-            ({"start": 2}, "entities[0]: [2, 2) is no span of a text of 8 characters; offsets are half-open"),
-            ({"end": 9}, "entities[0]: [0, 9) is no span of a text of 8 characters; offsets are half-open"),
+            ({"start": 2}, "entities[0]: [2, 2) is not a span of a text of 8 characters; offsets are half-open"),
+            ({"end": 9}, "entities[0]: [0, 9) is not a span of a text of 8 characters; offsets are half-open"),
         ],
     )
     def test_a_wrong_entity_names_line_and_field(self, changes: dict[str, Any], said: str, data: Path) -> None:
@@ -286,11 +286,11 @@ class TestFiles:
         assert said.startswith("line 1: entities[0]: Object missing required field `box`")
 
     def test_no_json(self, data: Path) -> None:
-        assert self.problem(data, '{"id": ').startswith("line 1: the line: is no JSON")
+        assert self.problem(data, '{"id": ').startswith("line 1: the line: is not JSON")
 
     def test_an_unknown_id(self, data: Path) -> None:
         said = self.problem(data, self.line(name="71044"), self.line(name="71045"))
-        assert said == "line 2: id: '71045' is no pair of the data; give the manifest of these predictions"
+        assert said == "line 2: id: '71045' is not the id of a pair in the data; give the manifest of these predictions"
 
     def test_a_pair_with_two_lines(self, data: Path) -> None:
         said = self.problem(data, self.line(), self.line(name="71044"), self.line())

@@ -75,8 +75,8 @@ def evaluated(tmp_path: Path, manifest: Path) -> Path:
 
 
 ABSENT = {
-    "result": "No figures yet",
-    "weakness": "No figures by type",
+    "result": "No metrics yet",
+    "weakness": "No metrics by type",
     "training": "No curves",
     "similarity": "No matrices",
     "retrieval": "No examples of retrieval",
@@ -252,7 +252,7 @@ def test_runs_on_the_same_data_are_compared_with_intervals(tmp_path: Path, evalu
     found = page(evaluated, better)
     assert "figures" not in found.sections
     assert re.search(r"▲ \+12\.5 \[\+\d\.\d to \+1\d\.\d\]", found.sections["comparison"])
-    assert "No interval: the metric is no mean over queries (a median" in found.sections["comparison"]
+    assert "No interval: the metric is not a mean over queries (such as a median" in found.sections["comparison"]
     assert "against run: ▲ +12.5" in " ".join(found.sections["result"].split())
     assert "against run: +12.5 (no interval)" in " ".join(found.sections["result"].split())
 

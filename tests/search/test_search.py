@@ -239,7 +239,7 @@ def test_a_box_that_cannot_be_used_costs_no_other_box(model: Model, scenes: Path
 def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
     """It would be written with question marks, and its image not be found again."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
-    with pytest.raises(DataError, match=r"'\\udcff\.jpg' is no name in UTF-8"):
+    with pytest.raises(DataError, match=r"'\\udcff\.jpg' is not a name in UTF-8"):
         open_source(tmp_path, "images")
 
 

@@ -205,13 +205,13 @@ def test_a_model_that_grounds_predicts_for_texts_alone_too(scenes: Path, trained
 
 
 def test_each_kind_of_run_is_refused_by_the_other(scenes: Path, pretrained: Path, trained: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a pretrained model and knows no entity types"):
+    with pytest.raises(CheckpointError, match="is a pretrained model without entity types"):
         predict_gmner(pretrained, scenes / "test.jsonl", device="cpu")
     with pytest.raises(CheckpointError, match="is a GMNER model"):
         load(trained)
     with pytest.raises(CheckpointError, match="is a GMNER model"):
         train_small(GmnerStart(trained), scenes, trained.parent / "again")
-    with pytest.raises(ConfigError, match="is no run of `spanbox gmner train`"):
+    with pytest.raises(ConfigError, match="is not a run of `spanbox gmner train`"):
         config_to_resume(pretrained, [])
 
 
@@ -221,7 +221,7 @@ def test_types_that_are_damaged(types: object, trained: Path, scenes: Path, tmp_
     folder = shutil.copytree((trained / "checkpoints" / "last").resolve(), tmp_path / "checkpoint")
     architecture = json.loads((folder / "architecture.json").read_text())
     (folder / "architecture.json").write_text(json.dumps(architecture | {"types": types}))
-    with pytest.raises(CheckpointError, match=r"types is no list|another architecture"):
+    with pytest.raises(CheckpointError, match=r"types is not a list|another architecture"):
         predict_gmner(folder, scenes / "test.jsonl", device="cpu")
 
 

@@ -62,7 +62,9 @@ def test_a_tokenizer_of_another_model(scenes: Path, tmp_path: Path) -> None:
     towers = miniature.save_pretrained_towers(tmp_path, scenes / "train.jsonl")
     larger = train_tokenizer((record.text for record in Manifest(scenes / "train.jsonl")), 200)
     larger.save_pretrained(tmp_path / "bert")
-    with pytest.raises(ConfigError, match=r"the tokenizer has the token 199, but the tower knows tokens below 128"):
+    with pytest.raises(
+        ConfigError, match=r"the tokenizer has the token 199, but the tower has embeddings for tokens below 128"
+    ):
         train(
             load_config(
                 "demo",

@@ -70,7 +70,7 @@ def _parse_by(text: str) -> "By":
     from spanbox.evaluation.mining import KINDS
 
     if text not in KINDS:
-        raise ConfigError(f"--by: {text!r} is no choice; expected one of {', '.join(KINDS)}")
+        raise ConfigError(f"--by: {text!r} is not a choice; expected one of {', '.join(KINDS)}")
     return cast("By", text)
 
 
@@ -78,7 +78,7 @@ def _parse_search(text: str) -> "SearchName":
     from spanbox.wiring.mining import SEARCHES
 
     if text not in SEARCHES:
-        raise ConfigError(f"--search: {text!r} is no search; expected one of {', '.join(SEARCHES)}")
+        raise ConfigError(f"--search: {text!r} is not a search; expected one of {', '.join(SEARCHES)}")
     return cast("SearchName", text)
 
 

@@ -48,7 +48,7 @@ def paraphrase(
         spanbox data paraphrase train.jsonl train-more.jsonl --translator my_module:translate
     """
     if lost not in ("coarse", "drop"):
-        raise ConfigError(f"--lost: {lost!r} is no choice; expected coarse or drop")
+        raise ConfigError(f"--lost: {lost!r} is not a choice; expected coarse or drop")
     from spanbox.data.back_translation import BackTranslation, Lost
     from spanbox.wiring.paraphrasing import make_translators
 

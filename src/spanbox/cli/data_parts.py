@@ -101,7 +101,9 @@ def _shares(text: str) -> dict[str, float]:
         except ValueError:
             shares[name] = -1.0
         if not 0 < shares[name] < float("inf") or not name.replace("-", "_").isidentifier():
-            raise ConfigError(f"--shares {text}: {part!r} is no name with a share above 0; as in {DEFAULT_SHARES}")
+            raise ConfigError(
+                f"--shares {text}: {part!r} is not a name with a share above 0; write it as in {DEFAULT_SHARES}"
+            )
     return shares
 
 

@@ -32,7 +32,10 @@ def demo(
         Path, typer.Option("--dir", help="folder for data and runs; replaces those of an earlier demo")
     ] = Path("runs"),
     compare: Annotated[
-        bool, typer.Option("--compare", help="also train the coarse level alone, at its own best rate, and print both")
+        bool,
+        typer.Option(
+            "--compare", help="also train the coarse level alone, at its own best learning rate, and print both results"
+        ),
     ] = False,
     lang: Annotated[str, typer.Option(help="language of the sentences: en, zh, or en,zh")] = "en",
     n: Annotated[int, typer.Option("--n", min=1, help="training scenes")] = 32_000,

@@ -117,7 +117,7 @@ def predict(
 def score(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="JSON file for all figures")] = Path("scores.json"),
+    out: Annotated[Path, typer.Option("--out", help="JSON file for all metrics")] = Path("scores.json"),
     predictions: Annotated[
         Path | None, typer.Option("--predictions", metavar="FILE", help="also write the predictions")
     ] = None,

@@ -19,7 +19,7 @@ LONGEST_LABEL = 40  # columns; longer names of types are wrapped
 def score(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="JSON Lines, one pair per line")],
     data: Annotated[Path, typer.Option("--data", help="manifest with the entities of these pairs")],
-    out: Annotated[Path, typer.Option("--out", help="JSON file for all figures")] = Path("scores.json"),
+    out: Annotated[Path, typer.Option("--out", help="JSON file for all metrics")] = Path("scores.json"),
 ) -> None:
     """Score the predictions of any model by the official GMNER, MNER and EEG metrics.
 

@@ -15,7 +15,7 @@ class AugmentSettings(Settings):
     copies: int = Field(
         1,
         ge=1,
-        description="samples of each pair in a batch, changed differently and positives of each other; "
+        description="samples of each pair in a batch, each augmented differently; they are positives of each other; "
         "train.batch_size counts them all",
     )
     image: ImageAugmentSettings = Field(ImageAugmentSettings(), description="random changes of the image")

@@ -81,8 +81,8 @@ def _written(text: str, font: str) -> Image.Image:
         opened = ImageFont.truetype(font, EMOJI_SIZE)
     except OSError as error:
         raise DataError(
-            f"{font}: is no font with emoji of {EMOJI_SIZE} pixels ({error}); give one such as NotoColorEmoji.ttf of "
-            "Debian's fonts-noto-color-emoji"
+            f"{font}: is not a font with emoji of {EMOJI_SIZE} pixels ({error}); give one such as NotoColorEmoji.ttf "
+            "of Debian's fonts-noto-color-emoji"
         ) from None
     canvas = Image.new("RGBA", (2 * EMOJI_SIZE, 2 * EMOJI_SIZE), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((EMOJI_SIZE // 4, EMOJI_SIZE // 4), text, font=opened, embedded_color=True)

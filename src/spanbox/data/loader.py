@@ -50,7 +50,7 @@ class DataSettings(Settings):
     aspect: Aspect = Field(
         "squash",
         description="squash: an image is stretched to the square of the vision tower; pad: it keeps its aspect ratio, "
-        "and the rest of the square is padding, which counts nowhere (docs/augmentation.md)",
+        "and the rest of the square is padding, which is ignored everywhere (docs/augmentation.md)",
     )
     max_tokens: int = Field(64, ge=4, description="longer sentences are truncated")
     max_spans: int = Field(

@@ -40,8 +40,8 @@ def find_span_faults(text: str, spans: Sequence[HasSpan]) -> list[tuple[str, str
             faults.append(
                 (
                     f"entities[{i}]",
-                    f"[{span.start}, {span.end}) is no span of a text of {len(text)} characters; offsets are half-open "
-                    "and count Unicode code points from 0",
+                    f"[{span.start}, {span.end}) is not a span of a text of {len(text)} characters; offsets are "
+                    "half-open and count Unicode code points from 0",
                 )
             )
         elif not text[span.start : span.end].strip():

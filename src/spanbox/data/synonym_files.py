@@ -142,8 +142,8 @@ def read_multilingual(path: Path) -> tuple[str, Table]:
             language, kind = "", relation
         if not _SYNSET.fullmatch(synset) or not kind or not word:
             raise DataError(
-                f"{path}, line {number}: {line[:40]!r} is no entry of the Open Multilingual WordNet; expected a synset "
-                "such as 02084071-n, cmn:lemma and a word, separated by tabs"
+                f"{path}, line {number}: {line[:40]!r} is not an entry of the Open Multilingual WordNet; expected a "
+                "synset such as 02084071-n, cmn:lemma and a word, separated by tabs"
             )
         if code and language != code:
             raise DataError(f"{path}, line {number}: the language {language!r} after {code!r}; expected one per file")
@@ -257,7 +257,7 @@ def _read_data(path: Path, pos: str) -> dict[str, tuple[str, ...]]:
 
 
 def _wrong_line(path: Path, number: int, line: str, expected: str) -> DataError:
-    return DataError(f"{path}, line {number}: {line[:40]!r} is no line of WordNet's database; expected {expected}")
+    return DataError(f"{path}, line {number}: {line[:40]!r} is not a line of WordNet's database; expected {expected}")
 
 
 def _is_usable(word: str) -> bool:

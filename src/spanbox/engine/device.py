@@ -24,7 +24,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             )
         return torch.device("cuda", local_rank)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"train.device: {name!r} is no device to train on; expected auto, cpu, cuda or cuda:N")
+        raise ConfigError(f"train.device: {name!r} is not a device to train on; expected auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(

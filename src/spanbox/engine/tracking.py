@@ -129,7 +129,7 @@ class IncidentTally:
             listed = "\n".join(f"  {sample}: {detail}" for sample, detail in examples)
             raise TrainingError(
                 f"{len(self._broken)} images cannot be read, more than data.broken_limit={self.broken_limit:g} allows "
-                f"({self.allowed}):\n{listed}\nMend or remove them (`spanbox data check` lists all), or raise it."
+                f"({self.allowed}):\n{listed}\nFix or remove them (`spanbox data check` lists all), or raise it."
             )
 
     def counts(self) -> dict[str, int]:

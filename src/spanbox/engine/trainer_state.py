@@ -56,7 +56,7 @@ def check_trainer_state(state: object) -> None:
         raise _damaged(f"seconds is {checked.seconds}")
     for kind, ids in checked.incidents.samples.items():
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1:
-            raise _damaged(f"the incidents {kind!r} are no list of hashes")
+            raise _damaged(f"the incidents {kind!r} are not a list of hashes")
 
 
 def check_moments(saved: Mapping[str, Any], shapes: list[torch.Size]) -> None:
@@ -72,7 +72,7 @@ def check_moments(saved: Mapping[str, Any], shapes: list[torch.Size]) -> None:
         for name, moment in moments.items():
             shape = torch.Size() if name == "step" else shapes[index]
             if not isinstance(moment, Tensor) or not moment.is_floating_point() or moment.shape != shape:
-                raise _damaged(f"{name} of the parameter {index} is no tensor of shape {tuple(shape)}")
+                raise _damaged(f"{name} of the parameter {index} is not a tensor of shape {tuple(shape)}")
             if not moment.isfinite().all() or (name != "exp_avg" and (moment < 0).any()):
                 raise _damaged(f"{name} of the parameter {index} holds a value that cannot be")
 

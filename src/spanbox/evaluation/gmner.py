@@ -136,7 +136,7 @@ def read_predictions(path: Path, texts: Mapping[str, str]) -> dict[str, Predicti
             first = lines[prediction.id]
             raise line_error(path, number, "id", f"{prediction.id!r} is also in line {first}; a pair has one line")
         if prediction.id not in texts:
-            fault = f"{prediction.id!r} is no pair of the data; give the manifest of these predictions"
+            fault = f"{prediction.id!r} is not the id of a pair in the data; give the manifest of these predictions"
             raise line_error(path, number, "id", fault)
         _check_spans(prediction, len(texts[prediction.id]), path, number)
         predictions[prediction.id], lines[prediction.id] = prediction, number
@@ -210,7 +210,7 @@ def _decoded(line: bytes, path: Path, number: int) -> Prediction:
         problem, _, field = str(error).partition(" - at ")
         raise line_error(path, number, field.strip("`$.") or "the line", problem) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise line_error(path, number, "the line", f"is no JSON ({error}); every line is one JSON object") from None
+        raise line_error(path, number, "the line", f"is not JSON ({error}); every line is one JSON object") from None
     if len(prediction.entities) > MOST_ENTITIES:
         fault = f"has {len(prediction.entities):,} predictions; at most {MOST_ENTITIES:,} are read for a pair"
         raise line_error(path, number, "entities", fault)
@@ -221,7 +221,7 @@ def _check_spans(prediction: Prediction, characters: int, path: Path, number: in
     for i, entity in enumerate(prediction.entities):
         if not 0 <= entity.start < entity.end <= characters:
             fault = (
-                f"[{entity.start}, {entity.end}) is no span of a text of {characters} characters; offsets are half-"
+                f"[{entity.start}, {entity.end}) is not a span of a text of {characters} characters; offsets are half-"
                 "open and count Unicode code points from 0"
             )
             raise line_error(path, number, f"entities[{i}]", fault)
@@ -319,7 +319,7 @@ def _notes(
             "perfect and GMNER equal to EEG. Do not compare this with published results"
         )
     if len(types) > MOST_TYPES:
-        yield f"the data has {len(types):,} types; the {MOST_TYPES} with the most entities have figures of their own"
+        yield f"the data has {len(types):,} types; the {MOST_TYPES} with the most entities are scored one by one"
     entities = [entity for prediction in predictions.values() for entity in prediction.entities]
     missing = sum(record.id not in predictions for record in records)
     if missing:

@@ -85,7 +85,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         kind = read_json(folder / "config.json").get("model_type")
     except (OSError, DocumentError, AttributeError):
         raise ConfigError(
-            f"--detector: {folder} is no folder with a config.json of transformers; give the folder of a detector, "
+            f"--detector: {folder} is not a folder with a config.json of transformers; give the folder of a detector, "
             "fetched for example with `hf download IDEA-Research/grounding-dino-tiny --local-dir DIR`"
         ) from None
     if kind not in FAMILIES:

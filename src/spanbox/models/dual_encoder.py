@@ -66,7 +66,7 @@ class ModelSettings(Settings):
     )
     spans: SpanSettings = Field(SpanSettings(), description="features of spans")
     regions: RegionSettings = Field(RegionSettings(), description="features of regions")
-    fusion: FusionSettings = Field(FusionSettings(), description="scores of tokens and patches that look at each other")
+    fusion: FusionSettings = Field(FusionSettings(), description="scores from attention between tokens and patches")
 
 
 @dataclass(frozen=True)

@@ -46,5 +46,5 @@ def side(size: int | list[int] | tuple[int, ...]) -> int:
     """
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
-        raise ConfigError(f"vision tower: images and patches must be square here, the encoder's config says {size}.")
+        raise ConfigError(f"vision tower: images and patches must be square here, the encoder's config has {size}.")
     return sides.pop()

@@ -18,7 +18,9 @@ class FusionSettings(Settings):
     )
     layers: int = Field(2, ge=1, description="layers of gated and cross_attention; conditioned_pooling has one")
     token_layers: int = Field(
-        2, ge=0, description="layers in which the tokens of a text see each other first, once for all images"
+        2,
+        ge=0,
+        description="self-attention layers of the tokens of a text before the fusion, computed once for all images",
     )
     heads: int = Field(4, ge=1, description="heads of the attention among tokens and of conditioned_pooling")
     width: int = Field(128, ge=2, description="dimension of the states of tokens and patches")

@@ -63,7 +63,7 @@ def _folder_and_prefix(source: str) -> tuple[Path, str]:
     path = Path(folder)
     if not (path / "config.json").is_file():
         raise ConfigError(
-            f"--via: {path} is no folder with a config.json; give the folder of a Marian model, fetched for example "
+            f"--via: {path} is not a folder with a config.json; give the folder of a Marian model, fetched for example "
             "with `hf download Helsinki-NLP/opus-mt-en-zh --local-dir DIR`"
         )
     return path, f">>{language}<<" if language else ""

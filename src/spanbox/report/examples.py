@@ -17,7 +17,7 @@ SIDE = 512  # of a matrix
 
 def _check_box(box: Box) -> None:
     if not all(-1 <= edge <= 2 for edge in box):
-        raise ValueError(f"{list(box)} is no box in fractions of the image")
+        raise ValueError(f"{list(box)} is not a box in fractions of the image")
 
 
 def _check_shape(matrix: list[list[float]] | list[list[bool]], rows: int, columns: int) -> None:

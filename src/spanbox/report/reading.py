@@ -229,7 +229,7 @@ def read_ablation(folder: Path, name: str | None = None) -> Ablation:
         for row in csv.DictReader(io.StringIO(read_text(path, SIZES[ABLATION_FILE]), newline="")):
             pair = float(row["value"]), float(row["difference"])
             if not all(map(_is_number, pair)):
-                raise ValueError(f"{pair} are no plain numbers")
+                raise ValueError(f"{pair} are not plain numbers")
             values.setdefault((_printable(row["variant"]), _printable(row["metric"])), []).append(pair)
         if not values:
             raise ValueError("it has no row")

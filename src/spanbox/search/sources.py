@@ -121,7 +121,7 @@ def _of_folder(folder: Path, kind: Kind) -> Source:
     names = [path.relative_to(folder).as_posix() for path in paths]
     for name in names:
         if name.encode(errors="replace").decode() != name:
-            raise DataError(f"{folder}: {name!a} is no name in UTF-8, which no index can hold; rename it")
+            raise DataError(f"{folder}: {name!a} is not a name in UTF-8, so an index cannot hold it; rename it")
 
     def item(index: int) -> Item:
         return Item(names[index], None, paths[index], (), ((names[index], names[index]),))

@@ -107,9 +107,9 @@ class TrainingBatches:
             ranks.wait_for_all()
         elif not path.is_file():
             raise DataError(
-                f"{path}: no such file of neighbours, with which the run goes on from step {self.trainer.step}. If "
-                "data.mining.every, train.batch_size or data.subset is another than before, set it back; else copy the "
-                "run again, or start a new one"
+                f"{path}: no such file of neighbours, which the run needs to continue from step {self.trainer.step}. "
+                "If data.mining.every, train.batch_size or data.subset is another than before, set it back; else copy "
+                "the run again, or start a new one"
             )
         return load_neighbours(path, manifest, len(self.dataset))
 

@@ -203,19 +203,21 @@ def as_image(image: ImageSource) -> Path | Image.Image:
             return _path_of(image)
         case Image.Image():
             if 0 in image.size:
-                raise DataError(f"an image of {image.width} x {image.height} pixels has none")
+                raise DataError(f"an image of {image.width} x {image.height} pixels is empty")
             return image
         case Tensor():
             if image.dtype != torch.uint8 or image.ndim not in (2, 3):
-                raise DataError(f"a tensor of {image.dtype} with shape {tuple(image.shape)} is no image; {PIXELS}")
+                raise DataError(f"a tensor of {image.dtype} with shape {tuple(image.shape)} is not an image; {PIXELS}")
             return as_image((image.movedim(0, -1) if image.ndim == 3 else image).cpu().numpy())
         case np.ndarray():
             channels = image.shape[2:] or (3,)
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels[0] not in (3, 4) or not image.size:
-                raise DataError(f"pixels of {image.dtype} with shape {image.shape} are no image; {PIXELS}")
+                raise DataError(f"pixels of {image.dtype} with shape {image.shape} are not an image; {PIXELS}")
             return Image.fromarray(image)
         case _:
-            raise DataError(f"{type(image).__name__} is no image; expected a path, a PIL image, an array or a tensor")
+            raise DataError(
+                f"{type(image).__name__} is not an image; expected a path, a PIL image, an array or a tensor"
+            )
 
 
 def _path_of(name: str) -> Path:
@@ -236,7 +238,7 @@ def box_of(box: Box) -> Box:
     except (TypeError, ValueError, OverflowError):
         x0 = y0 = x1 = y1 = math.nan
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
-        raise DataError(f"{box!r} is no box; expected x0, y0, x1, y1 in pixels")
+        raise DataError(f"{box!r} is not a box; expected x0, y0, x1, y1 in pixels")
     return x0, y0, x1, y1
 
 

@@ -310,8 +310,8 @@ def _validation(loaded: Loaded, given: Path | None, evaluated: Path) -> Manifest
         return open_manifest(loaded.config, str(chosen), "--threshold-from")
     if given is not None:
         raise ConfigError(
-            f"--threshold-from: {given} is evaluated, and no threshold is chosen on the data that are measured; give "
-            "another manifest, or leave it out"
+            f"--threshold-from: {given} is the evaluated manifest, on which no threshold may be chosen; give another "
+            "manifest, or leave it out"
         )
     print(
         f"{evaluated}: data.val of this run, so no threshold of visibility is chosen on it; --threshold-from names "

@@ -39,7 +39,7 @@ class UserFunction:
 def _imported(path: str, option: str) -> Callable[..., Any]:
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
-        raise ConfigError(f"{option}: {path!r} is no import path; expected module:function")
+        raise ConfigError(f"{option}: {path!r} is not an import path; expected module:function")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)

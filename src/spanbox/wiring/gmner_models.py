@@ -46,13 +46,14 @@ def open_gmner(checkpoint: Path, config: RunConfig | None = None) -> LoadedGmner
     types = read_architecture(checkpoint).get(TYPES)
     if types is None:
         raise CheckpointError(
-            f"{checkpoint}: is a pretrained model and knows no entity types; train a GMNER model on it: spanbox gmner "
+            f"{checkpoint}: is a pretrained model without entity types; train a GMNER model on it: spanbox gmner "
             f"train TRAIN.jsonl --val VAL.jsonl --from {checkpoint} --out runs/ner"
         )
     named = isinstance(types, list) and all(isinstance(name, str) for name in types)
     if not named or not 0 < len(types) <= MOST_TYPES:
         raise CheckpointError(
-            f"{checkpoint}/architecture.json: types is no list of at most {MOST_TYPES} names; copy the checkpoint again"
+            f"{checkpoint}/architecture.json: types is not a list of at most {MOST_TYPES} names; copy the checkpoint "
+            "again"
         )
     model = GmnerModel(encoder, types, scale=1 / config.gmner.temperature, grounds=config.gmner.regions)
     load_weights(checkpoint, model, nn.Module())

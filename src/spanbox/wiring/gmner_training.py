@@ -80,7 +80,7 @@ def config_to_resume(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
     config = load_config(str(run_dir / "config.yaml"), [*overrides, "train.resume=true"])
     checkpoint = last_checkpoint(run_dir / "checkpoints")
     if checkpoint is not None and TYPES not in read_architecture(checkpoint):
-        raise ConfigError(f"{run_dir}: is no run of `spanbox gmner train`; resume it with `spanbox train`")
+        raise ConfigError(f"{run_dir}: is not a run of `spanbox gmner train`; resume it with `spanbox train`")
     return config
 
 

@@ -29,7 +29,7 @@ def _find(text: str, span: Span) -> CharSpan:
         try:
             start, end = map(index, span)
         except (TypeError, ValueError):
-            raise DataError(f"{span!r} is no span; give (start, end) in characters, or words of the text") from None
+            raise DataError(f"{span!r} is not a span; give (start, end) in characters, or words of the text") from None
         return start, end
     start = text.find(span)
     if start < 0 or not span:
@@ -40,18 +40,18 @@ def _find(text: str, span: Span) -> CharSpan:
 def several(items: Iterable[Item], kind: str) -> list[Item]:
     """Items as a list. A text is not taken for a list of its characters."""
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-        raise DataError(f"{items!r} is no list of {kind}")
+        raise DataError(f"{items!r} is not a list of {kind}")
     return list(items)
 
 
 def checked_text(text: str) -> str:
     """A text, checked. Raises DataError for what is no text, or has lone surrogates, as broken UTF-8 leaves them."""
     if not isinstance(text, str):
-        raise DataError(f"{type(text).__name__} is no text; expected str")
+        raise DataError(f"{type(text).__name__} is not a text; expected str")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"the text has {text[error.start]!a}, which is no character; is it UTF-8?") from None
+        raise DataError(f"the text has {text[error.start]!a}, which is not a character; is it UTF-8?") from None
     return text
 
 

@@ -35,7 +35,8 @@ def check_objects(manifest: Manifest) -> None:
     if not any(record.objects for record in manifest):
         raise DataError(
             f"{manifest.path}: --predictions needs candidates, and no pair has `objects`; add the boxes of a detector "
-            "(see docs/data.md). The entities' own boxes are no candidates: any choice among them would look right"
+            "(see docs/data.md). The entities' own boxes do not count as candidates, since any choice among them would "
+            "look right"
         )
 
 

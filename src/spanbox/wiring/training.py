@@ -272,8 +272,8 @@ def check_vocabulary(tokenizer: Any, model: DualEncoder) -> None:
     known, largest = model.text.model.config.vocab_size, max(tokenizer.get_vocab().values())
     if largest >= known:
         raise ConfigError(
-            f"model.text: the tokenizer has the token {largest}, but the tower knows tokens below {known}: they do not "
-            "belong together; give the folder of one model"
+            f"model.text: the tokenizer has the token {largest}, but the tower has embeddings for tokens below "
+            f"{known}: they do not belong together; give the folder of one model"
         )
 
 

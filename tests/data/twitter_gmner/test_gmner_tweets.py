@@ -98,12 +98,12 @@ def test_fmnerg_has_two_columns_of_types(source: Path, tmp_path: Path, types: st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("Tom\tO\n", "line 1: 'Tom\\tO' is no line of a tweet; expected IMGID:<id> first"),
-        ("IMGID:1\nTom\n", "line 2: 'Tom' is no line of a tweet"),
-        ("IMGID:1\nTom\tPER\n", "line 2: 'Tom\\tPER' is no line"),
-        ("IMGID:1\nTom\tB-\n", "line 2: 'Tom\\tB-' is no line"),
-        ("IMGID:1\na\tO\tO\tO\n", "line 2: 'a\\tO\\tO\\tO' is no line"),
-        ("IMGID:1\n \tO\n", "line 2: ' \\tO' is no line"),
+        ("Tom\tO\n", "line 1: 'Tom\\tO' is not a line of a tweet; expected IMGID:<id> first"),
+        ("IMGID:1\nTom\n", "line 2: 'Tom' is not a line of a tweet"),
+        ("IMGID:1\nTom\tPER\n", "line 2: 'Tom\\tPER' is not a line"),
+        ("IMGID:1\nTom\tB-\n", "line 2: 'Tom\\tB-' is not a line"),
+        ("IMGID:1\na\tO\tO\tO\n", "line 2: 'a\\tO\\tO\\tO' is not a line"),
+        ("IMGID:1\n \tO\n", "line 2: ' \\tO' is not a line"),
         ("\n\n", "holds no tweets"),
     ],
 )

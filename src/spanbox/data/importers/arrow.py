@@ -97,7 +97,7 @@ def _saved(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _plain_name(folder: Path, name: str) -> str:
     if Path(name).name != name or name == ".." or "\0" in name:
-        raise DataError(f"{folder}: {name!r} is no plain name of a file or folder; refused")
+        raise DataError(f"{folder}: {name!r} is not the plain name of a file or folder; refused")
     return name
 
 
@@ -156,7 +156,7 @@ def _arrow_batches(path: Path, spec: FieldSpec | None) -> Iterator[Any]:
         is_ipc_file = start.read(len(_IPC_FILE)) == _IPC_FILE
         start.seek(-len(_END_OF_STREAM), os.SEEK_END)
         if not is_ipc_file and start.read() != _END_OF_STREAM:  # a reader would stop here as if all was read
-            raise DataError(f"{path}: was cut off, or is no stream of Arrow")
+            raise DataError(f"{path}: was cut off, or is not an Arrow stream")
     with pyarrow.OSFile(str(path)) as file:
         if is_ipc_file:
             with pyarrow.ipc.open_file(file) as reader:

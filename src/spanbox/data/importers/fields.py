@@ -190,7 +190,7 @@ class FieldReader:
             place = box(get_field(entry, fields.box))
             score = get_field(entry, fields.score) if fields.score else None
             if score is not None and not _is_number(score):
-                raise _Unusable(f"{score!r} is no score")
+                raise _Unusable(f"{score!r} is not a score")
             if place is not None:
                 found.append(ObjectBox(place, 1.0 if score is None else float(score), _name(entry, fields.label)))
         return tuple(found)
@@ -199,7 +199,7 @@ class FieldReader:
         """A box in pixels within the image; None, with a note, where it has no area there."""
         spec = self._spec
         if not isinstance(values, list) or len(values) != 4 or not all(map(_is_number, values)):
-            raise _Unusable(f"{values!r:.100} is no box of four numbers")
+            raise _Unusable(f"{values!r:.100} is not a box of four numbers")
         corners = FORMATS[spec.boxes](np.array([values], dtype=np.float64))[0]
         whole = _WHOLE[spec.unit]
         if size is not None and whole is not None:
@@ -217,7 +217,7 @@ def _boxes(entry: object, name: str | None) -> list[object]:
     """The boxes of an entity, given as one box or as a list of boxes."""
     given = get_field(entry, name) if name else None
     if given is not None and not isinstance(given, list):
-        raise _Unusable(f"{name}: {given!r:.100} is no box and no list of boxes")
+        raise _Unusable(f"{name}: {given!r:.100} is neither a box nor a list of boxes")
     return [given] if given and not isinstance(given[0], list) else given or []
 
 

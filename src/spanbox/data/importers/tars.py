@@ -97,7 +97,7 @@ def _described(file: OpenFile, sample: Sample, record_id: str, image: str) -> Re
         return Record(record_id, image, text)
     content = msgspec.json.decode(_content(file, sample["json"]).removeprefix(codecs.BOM_UTF8))
     if not isinstance(content, dict):
-        raise _Unusable("its .json is no object")
+        raise _Unusable("its .json is not an object")
     further = {name: value for name, value in content.items() if name not in Record.__struct_fields__}
     if "text" in content and (not further or "entities" in content or "objects" in content):
         given: dict[str, object] = {"id": record_id, **content, "image": image}

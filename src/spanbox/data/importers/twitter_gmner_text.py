@@ -82,7 +82,7 @@ def _read_columns(path: Path, content: str, entity_types: EntityTypes, summary: 
             valid = token.strip() and len(tags) in (1, 2) and all(map(_TAG.fullmatch, tags))
             if image_id is None or not valid:
                 raise DataError(
-                    f"{path}, line {number}: {line[:100]!r} is no line of a tweet; expected IMGID:<id> first, then "
+                    f"{path}, line {number}: {line[:100]!r} is not a line of a tweet; expected IMGID:<id> first, then "
                     "token, tab, tag (O, B-TYPE or I-TYPE), in FMNERG followed by another tab and tag"
                 )
             tagged.append((token, tags[-1] if entity_types == "fine" else tags[0]))
