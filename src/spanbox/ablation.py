@@ -1,7 +1,7 @@
 """Ablations: variants of a recipe, each trained with the same seeds for the same budget.
 
 A plan is a YAML file. Every run is a process of its own, started as a user would start it. An interrupted plan
-continues with the missing runs. The figures come from the runs' `metrics.json`. Each run folder holds the commands of
+continues with the missing runs. The metrics come from the runs' `metrics.json`. Each run folder holds the commands of
 the run (`commands.json`), so that the runs of another plan are recognised.
 """
 
@@ -125,12 +125,12 @@ def load_plan(path: Path) -> AblationPlan:
 def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
     """Train and evaluate the missing runs, `plan.jobs` at a time. Returns the rows of the table.
 
-    After a run that failed, or that has not all figures of the table, no further one starts. Ctrl-C and SIGTERM stop
+    After a run that failed, or that lacks a metric of the table, no further one starts. Ctrl-C and SIGTERM stop
     those that run.
 
     Raises:
-        ConfigError: a run in `out` has other settings, or its figures are damaged; a metric is not among its figures.
-        DataError: a manifest does not exist; said before the first run starts.
+        ConfigError: a run in `out` has other settings or damaged metrics, or lacks a metric of the plan.
+        DataError: a manifest does not exist; raised before the first run starts.
         OutputError: `out` cannot be written.
         TrainingError: a run failed; its output is in its folder.
     """
@@ -154,14 +154,14 @@ def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:
 
 
 def _manifests(plan: AblationPlan, variants: Collection[str]) -> set[Path]:
-    """Those that the runs of some variants read."""
+    """Paths of the manifests that the runs of these variants read."""
     configs = [load_config(plan.recipe, _overrides(plan, name, plan.seeds[0], Path("unused"))) for name in variants]
     read = {path for config in configs for path in (config.data.train, config.data.val, plan.test)}
     return {Path(path) for path in read if path is not None}
 
 
 def collect(plan: AblationPlan, out: Path) -> list[AblationRow]:
-    """The figures of all runs of a plan."""
+    """The metrics of all runs of a plan, as rows of its table."""
     found = {
         (variant, seed): _read_metrics(_metrics_file(out, variant, seed))
         for variant in plan.variants
@@ -192,7 +192,7 @@ def _in_a_cell(name: str) -> str:
 
 
 def write_csv(rows: list[AblationRow], plan: AblationPlan, path: Path) -> None:
-    """A line for each variant, metric and seed."""
+    """Write the table as CSV, one line per variant, metric and seed."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(["variant", "metric", "seed", "value", "difference"])
@@ -233,7 +233,7 @@ def _is_done(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
 
 
 def _has_settings_of_recipe(plan: AblationPlan, out: Path, variant: str, seed: int) -> bool:
-    """Whether a run was trained with what the recipe says now; the commands name its file alone."""
+    """Whether a run was trained with the present settings of the recipe; its commands hold only the recipe's path."""
     folder = _run_folder(out, variant, seed)
     asked = without_actions(load_config(plan.recipe, _overrides(plan, variant, seed, folder)))
     try:
@@ -246,7 +246,7 @@ def _has_settings_of_recipe(plan: AblationPlan, out: Path, variant: str, seed: i
 
 
 def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[list[str]]:
-    """The arguments of `spanbox` that make a run."""
+    """The arguments of the `spanbox` commands that train and evaluate a run."""
     folder = _run_folder(out, variant, seed)
     return [
         ["train", plan.recipe, *_overrides(plan, variant, seed, folder), "run.overwrite=true"],
@@ -255,7 +255,7 @@ def _commands(plan: AblationPlan, out: Path, variant: str, seed: int) -> list[li
 
 
 def _without_folder(commands: Any) -> tuple[list[Any], list[Any]] | None:
-    """The arguments of the commands of a run but its folder, which may be moved; None for what are no such commands."""
+    """The arguments of a run's commands without its folder, which may move; None for anything but such commands."""
     match commands:
         case [["train", *settings], ["evaluate", _, *options]]:
             return [one for one in settings if not str(one).startswith("run.dir=")], options
@@ -278,7 +278,7 @@ def _overrides(plan: AblationPlan, variant: str, seed: int, folder: Path) -> lis
 
 
 def _same_precision(config: RunConfig) -> list[str]:
-    """float32 where each run would choose its precision by a measurement of its own."""
+    """Overrides that fix float32 where each run would otherwise measure and choose its own precision."""
     measured = config.train.precision == "auto" and choose_device(config.train.device).type == "cpu"
     return ["train.precision=float32"] if measured else []
 
@@ -288,7 +288,7 @@ def _run_dir(folder: Path) -> str:
 
 
 def _as_yaml(text: str) -> str:
-    """Plain where YAML reads it as it is, as in the commands of earlier runs; in quotes where it has ` #`, say."""
+    """The text without quotes where YAML reads it back unchanged, as in earlier runs' commands; else in quotes."""
     try:
         return text if parse_yaml(text) == text else quoted(text)
     except DocumentError:

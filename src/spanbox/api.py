@@ -113,7 +113,7 @@ class Model(Loaded):
         return self._stacked(rows, convert_to_tensor, single=single)
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the tokenizer does not know, such as words in another script.
+        """The words of a text that become unknown tokens, such as words in another script.
 
         They have no effect on the features of the text.
         """
@@ -221,7 +221,7 @@ class Model(Loaded):
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
     ) -> Features:
-        """Fused scores (N, M) of N texts with M images, of a model with `model.fusion`.
+        """Fused scores (N, M) of N texts with M images, by a model with `model.fusion`.
 
         Every text looks at every image, so this takes much longer than `similarity`: use it to put the first candidates
         of `similarity` into a better order. Scores lie in [-1, 1] and are compared with each other alone.
@@ -261,7 +261,7 @@ class Model(Loaded):
         *,
         threshold: float | None = None,
     ) -> Grounding:
-        """For each span of a text the boxes of an image, best first, or none.
+        """Find for each span of a text the best boxes of an image, or report that the image does not show it.
 
         Args:
             image: as for `encode_images`.
@@ -300,7 +300,7 @@ class Model(Loaded):
         *,
         length: Callable[[Item], int] = lambda _: 0,
     ) -> list[Encoded]:
-        """The encoded items, in their own order; those of one length together, so that they need little padding."""
+        """The encoded items in their original order; items of similar length share a batch, to save padding."""
         order = sorted(range(len(items)), key=lambda place: length(items[place]))
         encoded: dict[int, Encoded] = {}
         with (Progress if show_progress else hidden)("encoding", len(items)) as progress:
@@ -349,7 +349,7 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def _of_each(rows: Sequence[Tensor], as_tensor: bool, *, single: bool) -> Any:
-    """Features of the parts of each input; of a single one alone."""
+    """Features of the parts of each input, as a list; for a single input its features alone."""
     features = [_converted(one, as_tensor) for one in rows]
     return features[0] if single else features
 
@@ -359,8 +359,8 @@ def _converted(features: Tensor, as_tensor: bool) -> Features:
 
 
 def _threshold(checkpoint: Path) -> float | None:
-    """The threshold that validation chose for a checkpoint; of a run from before checkpoints held it, the one of its
-    last evaluation. None where there is none."""
+    """The visibility threshold that validation stored with a checkpoint; for checkpoints of earlier versions, which
+    lack it, the one of the run's last evaluation. None without either."""
     validation, evaluation = (
         read_object(path) for path in (checkpoint / VALIDATION, checkpoint.parent.parent / "metrics.json")
     )

@@ -134,7 +134,7 @@ def _check_options(
 
 
 def _config_of_folds(recipe: str, overrides: Sequence[str], path: Path) -> RunConfig:
-    """The config of the models of the folds, which must learn nothing from the whole manifest."""
+    """The config of the models of the folds, checked for settings that would expose them to the held-out pairs."""
     config = load_config(recipe, overrides)
     _check_coarse(recipe, config)
     if config.train.start is not None:
@@ -163,7 +163,7 @@ def _check_unseen(name: str, config: RunConfig, path: Path) -> None:
 
 
 def fold_members(manifest: Manifest, folds: int, seed: int) -> list[list[int]]:
-    """The places of the pairs of each fold; all pairs of a group, or of groups that share an image file, are in one.
+    """Indices of the pairs of each fold; all pairs of a group, or of groups that share an image file, are in one fold.
 
     Raises:
         DataError: there are too few groups.
@@ -217,7 +217,7 @@ def _write_part(manifest: Manifest, places: Sequence[int], path: Path) -> None:
 
 
 def _digest(command: Sequence[str], train: Path) -> str:
-    """Of all that a fold is trained by: the settings, also those in the recipe, and the pairs."""
+    """Digest of all that the training of a fold depends on: settings, those of the recipe included, and pairs."""
     _, recipe, *settings = command
     resolved = dump_config(load_config(recipe, settings))
     return f"{blake2b(resolved.encode(), digest_size=16).hexdigest()} {manifest_digest(train)}"

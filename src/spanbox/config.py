@@ -198,7 +198,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 _COMMENT = re.compile(r"\s*[^\s'\"\[{#].*?\s#.*")
-"""A value without quotes or brackets in which YAML would take the rest for a comment: a path, say. It is a text."""
+"""A value, such as a path, without quotes or brackets, whose rest YAML would read as a comment. It is a text."""
 
 
 def _short(value: object) -> str:

@@ -30,7 +30,7 @@ IS_LFS_POINTER = "a Git LFS pointer, not the file itself; run git lfs pull"
 
 
 class DocumentError(ValueError):
-    """A text, JSON or YAML file is not what it should be. The message has the line where there is one, not the path."""
+    """A text, JSON or YAML file is malformed or beyond a limit. The message has the line, if any, but not the path."""
 
 
 def refuse_special(path: Path) -> None:
@@ -43,7 +43,7 @@ def refuse_special(path: Path) -> None:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what a clone without Git LFS has in place of a large one."""
+    """Whether a file is a Git LFS pointer, which a clone without Git LFS has in place of a large file."""
     try:
         if not path.is_file() or path.stat().st_size > LFS_POINTER_SIZE:
             return False

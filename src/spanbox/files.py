@@ -23,7 +23,7 @@ PUBLIC_FILE = 0o666  # the mode of a new file, before the umask
 PARTIAL = ".partial"  # ending of files and folders that are not complete yet
 LOCK = ".lock"
 PATIENCE = 1.0
-"""Seconds of waiting for a lock before a line says so."""
+"""Seconds of waiting for a lock before a message is printed."""
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def check_writable_folder(folder: Path) -> None:
 
 @contextmanager
 def removing_new_folders(folder: Path) -> Iterator[None]:
-    """Context for work that makes `folder`: when it fails, what it made of the folder and its parents is removed again.
+    """Context for work that creates `folder`: on failure, the folder and parents that it created are removed again.
 
     Only empty folders are removed.
     """

@@ -89,24 +89,24 @@ class Affine(NamedTuple):
 
     @classmethod
     def onto(cls, box: Box) -> Self:
-        """The unit square onto a box."""
+        """The map of the unit square onto a box."""
         x0, y0, x1, y1 = box
         return cls(x1 - x0, 0.0, x0, 0.0, y1 - y0, y0)
 
     @classmethod
     def mirror(cls) -> Self:
-        """Left and right change sides."""
+        """The map that exchanges left and right."""
         return cls(-1.0, 0.0, 1.0)
 
     @classmethod
     def rotation(cls, degrees: float, aspect: float = 1.0) -> Self:
-        """About the centre, clockwise as seen in an image whose width is `aspect` times its height."""
+        """The rotation about the centre, clockwise as seen in an image whose width is `aspect` times its height."""
         turn = radians(degrees)
         return cls._about_centre(cos(turn), -sin(turn) / aspect, sin(turn) * aspect, cos(turn))
 
     @classmethod
     def shear(cls, x_degrees: float, y_degrees: float, aspect: float = 1.0) -> Self:
-        """About the centre, by angles of the vertical and of the horizontal edges; `aspect` as in `rotation`."""
+        """The shear about the centre, by angles of the vertical and horizontal edges; `aspect` as in `rotation`."""
         return cls._about_centre(1.0, tan(radians(x_degrees)) / aspect, tan(radians(y_degrees)) * aspect, 1.0)
 
     @classmethod
@@ -115,7 +115,7 @@ class Affine(NamedTuple):
 
     @property
     def is_upright(self) -> bool:
-        """Whether boxes stay boxes: no rotation, no shear."""
+        """Whether upright boxes stay upright: no rotation, no shear."""
         return self.b == self.d == 0.0
 
     @property
@@ -124,7 +124,7 @@ class Affine(NamedTuple):
         return self.a * self.e - self.b * self.d
 
     def then(self, after: "Affine") -> "Affine":
-        """This map, and then another one."""
+        """The composition: this map first, then another one."""
         return Affine(
             after.a * self.a + after.b * self.d,
             after.a * self.b + after.b * self.e,
@@ -140,7 +140,7 @@ class Affine(NamedTuple):
         return Affine(a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f))
 
     def box(self, box: Box) -> Box:
-        """The box that the moved one just fits in, not clipped: each moved point of a box lies in it."""
+        """The smallest upright box that holds the image of a box under the map, not clipped."""
         x0, y0, x1, y1 = box
         x = [self.a * x + self.b * y + self.c for x in (x0, x1) for y in (y0, y1)]
         y = [self.d * x + self.e * y + self.f for x in (x0, x1) for y in (y0, y1)]

@@ -93,7 +93,7 @@ def ratio_interval(
 
 
 def effective_count(values: Numbers, image: IntArray, *, added: float = 1.0) -> float:
-    """How many independent queries have a mean as certain as that of `values` (Q,) in [0, 1]; see `ratio_interval`."""
+    """Number of independent queries whose mean would be as certain as that of `values` (Q,); see `ratio_interval`."""
     _, image_of = np.unique(image, return_inverse=True)
     sums: FloatArray = np.bincount(image_of, weights=values).astype(np.float64)
     return len(values) / _design_effect(sums, np.bincount(image_of).astype(np.float64), added)

@@ -77,7 +77,7 @@ class EditMap:
 
     @classmethod
     def replace(cls, text: str, replacements: Iterable[Piece]) -> "EditMap":
-        """The map of replacements that do not overlap, in any order.
+        """The map that makes these replacements, given in any order, which must not overlap.
 
         Of several insertions at one place, the first stands first; one at the start of a replaced interval stands
         before it.

@@ -68,7 +68,7 @@ class Sample:
     content: tuple[int, int] | None = None  # width and height of the picture on the square, if the rest is padding
     crop_content: Tensor | None = None  # (R, 2) int64: as `content`, of each crop
     original_text: str = ""  # of the pair, where `text` was changed; pairs of one text stay so
-    text_changes: tuple[tuple[str, str], ...] = ()  # words of the text or paraphrase, and what took their place
+    text_changes: tuple[tuple[str, str], ...] = ()  # words of the text or paraphrase, and their replacements
 
     @property
     def frame(self) -> tuple[float, float, float, float]:

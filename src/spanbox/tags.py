@@ -60,7 +60,7 @@ def tag_tokens(span_tokens: Tensor, span_types: Tensor, tagged: Tensor) -> tuple
 
 
 def tagged_spans(tags: Sequence[int]) -> list[TaggedSpan]:
-    """The spans of a sequence of tags. An inside that continues nothing of its type begins a span."""
+    """The spans of a sequence of tags. An inside tag that does not continue a span of its type begins one."""
     spans: list[TaggedSpan] = []
     current: int | None = None  # type of the open span
     first = 0
@@ -76,13 +76,13 @@ def tagged_spans(tags: Sequence[int]) -> list[TaggedSpan]:
 
 
 def may_start(types: int) -> Tensor:
-    """(L,) bool: tags that the first token can have: all but the insides."""
+    """(L,) bool: tags that the first token can have: all but inside tags."""
     tags = torch.arange(tag_count(types))
     return (tags == OUTSIDE) | (tags % 2 == 1)
 
 
 def may_follow(types: int) -> Tensor:
-    """(L, L) bool: whether the tag of a column can follow that of a row: an inside only one of its own type."""
+    """(L, L) bool: whether the tag of a column can follow that of a row; an inside tag only follows its own type."""
     tags = torch.arange(tag_count(types))
     same_type = (tags[:, None] - 1) // 2 == (tags - 1) // 2
     return may_start(types) | (same_type & (tags[:, None] != OUTSIDE))
