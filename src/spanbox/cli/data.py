@@ -143,7 +143,7 @@ def _import_options(
         ),
     ] = False,
 ) -> None:
-    """Options of `data import` itself."""
+    """Options of `data import` without a format."""
 
 
 @app.command("check", help=_CHECK)

@@ -156,17 +156,17 @@ def main() -> None:
 
 
 def _is_of_allocator(error: RuntimeError) -> bool:
-    """Whether PyTorch found no memory. It has a class of its own for this on GPUs only."""
+    """Whether PyTorch ran out of memory. Only on GPUs does this error have its own class."""
     return any(words in str(error) for words in ("can't allocate memory", "out of memory"))
 
 
 class _Terminated(SystemExit):
-    """Raised where a SIGTERM arrives."""
+    """Raised on SIGTERM."""
 
 
 @contextmanager
 def _tidying_up_on_sigterm() -> Iterator[None]:
-    """Context that a SIGTERM leaves as Ctrl-C does, so that no partial file and no process stays behind."""
+    """Context in which SIGTERM unwinds the stack as Ctrl-C does, so that partial files and processes are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -195,7 +195,7 @@ def _run() -> int:
 
 
 def _expand_home(argument: str) -> str:
-    """`~` at the start of an argument or of the value of an option, which shells leave in `--out=~/x`."""
+    """Expand `~` at the start of an argument or of an option's value, which shells leave in `--out=~/x`."""
     option, equals, value = argument.partition("=")
     if equals and option.startswith("--"):
         return f"{option}={os.path.expanduser(value)}"  # noqa: PTH111  # leaves `~` of an unknown user as it is
@@ -203,7 +203,7 @@ def _expand_home(argument: str) -> str:
 
 
 def _make_output_lenient() -> None:
-    """A character that the terminal's encoding lacks is printed as an escape, and is no error."""
+    """Print characters that the terminal's encoding lacks as escapes instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -231,7 +231,7 @@ def _flush(stream: object) -> None:
 
 
 def _discard_unwritten() -> None:
-    """Send output that cannot be written to nowhere, or the interpreter complains about it at its exit."""
+    """Redirect output that cannot be written to the null device, or the interpreter would print an error at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             _flush(stream)

@@ -81,7 +81,7 @@ def _batches(plain: "StepMemory", checkpointed: "StepMemory", budget: int) -> Ta
 
 
 def times(seconds: dict[str, float], chosen: str) -> str:
-    """Time of the towers in each precision, the one of the run, and a faster one if there is one."""
+    """One line: time of the towers in each precision, the run's precision, and a faster one if there is one."""
     from spanbox.engine.speed import clearly_faster
 
     plain, short, faster = seconds["float32"], seconds["bfloat16"], clearly_faster(seconds)

@@ -46,7 +46,7 @@ def score(
 
 
 def print_scores(metrics: Mapping[str, float], rows: list[str], notes: Iterable[str], title: str) -> None:
-    """Print the figures as a table, and the remarks on them."""
+    """Print the metrics as a table, and the remarks on them."""
     print_figures(_table(metrics, rows, title))
     console = make_console()
     for note in notes:
@@ -54,7 +54,7 @@ def print_scores(metrics: Mapping[str, float], rows: list[str], notes: Iterable[
 
 
 def _table(metrics: Mapping[str, float], rows: list[str], title: str) -> Table:
-    """Each task, and below it its types unless they are many."""
+    """A table with a row for each task and, unless there are many, a row for each of its types."""
     table = Table(title=plain(title), box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold", max_width=LONGEST_LABEL)
     for heading in ("precision", "recall", "F1", "F1, 95 %", "right", "predicted", "gold"):

@@ -1,4 +1,4 @@
-"""Terminal output that several verbs share."""
+"""Terminal output that several commands share."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,19 @@ def print_metrics(metrics: Mapping[str, float], title: str, details: str = "metr
 
 
 def print_unknown_words(model: "Model", text: str) -> None:
-    """Print on stderr which words of a text the model does not know; nothing where it knows all."""
+    """Print on stderr the words of a text that become unknown tokens, if there are any."""
     if unknown := model.unknown_words(text):
         print(f"the model's tokenizer does not know: {', '.join(unknown)}", file=sys.stderr)
 
 
 def print_untrained(model: "Model", level: Literal["coarse", "fine"]) -> None:
-    """Print on stderr that the features of a level mean nothing, where no loss trained them."""
+    """Warn on stderr of features of a level that no loss trained."""
     if reason := model.untrained(level):
         print(f"{model.checkpoint}: {reason}", file=sys.stderr)
 
 
 def print_incidents(incidents: "Sequence[Incident]") -> None:
-    """Print the incidents in the data, counted by kind; nothing where there are none."""
+    """Print the incidents in the data, counted by kind, if there are any."""
     of_kind: dict[str, list[Incident]] = {}
     for incident in incidents:
         of_kind.setdefault(incident.kind, []).append(incident)
