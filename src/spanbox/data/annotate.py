@@ -158,7 +158,7 @@ def _unmatched(
     shown: Sequence[bool],
     sample: str,
 ) -> Iterator[Incident]:
-    """Spans with a box that no region overlaps enough."""
+    """Incidents of spans with a box that no region overlaps enough."""
     for i, own, matched in zip(entities, boxes_of_spans, shown, strict=True):
         if own and not matched:
             name = text[spans[i].start : spans[i].end]
@@ -188,7 +188,7 @@ def _tensor(boxes: Sequence[Box]) -> Tensor:
 
 
 def _clip(box: Box, image_size: tuple[int, int], sample: str, incidents: list[Incident]) -> Box | None:
-    """The box in fractions and clipped; None, and an incident, when nothing of it lies in the image."""
+    """The box in fractions and clipped; None, with an incident, when it lies outside the image."""
     x0, y0, x1, y1 = in_fractions(box, *image_size)
     clipped = clip_box((x0, y0, x1, y1))
     image = "image of {}x{}".format(*image_size)

@@ -82,7 +82,7 @@ class _Image(msgspec.Struct, array_like=True):
 
 
 class Options(NamedTuple):
-    """What is filled, and from what."""
+    """Which entities and objects are added, and how."""
 
     labels: tuple[str, ...] = ()  # to look for in every image; none: the texts of the pair's entities
     link: bool = False  # boxes found by an entity's text become its boxes, if it has none
@@ -347,7 +347,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(record: Record) -> Any:
-    """The paraphrases without spans, which are those of other entities."""
+    """The paraphrases without spans, which belong to the replaced entities."""
     return tuple(msgspec.structs.replace(paraphrase, entities=()) for paraphrase in record.paraphrases)
 
 

@@ -141,7 +141,7 @@ class BackTranslation:
             yield from self._translate([(job, job.record.text) for job in jobs if self._has_lost(job)])
 
     def _has_lost(self, job: _Job) -> bool:
-        """Whether the translation with markers came without one of them."""
+        """Whether the translation of the text with markers lacks one of them."""
         translation = self.cache.get(job.translator.key, job.marked.text)
         return bool(translation) and job.marked.restore(translation or "", english=False) is None
 

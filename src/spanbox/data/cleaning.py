@@ -130,12 +130,12 @@ def _with_links(
     known = [*(box for entity in record.entities for box in entity.boxes), *(o.box for o in record.objects)]
 
     def difference(box: Box, region: Box) -> float:
-        """Between a box in pixels, clipped, and a region, as a share of the sides."""
+        """Largest difference of the edges of a box in pixels, clipped, and of a region, as a share of the side."""
         clipped = clip_box(in_fractions(box, width, height))
         return max(abs(edge - other) for edge, other in zip(clipped, region, strict=True))
 
     def in_pixels(region: Box) -> Box:
-        """The box of the record that a region was made of, or the region in pixels."""
+        """The box of the record that the region comes from, else the region in pixels."""
         nearest = min(known, key=lambda box: difference(box, region), default=None)
         if nearest is not None and difference(nearest, region) <= SAME_BOX:
             return nearest
@@ -143,7 +143,7 @@ def _with_links(
         return round(x0 * width, 2), round(y0 * height, 2), round(x1 * width, 2), round(y1 * height, 2)
 
     def verdict_of(box: Box, links: Sequence[JudgedLink]) -> JudgedLink | None:
-        """The link of a box: that of its region, which other boxes may have too once they are clipped."""
+        """The verdict on a box: that of its region, which may be shared by boxes that are equal once clipped."""
         differences = {difference(box, link.box): link for link in links if link.box is not None}
         least = min(differences, default=math.inf)  # two annotations of an object may differ by a little
         return differences[least] if least <= SAME_BOX else None

@@ -1,4 +1,4 @@
-"""Changes of the colours of an image, composed before a pixel is touched."""
+"""Changes of the colours of an image, composed before they are applied to the pixels."""
 
 import math
 from collections.abc import Callable

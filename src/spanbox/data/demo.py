@@ -56,7 +56,7 @@ class DemoSettings:
     size: int = 192  # pixels, both sides
     seed: int = 0
     siblings: int = 0  # per held-out scene: further scenes that differ in one object
-    relations: Relations | None = None  # scenes of all splits in pairs that differ only in what is where
+    relations: Relations | None = None  # scenes of all splits in pairs that differ only in the places of two objects
     art: str | None = None  # font with colour emoji, in the place of the artwork: the same objects in another style
 
 
@@ -220,8 +220,11 @@ def _sibling(rng: random.Random, scene: _Scene, number: int, split: Split, setti
 def _of_relation_pair(
     rng: random.Random, scene: _Scene, split: Split, settings: DemoSettings, *, exchanged: bool
 ) -> _Scene:
-    """The scene, or the one in which its first two objects have changed places. Drawn again until nothing else in the
-    sentence differs: a place fits objects of other proportions a little off its centre."""
+    """The scene, or the one in which its first two objects have exchanged places.
+
+    Drawn again until nothing else in the sentence differs: objects of other proportions are a little off the centre of
+    a place, which may change another relation.
+    """
     while _words(other := _with_two_exchanged(scene, settings)) != _words(scene):
         scene = _draw_scene(rng, split, settings)
     return other if exchanged else scene

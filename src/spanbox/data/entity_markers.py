@@ -1,4 +1,4 @@
-"""Entities through a translator: each goes in as a marker, and is put back where its marker comes out.
+"""Entities in a translation: each is replaced by a marker, and put back in the place of its marker afterwards.
 
     "The cat is left of the dog"  ->  "The X1 is left of the X2"  ->  ...  ->  "X2 has an X1 on its left"
 
@@ -29,7 +29,7 @@ class MarkedText:
     text: str
     original: str
     spans: tuple[CharSpan, ...]  # of the entities, in the original
-    carried: tuple[CharSpan, ...]  # what each marker stands for, in the original
+    carried: tuple[CharSpan, ...]  # span of each marker's text, in the original
     letter: str  # of the markers
 
     @property
@@ -65,7 +65,7 @@ class MarkedText:
         return edit.text, [self._place_of(span, moved) for span in self.spans]
 
     def _place_of(self, span: CharSpan, moved: Sequence[CharSpan]) -> CharSpan:
-        """The place of an entity, given those of what was carried."""
+        """The place of an entity in the new text, from the places of the markers' texts."""
         carrier = bisect_right(self.carried, span[0], key=lambda carried: carried[0]) - 1
         shift = moved[carrier][0] - self.carried[carrier][0]
         return span[0] + shift, span[1] + shift

@@ -170,7 +170,7 @@ def open_picture(source: Path | Image.Image) -> Iterator[Picture | PlainJpeg]:
 
 
 def reduction_for(shorter: float, at_least: int) -> int:
-    """How many times smaller an image may be decoded, so that `shorter` pixels are still `at_least`: 1, 2, 4 or 8."""
+    """The largest reduction (1, 2, 4 or 8) at which a side of `shorter` pixels still has `at_least` pixels."""
     return next((times for times in (8, 4, 2) if shorter >= times * at_least), 1)
 
 

@@ -63,7 +63,7 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of(cls, scale: float, offset: float, size: int, decoded: int, reduction: int, side: int) -> Self:
-        """Of a map from fractions of the result to those of an image of `size` pixels."""
+        """The axis of a map from fractions of the result to fractions of an image of `size` pixels."""
         ends = sorted((offset, offset + scale))
         low, high = max(ends[0], 0.0), min(ends[1], 1.0)
         target = sorted(((low - offset) / scale * side, (high - offset) / scale * side))

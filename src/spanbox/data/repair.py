@@ -42,7 +42,7 @@ Spanned = TypeVar("Spanned", Entity, ParaphraseSpan)
 
 
 class Repairs(NamedTuple):
-    """How many of each thing were repaired, and how many were not, with the reason."""
+    """Counts of repairs by kind, and of faults left as they are, with the reason."""
 
     done: Counter[str]
     left: Counter[str]

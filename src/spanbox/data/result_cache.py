@@ -17,11 +17,11 @@ class Cached(Protocol):
 
     @property
     def name(self) -> str:
-        """In messages, and in manifests."""
+        """Name for messages and manifests."""
 
     @property
     def key(self) -> str:
-        """Changes whenever the results may change."""
+        """Key of its results, which changes whenever the results may change."""
 
 
 class _Entry(msgspec.Struct, frozen=True):

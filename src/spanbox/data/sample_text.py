@@ -13,11 +13,11 @@ from spanbox.data.synonyms import Synonyms
 from spanbox.spans import CharSpan, trim_span
 from spanbox.structures import Sample
 
-CHANGED_TEXTS = 20_000  # that a tokenizer is trained on besides the texts; enough to know all frequent synonyms
+CHANGED_TEXTS = 20_000  # that a tokenizer is trained on besides the texts; enough to contain all frequent synonyms
 
 
 class TextAugmenter:
-    """Draws the text of a sample. What an entity is, and whether it is shown, stays as it was.
+    """Draws the text of a sample. The identity of an entity, and whether it is shown, stay the same.
 
     Args:
         settings: probabilities.

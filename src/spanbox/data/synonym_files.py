@@ -110,7 +110,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_table(path: Path) -> Table:
-    """A table of words: per line a word or phrase, then what can stand for it, separated by tabs. Raises DataError."""
+    """A table of words: per line a word or phrase, then its synonyms, separated by tabs. Raises DataError."""
     table: dict[str, tuple[str, ...]] = {}
     for number, line in _lines(path):
         word, *synonyms = (" ".join(cell.split()) for cell in line.split("\t"))
@@ -169,7 +169,7 @@ def _language_of_header(path: Path) -> str:
 
 
 def read_wordnet(folder: Path) -> Table:
-    """WordNet's database files: each word with the others of its commonest sense, if that is all but its only one.
+    """WordNet's database files: each word with the others of its commonest sense, if nearly all uses have that sense.
 
     Names, which are written with a capital letter, are left out.
 

@@ -1,4 +1,4 @@
-"""Synonyms by language, and where words that have some stand in a text. `synonym_files` reads them."""
+"""Synonyms by language, and the places of words with synonyms in a text. `synonym_files` reads the synonyms."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from spanbox.data.words import Word, cuts_word, find_words, is_language, starts_sentence
 
 Table = Mapping[str, tuple[str, ...]]
-"""Words and phrases, in the spelling of running text, with what can stand for each."""
+"""Words and phrases, in the spelling of running text, with the synonyms of each."""
 
 LONGEST_RUN = 16  # characters of a script without spaces
 
@@ -104,7 +104,7 @@ def _find_in_run(text: str, run: Word, tables: Sequence[Table], edges: Sequence[
 
 
 def _look_up(phrase: str, tables: Sequence[Table]) -> tuple[str, ...]:
-    """What can stand for a phrase, itself aside, from all tables."""
+    """The synonyms of a phrase from all tables, without the phrase itself."""
     found = dict.fromkeys(synonym for table in tables for synonym in table.get(phrase, ()))
     found.pop(phrase, None)
     return tuple(found)

@@ -51,7 +51,7 @@ def load_tokenizer(path: str) -> Any:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what would hang or fill memory: files that are no regular ones, JSON and text beyond the limits."""
+    """Refuse files that would hang or fill memory: special files, and JSON and text beyond the limits."""
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not (file.is_file() or file.is_dir()):
             raise OSError(f"{file.name} is not a regular file")

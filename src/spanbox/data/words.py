@@ -77,7 +77,7 @@ def is_unspaced(character: str) -> bool:
 
 
 def cuts_word(text: str, place: int) -> bool:
-    """Whether a cut at `place` parts two letters of a word that is written with spaces, or a mark from its letter."""
+    """Whether `place` is between two letters of a word in a script with spaces, or between a letter and its mark."""
     if not 0 < place < len(text):
         return False
     if _is_mark(text[place]):
@@ -87,7 +87,7 @@ def cuts_word(text: str, place: int) -> bool:
 
 
 def surely_cuts_word(text: str, place: int) -> bool:
-    """Whether `place` is inside a word of a script that attaches no particles, so that no name begins or ends there."""
+    """Whether `place` is inside a word of a script without attached particles, so that no name begins or ends there."""
     return 0 < place < len(text) and _is_of_whole_word(text[place - 1]) and _is_of_whole_word(text[place])
 
 

@@ -231,7 +231,7 @@ class _Audit:
 
 
 def _find_odd_paraphrases(record: Record) -> Iterator[tuple[str, str]]:
-    """Paraphrases that say nothing new, and their spans that cut a word or hold no visible character."""
+    """Paraphrases that repeat another text of the pair, and odd spans in them, as (kind, detail)."""
     texts = [record.text]
     for i, paraphrase in enumerate(record.paraphrases):
         if paraphrase.text in texts:

@@ -1,4 +1,4 @@
-"""In which convention the boxes of a set were written: the reading of their numbers under which they fit their images.
+"""The convention in which the boxes of a set were written: the reading of their numbers that fits their images.
 
 A reading is a format (which number is which edge) and a unit (the numbers of the right and the lower edge of an image).
 One box seldom shows its reading; all boxes of a set together usually do. Evidence is counted, never assumed: boxes that
@@ -19,11 +19,11 @@ Floats = NDArray[np.float64]
 TOLERANCE = 1.0  # pixels by which a box may leave the image: annotators and detectors round
 OF_FRACTIONS = 0.05  # by which a box in fractions may leave it
 FEW = 0.01  # share of boxes that may contradict a reading
-FEWEST = 4  # boxes from which a format can be told
+FEWEST = 4  # boxes from which a format can be determined
 EVIDENCE = 0.05  # share of boxes that have to contradict the documented reading
 MOST = 0.6  # share of boxes that have to be out of order before all are sorted
 UNCLEAR = 0.25  # share of such boxes from which a set without any reading is reported
-FEWEST_IMAGES = 8  # from which the size of their images can be told by the edges that boxes touch
+FEWEST_IMAGES = 8  # from which the annotated size can be inferred from the edges that boxes touch
 TOUCHING = 3  # boxes at an edge that show where it is
 MORE_OFTEN = 2  # times as many boxes touch the edges of another size as those of the images as shown, at least
 LARGER = 1.25  # times the largest number of a unit: the longer side of images from which it is noted
@@ -40,7 +40,7 @@ PIXELS, FRACTIONS, PERCENT, THOUSANDTHS, STORED, SQUARE = (
 )
 CORNERS = "x0 y0 x1 y1"
 ANY_ORDER = "corners in any order"
-MIRRORED = "mirrored corners"  # such as y from the lower edge; no box tells them from sorted ones that lost their order
+MIRRORED = "mirrored corners"  # such as y from the lower edge; no box distinguishes them from exchanged corners
 
 
 class Boxes(NamedTuple):
@@ -53,9 +53,9 @@ class Boxes(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How the numbers are to be read."""
+    """A convention in which the numbers may have been written, with the evidence for it."""
 
-    format: str  # a key of FORMATS, or "" if it cannot be told
+    format: str  # a key of FORMATS, or "" if it is not determined
     unit: str
     size: float  # of the unit: a factor, or a side in pixels; 0 if it has none
     says: int  # boxes that show it: they contradict `x0 y0 x1 y1` in pixels, or touch the edges of another size
@@ -69,7 +69,7 @@ class Reading(NamedTuple):
 
     @property
     def remark(self) -> str:
-        """What the boxes do not show: in a unit whose right and lower edges are equal, x and y may be exchanged."""
+        """A caveat: in a unit whose right and lower edges are equal, exchanged x and y would fit too."""
         is_square = self.unit in (FRACTIONS, PERCENT, THOUSANDTHS, SQUARE)
         return "; y before x fits as well: look at some boxes" if self.format and is_square else ""
 
@@ -231,7 +231,7 @@ def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
     may_be_parts = not found and not _fits(boxes, ANY_ORDER, PIXELS) and not _touch_their_images(boxes)
     for name in formats if may_be_parts else ():
         if name == "y0 x0 y1 x1":
-            continue  # the edges of these units are equal, so the order of the axes cannot be told
+            continue  # the edges of these units are equal, so the order of the axes is undetermined
         for unit, low, high in ((PERCENT, 90.0, 100.5), (THOUSANDTHS, 900.0, 1005.0)):
             if low <= FORMATS[name](boxes.numbers).max() <= high and _fits(boxes, name, unit):
                 found.append(_reading(boxes, name, unit, 0.0, says, reason))
@@ -248,7 +248,7 @@ def _in_its_unit(boxes: Boxes, reading: Reading) -> Reading:
 
 
 def _any_order(boxes: Boxes, unit: str, says: int, reason: str) -> list[Reading]:
-    """Sorted numbers fit everywhere, so this is told only where most boxes need it and no size explains them.
+    """Corners in any order, if most boxes need that reading and no other size explains them, since it fits everywhere.
 
     Where one axis is exchanged in all boxes and the other in none, they may be mirrored as well.
     """
@@ -320,8 +320,10 @@ def _scaled(boxes: Boxes, reason: str, says: int) -> Iterator[Reading]:
 
 
 def _touch_their_images(boxes: Boxes) -> bool:
-    """Whether some of the boxes are pixels as documented, which fit as thousandths of small images, too: more of them
-    touch the edges of their images as shown than do so by chance."""
+    """Whether some of the boxes are pixels as documented: more touch the edges of their images as shown than by chance.
+
+    Pixels fit as thousandths too, where images are small.
+    """
     touching = _touching(boxes.numbers[:, 2:], boxes.shown)
     return bool((touching >= max(TOUCHING, EVIDENCE * len(boxes.numbers))).all())
 

@@ -87,7 +87,7 @@ class Shape:
 
 
 def _far_from_median(values: NDArray[np.float64]) -> tuple[float, NDArray[np.bool_]]:
-    """The median of the values above 0, and which values are far from it; nothing of a few values is."""
+    """The median of the values above 0, and a mask of the values far from it, empty for fewer than 20 values."""
     used: NDArray[np.bool_] = np.isfinite(values) & (values > 0)
     if used.sum() < 20:
         return 0.0, np.zeros(len(values), dtype=np.bool_)

@@ -38,7 +38,7 @@ def from_units(text: str, offset: int, encoding: str, unit: int) -> int | None:
 
 
 def without(text: str, offset: int, left_out: Callable[[str], bool], *, end: bool) -> int | None:
-    """The place in `text` of an offset that does not count some characters: before the counted one, or behind it."""
+    """The place in `text` of an offset that skips some characters: before the counted one or, for an end, behind it."""
     counted = _counted(text, left_out)
     if end:
         return counted[offset - 1] + 1 if 0 < offset <= len(counted) else None

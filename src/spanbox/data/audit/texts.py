@@ -1,4 +1,4 @@
-"""Texts that were damaged on their way: read in a wrong encoding, with HTML left in them, with accents apart.
+"""Damaged texts: read in a wrong encoding, with HTML left in them, or with accents apart from their letters.
 
 Such characters are other tokens to a model, hide that two texts are equal, and move the offsets of what follows them.
 """

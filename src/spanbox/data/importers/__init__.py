@@ -53,7 +53,7 @@ class SplitSummary:
 
 
 def annotation_counts(record: Record) -> dict[str, int]:
-    """What a record adds to the counts of its split, besides a pair."""
+    """Numbers of entities, boxes and proposals of a record, for the counts of its split."""
     return {
         "entities": len(record.entities),
         "entities with a box": sum(bool(entity.boxes) for entity in record.entities),

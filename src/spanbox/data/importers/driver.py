@@ -59,7 +59,7 @@ Pairs = Iterator[tuple[str, Record]]
 
 @dataclass
 class Source:
-    """The files of an import, and what was found in them."""
+    """The files of an import, with the counts and oddities found in them."""
 
     root: Path
     out: Path
@@ -77,7 +77,7 @@ class Source:
             found.append(Oddity(kind, str(where), detail))
 
     def file(self, *names: str, expected: str) -> Path:
-        """The first of these files in the source. Raises DataError, which says what is expected."""
+        """The first of these files that the source has. Raises DataError, which names the expected files."""
         for name in names:
             if is_file(path := self.root / name):
                 return path
@@ -123,7 +123,7 @@ def _run(name: str, importer: Importer, source: Source, on_progress: OnProgress 
 
 
 def _write_manifests(importer: Importer, source: Source, on_progress: OnProgress | None) -> dict[str, Counter[str]]:
-    """Write the manifests, all or none, and count what is in each."""
+    """Write the manifests, all or none, and count the content of each."""
     counts: dict[str, Counter[str]] = {}
     files: dict[str, tuple[IO[bytes], UniqueIds]] = {}
     with ExitStack() as stack:
@@ -168,7 +168,7 @@ class _Unusable(ValueError):
 
 
 def _line(record: Record, ids: UniqueIds) -> bytes:
-    """The line of a record, with an id of its own, that a manifest accepts and that has something to learn from."""
+    """The line of a record with a unique id. Raises _Unusable where a manifest would refuse it or the text is empty."""
     if is_invisible(record.text):
         raise _Unusable("text: is empty")
     for name, fault in find_faults(record):

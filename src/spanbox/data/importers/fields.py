@@ -1,4 +1,4 @@
-"""Records from the objects of any source: which field holds what is named by a small YAML, `--spec`.
+"""Records from the objects of any source; a small YAML, `--spec`, names the fields.
 
 Objects are those of JSON; of Parquet and Arrow they may also hold the bytes of images.
 """
@@ -49,7 +49,7 @@ class ObjectFields(Settings):
 
 
 class FieldSpec(Settings):
-    """Which fields hold what; a dotted name leads into objects."""
+    """Names of the fields of a record; a dotted name leads into nested objects."""
 
     records: str | None = Field(None, description="field with the list of records, of a JSON object")
     id: str | None = None
@@ -91,7 +91,7 @@ class _Unusable(ValueError):
 
 
 class FieldReader:
-    """Makes pairs of objects.
+    """Turns the objects of a source into pairs.
 
     Args:
         source: notes what was left out.

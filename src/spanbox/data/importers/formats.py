@@ -12,7 +12,7 @@ from spanbox.data.importers.visual_genome import visual_genome
 
 
 class Format(NamedTuple):
-    """An importer with what it expects of SRC."""
+    """An importer, with a description of the files that it expects in SRC."""
 
     importer: Importer
     title: str
