@@ -203,7 +203,7 @@ def _is_complete(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def _flush_to_disk(folder: Path) -> None:
-    """Network file systems report a full disk only here; and a power failure must not leave empty files."""
+    """Flush a folder: network disks report a full disk only here, and a power failure must not leave empty files."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -293,7 +293,7 @@ def load_trainer_state(folder: Path) -> dict[str, Any]:
 
 
 def named_weights(model: nn.Module, objective: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model and its objective, by name."""
+    """The weights of a model and its objective by their names in a checkpoint."""
     named = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     named |= {f"objective.{name}": tensor for name, tensor in objective.state_dict().items()}
     return named

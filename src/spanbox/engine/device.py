@@ -42,7 +42,7 @@ CPU_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx10_2", "bf16", "sve_bf16")
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The precision called `name`; `auto` is bfloat16 on GPUs that compute in it, else float32.
 
-    On CPUs a training measures instead (`engine/speed.py`). PyTorch emulates bfloat16 on older GPUs (V100, T4), which
+    On CPUs training measures (`engine/speed.py`). PyTorch emulates bfloat16 on older GPUs (V100, T4), which
     is slower than float32 there.
     """
     if name == "auto":
@@ -51,12 +51,12 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def precision_name(precision: torch.dtype) -> str:
-    """The name that `choose_precision` knows it by."""
+    """The name of a precision, as `choose_precision` takes it."""
     return str(precision).removeprefix("torch.")
 
 
 def cpu_computes_in_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; emulated, it is slower than float32."""
+    """Whether this CPU has instructions for bfloat16; emulated, it is slower than float32."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in CPU_INSTRUCTIONS)
 
@@ -72,7 +72,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 
 def casting_once(device: torch.device) -> torch.autocast:
-    """Context of several uses of `autocast` that share the cast weights: all without gradients, or all with them.
+    """Context in which several uses of `autocast` share the cast weights; all of them with gradients, or all without.
 
     PyTorch casts each weight once in the outermost context, and keeps the result with its part of the graph.
     """

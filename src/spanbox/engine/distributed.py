@@ -132,7 +132,7 @@ class Ranks:
                 _shard(tower)
 
     def synchronising(self, tower: Any) -> Callable[[bool], AbstractContextManager[None]]:
-        """Context of a backward pass of a tower that is cut up: gradients are shared at the end of the last one."""
+        """Contexts for the backward passes of a tower; a sharded one shares its gradients in the last pass only."""
 
         def context(last: bool) -> AbstractContextManager[None]:
             if self.is_sharded:
@@ -143,7 +143,7 @@ class Ranks:
         return context
 
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The gradients of all ranks, added up, of parameters that every rank has a copy of."""
+        """Sum over ranks of the gradients of parameters that every rank has a copy of, in place."""
         if self.world_size == 1:
             return
         copied = [parameter.grad for parameter in parameters if not is_sharded(parameter)]
@@ -227,7 +227,7 @@ class Ranks:
         return largest.tolist()
 
     def everyones(self, items: list[Any]) -> list[Any]:
-        """The items of all ranks, in their order."""
+        """The items of all ranks, in the order of the ranks."""
         if self.world_size == 1:
             return items
         lists: list[list[Any]] = [[] for _ in range(self.world_size)]
@@ -262,19 +262,19 @@ class _GatherRows(torch.autograd.Function):
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard["DTensor"]:
-    """Whether a tensor is cut up among the ranks."""
+    """Whether a tensor is sharded among the ranks."""
     from torch.distributed.tensor import DTensor  # here, since its import takes as long as that of PyTorch
 
     return isinstance(tensor, DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be cut up among the ranks. Called on all of them."""
+    """The full tensor of one that may be sharded among the ranks; collective: all ranks must call it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def shared_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor cut up among the ranks as `parameter` is."""
+    """A full tensor, sharded among the ranks as `parameter` is."""
     if is_sharded(parameter) and tensor.shape == parameter.shape:
         from torch.distributed.tensor import distribute_tensor
 

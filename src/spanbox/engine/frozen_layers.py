@@ -39,7 +39,7 @@ class FrozenLayers:
 
     @contextmanager
     def kept(self) -> Iterator[list[Kept]]:
-        """Context that appends what the frozen layers leave, once per pass through the tower."""
+        """Context that records the output of the frozen layers, once per pass through the tower."""
         passes: list[Kept] = []
 
         def keep(layer: nn.Module, inputs: Any, output: Any) -> None:
@@ -56,7 +56,7 @@ class FrozenLayers:
 
     @contextmanager
     def skipped(self, kept: Sequence[Kept]) -> Iterator[None]:
-        """Context in which the frozen layers compute nothing, and the highest one returns what was kept."""
+        """Context in which the frozen layers compute nothing, and the highest one returns the recorded output."""
         if not kept:
             yield
             return

@@ -59,7 +59,7 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """This rank is done: the others do not wait for its heartbeat."""
+        """End the heartbeat of this rank, so that the others do not wait for it."""
         if self._thread.is_alive():
             self._stopped.set()
             self._thread.join(self._timeout)
@@ -116,7 +116,7 @@ def _key(rank: int) -> str:
 
 
 def _end_process(message: str) -> NoReturn:
-    """The main thread waits inside of a collective operation, which nothing interrupts."""
+    """End this process: its main thread waits inside a collective operation, which nothing interrupts."""
     if message:
         print(message, file=sys.stderr, flush=True)
     os._exit(EXIT_CODE)

@@ -133,7 +133,7 @@ class TowerMemory:
 
     @property
     def besides(self) -> int:
-        """Bytes of a chunk that do not grow with it; mostly the dense gradient of a large token table."""
+        """Bytes of a chunk that do not depend on its size; mostly the dense gradient of a large token table."""
         return max(0, self.chunk.peak(1) - self.chunk.row)
 
 
@@ -254,7 +254,7 @@ def measure_step(forward: Forward, example: Callable[[int], Any]) -> StepMemory:
 
 
 def _lines(forward: Forward, name: str, rows: Any) -> frozenset[tuple[float, float]]:
-    """The lines of chunks of one group of rows."""
+    """Lines of bytes over rows, from measured chunks of one group of rows; see `ChunkMemory`."""
     small, large = (_chunk_moments(forward, name, rows[:count]) for count in PROBES)
     if len(small) == len(large):
         return ChunkMemory.fit(PROBES, small, large).lines

@@ -41,7 +41,7 @@ class OptimiserSettings(Settings):
 def make_optimiser(
     towers: Iterable[nn.Module], heads: Iterable[nn.Module], objective: nn.Module, settings: OptimiserSettings
 ) -> torch.optim.AdamW:
-    """AdamW over groups of towers, heads and the objective, each with and without weight decay; without frozen weights.
+    """AdamW with groups of towers, heads and objective, each with and without weight decay; without frozen weights.
 
     Towers have their own groups for their learning rate, and since their parameters may be cut up among ranks.
     """

@@ -1,4 +1,4 @@
-"""The state of the random generators, to repeat what was drawn from it."""
+"""The state of the random generators, to repeat their draws."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ class RandomState:
 
     @classmethod
     def capture(cls) -> Self:
-        # A process that has not initialised CUDA has drawn nothing there, and shall not start to hold memory on it.
+        # A process that has not initialised CUDA has drawn nothing there, and must not start to hold memory on it.
         uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if uses_cuda else [])
 
@@ -33,7 +33,7 @@ class RandomState:
             now.restore()
 
     def restore(self) -> None:
-        """Go on from this state."""
+        """Set the random generators to this state."""
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)

@@ -89,7 +89,7 @@ def refuse_earlier_run(run_dir: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds anything of a run, unless `overwrite` is set. Changes nothing.
 
     Raises:
-        ConfigError: says how to go on.
+        ConfigError: the folder holds a run; the message has the remedies.
     """
     found = _files_of_run(run_dir)
     if found and not overwrite:

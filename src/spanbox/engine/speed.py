@@ -15,7 +15,7 @@ from spanbox.engine.task import Forward, Task, clear_gradients
 
 CLEARLY_FASTER = 0.9  # of the time in float32; less gain is not worth the rounding
 WORTH_MEASURING = 10_000_000  # parameters; towers of a tenth of these gained nothing
-LONG_ENOUGH = 0.2  # seconds of a pass; in shorter ones what does not grow with the rows counts too much
+LONG_ENOUGH = 0.2  # seconds of a pass; in shorter ones fixed costs per call count too much
 MOST_PAIRS = 64
 ROUNDS = 3
 
@@ -80,7 +80,7 @@ class _Seconds(NamedTuple):
 
 
 def _seconds(forward: Forward, batch: Any, chunk_size: int) -> _Seconds:
-    """Of a pass over one chunk of each group of rows."""
+    """Time of a pass over one chunk of each group of rows."""
     spent = of_batch = 0.0
     for name, groups in forward.task.inputs(batch).rows.items():
         for rows in groups:

@@ -108,6 +108,6 @@ def _assembled(template: TensorBundle, states: list[dict[str, Tensor]], parts: i
 
 
 def _padded(tensor: Tensor, parts: int) -> Tensor:
-    """(1, K, H) with so many parts: padding is added or cut off."""
+    """States (1, K, H) with padding added or cut off, so that K is the given number of parts."""
     missing = parts - tensor.shape[1]
     return torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing > 0 else tensor[:, :parts]

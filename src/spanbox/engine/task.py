@@ -87,10 +87,10 @@ class Task(Protocol):
         """Parts of the losses whose memory is measured on full blocks."""
 
     def before_step(self, done: float, step: int) -> None:
-        """Set what follows a schedule, for the finished share of the run."""
+        """Set the values that follow a schedule, for the finished share of the run."""
 
     def after_step(self) -> None:
-        """Keep what the optimiser changed within its bounds."""
+        """Clamp parameters that the optimiser moved out of their bounds."""
 
     def notes(self, *, last: bool) -> list[str]:
         """Notes for the user after a step. Raises TrainingError when going on makes no sense."""

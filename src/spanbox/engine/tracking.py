@@ -79,7 +79,7 @@ LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\u0085
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """The complete lines of a log, each with what it holds; None where it is damaged."""
+    """The complete lines of a log, each with its content; None for a damaged line."""
     if not path.is_file():
         return
     with explained(path), path.open("rb") as file:
@@ -97,7 +97,7 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
 
 
 class IncidentTally:
-    """Counts what was worked around in the data, and stops a run in which too many images are broken.
+    """Counts the incidents in the data, and stops a run in which too many images are broken.
 
     Args:
         size: pairs in the training set.
@@ -133,7 +133,7 @@ class IncidentTally:
             )
 
     def counts(self) -> dict[str, int]:
-        """Samples met so far with each kind of incident."""
+        """Number of samples so far with each kind of incident."""
         return {kind: len(samples) for kind, samples in self._samples.items()}
 
     def summary(self) -> dict[str, tuple[int, str]]:
@@ -146,7 +146,7 @@ class IncidentTally:
         return {"samples": samples, "broken": self._broken, "examples": self._examples}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state()` gave."""
+        """Continue from the result of `state()`."""
         self._samples = {kind: set(ids.tolist()) for kind, ids in state["samples"].items()}
         self._broken = dict(state["broken"])
         self._examples = dict(state.get("examples", {}))  # missing in older checkpoints

@@ -295,14 +295,14 @@ class Trainer:
         return RunLog(self.run_dir, self.step, self.settings.track, self.store.files.config_yaml)
 
     def _is_due(self, every: int) -> bool:
-        """Whether something that is done every so many steps, and at the end, is due."""
+        """Whether an action that happens every `every` steps, and at the end, is due."""
         return self.step % every == 0 or self._at_end()
 
     def _progress(self) -> int:
         return int(self.seconds) if self.settings.minutes is not None else self.step
 
     def _agree(self, seconds: float) -> None:
-        """Count the time of a step, and let all ranks stop at the same one."""
+        """Count the time of a step, and make all ranks stop at the same step."""
         slowest, stop = self.ranks.largest(seconds, float(self._stop.received))
         self.seconds += slowest
         self._stopping = stop > 0
@@ -363,7 +363,7 @@ class Trainer:
         }
 
     def _check_finite(self, losses: Losses, norm: Tensor, ids: list[str]) -> None:
-        """Before the step is taken: a gradient that is not finite would ruin every weight."""
+        """Raise TrainingError before a step with a gradient that is not finite, which would ruin every weight."""
         if torch.isfinite(losses.total + norm):
             return
         path = self.run_dir / f"nonfinite-step-{self.step:06d}.json"

@@ -41,7 +41,7 @@ class LinkEvidence(NamedTuple):
 
     own: OwnImage
     scores_SR: Floats  # of each span with the regions of its image
-    within_SR: Floats  # the same, above what the other spans of the sentence score with the region
+    within_SR: Floats  # the same, minus the mean score of the other spans of the sentence with the region
     wrong: Floats  # (m,): of wrong links, to compare `scores_SR` with
 
 
@@ -113,7 +113,7 @@ def link_evidence(bank: FeatureBank, seed: int) -> LinkEvidence:
 
 
 def within_pair(scores_SR: Tensor, candidates_SR: Tensor, pair_S: Tensor, identity_S: Tensor) -> Tensor:
-    """Scores above the mean of the spans of other identities of the pair with the same region.
+    """Scores minus the mean score of the pair's spans of other identities with the same region.
 
     The mean counts that of all scores of the pair as one more, which in turn counts the mean of the set as four more:
     so a pair of one span, or of one region, has a mean too.
@@ -213,7 +213,7 @@ def _standardised(
 
 
 def _mean_and_spread(scores: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the allowed scores of each row; rows with few take those of all."""
+    """Mean and spread of the allowed scores of each row; rows with few of them take those of all rows."""
     number = allowed.sum(dim=1)
     kept = torch.where(allowed, scores, 0.0).double()
     overall = scores[allowed].double()

@@ -101,7 +101,7 @@ def write_bank(
         incidents: those of the data; read after the last part.
 
     Raises:
-        OutputError: the folder cannot be written; nothing of the new bank stays.
+        OutputError: the folder cannot be written; the new bank is removed.
     """
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def write_bank(
 
 
 def _stored(folder: Path) -> list[str]:
-    """The fields that a bank has, or must have."""
+    """The fields of a bank that are stored."""
     return [*FIELDS, *(name for name in FUSION_FIELDS if (folder / f"{name}.npy").is_file())]
 
 

@@ -29,7 +29,7 @@ from spanbox.progress import StartProgress, hidden
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics, and their values query by query."""
+    """Metrics, and the outcomes of their queries."""
 
     metrics: dict[str, float]  # NAME, NAME.low, NAME.high, NAME.chance, NAME.baseline, NAME.count
     outcomes: dict[str, Outcome]  # of the metrics that are means over queries, by NAME

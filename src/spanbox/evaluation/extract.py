@@ -61,7 +61,7 @@ class FeatureBank:
 
 
 def in_place(parts: Iterable[FeatureBank]) -> Iterator[FeatureBank]:
-    """Parts of a bank, with indices of pairs, spans and regions shifted to their place in the whole."""
+    """Parts of a bank, with their indices of pairs, spans and regions counted in the whole bank."""
     pairs = spans = regions = 0
     for part in parts:
         yield replace(

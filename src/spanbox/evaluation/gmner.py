@@ -11,7 +11,7 @@ the manifest in
 Regions agree when the box overlaps one of the entity's boxes by an IoU above 0.5, or when both are none. Precision,
 recall and F1 are over all predictions and entities of the set.
 
-With one prediction per span, the figures are those of the published code. Of several, that code keeps the last one;
+With one prediction per span, the metrics are those of the published code. Of several, that code keeps the last one;
 here all count: an entity is found once at most, a prediction finds one entity at most, and the largest number of such
 matches is taken. Repetitions of the same span, type and region count once, predicted or gold. Entities that share a
 span each need a prediction of their own. A pair without predictions misses all its entities. White space at the
@@ -77,7 +77,7 @@ Trimmable = TypeVar("Trimmable", Entity, PredictedEntity)
 
 
 class Counts(NamedTuple):
-    """Of one pair, in one task."""
+    """Numbers of entities of one pair, in one task."""
 
     correct: int
     predicted: int
@@ -88,9 +88,9 @@ class Counts(NamedTuple):
 class Scores:
     """Counts of every pair of a manifest by task, and by type under `TASK.type.TYPE`."""
 
-    image: NDArray[np.int64]  # (N,) hash of what the pair's image is: pairs of one image are resampled together
+    image: NDArray[np.int64]  # (N,) hash of the pair's image: pairs of one image are resampled together
     counts: dict[str, NDArray[np.int64]]  # (N, 3) correct, predicted, gold
-    notes: tuple[str, ...]  # remarks on the predictions that change how the figures read
+    notes: tuple[str, ...]  # remarks on the predictions that matter for reading the metrics
 
     def metrics(self, *, intervals: bool = True) -> dict[str, float]:
         """`.precision .recall .f1` of each row, each with `.low` and `.high` (95 % over images), and its counts.

@@ -51,8 +51,8 @@ def within_image_outcomes(
 
 
 def within_image_facts(own: OwnImage) -> dict[str, float]:
-    """What the data make of the task: `.mean_candidates` of a linked span, and `.trivial`, the share of the spans that
-    cannot go wrong, because every candidate is right."""
+    """Difficulty of the task on this data: `.mean_candidates` of a linked span, and `.trivial`, the share of the spans
+    whose candidates are all right."""
     queries = own.of_spans(own.has_box_S)
     return {
         f"{WITHIN}.mean_candidates": float(queries.candidates_SR.sum(dim=1).double().mean()),
@@ -67,7 +67,7 @@ def across_set_outcomes(
     block_elements: int = BLOCK_ELEMENTS,
     progress: StartProgress = hidden,
 ) -> dict[str, Outcome]:
-    """Where the right regions stand among all regions of the set, for each linked span.
+    """Ranks of the right regions among all regions of the set, for each linked span.
 
     Right are the regions linked to any span of the same identity, its own among them. Regions that other pairs of the
     same group repeat take no part: the same box of the same image, under a caption that calls it by another name, would
@@ -143,7 +143,7 @@ def _flat(places: Places, width: int) -> Tensor:
 
 
 def _most_frequent(identity_Q: Tensor, shown: Tensor) -> Tensor:
-    """For which queries (Q,) bool the region is right that is right for most."""
+    """Mask (Q,) of the queries for which the region that is right most often is right."""
     identities, count = torch.unique(identity_Q, return_counts=True)
     queries_E = count[torch.searchsorted(identities, shown[0])]
     region = shown[1].bincount(weights=queries_E.double()).argmax()

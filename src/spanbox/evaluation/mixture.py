@@ -76,7 +76,7 @@ def _slope(x: Floats, y: Floats, first: int, last: int) -> float:
 
 
 class Choice(NamedTuple):
-    """Which of several candidates is right: probabilities for each item."""
+    """Probabilities for each item that its present candidate, another one, or none is right."""
 
     present: Floats  # (n,): its present candidate; 0 if it has none
     others: Floats  # (n, c): each other candidate, 0 on padding

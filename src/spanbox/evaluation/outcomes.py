@@ -91,7 +91,7 @@ class Outcome:
         return len(self.values)
 
     def of_queries(self, chosen: Tensor) -> "Outcome":
-        """The outcome of some queries, by a mask (Q,) bool."""
+        """The outcome restricted to the queries of a mask (Q,) bool."""
         mask = chosen.numpy()
         return replace(
             self,
@@ -180,7 +180,7 @@ def _intervals_of(outcomes: Mapping[str, Outcome]) -> dict[str, Interval | None]
 
 
 def _median_interval(outcome: Outcome) -> Interval | None:
-    """The interval of a median. It may have no width, as where nearly all ranks are 1."""
+    """The interval of a median. Its width may be 0, for example if nearly all ranks are 1."""
     if len(np.unique(outcome.image)) < IMAGES_OF_A_MEDIAN:
         return None
     order = outcome.values.argsort(kind="stable")

@@ -212,7 +212,7 @@ def blocks(rows: int, row_elements: int, block_elements: int) -> Iterator[slice]
 
 
 def _count_reaching(scores_QN: Tensor, thresholds_QP: Tensor) -> Tensor:
-    """Number (Q, P) int64 of scores in its row that are at least each threshold; thresholds ascend."""
+    """Number (Q, P) int64 of scores of each row that reach each of its thresholds, which ascend."""
     queries, most = thresholds_QP.shape
     if most <= _COMPARED:
         counts_QP = torch.zeros(queries, most, dtype=torch.int64, device=scores_QN.device)

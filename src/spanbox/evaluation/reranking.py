@@ -21,7 +21,7 @@ from spanbox.intervals import paired_difference
 from spanbox.progress import StartProgress, hidden
 
 RERANKED = 64
-"""Candidates that the towers propose, if nothing else is said."""
+"""Default number of candidates that the towers propose."""
 QUERIES_AT_ONCE = 32
 
 PairScores = Callable[[Tensor, Tensor], Tensor]

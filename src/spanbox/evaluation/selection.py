@@ -81,14 +81,14 @@ def check_selectable(best_metric: BestMetric) -> None:
 def counted_in_pair(
     regions: Tensor, links: Tensor, shown: Sequence[int], types: Sequence[str | None], ambiguous: Sequence[bool]
 ) -> set[str]:
-    """What a pair adds to the metrics of matching, by the names of those within the image, `KINDS` and `AMBIGUITY`.
+    """The matching metrics that a pair contributes to: names of those within the image, of `KINDS` and of `AMBIGUITY`.
 
     Args:
         regions: (R, 4), normalised.
         links: (K, R) bool.
         shown: K, SHOWN, NAMED_ONLY or NOT_KNOWN.
         types: K, of the entities; None where it is unknown.
-        ambiguous: K, whether the data does not say which of the boxes of an entity is meant.
+        ambiguous: K, whether it is unknown which of the boxes of an entity is meant.
     """
     if not len(regions):
         return set()
@@ -151,7 +151,7 @@ def check_measurable(best_metric: BestMetric, counted: Iterable[str], *, in_cont
 
 
 def _needs(name: str) -> set[str]:
-    """What a metric is measured on, see `check_measurable`; nothing that every pair has."""
+    """The names, as in `check_measurable`, that some pair must contribute for a metric to be measured."""
     if name == AUC:
         return set(KINDS.values())
     if name == _LINKS["ambiguous"]:

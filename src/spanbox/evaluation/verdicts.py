@@ -85,7 +85,7 @@ class LinkScores(NamedTuple):
         return found
 
     def probabilities(self, p: Floats, other_p: Floats) -> Choice:
-        """Of the present box, of each other region, and of none of them."""
+        """Probabilities that the present box, each other region, or none of them is right."""
         has_box, candidates = self.has_box, np.isfinite(self.other_score)
         mixture = fit_mixture(p[has_box])
         ratio = mixture.likelihood_ratio(np.where(candidates, other_p, 1.0))
@@ -123,7 +123,7 @@ class FoldScores(NamedTuple):
     links: LinkScores
 
     def at(self, places: Integers) -> "FoldScores":
-        """The same, of pairs that stand at these places of another manifest."""
+        """The same scores, with the places of the pairs in another manifest."""
         return FoldScores(
             self.pairs._replace(place=places[self.pairs.place]), self.links._replace(place=places[self.links.place])
         )
