@@ -78,7 +78,7 @@ def both_directions(
 
 
 def _statistics(contrast: Contrast, scale: Tensor, share: Share) -> list[Statistics]:
-    """Statistics of the rows (Q,) and of the columns (M,) of the own pairs."""
+    """Statistics of the rows (Q,) and of the columns (M,) of this rank's pairs."""
     if share.ranks == 1:
         return _statistics_of(contrast, scale, WHOLE, both=True)
     sides = (contrast, contrast.transposed())
@@ -162,7 +162,7 @@ class _Tiling(NamedTuple):
 
 
 class _TiledStatistics(torch.autograd.Function):
-    """Maps scaled queries and keys to the fields of the `Statistics` of rows and, if asked, of columns."""
+    """Maps scaled queries and keys to the fields of the `Statistics` of rows and, if `both`, of columns."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, tiling: _Tiling) -> tuple[Tensor | None, ...]:

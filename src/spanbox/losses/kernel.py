@@ -32,7 +32,7 @@ class Share(NamedTuple):
     The ranks' shares of a loss, and of every gradient, add up to those of the whole.
     """
 
-    pairs: slice = WHOLE  # the own ones among all
+    pairs: slice = WHOLE  # this rank's pairs among those of all ranks
     ranks: int = 1  # how many share the pairs
     total: Total = alone
 
@@ -60,7 +60,7 @@ class Statistics(NamedTuple):
     weight: Tensor | None = None  # w_max, 0 without a positive; None without weights
 
     def of_rows(self, rows: slice) -> "Statistics":
-        """Those of some rows, as views."""
+        """The statistics of some rows, as views."""
         return Statistics(
             self.positive_mass[rows],
             self.negative_mass[rows],
@@ -70,7 +70,7 @@ class Statistics(NamedTuple):
         )
 
     def relative_to_strongest(self) -> "Statistics":
-        """Rescaled so that the strongest positive of a row has weight 1; statistics of parts add up only before."""
+        """Statistics rescaled so that the strongest positive of a row has weight 1. Add up parts before, not after."""
         if self.weight is None:
             return self
         best = torch.where(self.weight > 0, self.weight, 1.0)

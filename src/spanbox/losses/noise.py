@@ -1,4 +1,4 @@
-"""Links that are probably wrong are left out of the fine level while training, by the size of their losses.
+"""Leaves links that are probably wrong out of the fine level while training, by the size of their losses.
 
 Networks learn what most of the data says before they learn single wrong labels, so that after a warm-up the links with
 the largest losses are wrong more often than others. A link is kept if both levels agree on it: neither its own loss nor
@@ -100,5 +100,5 @@ def _negative_masses(
 
 
 def _below(losses: Tensor, linked: Tensor, share: float) -> Tensor:
-    """Which losses are not above the quantile `1 - share` of those of the links."""
+    """Mask of the losses up to the quantile `1 - share` of the losses of the links."""
     return losses <= torch.quantile(losses[linked].double(), 1 - share)

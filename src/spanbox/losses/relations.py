@@ -1,4 +1,4 @@
-"""Which entries of a similarity matrix are positives and which are candidates, by level, with or without masked views.
+"""Positives and candidates among the entries of a similarity matrix, by level, with or without masked views.
 
 Ids and links decide, never the position in the batch: two captions of one image, an entity with three boxes and a name
 in two samples are handled by construction. `Relation` is the one type of masks in the losses. It is computed for any
@@ -25,7 +25,7 @@ WHOLE = slice(None)
 
 
 class Relation(NamedTuple):
-    """What the rows of a block of a similarity matrix are to its columns.
+    """Relation of the rows of a block of a similarity matrix to its columns: candidates, positives and weights.
 
     An entry that is neither a positive nor a candidate is left out.
     """
@@ -259,7 +259,7 @@ def span_view_relation(targets: Targets, rows: slice = WHOLE, columns: slice = W
     """`Relation` (b*K, c*(R+V)) of the spans of some pairs to the regions of others, each image's followed by its
     views. Regions as in `span_region_relation`.
 
-    Views of the own image that hide a span's entity are negatives of the span, if it has a region. No view is a
+    Views of a span's image that hide its entity are negatives of the span, if it has a region. No view is a
     positive of a span.
     """
     hides = hidden_from_spans(targets[rows])[:, :, None, :]  # (b, K, 1, V)
@@ -286,7 +286,7 @@ def hidden_from_spans(targets: Targets) -> Tensor:
 
 
 def view_sentence(targets: Targets) -> Tensor:
-    """(B, V) int8: what each view shows of the sentence of its pair."""
+    """(B, V) int8: visibility of the sentence's entities in each view; see `SampleViews`."""
     assert targets.view_sentence is not None, "features of views need view_sentence"
     return targets.view_sentence
 

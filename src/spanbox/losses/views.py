@@ -140,8 +140,8 @@ def _own_ranking(
     gate: Gate | None,
     share: Share,
 ) -> Tensor:
-    """`ranking_loss` of the own pairs. `best` is theirs; `texts` and `hides` are of all, since the gate divides by the
-    mean over all."""
+    """`ranking_loss` of this rank's pairs. `best` is of these, `texts` and `hides` are of all pairs, since the gate
+    divides by the mean over all."""
     own, views = share.pairs, features.views
     assert views is not None
     weights = gate(views, texts, hides)[own] if gate else None

@@ -143,7 +143,7 @@ class DualEncoder(nn.Module):
         self.vision.compile(backend=backend)
 
     def forward(self, batch: Batch) -> Features:
-        """Features of a batch, from any device, each tower's rows in one piece per group."""
+        """Features of a batch on any device; each tower encodes all rows of a group at once."""
         inputs = self.inputs(batch)
         return self.features(
             [self.encode_text(texts) for texts in inputs.texts],
@@ -266,8 +266,8 @@ class DualEncoder(nn.Module):
 
 
 def _spread(grid: Tensor, nearest: Tensor) -> Tensor:
-    """The whole grid (M, g, g, H) from the states of some patches (M, 1, n, H): each of the others gets that of the
-    nearest one, so that the border of a picture is as the border of a grid for `roi_align`."""
+    """The whole grid (M, g, g, H) from the states of some patches (M, 1, n, H): the other patches copy the nearest one,
+    so that `roi_align` treats the border of a picture as the border of a grid."""
     side = math.isqrt(nearest.shape[1])
     states = grid.flatten(1, 2).gather(1, nearest[:, :, None].expand(-1, -1, grid.shape[3]))
     return states.reshape(len(states), side, side, -1)

@@ -19,7 +19,7 @@ WholePool = Literal["cls", "mean", "pooler"]
 
 
 def _keep(model: Any) -> None:
-    """For poolers without parameters."""
+    """Leave the model unchanged, for poolers without parameters."""
 
 
 def _drop_pooling_layer(model: Any) -> None:
@@ -44,7 +44,7 @@ def _convnext_stride(config: Any) -> int:
 
 
 def _resnet_stride(config: Any) -> int:
-    """The stem halves twice, each stage once; the first one only if the config says so."""
+    """The stem halves twice, each stage once; the first stage only with `downsample_in_first_stage`."""
     return int(2 ** (len(config.depths) + 1 + config.downsample_in_first_stage))
 
 
@@ -58,7 +58,7 @@ def _efficientnet_stride(config: Any) -> int:
 
 
 def _mobilenet_v2_stride(config: Any) -> int:
-    """Layers beyond the wanted stride are dilated instead; any other number is never met."""
+    """`output_stride` if layers beyond it are dilated to keep it, which happens for these four values; else 32."""
     return int(config.output_stride) if config.output_stride in (2, 4, 8, 16) else 32
 
 
@@ -85,7 +85,7 @@ class VisionFamily:
     final_norm: str | None = None  # a layer norm that the model applies to the pooled state only
     convolutional: bool = False  # states (N, H, h, w)
     stride: Callable[[Any], int] = _patch_side  # side in pixels of one cell of the grid, from the config
-    drops_patches: bool = True  # patches know their positions, so that some of them can be dropped
+    drops_patches: bool = True  # positions are embedded patch by patch, so that some patches can be dropped
     has_interpolate_argument: bool = True  # forward has an argument to interpolate position embeddings
     model_class: str = "AutoModel"
 

@@ -1,4 +1,4 @@
-"""Fusion: scores of a sentence and an image by attention between them, without a leak by construction.
+"""Fusion: scores of a sentence and an image by attention between them; a score depends on its own pair alone.
 
 A fused score belongs to a pair. It is computed in the same way for every pair that is compared, matching or not, from
 the tokens of the sentence and the patches of the image alone. So it holds no trace of which pairs belong together, of
@@ -158,7 +158,7 @@ class PairFusion(Fusion):
     ) -> Tensor:
         """The mean of two cosines: of the towers' features, and of tokens before and after attention (their mean).
 
-        The towers' part has no gradient here: they have losses of their own, and the fusion learns what they lack.
+        The towers' part has no gradient here: towers have their own losses, and the fusion learns the remainder.
         """
         seen = self.head(self.tokens(tokens, mask, patches, self.patch_mask(content, patches)))
         cosines = F.cosine_similarity(seen, self.own_projection(tokens), dim=2)
@@ -319,12 +319,12 @@ def pairs_of_a_block(tokens: int, patches: int) -> int:
 
 
 def again(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function whose activations are computed again in the backward pass, with the same dropout."""
+    """The function's result; the backward pass computes its activations again, with the same dropout."""
     return checkpoint(function, *arguments, use_reentrant=False)
 
 
 def beside(own: Tensor, seen: Tensor) -> Tensor:
-    """Unit-length features (..., D + F): the towers' (..., D), without their gradient, and what was seen (..., F)."""
+    """Unit-length features (..., D + F): the towers' (..., D), without gradient, and the attended states (..., F)."""
     return torch.cat([own.detach(), F.normalize(seen, dim=-1)], dim=-1) / math.sqrt(2)
 
 

@@ -14,10 +14,10 @@ from spanbox.models.fusion_settings import FusionSettings
 
 
 class Seen(NamedTuple):
-    """What a layer shows of itself."""
+    """Attention and gates of a layer, for heatmaps."""
 
     attention: Tensor  # (n, T, M), rows sum to 1
-    gate: Tensor | None  # (n, T), mean over the width, in (0, 1): share of what a state takes over
+    gate: Tensor | None  # (n, T), mean over the width, in (0, 1): share of the attended states in the new state
 
 
 START_SHARPNESS = 15.0
@@ -81,8 +81,8 @@ class Attention(nn.Module):
 class ContentAttention(nn.Module):
     """Attention of states to the states of a memory whose content is like theirs.
 
-    The content is the first part of a state, in a space where what belongs together is alike. At the start, a state
-    attends by the cosine of both contents and takes over the states of the memory as they are.
+    The content is the first part of a state, in a space where tokens and patches that match are close. At the start, a
+    state attends by the cosine of both contents and takes over the states of the memory as they are.
     """
 
     def __init__(self, settings: FusionSettings) -> None:
@@ -174,11 +174,11 @@ class CrossLayer(nn.Module):
 
 
 class GatedLayer(nn.Module):
-    """States mix with what they attend to in the memory: `g * attended + (1 - g) * own`, then a feed-forward network.
+    """States mix with attended states of the memory: `g * attended + (1 - g) * own`, then a feed-forward network.
 
     The gate is `g = sigmoid(W [own; attended] + c)`, of each dimension.
 
-    Source: Arevalo et al., Gated Multimodal Units for Information Fusion, 2017; here of a state and what it attends to.
+    Source: Arevalo et al., Gated Multimodal Units for Information Fusion, 2017; here of own and attended states.
     """
 
     def __init__(self, settings: FusionSettings) -> None:

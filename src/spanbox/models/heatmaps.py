@@ -126,7 +126,7 @@ def heaviest_box(heat: Tensor) -> Tensor:
 
 
 class FusionMaps(NamedTuple):
-    """Where the fusion looks in the image of a pair, and in its sentence."""
+    """Attention maps of the fusion over the image of a pair, and over its sentence."""
 
     sentence: Tensor  # (h, w), shares of the attention; they sum to 1
     spans: Tensor  # (K, h, w)
@@ -198,7 +198,7 @@ def to_unit_range(maps: Tensor) -> Tensor:
 
 
 def _patches_have_features(model: DualEncoder) -> bool:
-    """Whether the region projection applies to single patches: it was trained on grid states or their mean."""
+    """Whether the region projection applies to single patches, because it was trained on grid states or their mean."""
     return model.settings.regions.source == "roi_align" or model.vision.settings.pool == "mean"
 
 

@@ -173,7 +173,7 @@ def random_model(config: Any, model_class: Any, part: Part) -> nn.Module:
 
 
 def _check_values(config: Any) -> None:
-    """Raise ValueError for numbers with which a model can be built but not run, or takes for ever to build."""
+    """Raise ValueError for numbers with which a model could not run, or would take too long to build."""
     for name, value in config.to_dict().items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} is {value}, a finite number is needed")

@@ -1,4 +1,4 @@
-"""The settings of a tower: its encoder, its pooled state and what of it is trained."""
+"""The settings of a tower: its encoder, its pooled state and its trained parts."""
 
 from typing import Any, Literal, Self
 
