@@ -60,7 +60,7 @@ class ExplorerServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no error of the server."""
+        """Ignore closed connections; they are not errors of the server."""
         error = sys.exception()
         if error is not None and not isinstance(error, ConnectionError | TimeoutError):
             report(error)
@@ -95,13 +95,13 @@ class _Handler(BaseHTTPRequestHandler):
         except SpanboxError as error:
             self._send_error(HTTPStatus.BAD_REQUEST, str(error))
         except (ConnectionError, TimeoutError):
-            raise  # nobody to answer
+            raise  # the client is gone
         except Exception as error:
             report(error)
             self._send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"spanbox failed ({type(error).__name__})")
 
     def _check_origin(self) -> None:
-        """Refuse requests of other sites, and of names that lead to this machine."""
+        """Refuse requests from other sites, and under other host names that resolve to this machine (DNS rebinding)."""
         own = self.server.hosts
         origin = self.headers.get("Origin")
         if self.headers.get("Host") not in own or (origin is not None and origin.removeprefix("http://") not in own):

@@ -165,7 +165,7 @@ class Session:
         return self.manifest[int(name)]
 
     def _nearest(self, searched: Searched, query: Any, features: torch.Tensor, fused: FusedScores) -> dict[str, Any]:
-        """The first pairs by the towers; with fusion, its order of those that the towers propose."""
+        """The best pairs by the towers; with fusion, the towers' candidates re-ranked by fused scores."""
         scores = nan_last(features @ torch.as_tensor(query))
         best = scores.topk(min(RERANKED if searched.model.reranks else HITS, len(scores)))
         values, rows = best.values, best.indices
@@ -202,7 +202,7 @@ def _check_text(text: str) -> None:
 
 
 def _units(text: str, record: Record | None) -> list[tuple[int, int, bool]]:
-    """Intervals of the text that light up: the entities of the record, and the words between them."""
+    """Intervals of the text that can be selected: the entities of the record, and the words between them."""
     entities: list[CharSpan] = []
     for entity in sorted(record.entities, key=lambda each: (each.start, -each.end)) if record else ():
         if not entities or entity.start >= entities[-1][1]:

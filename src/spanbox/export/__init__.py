@@ -47,7 +47,7 @@ def export_model(model: Model, target: Target, out: Path, licence: str | None = 
         licence: identifier for the model card, such as `apache-2.0`.
 
     Returns:
-        Notes about what is not as a user may expect, such as a part that the target cannot hold; the card has them too.
+        Notes on limitations, such as a part that the target cannot hold; the model card has them too.
 
     Raises:
         OutputError: the folder is not empty or cannot be written.

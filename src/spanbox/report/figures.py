@@ -65,11 +65,11 @@ class Figure:
     draw: Callable[[], "Canvas"]
 
     def inline(self) -> str:
-        """As an SVG element for a page that defines `--ink`, `--soft`, `--rule` and `--c0` to `--c5`."""
+        """The figure as an SVG element for a page that defines `--ink`, `--soft`, `--rule` and `--c0` to `--c5`."""
         return _for_page(self._saved("svg", transparent=True).decode(), self.name, self.alt)
 
     def write(self, folder: Path) -> list[Path]:
-        """As NAME.png and NAME.svg, on white."""
+        """Write the figure as NAME.png and NAME.svg, on white."""
         paths = [folder / f"{self.name}.{format}" for format in ("png", "svg")]
         for path in paths:
             with replacing(path) as file:
@@ -133,7 +133,7 @@ def curves(
 
 
 def dash_of(style: int) -> int:
-    """Which dash a style has: the next one for each round of the colours, so that 36 styles differ."""
+    """Index of the dash pattern of a style: it changes with each round of the colours, so that 36 styles differ."""
     return (style + style // len(COLOURS)) % len(DASHES)
 
 
@@ -228,7 +228,7 @@ def _characters() -> tuple[frozenset[int], ...]:
 
 
 def _canvas(width: float, height: float) -> "tuple[Canvas, Axes]":
-    """A figure in inches."""
+    """An empty matplotlib figure; sizes in inches."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(width, height), layout="constrained")
@@ -321,7 +321,7 @@ def _width(label: str) -> int:
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most `POINTS` of the points; of neighbours the mean, so that noise is not picked from."""
+    """At most `POINTS` points, each the mean of neighbours, so that no outlier is picked by chance."""
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if len(x) <= POINTS:
         return x, y

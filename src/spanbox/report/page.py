@@ -105,11 +105,11 @@ class RunView:
         return scores.headline(self.scores, level)
 
     def difference(self, name: str) -> Difference | None:
-        """To the first run; None for that one."""
+        """Difference to the first run; None for that run itself."""
         return None if self.is_first else scores.difference(self.run, self.first, name)
 
     def breakdowns(self) -> dict[str, tuple[list[tuple[str, Score]], list[tuple[str, Score]]]]:
-        """By kind: the groups, lowest first, and those with too few queries to compare."""
+        """Breakdowns by kind: the groups, lowest first, and those with too few queries to compare."""
         found = {kind: scores.breakdown(self.scores, kind) for kind in BREAKDOWNS}
         return {kind: groups for kind, groups in found.items() if any(groups)}
 
@@ -133,12 +133,12 @@ class RunView:
         return figures
 
     def retrievals(self) -> dict[str, list[Retrieval]]:
-        """By direction, equally many of each kind."""
+        """Retrieval examples by direction, equally many of each kind."""
         found = self.run.examples.retrieval if self.run.examples else {}
         return {direction: _some_of_each(found[direction], self._shown("retrieval") // 2) for direction in found}
 
     def matches(self) -> list[Match]:
-        """Wrong ones first."""
+        """Matching examples, wrong ones first."""
         found = self.run.examples.matching if self.run.examples else []
         half = -(-self._shown("matching") // 2)
         right, wrong = [m for m in found if m.right][:half], [m for m in found if not m.right][:half]

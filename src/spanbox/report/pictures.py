@@ -95,7 +95,7 @@ class Album:
 
     @property
     def missing(self) -> tuple[int, int, str]:
-        """How many of the examples' images are missing, of how many, and the first of them or the manifest's fault."""
+        """Number of missing images of the examples, of all, and the first missing one or the manifest's fault."""
         if self._fault:
             return len(self._pictured), len(self._pictured), self._fault
         assert self._manifest is not None
@@ -107,7 +107,7 @@ class Album:
         return len(gone), len(self._pictured), str(paths.get(gone[0], why))
 
     def _why_none(self, id: str) -> str:
-        """Why there is no pair to show."""
+        """The reason why the pair of an id cannot be shown."""
         if self._fault:
             return "no manifest"
         return "several pairs have this id" if id in self._repeated else "no such pair in the manifest"
@@ -198,7 +198,7 @@ def _heat_colours() -> NDArray[np.uint8]:
 
 
 def _find(manifest: Manifest, ids: set[str]) -> tuple[dict[str, Record], set[str]]:
-    """The pairs of some ids, and the ids that several pairs have: which of these is meant, examples do not say."""
+    """The pairs of some ids, and the ids that several pairs share, which examples cannot refer to."""
     found: dict[str, Record] = {}
     repeated = set()
     for record in manifest:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 MOST_LINES = 12  # of a figure
-LONGEST_SLUG = 200  # file systems take names of 255 bytes, with the ending and what marks a partial file
+LONGEST_SLUG = 200  # file systems take names of 255 bytes, with the ending and the mark of a partial file
 GROUPS = ("loss", "temperature", "weight")  # quantities of the log that have a value for each level
 SINGLES = ("lr", "pairs_per_second", "data_wait")
 SHARES = frozenset({"data_wait"})

@@ -115,7 +115,7 @@ class Run:
 
     @property
     def is_gmner(self) -> bool:
-        """Whether it trained a GMNER model, which `spanbox gmner score` measures."""
+        """Whether the run trained a GMNER model, which `spanbox gmner score` measures."""
         best = self._train("best_metric")
         return isinstance(best, str) and best.startswith(("gmner.", "mner.", "eeg."))
 

@@ -59,7 +59,7 @@ class Difference:
 
 
 def parse_scores(metrics: Mapping[str, float]) -> dict[str, Score]:
-    """Scores by name. A figure without a count of its own has that of its family, such as `mean_candidates`."""
+    """Scores by name. A metric without its own count, such as `mean_candidates`, has the count of its family."""
     annotated = {name.rpartition(".")[0] for name in metrics if _is_suffix(name) and not is_part(name)}
     families = {
         name[:dot]
@@ -125,7 +125,7 @@ def _chance_of_candidates(run: Run, name: str) -> float:
     """The chance level of a metric where it depends on the number of candidates alone; otherwise 0."""
     if name.startswith("embedding."):  # that of distances depends on the features
         return 0.0
-    ranking = name.replace(".median_rank", ".mean_rank")  # a median has no chance level of its own
+    ranking = name.replace(".median_rank", ".mean_rank")  # a median has no chance level
     return run.metrics.get(f"{ranking}.chance", 0.0)
 
 
@@ -141,9 +141,9 @@ def _is_suffix(name: str) -> bool:
 
 
 def _is_annotation(name: str, metrics: Mapping[str, float], families: Set[str]) -> bool:
-    """Whether a name belongs to another metric or family; a count without either is a metric of its own.
+    """Whether a name annotates another metric or family; a count without either is a metric itself.
 
-    So is a group of a breakdown, whatever its name: entities may have the type `low` or `count`.
+    A group of a breakdown is a metric too, whatever its name: entities may have the type `low` or `count`.
     """
     family, _, last = name.rpartition(".")
     if is_part(name):

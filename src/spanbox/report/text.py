@@ -64,7 +64,7 @@ def points(value: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number with four significant digits, or one decimal from 100; a dash for None and what is not finite."""
+    """A number with four significant digits, or one decimal from 100; a dash for None, NaN and infinities."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == int(value) and abs(value) < 1e15:
@@ -83,5 +83,5 @@ def similarity(value: float, decimals: int = 2) -> str:
 
 
 def _minus(text: str) -> str:
-    """With the sign for minus, and without one before a zero (format `z`)."""
+    """The formatted number with a minus sign in place of the hyphen, and no sign before a zero (format `z`)."""
     return text.replace("-", "−")

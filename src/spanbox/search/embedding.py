@@ -43,7 +43,7 @@ Parts = Iterator[tuple[list[Row], NDArray[np.float32]]]
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was written."""
+    """Counts of what `embed_source` wrote."""
 
     rows: int
     resumed: int  # parts that an earlier run had finished
@@ -154,7 +154,7 @@ class _Parts:
 
 
 def _description(model: Model, source: Source, batch_size: int) -> dict[str, Any]:
-    """All that the features depend on."""
+    """Everything that the features depend on."""
     return {
         "spanbox": __version__,
         "kind": source.kind,
@@ -170,7 +170,7 @@ def _description(model: Model, source: Source, batch_size: int) -> dict[str, Any
 
 
 def weights_digest(model: Model) -> str:
-    """A digest of the weights of a model: features of others are not comparable."""
+    """A digest of the weights of a model; features of models with another digest are not comparable."""
     with (model.checkpoint / "model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
@@ -208,7 +208,7 @@ def _encode_what_can_be(
 
 
 def _parts_of(item: Item) -> list[Item]:
-    """The item once for each of its spans or boxes."""
+    """Copies of the item, each with a single one of its spans or boxes."""
     return [replace(item, parts=item.parts[at : at + 1], rows=item.rows[at : at + 1]) for at in range(len(item.rows))]
 
 

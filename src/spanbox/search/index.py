@@ -29,7 +29,7 @@ PROBED = 1 / 16
 TRAINED_ON = 64
 """Features per cell that the cells are learned from."""
 _SEARCHING = Lock()
-"""Held by an exact search, which uses all cores: 50 at once wait for each other's threads for many seconds."""
+"""Held by an exact search, which uses all cores: many at once would wait for each other's threads for seconds."""
 
 
 class Hit(NamedTuple):
@@ -145,7 +145,7 @@ def _top(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 
 class _Meta(msgspec.Struct):
-    """What the file says of itself."""
+    """The metadata of an index file."""
 
     kind: Kind
     dim: int
@@ -168,7 +168,7 @@ def _open_parquet(path: Path) -> tuple[_Meta, NDArray[np.float32], Sequence[dict
 
 
 class _Rows(Sequence[dict[str, Any]]):
-    """The rows of a table, made when they are read."""
+    """The rows of a table, converted one by one when they are read."""
 
     def __init__(self, table: Any) -> None:
         self._table = table

@@ -19,7 +19,7 @@ LONGEST_PATH = 4096
 def encode_query(model: Model, index: Index, query: str) -> NDArray[np.float32]:
     """The feature (D,) of a text, or of an image where the query is the path of a file.
 
-    It takes the part of what the index holds: among regions a text is one span, among spans an image is one region.
+    The query is encoded as the counterpart of the index: for regions a text is a span, for spans an image is a region.
 
     Raises:
         DataError: the query is empty, its image cannot be read, there is no such image, or the index belongs to another

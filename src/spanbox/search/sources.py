@@ -70,7 +70,7 @@ def open_source(path: Path, kind: Kind, column: str | None = None) -> Source:
     """The items of a manifest (`.jsonl`), a folder (images) or a CSV file (texts, or images, of a column).
 
     Raises:
-        DataError: there is no such file, it has nothing of this kind, or its form is wrong.
+        DataError: there is no such file, it has no items of this kind, or its format is wrong.
     """
     if path.is_dir():
         return _of_folder(path, kind)

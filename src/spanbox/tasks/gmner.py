@@ -41,7 +41,7 @@ class GmnerSettings(Settings):
 
 @dataclass(frozen=True)
 class GmnerTargets(TensorBundle):
-    """The answers. Padding is False or below 0, so that ranks may pad them."""
+    """The targets of the losses. Padding is False or below 0, so that ranks may pad them."""
 
     tags: Tensor  # (B, T) int64, below 0 on tokens without a tag
     links: Tensor  # (B, K, R) bool: right candidates of a span
@@ -104,7 +104,7 @@ class Gmner:
 
 
 def targets_of(batch: TaggedBatch) -> GmnerTargets:
-    """The answers of a batch."""
+    """The targets of a batch."""
     shown = batch.links & batch.region_valid[:, None]
     none = batch.span_valid & (batch.span_shown == NAMED_ONLY)
     return GmnerTargets(batch.tags, shown, batch.region_valid, none)
@@ -136,7 +136,7 @@ def _region_losses(features: GmnerFeatures, targets: GmnerTargets) -> tuple[Tens
     possible = torch.cat([targets.candidates.new_ones(len(targets), 1), targets.candidates], dim=1)
     possible = possible.repeat_interleave(spans, dim=0)
     counted = right.any(dim=1)
-    lowest = torch.finfo(logits.dtype).min  # not -inf: rows without an answer shall not give NaN
+    lowest = torch.finfo(logits.dtype).min  # not -inf, so that rows without an answer do not give NaN
     of_all = logits.masked_fill(~possible, lowest).logsumexp(dim=1)
     of_right = logits.masked_fill(~right, lowest).logsumexp(dim=1)
     return torch.where(counted, of_all - of_right, 0.0), counted
