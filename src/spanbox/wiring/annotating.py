@@ -16,14 +16,14 @@ SPACY = "spacy:"
 
 
 class FunctionTagger(UserFunction):
-    """From a list of texts to a list of lists of spans."""
+    """A tagger from a user's function that maps a list of texts to a list of lists of spans."""
 
     def tag(self, texts: Sequence[str]) -> Any:
         return self.function(list(texts))
 
 
 class FunctionDetector(UserFunction):
-    """From lists of images and of their labels to a list of lists of boxes."""
+    """A detector from a user's function that maps images and their labels to a list of lists of boxes."""
 
     def detect(self, images: Sequence[Image.Image], labels: Sequence[Sequence[str]]) -> Any:
         return self.function(list(images), [list(own) for own in labels])

@@ -1,4 +1,4 @@
-"""Files of an evaluation besides its figures: examples and heatmaps.
+"""Files of an evaluation besides its metrics: examples and heatmaps.
 
     evaluation/examples.json    retrievals, matches, similarity matrices and heatmaps, by the ids of records
     evaluation/heatmaps.npz     maps over the grid of patches, in [0, 1], by the keys that examples.json names
@@ -72,7 +72,7 @@ class Pairs:
         return types
 
     def ambiguous(self) -> Tensor:
-        """(S,) bool: the data does not say which of the span's boxes is meant."""
+        """(S,) bool: it is unknown which of the span's boxes is meant."""
         pair, entity = self.bank.span_pair.tolist(), self.bank.span_entity.tolist()
         flags = [self.record(i).entities[j].ambiguous for i, j in zip(pair, entity, strict=True)]
         return torch.tensor(flags, dtype=torch.bool)
@@ -91,7 +91,7 @@ def write_examples(
     count: int,
     seen_from: Path,
 ) -> None:
-    """Write `examples.json` and `heatmaps.npz`. What the data does not allow is absent.
+    """Write `examples.json` and `heatmaps.npz`, without the parts for which the data has no boxes or entities.
 
     Args:
         folder: an existing one.
@@ -206,7 +206,7 @@ def _heatmaps(
 
 
 def _fused(loaded: Loaded, batch: Batch, entity: int, text: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The map (1, h, w) of an entity by the fusion; its gate and the words that its first box looks at.
+    """The map (1, h, w) of an entity by the fusion; its gate and the words that its first box attends to.
 
     Empty where the model has none.
     """

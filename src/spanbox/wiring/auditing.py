@@ -44,7 +44,7 @@ def write_audit(folder: Path, manifests: Mapping[str, Path], earlier: Path) -> N
 
 
 def _of_inputs(folder: Path, inputs: Mapping[str, Any]) -> Any:
-    """The audit in `folder` if it is of these inputs, else None."""
+    """The audit in `folder` if it was made from these inputs, else None."""
     try:
         same = None not in inputs.values() and read_json(folder / INPUTS) == inputs
         return read_json(folder / AUDIT) if same else None

@@ -34,7 +34,7 @@ class TrainingBatches:
     Mining is shown as a part of `progress`.
 
     Raises:
-        ConfigError: what mining needs is not installed.
+        ConfigError: a package that mining needs is not installed.
         DataError: the neighbours that `config` names are missing, damaged, or another manifest's; while iterating,
             those that a resumed run goes on with.
     """
@@ -94,7 +94,7 @@ class TrainingBatches:
         return training_batches(self.dataset, collator, sampler, workers, pin_memory=device.type == "cuda")
 
     def _mined(self, mined_at: int) -> Neighbours:
-        """What was mined at that step; mined now when the run stands there."""
+        """The neighbours mined at a step; they are mined now if the run is at that step."""
         manifest, ranks = self.dataset.manifest.path, self.trainer.ranks
         path = self.trainer.run_dir / MINED / f"step-{mined_at:06d}.npy"
         if self.trainer.step == mined_at:
@@ -124,7 +124,7 @@ class TrainingBatches:
 
 
 def _remove_unneeded(folder: Path, saved: Collection[int]) -> None:
-    """Remove what no run that resumes from a checkpoint of these steps would draw from."""
+    """Remove the files of neighbours that a run resumed from a checkpoint of these steps would not use."""
     names = ((_MINED_FILE.fullmatch(path.name), path) for path in folder.glob("step-*.npy"))
     mined = sorted((int(found[1]), path) for found, path in names if found)
     for (step, path), (following, _) in pairwise(mined):

@@ -1,4 +1,4 @@
-"""The model that a run begins with: a new one, that of another run (`train.start`), or that of its own checkpoint."""
+"""The initial model of a run: a new one, that of another run (`train.start`), or that of the run's checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from spanbox.wiring.building import PARTS, build_model, make_tokenizer
 from spanbox.wiring.loading import TYPES, open_encoder, read_architecture
 
 PARAMETERS = {"temperature": "{}_log_scale", "bias": "biases.{}", "weight": "log_variances.{}"}
-"""Names in the objective of what a level learns, by the key of its initial value."""
+"""Names of the learned parameters of a level in the objective, by the key of their initial value."""
 
 FUSED = ("fusion.log_scale", "fusion.parts_log_scale")
-"""Those of the temperatures of fused scores."""
+"""Names of the temperatures of fused scores in the objective."""
 
 
 def new_model(config: RunConfig, objective: Objective, manifest: Manifest | None = None) -> tuple[DualEncoder, Any]:
@@ -41,10 +41,10 @@ def new_model(config: RunConfig, objective: Objective, manifest: Manifest | None
 
 
 def model_of_checkpoint(checkpoint: Path, config: RunConfig, objective: Objective) -> tuple[DualEncoder, Any]:
-    """The model of a run that goes on, and its tokenizer.
+    """The model and tokenizer of a resumed run.
 
     Raises:
-        ConfigError: `config` changes what has an effect at the beginning alone.
+        ConfigError: `config` changes a setting that only has an effect at the start of a run.
         CheckpointError: the checkpoint is damaged, or of another architecture than the config asks for.
     """
     check_changes(config, load_config(str(checkpoint / "config.yaml")), checkpoint)
@@ -54,7 +54,7 @@ def model_of_checkpoint(checkpoint: Path, config: RunConfig, objective: Objectiv
 
 
 def check_changes(config: RunConfig, before: RunConfig, checkpoint: Path) -> None:
-    """Refuse settings of a run that goes on where they differ from those that it began with and would be ignored.
+    """Refuse changed settings of a resumed run that would have no effect.
 
     Raises:
         ConfigError: names the keys.

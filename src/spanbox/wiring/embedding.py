@@ -29,7 +29,7 @@ LONGEST_STEM = 40
 
 
 def evaluation_dataset(inference: Inference, manifest: Manifest, *, objects_only: bool = False) -> PairDataset:
-    """The pairs of a manifest without limits of spans and regions.
+    """The pairs of a manifest for evaluation, without limits of spans and regions.
 
     Args:
         objects_only: regions are the manifest's `objects` alone, the candidates of predictions.
@@ -152,7 +152,7 @@ def digest_of_images(paths: Iterable[Path]) -> str:
 
 
 def size_and_time(path: Path) -> list[int] | None:
-    """None: there is no such file."""
+    """Size and time of the last change of a file; None if there is no such file."""
     try:
         stat = path.stat()
     except OSError:

@@ -48,7 +48,7 @@ class EncodedTexts(NamedTuple):
 
 @dataclass(frozen=True)
 class TextSide(TensorBundle):
-    """Texts as a fusion sees them."""
+    """Texts encoded for fused scores."""
 
     features: Tensor  # (N, D)
     tokens: Tensor  # (N, T, F)
@@ -57,7 +57,7 @@ class TextSide(TensorBundle):
 
 @dataclass(frozen=True)
 class ImageSide(TensorBundle):
-    """Images as a fusion sees them."""
+    """Images encoded for fused scores."""
 
     features: Tensor  # (N, D)
     patches: Tensor  # (N, P, F)
@@ -107,7 +107,7 @@ def encode_images(loaded: Loaded, images: Sequence[ImageSource], *, unit: bool =
 
 @torch.no_grad()
 def encode_text_sides(loaded: Loaded, texts: Sequence[str]) -> TextSide:
-    """At least one text for fused scores, by a model with fusion."""
+    """Encode at least one text for fused scores, by a model with fusion."""
     rows, _ = _tokens(loaded, texts, [[]] * len(texts))
     with loaded.in_precision():
         states = loaded.model.encode_text(replace(rows, keep_tokens=True))
@@ -117,7 +117,7 @@ def encode_text_sides(loaded: Loaded, texts: Sequence[str]) -> TextSide:
 
 @torch.no_grad()
 def encode_image_sides(loaded: Loaded, images: Sequence[ImageSource]) -> ImageSide:
-    """At least one image for fused scores, by a model with fusion. Raises DataError where one cannot be read."""
+    """Encode at least one image for fused scores, by a model with fusion. Raises DataError for an unreadable one."""
     limits = sample_limits(loaded.config, loaded.model, objects_only=True)
     inputs = _images([prepare(as_image(image), "", (), (), limits) for image in images])
     states = _states(loaded, replace(inputs, keep_patches=True))
@@ -156,7 +156,7 @@ def encode_regions(
 
 
 def readable_spans(loaded: Loaded, text: str, spans: Sequence[CharSpan]) -> list[CharSpan]:
-    """The spans of a text that `encode_texts` has features of: not those beyond its tokens, nor white space."""
+    """The spans of a text that `encode_texts` can encode: neither beyond the token limit nor only white space."""
     trimmed = [trim_span(text, span) for span in spans]
     if loaded.config.model.spans.source == "own":
         return [span for span, (start, end) in zip(spans, trimmed, strict=True) if start < end]
@@ -232,7 +232,7 @@ def _path_of(name: str) -> Path:
 
 
 def box_of(box: Box) -> Box:
-    """Four finite numbers as a box. Raises DataError for anything else."""
+    """A box from four finite numbers. Raises DataError for anything else."""
     try:
         x0, y0, x1, y1 = () if isinstance(box, str) else map(float, box)
     except (TypeError, ValueError, OverflowError):

@@ -74,7 +74,7 @@ FILES = ("outcomes.npz", "examples.json", "heatmaps.npz", AUDIT, INPUTS)
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Figures of a checkpoint on a manifest, and the incidents in its data."""
+    """Metrics of a checkpoint on a manifest, and the incidents in its data."""
 
     checkpoint: Path
     data: Path
@@ -83,14 +83,14 @@ class Evaluated:
     incidents: list[Incident]
 
     def write(self, path: Path) -> None:
-        """As JSON: the metrics under their dotted names, the checkpoint and the data."""
+        """Write JSON: the metrics under their dotted names, the checkpoint and the data."""
         source = {"checkpoint": self.checkpoint.name, "data": str(self.data), "fingerprint": self.fingerprint}
         write_json(path, source | self.metrics)
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Parts of an evaluation besides its figures.
+    """Parts of an evaluation besides its metrics.
 
     Attributes:
         threshold_from: manifest used to choose the visibility threshold, not the evaluated one; None: the config's
@@ -140,7 +140,7 @@ def evaluate_to_folder(
         The figures, and the path of their file.
 
     Raises:
-        OutputError: an output cannot be written; said before anything is encoded, where that is possible.
+        OutputError: an output cannot be written; raised before anything is encoded, where that is possible.
         DataError: the manifest is wrong, or predictions are wanted and it has no candidates for them.
         ConfigError: the threshold is to be chosen on the pairs that are evaluated.
     """
@@ -212,7 +212,7 @@ def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress],
 
 
 def _counted(config: RunConfig, manifest: Manifest) -> Iterator[str]:
-    """What the pairs add to the metrics that not all data give. Of the images only the headers are read.
+    """For each pair the metrics that it contributes to, of those that not all data have. Reads only headers of images.
 
     Raises:
         DataError: while iterating; no image can be read.
@@ -252,7 +252,7 @@ def _figures_alone(bank: FeatureBank, dataset: PairDataset, progress: StartProgr
 
 
 def _destination(path: Path, out: Path | None) -> tuple[Path, Path | None]:
-    """The file of the figures, and the folder of all other files; None: they are not written."""
+    """The file of the metrics, and the folder of all other files; None: they are not written."""
     if out is not None and out.suffix == ".json":
         return out, None
     checkpoints = path.absolute().parent  # a checkpoint may be named from inside of this folder
@@ -297,7 +297,7 @@ def _features(loaded: Loaded, dataset: PairDataset, folder: Path | None, *, keep
 
 
 def _validation(loaded: Loaded, given: Path | None, evaluated: Path) -> Manifest | None:
-    """The manifest used to choose the visibility threshold: never the evaluated one, which would flatter the model.
+    """The manifest used to choose the visibility threshold: never the evaluated one, which would bias the metrics.
 
     Raises:
         ConfigError: the given one is the evaluated one.
@@ -357,7 +357,7 @@ def _retrievals(
 
 
 def _write_outcomes(path: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Values of the means, from which intervals and differences between runs are computed."""
+    """Write the values of metrics that are means: intervals and differences between runs are computed from them."""
     means = {name: outcome for name, outcome in outcomes.items() if outcome.summary == "mean"}
     arrays = {f"{name}/values": outcome.values for name, outcome in means.items()}
     images = {f"{name}/image": outcome.image for name, outcome in means.items()}
@@ -365,7 +365,7 @@ def _write_outcomes(path: Path, outcomes: Mapping[str, Outcome]) -> None:
 
 
 def _manifests(config: RunConfig, evaluated: Path) -> dict[str, Path]:
-    """The manifests of a run by part; the one that was evaluated is `test`, whatever else it is."""
+    """The manifests of a run by part; the evaluated one is `test`, even if it is also data.train or data.val."""
     given = {"train": config.data.train, "val": config.data.val}
     others = {part: Path(path) for part, path in given.items() if path is not None}
     return {part: path for part, path in others.items() if path.resolve() != evaluated.resolve()} | {"test": evaluated}

@@ -28,7 +28,7 @@ class UserFunction:
 
     @property
     def key(self) -> str:
-        """A text that changes with the file of the function."""
+        """A key that changes with the file of the function."""
         try:
             source = Path(getsourcefile(self.function) or "").read_bytes()
         except (OSError, TypeError):  # built in, or a callable object

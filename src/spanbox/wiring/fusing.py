@@ -1,4 +1,4 @@
-"""Fused scores of a model for the pairs of a feature bank, and what its tokens look at."""
+"""Fused scores of a model for the pairs of a feature bank, and spans and regions after attention within their pair."""
 
 import sys
 from pathlib import Path
@@ -88,7 +88,7 @@ def _scores(fusion: Fusion, texts: TextSide, images: ImageSide) -> Tensor:
 
 
 def matches_in_context(config: RunConfig) -> bool:
-    """Whether a loss trains spans and regions that have seen their own pair."""
+    """Whether a loss trains spans and regions after attention within their own pair."""
     kinds = ("gated", "cross_attention")
     return config.model.fusion.kind in kinds and config.loss.fine.used and config.loss.fusion.parts_weight > 0
 

@@ -37,7 +37,7 @@ def load_gmner(path: Path, device: str = "cpu") -> LoadedGmner:
 
 
 def open_gmner(checkpoint: Path, config: RunConfig | None = None) -> LoadedGmner:
-    """The model of a checkpoint folder, as it is trained on: on the CPU, in training mode.
+    """The model of a checkpoint folder, ready for further training: on the CPU, in training mode.
 
     Args:
         config: of the run that goes on; None: that of the checkpoint.

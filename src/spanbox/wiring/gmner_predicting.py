@@ -37,7 +37,7 @@ from spanbox.wiring.gmner_models import LoadedGmner, load_gmner
 
 @dataclass(frozen=True)
 class GmnerPredictions:
-    """What was found in the pairs of a manifest.
+    """The predictions for the pairs of a manifest.
 
     Attributes:
         predictions: of each pair, in the order of the manifest.
@@ -75,7 +75,7 @@ def predict_gmner(
     Raises:
         DataError: the manifest is wrong, or has no candidates.
         CheckpointError: `path` holds no GMNER model.
-        OutputError: `out` cannot be written, or is the manifest; said before the model runs.
+        OutputError: `out` cannot be written, or is the manifest; raised before the model runs.
     """
     loaded = load_gmner(path, device)
     grounds = loaded.model.grounds and not text_only

@@ -50,9 +50,9 @@ DEFAULTS = (
     "data.mining.every=null",
     "data.augment.copies=1",
 )
-"""What differs from the config of a run or recipe: the schedule, and what belongs to pretraining alone."""
+"""Overrides of the config of a run or recipe: the schedule, and settings that only pretraining uses."""
 TEXT_ONLY = ("gmner.regions=false", "train.best_metric=mner.f1")
-EXAMPLE_CANDIDATES = 16  # regions of a pair in the measurement of memory, as many as detectors are mostly asked for
+EXAMPLE_CANDIDATES = 16  # regions of a pair in the measurement of memory, a usual number of detections
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class GmnerStart:
 
 
 def config_to_resume(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
-    """The config of a run of GMNER that is to go on.
+    """The config of a GMNER run to resume.
 
     Raises:
         ConfigError: there is none, or it is no run of GMNER.
@@ -92,7 +92,7 @@ def train_gmner(config: RunConfig, pretrained: Path | None = None) -> Trained:
         pretrained: the run or checkpoint whose encoder is trained on; None: that of `config.model`.
 
     Raises:
-        SpanboxError: of the config, the data, the run folder or the training; says what to do.
+        SpanboxError: a fault in the config, the data, the run folder or the training, with its remedy.
     """
     with Ranks(config.train.rank_timeout) as ranks:
         return _train(config, pretrained, ranks)

@@ -71,7 +71,7 @@ class Grounding:
     spans: tuple[GroundedSpan, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON, without heatmaps."""
+        """The grounding as plain values for JSON, without heatmaps."""
         return {**vars(self), "spans": [_plain(span) for span in self.spans]}
 
 
@@ -131,7 +131,7 @@ def _maps(loaded: Loaded, image: Path | Image.Image, spans: Tensor) -> Tensor:
 
 
 def _ranked(boxes: Sequence[Box], scores: Sequence[float]) -> tuple[ScoredBox, ...]:
-    """Boxes with their scores, best first; of equal scores the first."""
+    """Boxes with their scores, best first; equal scores keep their order."""
     return tuple(sorted(map(ScoredBox, boxes, scores), key=lambda scored: -scored.score))
 
 

@@ -1,4 +1,4 @@
-"""A model with what it needs to encode data: the one value that the functions of this package pass on."""
+"""A model with its tokenizer and config: the value that the functions of this package pass on for encoding data."""
 
 from dataclasses import dataclass
 from typing import Any

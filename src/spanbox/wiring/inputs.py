@@ -1,4 +1,4 @@
-"""What users hand to a model from Python, checked: texts, spans, images and their numbers, one or several."""
+"""Checks of the inputs of a model in Python: texts, spans, images and their numbers, one or several."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 def find_spans(text: str, spans: Sequence[Span]) -> list[CharSpan]:
-    """Spans as intervals of a text. Raises DataError for words that do not occur in it, and for what is no span."""
+    """Spans as intervals of a text. Raises DataError for words that do not occur in it, and for anything else."""
     return [_find(text, span) for span in several(spans, "spans")]
 
 
@@ -45,7 +45,7 @@ def several(items: Iterable[Item], kind: str) -> list[Item]:
 
 
 def checked_text(text: str) -> str:
-    """A text, checked. Raises DataError for what is no text, or has lone surrogates, as broken UTF-8 leaves them."""
+    """A text, checked. Raises DataError for other types, and for lone surrogates, as broken UTF-8 leaves them."""
     if not isinstance(text, str):
         raise DataError(f"{type(text).__name__} is not a text; expected str")
     try:
@@ -70,7 +70,7 @@ def listed_images(images: ImageSource | Iterable[ImageSource]) -> tuple[list[Ima
 
 
 def paired(items: list[Item], parts: Any, kind: str, *, single: bool) -> list[tuple[Item, Any]]:
-    """Each item with its parts."""
+    """Pairs of an item and its parts."""
     of_items = [parts] if single else several(parts, kind)
     if len(items) != len(of_items):
         raise DataError(f"{kind} of {len(of_items)} inputs for {len(items)}; give a list for each")

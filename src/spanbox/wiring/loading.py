@@ -42,7 +42,7 @@ class Loaded(Inference):
         return self.model.fusion is not None and self.config.loss.fusion.weight > 0
 
     def untrained(self, level: Level) -> str | None:
-        """Why the features of a level mean nothing; None where they do not. See `untrained`."""
+        """Why the features of a level mean nothing; None if they were trained. See `untrained`."""
         return untrained(self.config, level)
 
     def save_towers(self, folder: Path | str) -> None:
@@ -58,7 +58,7 @@ class Loaded(Inference):
 
 
 def untrained(config: RunConfig, level: Level) -> str | None:
-    """Why the features of a level mean nothing: their projections have random weights. None where they do not.
+    """The reason if the features of a level mean nothing, since their projections have random weights; else None.
 
     A run that began with another one (`train.start`) has the projections of that one.
     """
@@ -127,7 +127,7 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     """The content of `architecture.json`: the format and the towers of a checkpoint.
 
     Raises:
-        CheckpointError: it is damaged, or a newer spanbox wrote it in a format that this one does not know.
+        CheckpointError: it is damaged, or a newer spanbox wrote it in a format that this version cannot read.
     """
     architecture = _read_object(folder / "architecture.json")
     refuse_newer_format(folder, architecture)

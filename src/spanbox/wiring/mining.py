@@ -43,7 +43,7 @@ def mine(
         inference: its device computes the similarities of an exact search, too.
 
     Raises:
-        ConfigError: what the search needs is not installed.
+        ConfigError: a package that the search needs is not installed.
     """
     check_search(settings.search)
     bank, incidents = embed(inference, dataset, progress)

@@ -36,7 +36,7 @@ class Chain:
 
 
 class FunctionTranslator(UserFunction):
-    """From a list of texts to a list of texts."""
+    """A translator from a user's function that maps a list of texts to a list of texts."""
 
     def translate(self, texts: Sequence[str]) -> Any:
         return self.function(list(texts))

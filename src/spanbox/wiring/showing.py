@@ -51,7 +51,7 @@ def show_samples(
 
 
 def _shown(settings: AugmentSettings) -> AugmentSettings:
-    """The changes that are set, or the standard ones."""
+    """The augmentation of the settings, or the standard presets if they have none."""
     if settings.image.active or settings.text.active:
         return settings
     return AugmentSettings.model_validate({"image": {"preset": "standard"}, "text": {"preset": "standard"}})

@@ -60,7 +60,7 @@ def train(config: RunConfig) -> Trained:
     Started by `torchrun`, each process does its share.
 
     Raises:
-        SpanboxError: of the config, the data, the run folder or the training; says what to do.
+        SpanboxError: a fault in the config, the data, the run folder or the training, with its remedy.
     """
     with Ranks(config.train.rank_timeout) as ranks:
         return _train(config, ranks)
@@ -108,7 +108,7 @@ def make_trainer(
     validate: Validate | None,
     heads: Mapping[str, Any] | None = None,
 ) -> Trainer:
-    """The trainer of a run, whose checkpoints hold all that a model is opened with.
+    """The trainer of a run; its checkpoints hold everything that loading the model needs.
 
     Args:
         encoder: of the task.
@@ -142,7 +142,7 @@ def make_trainer(
 
 
 def precision_of_run(config: RunConfig, task: Task, example: Callable[[int], Any], ranks: Ranks) -> torch.dtype:
-    """The precision of the towers. On a CPU `auto` measures which is faster; a resumed run keeps what it began with."""
+    """The precision of the towers. On a CPU `auto` measures which is faster; a resumed run keeps its precision."""
     device = choose_device(config.train.device, ranks.local_rank)
     if config.train.precision != "auto" or device.type != "cpu":
         return choose_precision(config.train.precision, device)
@@ -199,7 +199,7 @@ def _folder_of_run(run_dir: Path) -> Iterator[None]:
 
 
 def progress_of_training(trainer: Trainer) -> Progress:
-    """In steps, or in seconds when that is how long the run is; shown by the main rank."""
+    """Progress in steps or, for a run limited by time, in seconds; shown by the main rank."""
     quiet = not trainer.ranks.is_main
     if trainer.settings.minutes is None:
         return Progress("training", trainer.settings.steps, trainer.step, quiet=quiet)
@@ -207,7 +207,7 @@ def progress_of_training(trainer: Trainer) -> Progress:
 
 
 def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path | None:
-    """The checkpoint to resume from, or None for a new run, which replaces an earlier one only where that is asked."""
+    """The checkpoint to resume from, or None for a new run, which replaces an earlier one only with run.overwrite."""
     if ranks.is_main:
         refuse_running(run_dir)
         settle_replaced(run_dir)
@@ -226,8 +226,8 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
 
 
 def check_best(trainer: Trainer, config: RunConfig, before: RunConfig) -> None:
-    """Raises ConfigError if the best checkpoint so far was chosen by another metric, or on other pairs, than the coming
-    ones will be."""
+    """Raises ConfigError if the best checkpoint so far was chosen by another metric, or on other pairs, than later
+    checkpoints will be."""
     if trainer.best is None:
         return
     values: dict[str, tuple[Any, Any]] = {"train.best_metric": (before.train.best_metric, config.train.best_metric)}
@@ -242,7 +242,7 @@ def check_best(trainer: Trainer, config: RunConfig, before: RunConfig) -> None:
 
 
 def _differ(old: str | None, new: str | None) -> bool:
-    """Whether two manifests are there and have other content: a moved one is the same."""
+    """Whether two manifests exist and differ in content; a moved manifest does not differ."""
     if old is None or new is None or not Path(old).is_file():
         return False
     return manifest_digest(Path(old)) != manifest_digest(Path(new))
