@@ -1,5 +1,6 @@
 """Texts for users use the terms of docs/glossary.md: some vague or ambiguous words are refused."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_help() -> None:
 
 def test_settings() -> None:
     assert not {key: words for key, _, meaning in describe_keys() if (words := refused(meaning))}
+
+
+def test_messages_and_docstrings() -> None:
+    """Words with a second meaning in code (a card of a page, an image processor) are allowed there."""
+    found = []
+    for path in sorted((ROOT / "src/spanbox").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                words = [each for each in refused(node.value) if not each.endswith((": use GPU", ": use CPU"))]
+                found += [f"{path.name}, line {node.lineno}: {each}" for each in words]
+    assert not found
 
 
 def test_words_are_found() -> None:

@@ -1,6 +1,6 @@
 """Ablations: variants of a recipe, each trained with the same seeds for the same budget.
 
-A plan is a YAML file. Every run is a process of its own, started as a user would start it. An interrupted plan
+A plan is a YAML file. Every run is a separate process, started as a user would start it. An interrupted plan
 continues with the missing runs. The metrics come from the runs' `metrics.json`. Each run folder holds the commands of
 the run (`commands.json`), so that the runs of another plan are recognised.
 """

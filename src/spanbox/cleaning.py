@@ -66,7 +66,7 @@ def clean(
     Args:
         path: the manifest.
         recipe: recipe or config of the models of the folds; `overrides` are its settings. Boxes without an area are
-            refused or left out as its `data.inverted_boxes` says, or that of the run.
+            refused or left out by its `data.inverted_boxes`, or that of the run.
         run: a run or checkpoint whose model has not seen the data, instead of folds.
         folds: number of folds; None: `FOLDS`.
         jobs: folds that are trained at the same time, each with its share of the cores; None: 1.

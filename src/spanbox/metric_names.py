@@ -7,7 +7,7 @@ from math import inf
 from typing import Literal
 
 ANNOTATIONS = ("low", "high", "chance", "baseline", "count")
-"""Last name parts of the annotations, which have no row of their own in tables."""
+"""Last name parts of the annotations, which are columns and not rows of tables."""
 
 WITHIN = "matching.within_image"
 """Entity-object matching within the image, the metric with breakdowns."""

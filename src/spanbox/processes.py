@@ -1,6 +1,6 @@
 """Processes that end with the one that started them.
 
-`Jobs` runs commands of spanbox in processes of their own. After an error no further one starts. When the process that
+`Jobs` runs commands of spanbox in separate processes. After an error no further one starts. When the process that
 started them is stopped by Ctrl-C or SIGTERM, so are they, and a training saves a checkpoint first. When it is killed,
 their standard input closes, and they stop as well.
 """
@@ -59,7 +59,7 @@ def threads_of_each(at_once: int) -> int:
 
 
 class Jobs:
-    """Commands of spanbox in processes of their own, several at a time.
+    """Commands of spanbox in separate processes, several at a time.
 
     Leaving the block waits for those that run. If the block ends by Ctrl-C or SIGTERM, they are stopped first.
 

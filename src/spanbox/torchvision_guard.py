@@ -16,7 +16,7 @@ def hide_broken_torchvision() -> None:
     try:
         importlib.import_module("torchvision")
     except Exception:  # whatever a broken build raises: RuntimeError, ImportError, OSError, AttributeError
-        sys.modules["torchvision"] = None  # type: ignore[assignment]  # Python's way to say "not installed"
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # Python's mark of a module that is not installed
         utils = sys.modules.get("transformers.utils.import_utils")
         for name in ("_is_package_available", "is_torchvision_available"):  # they cache their answers
             getattr(getattr(utils, name, None), "cache_clear", lambda: None)()

@@ -233,13 +233,13 @@ class TestSavedDatasets:
     @pytest.mark.parametrize(
         ("file", "content", "message"),
         [
-            ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "no plain name"),
-            ("state.json", '{"_data_files": [{"filename": ".."}]}', "no plain name"),
+            ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "not the plain name"),
+            ("state.json", '{"_data_files": [{"filename": ".."}]}', "not the plain name"),
             ("state.json", '{"_data_files": [{"filename": "gone.arrow"}]}', "no such file, but state.json lists it"),
             ("state.json", '{"_data_files": [], "_indices_data_files": [{"filename": "i.arrow"}]}', "save it again"),
             ("state.json", '{"_data_files": 5}', "not in the format that is expected"),
             ("state.json", "{", "is not JSON"),
-            ("dataset_dict.json", '{"splits": ["../saved"]}', "no plain name"),
+            ("dataset_dict.json", '{"splits": ["../saved"]}', "not the plain name"),
             ("dataset_dict.json", '{"splits": ["gone"]}', "is not a file that can be read"),
         ],
     )

@@ -85,7 +85,7 @@ def test_a_package_that_is_missing_is_named(owlvit: Path, monkeypatch: pytest.Mo
 
 
 def test_wrong_folders_are_explained(owlvit: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no folder with a config\.json"):
+    with pytest.raises(ConfigError, match=r"not a folder with a config\.json"):
         ZeroShotDetector(tmp_path / "none", CPU, 0.1)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="a model of type 'bert'; expected owlvit"):
@@ -98,5 +98,5 @@ def test_wrong_folders_are_explained(owlvit: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be loaded"):
         ZeroShotDetector(tmp_path, CPU, 0.1)
     (tmp_path / "config.json").write_text(json.dumps(["owlvit"]))
-    with pytest.raises(ConfigError, match="no folder with a config"):
+    with pytest.raises(ConfigError, match="not a folder with a config"):
         ZeroShotDetector(tmp_path, CPU, 0.1)

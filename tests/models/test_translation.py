@@ -65,7 +65,7 @@ def test_the_key_changes_with_the_model(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no folder with a config\.json; give .* `hf download Helsinki-NLP/"):
+    with pytest.raises(ConfigError, match=r"not a folder with a config\.json; give .* `hf download Helsinki-NLP/"):
         MarianTranslator(str(tmp_path / "none"), CPU)
 
 

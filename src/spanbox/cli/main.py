@@ -220,7 +220,7 @@ def _fail(message: str, code: int = USER_ERROR) -> int:
     try:
         print(f"spanbox: {message}", file=sys.stderr)
         _flush(sys.stderr)
-    except OSError:  # nobody reads it
+    except OSError:  # the reader of the pipe is gone
         pass
     return code
 

@@ -1,6 +1,6 @@
 """From spans and boxes of a pair to the spans, regions and links of its sample. Boxes in pixels become fractions here.
 
-An entity that is `ambiguous` has boxes of which the data does not say which one is meant. All of them are linked to
+An `ambiguous` entity has several boxes, and it is unknown which one is meant. All of them are linked to
 it, so each counts as right. Without boxes the flag means: unknown whether the image shows the entity.
 """
 

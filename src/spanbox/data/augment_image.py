@@ -303,7 +303,7 @@ def _rand_augment(strength: float, look: Look, shape: float, generator: np.rando
     picture whose width is `shape` times its height.
 
     Source: Cubuk et al., RandAugment, 2020. Left out are the operations that need a histogram or a filter of the image,
-    since each would be a pass of its own.
+    since each would need another pass over the pixels.
     """
     signed = strength * (1 if generator.random() < 0.5 else -1)
     match generator.integers(11):

@@ -6,7 +6,7 @@ Each change is an `EditMap`: offsets follow from the edit and are never searched
 is not made. All draws come from one generator per sample.
 
 J. Wei and K. Zou, EDA: Easy Data Augmentation Techniques, EMNLP 2019 (synonyms, deletion). Random insertion and random
-swap of words, which EDA has too, are left out: they make texts that nobody would write.
+swap of words, which EDA has too, are left out: they make unnatural texts.
 """
 
 import re
@@ -24,7 +24,7 @@ from spanbox.data.words import find_words, indefinite_article, is_english_or_chi
 from spanbox.settings import PathText, Settings, list_of_presets, with_preset
 from spanbox.spans import CharSpan, EditMap, Piece, merge_spans
 
-# Without these words a text would say the opposite, or another number.
+# Without these words a text would mean the opposite, or state another number.
 _NUMBER = (
     "(zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(thir|four|fif|six|seven|eigh|nine)teen|"
     "(twen|thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|million|billion|trillion|dozen|half|quarter)s?"
@@ -310,7 +310,7 @@ def _clauses(text: str) -> Iterator[_Clause]:
 
 
 def _is_movable(clause: str, language: str) -> bool:
-    """Whether a clause says the same wherever it stands. Only English and Chinese can be judged."""
+    """Whether a clause has the same meaning in another place. Only English and Chinese can be judged."""
     if not is_english_or_chinese(language) or _QUOTES.search(clause):
         return False
     plain = clause.lower()

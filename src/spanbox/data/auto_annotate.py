@@ -188,7 +188,7 @@ class AutoAnnotation:
     def _usable(self, record: Record, spans: Sequence[_Span]) -> Iterator[Entity]:
         seen: set[tuple[int, int]] = set()
         for span in sorted(spans, key=lambda span: (span.start, span.end)):
-            # Unknown whether the image shows it: that is what `ambiguous` says of an entity without boxes.
+            # Of an entity without boxes, `ambiguous` means that it is unknown whether the image shows it.
             entity = Entity(span.start, span.end, span.type, ambiguous=True)
             if find_span_faults(record.text, [entity]):
                 self.counts["spans outside of their text, or of white space: left out"] += 1

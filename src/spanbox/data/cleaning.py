@@ -91,7 +91,7 @@ def cleaned_records(manifest: Manifest, judged: Judged, policies: Policies, coun
     """The records of a manifest with the policies applied; what was done is added to `counts`.
 
     - `drop`: wrong pairs are left out; wrong boxes are, and an entity that loses all of them becomes one of which the
-      data does not say whether the image shows it (`ambiguous`).
+      it is unknown whether the image shows it (`ambiguous`).
     - `weight`: the probability becomes the relevance.
     - `relink`: a wrong box is replaced by the region that fits, if one does, else dropped; an entity without a box gets
       the region that shows it.

@@ -8,7 +8,7 @@ A set of named objects belongs to one split only, so held-out scenes show combin
 
 Held-out scenes can have siblings: the same scene and sentence with one object exchanged, so that most objects of a
 scene do not identify it. Relation scenes come in pairs in which two objects change places, in the image and in the
-sentence ("the kite is left of the lamp", "the lamp is left of the kite"): only the relation tells them apart.
+sentence ("the kite is left of the lamp", "the lamp is left of the kite"): only the relation distinguishes them.
 """
 
 import itertools

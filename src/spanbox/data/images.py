@@ -272,7 +272,7 @@ def _has_metadata(jpeg: bytes) -> bool:
 
 
 def _decode_jpeg(content: bytes, stored: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
-    """The pixels (H, W, 3) as stored, the same as Pillow's; None where Pillow shall decode them or name the fault."""
+    """The pixels (H, W, 3) as stored, the same as Pillow's; None if Pillow has to decode them or name the fault."""
     if simplejpeg is None:
         return None
     width, height = (math.ceil(side / reduction) for side in stored)

@@ -130,7 +130,7 @@ def load_neighbours(path: Path, manifest: Path, pairs: int) -> Neighbours:
         raise DataError(
             f"{path}: holds neighbours of {len(neighbours)} pairs, and the run trains on {pairs} of {manifest}. Set "
             "data.subset as it was when they were mined, null for `spanbox data mine`; or write fewer pairs as a "
-            "manifest of their own (spanbox data sample) and mine that"
+            "separate manifest (spanbox data sample) and mine that"
         )
     lowest, highest = neighbours.min(initial=-1), neighbours.max(initial=-1)
     if lowest < -1 or highest >= pairs:

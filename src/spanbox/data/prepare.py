@@ -109,7 +109,7 @@ def least_reduction(image_size: tuple[int, int], limits: SampleLimits) -> int:
 
 
 def _content(window: Box, side: int, limits: SampleLimits) -> Size | None:
-    """Size in pixels of a window of the square on a square of its own; None: it is squashed."""
+    """Size in pixels of a window of the square on another square; None: it is squashed."""
     if limits.aspect == "squash":
         return None
     return fitted(window[2] - window[0], window[3] - window[1], side)

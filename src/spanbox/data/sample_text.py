@@ -21,7 +21,7 @@ class TextAugmenter:
 
     Args:
         settings: probabilities.
-        coarse: also draw paraphrases that do not say where they name the pair's entities. Not for tags: all of such a
+        coarse: also draw paraphrases without spans of the pair's entities. Not for tags: all of such a
             text would be outside of entities.
 
     Raises:

@@ -1,7 +1,7 @@
 """Synonyms from local files: WordNet, the Open Multilingual WordNet, plain tables, and the built-in list.
 
-Nothing here knows which sense or part of speech a word has in its sentence, so only synonyms are used that are all but
-certain to keep the meaning:
+The sense and the part of speech of a word in its sentence are not determined, so only synonyms are used that
+almost certainly keep the meaning:
 
 - WordNet's database files (`data.noun`, `index.noun`, ...; English): a word is replaced if nearly all of its counted
   uses (`cntlist.rev`), of all parts of speech, are in one sense, by words whose commonest sense is the same one. A word

@@ -24,8 +24,7 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a local transformers folder, or of a model in the local hub cache.
 
-    Texts are read from their beginning and padded behind their end, whatever the folder says: the class token is the
-    first one.
+    Texts are truncated and padded at their end, whatever the folder's settings, since the class token is the first.
 
     Raises:
         ConfigError: there is none, it has no vocabulary or no padding token, or it is a slow tokenizer, which does not

@@ -1,8 +1,8 @@
 """The heartbeats of the ranks of a run: a rank that is silent for too long is named, and the run ends.
 
 A collective operation waits for every rank, so one that is stopped, cut off from the network or stuck in the kernel
-would hold the others for hours. Each rank counts up in the store that the ranks share, from a thread of its own, and
-watches the others. A rank that is merely busy, with a validation say, goes on counting.
+would hold the others for hours. Each rank counts up in the store that the ranks share, from a separate thread, and
+watches the others. A rank that is merely busy, for example with a validation, goes on counting.
 """
 
 import json
@@ -26,7 +26,7 @@ class Heartbeat:
     """Beats for this rank and watches the others, from `start` to `stop`.
 
     Args:
-        store: shared by the ranks; used by one thread alone, so a connection of its own.
+        store: shared by the ranks, by a connection that only this thread uses.
         rank: of this process.
         world_size: number of ranks.
         timeout: seconds of silence after which the run ends.

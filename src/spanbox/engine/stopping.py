@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether the run was asked to stop.
+    """Whether a signal to stop the run has arrived.
 
     Attributes:
         received: set by a signal to this process.

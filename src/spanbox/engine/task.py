@@ -2,7 +2,7 @@
 
 A step takes a batch apart into rows for each tower (`inputs`), encodes them in chunks (`encode`), makes features of the
 states of all rows (`features`), and losses of the features of all ranks (`losses`). The trainer, the large-batch engine
-and the ranks know no model, feature or loss by name; whatever crosses between them is a bundle of tensors.
+and the ranks are independent of models, features and losses; they exchange bundles of tensors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ class Task(Protocol):
     Attributes:
         model: everything that is saved as the model.
         towers: the parts that encode, by name. They have `layers` and `frozen_layers`, are cut up with fsdp, and have a
-            learning rate of their own.
+            separate learning rate.
         objective: parameters that are learned beside the model.
     """
 

@@ -109,7 +109,7 @@ class IncidentTally:
     def __init__(self, size: int, broken_limit: float) -> None:
         self.allowed = math.floor(size * broken_limit + 1e-9)  # 0.29 * 100 is 28.999...
         self.broken_limit = broken_limit
-        self._samples: dict[str, set[int]] = {}  # hashes of the ids met, by kind of incident
+        self._samples: dict[str, set[int]] = {}  # hashes of the samples' ids, by kind of incident
         self._broken: dict[str, str] = {}  # the broken ones, with the reason
         self._examples: dict[str, str] = {}  # the first of each kind
 

@@ -24,7 +24,7 @@ def format_and_version() -> dict[str, Any]:
 
 
 def refuse_newer_format(folder: Path, architecture: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint in a format that this version does not know.
+    """Refuse a checkpoint in a newer format than this version reads.
 
     Args:
         folder: the checkpoint.

@@ -97,7 +97,7 @@ def write_bank(
     Args:
         folder: of the bank alone.
         fingerprint: see `Fingerprint`.
-        parts: one after another, each with indices of its own; see `extract_parts`. At least one.
+        parts: one after another, each with indices from 0; see `extract_parts`. At least one.
         incidents: those of the data; read after the last part.
 
     Raises:

@@ -53,7 +53,7 @@ def evaluate(
 
     Args:
         entity_types: (S,) type of each span of the bank, for figures by type; None where it is unknown.
-        ambiguous: (S,) bool, spans for which the data does not say which of several boxes is meant.
+        ambiguous: (S,) bool, spans for which it is unknown which of several boxes is meant.
         intervals: whether to compute intervals, which takes longer than the figures of a small set.
         threshold: score from which an entity counts as shown, chosen on other data.
         device: where similarities are computed; it needs float64.

@@ -114,7 +114,7 @@ def extract_parts(
 
 
 def _without_padding(features: Features, batch: Batch) -> FeatureBank:
-    """One batch as a bank of its own."""
+    """The features and ids of one batch as a bank, without padding."""
     features, batch = features.to("cpu"), batch.to("cpu")
     span_valid, region_valid = batch.span_valid, batch.region_valid
     linked = batch.links & span_valid[:, :, None] & region_valid[:, None, :]

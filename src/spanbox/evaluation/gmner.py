@@ -14,11 +14,11 @@ recall and F1 are over all predictions and entities of the set.
 With one prediction per span, the metrics are those of the published code. Of several, that code keeps the last one;
 here all count: an entity is found once at most, a prediction finds one entity at most, and the largest number of such
 matches is taken. Repetitions of the same span, type and region count once, predicted or gold. Entities that share a
-span each need a prediction of their own. A pair without predictions misses all its entities. White space at the
+span each need their own prediction. A pair without predictions misses all its entities. White space at the
 ends of a span does not count.
 
 Predictions with `gold_spans` took spans and types from the manifest. MNER would be perfect and GMNER equal to EEG, so
-only EEG is computed, under a name of its own (`GOLD_SPANS`).
+only EEG is computed, under another name (`GOLD_SPANS`).
 """
 
 import codecs
@@ -53,7 +53,7 @@ MOST_ENTITIES = 1000
 SHOWN_TYPES = 20
 """Types that a note names."""
 MOST_TYPES = 100
-"""Types with rows of their own: those with the most entities."""
+"""Number of types that are scored one by one: those with the most entities."""
 
 
 class PredictedEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

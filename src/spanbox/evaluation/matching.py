@@ -37,7 +37,7 @@ def within_image_outcomes(
 
     Args:
         entity_types: (S,) type of each span of the bank; None where it is unknown.
-        ambiguous: (S,) bool, spans for which the data does not say which of several boxes is meant.
+        ambiguous: (S,) bool, spans for which it is unknown which of several boxes is meant.
     """
     queries = own.of_spans(own.has_box_S)
     first = found_within(queries, queries.linked_SR, 1)

@@ -1,6 +1,6 @@
 """Presence: entities that the image shows against entities that the text only names.
 
-The score of a span is that of its best region within the image. Spans of which the data does not know whether the image
+The score of a span is that of its best region within the image. Spans of which it is unknown whether the image
 shows them are left out. A span whose image has no region has no score, and is left out of the AUC.
 
     S spans

@@ -35,7 +35,7 @@ from spanbox.models.pooling import pool_regions, pool_spans
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 LARGE = 2**30
-"""Bytes of weights from which on they get a file of their own: a single ONNX file holds at most 2 GiB."""
+"""Bytes from which weights are stored in a separate file: a single ONNX file holds at most 2 GiB."""
 OPSET = 18
 
 

@@ -266,7 +266,7 @@ def choose_pairs(
     """The positives of each row and at most `settings.candidates` of its negatives.
 
     Args:
-        queries, keys: (B, D) features of the towers, whose similarity tells the hard negatives.
+        queries, keys: (B, D) features of the towers, whose similarity determines the hard negatives.
         generator: on the CPU, in the same state on every rank.
         pairs: those whose rows are chosen.
         strip_logits: similarities in memory at a time.

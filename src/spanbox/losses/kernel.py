@@ -1,6 +1,6 @@
 """The loss kernel: statistics of each row of logits, on which the losses are formulas, and the mean over the rows.
 
-`relations.py` says what is a positive; `blocks.py` takes the statistics from the whole matrix or adds them up over
+`relations.py` determines the positives; `blocks.py` takes the statistics from the whole matrix or adds them up over
 tiles; `formulas.py` has the losses.
 
     Q queries (rows)    N candidates (columns)

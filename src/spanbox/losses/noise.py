@@ -1,6 +1,6 @@
 """Leaves links that are probably wrong out of the fine level while training, by the size of their losses.
 
-Networks learn what most of the data says before they learn single wrong labels, so that after a warm-up the links with
+Networks fit the majority of the data before they fit single wrong labels, so that after a warm-up the links with
 the largest losses are wrong more often than others. A link is kept if both levels agree on it: neither its own loss nor
 that of its pair is among the largest of the batch. Off by default.
 

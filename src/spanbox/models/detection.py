@@ -107,7 +107,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except Exception as error:  # safetensors, tokenizers and transformers each have errors of their own
+    except Exception as error:  # safetensors, tokenizers and transformers each raise other classes of errors
         reason = " ".join(str(error).split())[:300] or type(error).__name__  # such as a package that is missing
         raise ConfigError(f"--detector: {folder} cannot be loaded: {reason}") from None
     if report["missing_keys"]:

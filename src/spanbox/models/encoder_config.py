@@ -22,7 +22,7 @@ def max_tokens(config: Any, *, positions_after_padding: bool) -> int:
 def image_side(config: Any, stride: int, wanted: int | None) -> int:
     """Image size of the tower. The encoder's default is rounded down to a multiple of the patch (SigLIP: 384 by 14),
     because pixels beyond the last whole patch are ignored and boxes would be shifted by up to a patch. An encoder
-    without a size of its own gets 224.
+    without a default size gets 224.
 
     Raises:
         ConfigError: `wanted` is no multiple of the patch.

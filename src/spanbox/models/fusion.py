@@ -5,8 +5,8 @@ the tokens of the sentence and the patches of the image alone. So it holds no tr
 the rest of the batch, or of the block that it was computed in. docs/fusion.md explains the forms.
 
 Tokens and patches carry features of the space in which spans are compared with regions, and patches their place in the
-grid. So a token finds its object as soon as the fine level knows it, and what is left to learn is what the sentence
-says about the object's place and look. Tokens and patches are projected while a tower encodes its rows
+grid. So a token finds its object as soon as the fine level has learned it, and the fusion only has to learn the
+object's place and look as the sentence states them. Tokens and patches are projected while a tower encodes its rows
 (`DualEncoder.encode_text`, `encode_images`), so that the states that the large-batch step caches are narrow. Scores are
 computed in blocks of pairs, which the backward pass computes again, with the same dropout.
 
@@ -44,8 +44,8 @@ class Fusion(nn.Module, ABC):
     """Base class of the forms: the states of tokens and patches, and scores in blocks of pairs.
 
     A state has two halves. The first is its content, from the features of spans and regions by one linear map, so that
-    a token and the patch that shows it are alike. The second is what is said of it: of a token by the other tokens of
-    its text, which it sees in `context` once for all images; of a patch by its vision tower and its place in the grid.
+    a token and the patch that shows it are alike. The second is its context: of a token the other tokens of
+    its text, by `context`, once for all images; of a patch the state of its vision tower and its place in the grid.
 
     Args:
         patch_width: of the states of the vision tower.
@@ -140,7 +140,7 @@ class PairFusion(Fusion):
     A score of the pooled tokens alone learns several times as slowly (docs/fusion.md). Half of the score is that of the
     towers, so the fusion need not learn again to find the objects.
 
-    The regions of an image attend to the tokens of a sentence in layers of their own (`in_context`).
+    The regions of an image attend to the tokens of a sentence in separate layers (`in_context`).
     """
 
     def __init__(self, settings: FusionSettings, patch_width: int, patch: int, dim: int) -> None:

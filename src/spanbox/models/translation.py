@@ -93,7 +93,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
             model, report = MarianMTModel.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
             )
-    except Exception as error:  # sentencepiece, safetensors and transformers each have errors of their own
+    except Exception as error:  # sentencepiece, safetensors and transformers each raise other classes of errors
         raise ConfigError(f"--via: {folder} cannot be loaded as a Marian model: {first_line(error)}") from None
     if report["missing_keys"]:
         names = ", ".join(sorted(report["missing_keys"])[:3])

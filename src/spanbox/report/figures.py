@@ -1,6 +1,6 @@
 """Curves, matrices and plots of ablations by matplotlib: inline SVG for the page, PNG and SVG for papers.
 
-Text stays text in the SVG. The page's figures carry no colours of their own but CSS variables, so that they read on a
+Text stays text in the SVG. The page's figures have CSS variables in place of colours, so that they read on a
 light and on a dark page. Lines differ by dash as well as by colour.
 """
 
@@ -339,7 +339,7 @@ _VARIABLES = {
 
 
 def _for_page(svg: str, name: str, alt: str) -> str:
-    """What matplotlib wrote as an element of a page: no prologue, no rules that reach beyond it, ids of its own."""
+    """An SVG of matplotlib as an element of a page: without prologue and global style rules, with unique ids."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     salt = blake2b(name.encode(), digest_size=4).hexdigest()

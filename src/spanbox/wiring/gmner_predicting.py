@@ -1,7 +1,7 @@
 """Predictions of a GMNER model for the pairs of a manifest, in the form that `spanbox score` reads.
 
 First the entities are found in the texts; then each chooses one of the manifest's `objects` of its pair, or none. So
-spans are encoded as in training, whatever the config says of how.
+spans are encoded as in training, with any `model.spans` setting.
 """
 
 from collections.abc import Sequence

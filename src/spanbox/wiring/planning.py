@@ -25,7 +25,7 @@ class Plan:
         budget: available bytes.
         device: device of the measurement.
         precision: of the towers in these steps, as a run has it.
-        seconds: of the towers per pair by precision, on a CPU; empty on a GPU, where `auto` knows.
+        seconds: of the towers per pair by precision, on a CPU; empty on a GPU, where `auto` measures nothing.
     """
 
     parameters: int

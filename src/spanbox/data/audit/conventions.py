@@ -3,7 +3,7 @@
 A reading is a format (which number is which edge) and a unit (the numbers of the right and the lower edge of an image).
 One box seldom shows its reading; all boxes of a set together usually do. Evidence is counted, never assumed: boxes that
 have no area or leave their image contradict a reading, and boxes that touch both edges of an image show its size. Where
-no reading or several fit, the verdict is that it cannot be told.
+no reading or several fit, the convention is undetermined.
 
     n boxes
 """

@@ -46,7 +46,7 @@ PROBLEMS = {
     "box partly outside the image": "it will be clipped; check that it was made for this size of the image",
     "missing image": "counts against data.broken_limit",
     "broken image": "counts against data.broken_limit",
-    "id used twice": "give every pair an id of its own",
+    "id used twice": "give every pair its own id",
     "image in two manifests": "remove it from one of them, or the model is tested on its training data",
     "same image content in two manifests": "remove it from one of them, or the model is tested on its training data",
     "near-duplicate image in two manifests": "look at both (--html); if it is one picture, keep it in one of them",

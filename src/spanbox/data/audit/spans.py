@@ -4,7 +4,7 @@ A single span that ends inside a word may be intended. When many spans of a set 
 offsets were UTF-16 units, bytes, inclusive, one off, or left out white space or emoji, the offsets are to be converted.
 In Chinese, where no spaces separate words, the evidence is spans that leave the text, begin or end with a mark of
 punctuation, or miss their identity. Several readings may explain such spans. Of these, the one counts that parts fewer
-letters, or else changes fewer spans; where none does, it cannot be told.
+letters, or else changes fewer spans; where none does, it is undetermined.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """COCO: captions with the boxes of the images, linked by the names of the categories; and RefCOCO on the same images.
 
-COCO does not say which words name which boxes. A word that names a category, in singular or plural or by a synonym,
+COCO does not link words to boxes. A word that names a category, in singular or plural or by a synonym,
 becomes an entity of that category's boxes; it is `ambiguous` where the image has several.
 """
 
@@ -83,7 +83,7 @@ def coco(source: Source) -> Pairs:
         if first.setdefault(split, path) != path:  # 2014 and 2017 have the same images, some in other splits
             raise DataError(
                 f"{source.root}: {first[split].name} and {path.name} are both {split}; copy those to import into a "
-                "folder of their own"
+                "separate folder"
             )
     for path in found:
         yield from _split(source, path, _split_of(path))
@@ -243,7 +243,7 @@ def _reference_file(folder: Path) -> Path:
         raise DataError(f"{folder}: has no refs(SPLIT_BY).p or .json, as in refcoco/refs(unc).p")
     if len(paths) > 1:
         listed = ", ".join(path.name for path in paths)
-        raise DataError(f"{folder}: has {listed}; copy the one to import into a folder of its own, with instances.json")
+        raise DataError(f"{folder}: has {listed}; copy the one to import into a separate folder, with instances.json")
     return paths[0]
 
 

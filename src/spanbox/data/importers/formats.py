@@ -1,4 +1,4 @@
-"""The formats that `spanbox data import` reads, by name. Twitter-GMNER has options and a command of its own."""
+"""The formats that `spanbox data import` reads, by name. Twitter-GMNER has a separate command with other options."""
 
 from typing import NamedTuple
 

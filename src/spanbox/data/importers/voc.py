@@ -1,7 +1,7 @@
 """Boxes in Pascal VOC annotation files, one XML file per image.
 
 The files come from strangers, so they are read with defusedxml, which expands no entities, and up to a limit of size,
-depth and boxes. Coordinates are read without changes, in pixels; the importer of a data set knows their convention.
+depth and boxes. Coordinates are read without changes, in pixels; the importer of a data set applies their convention.
 """
 
 from dataclasses import dataclass

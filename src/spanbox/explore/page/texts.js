@@ -15,7 +15,7 @@ const TEXTS = {
     unknown: "The model does not know: {words}.",
     failed: "Not possible: {error}",
     no_server: "the server does not answer; start spanbox explore again, or choose a picture below 16 MiB",
-    server_failed: "spanbox failed; the terminal says why",
+    server_failed: "spanbox failed; see the terminal for the reason",
     too_large: "more than 16 MiB, or a text that is too long",
     text_refused: "the text is empty or too long",
     picture_refused: "no picture that can be read, or one with more than 40 million pixels",
