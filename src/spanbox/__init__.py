@@ -18,8 +18,12 @@ def load(path: Path | str, device: "str | torch.device" = "cpu") -> "Model":
         path: the folder.
         device: auto, cpu, cuda or cuda:N, or a device of PyTorch.
 
+    Returns:
+        The model in evaluation mode, with all that encoding needs.
+
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: there is none, it is damaged, or it holds a GMNER model.
+        ConfigError: the device does not exist.
 
     Examples:
         >>> model = spanbox.load("runs/demo")

@@ -99,8 +99,8 @@ class Model(Loaded):
             normalize: return features of unit length.
 
         Raises:
-            DataError: something is no text.
-            ConfigError: `batch_size` is no whole number above 0.
+            DataError: an item is not a text.
+            ConfigError: `batch_size` is not a whole number above 0.
         """
         several, single = listed_texts(texts)
         rows = self._in_batches(
@@ -136,6 +136,7 @@ class Model(Loaded):
 
         Raises:
             DataError: an image cannot be read.
+            ConfigError: `batch_size` is not a whole number above 0.
         """
         several, single = listed_images(images)
         rows = self._in_batches(
@@ -163,7 +164,9 @@ class Model(Loaded):
                 themselves.
 
         Raises:
-            DataError: a span is not in its text, or has no token among those that are read.
+            DataError: a span is not in its text, or has no token among those that are read; several texts have another
+                number of lists of spans.
+            ConfigError: `batch_size` is not a whole number above 0.
         """
         texts, single = listed_texts(text)
         pairs = [(one, find_spans(one, own)) for one, own in paired(texts, spans, "spans", single=single)]
@@ -193,7 +196,9 @@ class Model(Loaded):
             boxes: of the image, or a list for each: x0, y0, x1, y1 in pixels of the image as shown.
 
         Raises:
-            DataError: an image cannot be read, or a box has no area within it.
+            DataError: an image cannot be read, or a box has no area within it; several images have another number of
+                lists of boxes.
+            ConfigError: `batch_size` is not a whole number above 0.
         """
         images, single = listed_images(image)
         pairs = [(one, several(own, "boxes")) for one, own in paired(images, boxes, "boxes", single=single)]
@@ -223,8 +228,8 @@ class Model(Loaded):
     ) -> Features:
         """Fused scores (N, M) of N texts with M images, by a model with `model.fusion`.
 
-        Every text looks at every image, so this takes much longer than `similarity`: use it to put the first candidates
-        of `similarity` into a better order. Scores lie in [-1, 1] and are compared with each other alone.
+        Every text attends to every image, so this takes much longer than `similarity`: use it to re-rank the first
+        candidates of `similarity`. Scores lie in [-1, 1]; compare them with each other only.
 
         Args:
             texts: one or several.
@@ -234,7 +239,7 @@ class Model(Loaded):
             convert_to_tensor: return a tensor on the device of the model instead of a numpy array.
 
         Raises:
-            ConfigError: the model has no fusion.
+            ConfigError: the model has no fusion, or `batch_size` is not a whole number above 0.
             DataError: an image cannot be read.
         """
         fusion_of(self)
@@ -277,9 +282,10 @@ class Model(Loaded):
             `Grounding`.
 
         Raises:
-            DataError: the image cannot be read, a box has no area within it, a span is not in the text or has no token.
+            DataError: the image cannot be read, a box has no area within it, the text is empty, or a span is not in the
+                text or has no token.
             ConfigError: no boxes are given, and the model has no features of patches; no loss trained the features of
-                spans and regions; or the threshold is no number.
+                spans and regions; or the threshold is not a finite number.
         """
         if reason := self.untrained("fine"):
             raise ConfigError(f"grounding: {reason}; train with loss.fine.weight above 0, on data with boxes")

@@ -1,8 +1,8 @@
 """NumPy arrays from untrusted files: the header is checked against the file before anything is allocated.
 
-`numpy.load` believes the header: a damaged one raises errors of the Python tokenizer, a huge shape allocates. Here the
-header has to look as NumPy writes it, the type has to be an expected one, and the file has to be exactly as long as the
-shape requires. Arrays are mapped, so that memory is used only for the parts that are read.
+`numpy.load` trusts the header: a damaged one raises errors of the Python tokenizer, and a huge shape is allocated. Here
+the header must have the form that NumPy writes, the type must be an expected one, and the file must be exactly as long
+as the shape requires. Arrays are mapped, so that memory is used only for the parts that are read.
 """
 
 import math

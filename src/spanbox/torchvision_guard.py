@@ -1,7 +1,7 @@
 """Hides a torchvision that cannot be imported, such as a CUDA build beside a CPU build of PyTorch, from transformers.
 
-Installing timm often brings such a build. Transformers finds the package and fails at half of its models ("Could not
-import module ..."); without torchvision it uses Pillow, and spanbox needs no more.
+Installing timm often installs such a build. Transformers finds the package and fails at half of its models ("Could not
+import module ..."); without torchvision it uses Pillow, which is enough for spanbox.
 """
 
 import importlib

@@ -1,8 +1,8 @@
 """Entities from a tagger and objects from a detector, for data that has none.
 
-The tagger finds the spans; the detector then looks for what they name, or for given labels. What they return is
-checked, and kept at once in a cache beside the output, so that nothing is done twice: not after a kill, nor for a
-manifest with more pairs.
+The tagger finds the spans; the detector then looks for the objects that they name, or for given labels. Their results
+are checked and written at once to a cache beside the output, so that nothing is computed twice, even after a kill or
+for a manifest with more pairs.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A manifest with the verdicts of `spanbox data clean` applied, and the page to review them.
 
-Verdicts are probabilities; this module decides nothing but what a policy does with them. The original is not changed.
+Verdicts are probabilities; this module only applies the policies to them. The original is not changed.
 """
 
 import math

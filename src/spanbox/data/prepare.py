@@ -1,7 +1,7 @@
 """From an image, a text, spans and boxes to a sample: annotate, augment, decode, render.
 
-One path for training, evaluation and use from Python. It knows no manifest: a record's parts come in, and where they
-come from does not matter.
+One path for training, evaluation and use from Python. It is independent of manifests: it takes the parts of a record
+from any source.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Repairs of a manifest that are certain: `spanbox data fix`.
 
 A convention of boxes or offsets is converted only where many of a set contradict the documented one and none the other
-reading. Everything else is left for a person; the original is never changed.
+reading. Everything else is left to the user; the original is never changed.
 """
 
 from collections import Counter

@@ -1,7 +1,8 @@
 """Where the bytes of an image are: in a file of a folder, or in a member of a tar.
 
-The path of a member is that of its tar, and its name in it: `shards/0001.tar/00017.jpg`. All that reads images opens
-them here, so a data set may use either, or both. Tars are opened when they are first needed, in each process by itself.
+The path of a member is that of its tar, and its name in it: `shards/0001.tar/00017.jpg`. All code that reads images
+opens them here, so a data set may use either, or both. Tars are opened when they are first needed, in each process by
+itself.
 """
 
 import errno

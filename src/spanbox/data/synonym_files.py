@@ -8,7 +8,7 @@ almost certainly keep the meaning:
   without counted uses must have one sense alone.
 - Tab files of the Open Multilingual WordNet (`wn-data-cmn.tab`) count no uses: a word is replaced by those that share
   all of its senses, and so its part of speech.
-- A plain table is used as it is: per line a word or phrase, then what can stand for it, separated by tabs.
+- A plain table is used as it is: per line a word or phrase, then its synonyms, separated by tabs.
 
 Files are read as text within limits; nothing is executed or downloaded.
 

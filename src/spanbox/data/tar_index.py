@@ -5,7 +5,7 @@ member in the order of the hashes of their names, `[hash, offset, size]`. An ind
 used as it is; a damaged one, or one of another version, is made again. Where none can be written, it is held in memory.
 
 Tars come from strangers. Links, special files, sparse files, names that are absolute or lead out of the tar, and names
-given twice are no files of it: the index holds the reason in place of the offset. A tar that is cut off is refused.
+given twice are left out: the index holds the reason in place of the offset. A tar that is cut off is refused.
 """
 
 import io

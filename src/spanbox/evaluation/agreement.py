@@ -4,9 +4,9 @@ A score is compared with those of its row and of its column: some sentences and 
 Wrong pairs are a sentence and the image of another group; wrong links are a span and a region of an image of another
 group. The scores of both levels are in units of the spread of wrong ones, so they can be added.
 
-All regions of an image score higher with the words of its own sentence than with others, the more so the noisier the
-links are that a model was trained on. So links are also compared within their pair: with what the other spans of the
-sentence score with the same region.
+All regions of an image score higher with the words of its own sentence than with others, especially if the model was
+trained on noisy links. So links are also compared within their pair, with the scores of the other spans of the sentence
+for the same region.
 
 Suffixes of names:  N pairs    J sampled pairs    S spans    M regions    C sampled regions
 """

@@ -1,8 +1,8 @@
 """Verdicts on pairs and links from the scores of models that were not trained on them.
 
 The scores of each fold become p-values against its own wrong items (`agreement`); the p-values of all folds together
-give the probabilities (`mixture`). A pair, a box or a proposal is taken for right where that is more probable than not.
-Links are compared within their images, with the other regions of those whose given box scores highest.
+give the probabilities (`mixture`). A pair, a box or a proposal counts as right if that is more probable than not. Links
+are compared within their images, with the other regions of those whose given box scores highest.
 
     N pairs    L links: a span with one box, or with none    R other regions of its image, padded
 """

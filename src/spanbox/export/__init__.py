@@ -4,8 +4,8 @@
     sentence-transformers    the sentence encoder
     onnx                     both towers with their layers
 
-Each target is a folder with a model card. open_clip is no target: its image encoders are its own networks, and its
-projections have no bias, so a ViT trained here has no place in it.
+Each target is a folder with a model card. open_clip is not a target: its image encoders are other networks, and its
+projections have no bias.
 """
 
 from collections.abc import Callable

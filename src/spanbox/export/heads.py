@@ -1,7 +1,7 @@
 """The layers between towers and features, as plain files.
 
 heads.safetensors    `text`, `image`, `spans`, `regions`: weight (D, P) and bias (D,) of each
-heads.json           pooling before each of them, and what comparing features needs
+heads.json           pooling before each of them, and the numbers for comparing features
 """
 
 import json

@@ -2,9 +2,9 @@
 
 - Pair scoring: a sentence is contrasted with its positives and some candidates, an image likewise. The score of each is
   computed, the matching ones like the others.
-- Conditioned pooling: a matrix of cosines like any other, but one that cannot be had from a product of features.
-- Context: within a pair that has looked at itself, each span is contrasted with the regions of the image and each
-  region with the spans of the sentence. All of them have seen the same pair.
+- Conditioned pooling: a matrix of cosines like any other, but not a product of features.
+- Context: after attention within a pair, each span is contrasted with the regions of the image and each
+  region with the spans of the sentence. All of them have attended to the same pair.
 
     B pairs    K spans    R regions    F width of the fusion    n scored pairs    Q rows of a rank
 """

@@ -2,7 +2,7 @@
 
 From the token states of a sentence the tagger finds spans and types (BIO tags, `crf.py`). Then each span chooses a
 region: the logit of a candidate is the cosine of the encoder's own span and region features times a learned scale, so
-that what pretraining learned of both is used as it is; "none" has a separate logit, a linear function of the span.
+that both pretrained features are used unchanged; "none" has a separate logit, a linear function of the span.
 
     B pairs    K spans    R candidate regions    T tokens    M rows    H width of the text tower    D features
     L tags

@@ -1,6 +1,6 @@
 """The report as one HTML page that needs nothing else: no network, no other file.
 
-What comes from data is escaped by Jinja2, and the page's policy lets nothing be fetched and no script run but its own.
+What comes from data is escaped by Jinja2, and the page's content security policy forbids requests and other scripts.
 """
 
 import base64

@@ -123,7 +123,7 @@ def open_index(path: Path) -> Index:
     """Open a file that `spanbox embed` wrote.
 
     Raises:
-        DataError: it is no such file, or damaged.
+        DataError: it is not such a file, or damaged.
         ConfigError: Parquet without pyarrow.
     """
     try:

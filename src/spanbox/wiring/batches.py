@@ -1,7 +1,7 @@
 """The batches of a run, in the order of its sampler.
 
-Where hard neighbours are mined while the run goes on, that order is another one from each mining to the next. What was
-mined is kept in the run folder, so that a resumed run goes on with the same batches.
+If hard neighbours are mined during the run, the order changes with each mining. The mined neighbours are kept in the
+run folder, so that a resumed run draws the same batches.
 """
 
 import re

@@ -1,12 +1,12 @@
 """Evaluation of a model on a manifest: the figures alone, as during training, or with all files that a report needs.
 
-FOLDER/metrics.json                    figures under flat, dotted names
+FOLDER/metrics.json                    metrics under flat, dotted names
 FOLDER/evaluation/outcomes.npz         values of the means, query by query: NAME/values and NAME/image
 FOLDER/evaluation/features-STEM-HASH/  features of the manifest STEM.jsonl, see `evaluation/bank_files.py`
 FOLDER/evaluation/...                  examples, heatmaps and the audit, see `artefacts.py`
 
 Outputs are checked before anything is encoded. The files of an evaluation are written aside first, so that a full disk
-leaves those of the evaluation before it.
+does not damage the previous evaluation.
 """
 
 import sys

@@ -40,7 +40,7 @@ class GroundedSpan:
         text: its words.
         candidates: all boxes, best first.
         shown: whether the image shows it: the best score reaches the threshold; None: without a threshold.
-        heatmap: (h, w) float32, cosines with the patches of the image, if the boxes come from them.
+        heatmap: (h, w) float32, cosines with the patches of the image, row 0 at the top, if the boxes come from them.
     """
 
     start: int

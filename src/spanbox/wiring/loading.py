@@ -79,6 +79,7 @@ def load(path: Path | str, device: str = "cpu") -> Loaded:
 
     Raises:
         CheckpointError: there is none, it is damaged, or it holds a GMNER model.
+        ConfigError: the device does not exist.
     """
     folder = find_checkpoint(Path(path))
     model, tokenizer, config = open_encoder(folder)

@@ -1,7 +1,7 @@
 """Predictions for `spanbox score`: for every entity of a manifest, the region that a model gives it.
 
 Candidates are the manifest's `objects` alone, also those that overlap an entity's box. Among the entities' own boxes
-every model, even an untrained one, would find regions that are right.
+even an untrained model would find right regions.
 """
 
 from collections.abc import Iterator

@@ -2,7 +2,7 @@
 
 Training stops at the first wrong line; the audit reads on and reports all of them, with file and line. It also looks at
 the images, at all boxes and spans of a set together, and across manifests: an image in both train and test makes every
-figure of the test worthless.
+test metric worthless.
 """
 
 import os

@@ -3,8 +3,8 @@
 A perceptual hash of 63 bits finds candidates; a thumbnail decides. The hash is the sign of the lowest frequencies of
 the image against their median. It changes when the image is cropped, so the hashes of slightly cropped versions are
 kept too. Hashes that differ in at most 7 of 64 bits agree in one of four bands of 16 bits but for one bit, so
-candidates come from four sorted lists, and the time grows with the number of images, not with its square. Of many
-hashes that share a band, as those of the frames of a film do, a query meets a fixed number.
+candidates come from four sorted lists, and the time grows with the number of images, not with its square. If many
+hashes share a band, as those of the frames of a film do, a query is compared with a fixed number of them.
 
 Source of the hash: Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010, section 3.2.1.
 

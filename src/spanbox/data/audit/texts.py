@@ -1,6 +1,6 @@
 """Damaged texts: read in a wrong encoding, with HTML left in them, or with accents apart from their letters.
 
-Such characters are other tokens to a model, hide that two texts are equal, and move the offsets of what follows them.
+Such characters change the tokens, hide that two texts are equal, and shift the offsets after them.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Pickles of plain values: lists, dictionaries, text and numbers, and nothing else.
 
-RefCOCO is published as a pickle, a small program that builds its values. Python's unpickler would run any function
-that the file names, and reserves gigabytes for a file of twelve bytes. Here it is the interpreter of the standard
-library that is written in Python, left with the operations that build plain values alone: it has none that finds a
-function, calls one, or makes a tuple, whose hash may take for ever.
+RefCOCO is published as a pickle, a small program that builds its values. Python's unpickler would run any function that
+the file names, and reserves gigabytes for a file of twelve bytes. This module uses the pure-Python unpickler of the
+standard library, reduced to the operations that build plain values: none of them finds or calls a function, or makes a
+tuple, whose hash may take for ever.
 """
 
 import io
