@@ -228,7 +228,7 @@ def _train_fold(number: int, run: Path, path: Path, record: Mapping[str, Any], j
 
     Args:
         path: file for the record.
-        record: the command, and the digest of what it reads; those of another record are other models.
+        record: the command, and the digest of its inputs; a model with another record is trained again.
     """
     try:
         before = read_json(path)

@@ -57,7 +57,7 @@ def read_text(path: Path, limit: int = JSON_SIZE, errors: Literal["strict", "rep
 
     Raises:
         DocumentError: it is larger than `limit` bytes, or not UTF-8 (with `errors="strict"`).
-        OSError: it cannot be read, is no regular file or a pointer of Git LFS.
+        OSError: it cannot be read, is not a regular file, or is a pointer of Git LFS.
     """
     refuse_special(path)
     with path.open("rb") as file:
@@ -141,7 +141,7 @@ def dump_yaml(tree: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as YAML on one line that `parse_yaml` reads back. JSON is no substitute: it writes emoji as two halves."""
+    """A text as YAML on one line that `parse_yaml` reads back. Not as JSON, which writes emoji as two surrogates."""
     escaped = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text)
     return f'"{"".join(escaped)}"'
 
@@ -211,7 +211,7 @@ class _YamlReader:
         return merged | own
 
     def _key(self, event: Any, line: str) -> str:
-        """A key as text, whatever it would be as a value: `1`, `on`, `null`."""
+        """A key as text, even where it would be another type as a value: `1`, `on`, `null`."""
         if isinstance(event, yaml.AliasEvent):
             value = self._alias(event, line)
             if isinstance(value, str):

@@ -96,7 +96,7 @@ class Jobs:
         Args:
             name: of the job, for the message of an error.
             commands: their arguments.
-            output: file for what they print.
+            output: file for their output.
 
         Raises:
             TrainingError: one failed.

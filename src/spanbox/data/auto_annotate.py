@@ -60,7 +60,7 @@ class Detector(Cached, Protocol):
 
         Args:
             images: RGB, upright.
-            labels: what to look for in each image; a detector of fixed classes may ignore them.
+            labels: names of the objects to look for in each image; a detector of fixed classes may ignore them.
         """
 
 
@@ -102,7 +102,7 @@ class AutoAnnotation:
         options: see `Options`.
         batch_size: texts or images that a model gets at a time.
 
-    `counts` holds what was filled, and what was left out and why.
+    `counts` holds the numbers of additions, and of items left out by reason.
 
     Raises:
         DataError: a wrong manifest.
@@ -178,11 +178,11 @@ class AutoAnnotation:
         return found
 
     def _spans(self, tagger: Tagger, text: str) -> list[_Span] | None:
-        """What the tagger found in a text; None where it has not read it."""
+        """The spans of a text; None if it has not been processed yet."""
         return _decoded(self.cache.get(tagger.key, text), list[_Span])
 
     def _found(self, detector: Detector, record: Record) -> _Image | None:
-        """What the detector found in a pair's image; None where it has not seen it."""
+        """The detections in a pair's image; None if it has not been processed yet."""
         return _decoded(self.cache.get(detector.key, self._job(record)), _Image)
 
     def _usable(self, record: Record, spans: Sequence[_Span]) -> Iterator[Entity]:

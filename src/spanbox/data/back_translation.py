@@ -61,7 +61,7 @@ class BackTranslation:
         out: the manifest with paraphrases. The cache lies beside it.
         translators: each gives at most one paraphrase per text.
         batch_size: texts that a translator gets at a time.
-        lost: what becomes of a text of which an entity does not come back: translated as a whole for the coarse level
+        lost: treatment of a text if an entity does not come back: translated as a whole for the coarse level
             only, or left out.
 
     `counts` holds how many paraphrases were made, and why others were left out.

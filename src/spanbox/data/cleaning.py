@@ -169,7 +169,7 @@ def _with_verdicts(
 
     Args:
         judged: the link of each of its boxes, where that was judged.
-        bare: what was found for an entity without a box.
+        bare: the verdict on an entity without a box.
         in_pixels: from a region to the box that it was made of.
     """
     kept: dict[Box, float] = {}

@@ -101,7 +101,7 @@ def prepare(
 
 
 def least_reduction(image_size: tuple[int, int], limits: SampleLimits) -> int:
-    """The reduction at which an image can be decoded once for all its samples, whatever is drawn."""
+    """The reduction at which an image can be decoded once for all its samples, with any draw."""
     if limits.crop_size:
         return 1
     smallest = limits.augment.image.smallest_crop if limits.augment else 1.0

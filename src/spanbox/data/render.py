@@ -91,7 +91,7 @@ def _rounded(edge: float) -> float:
 
 
 def _resample(pixels: Pixels, to_image: Affine, size: Size, *, exact: bool) -> Tensor:
-    """The image (3, H, W) seen through a map from the result to the image, both in fractions.
+    """The image (3, H, W) resampled by a map from the result to the image, both in fractions.
 
     Args:
         size: W and H of the result.

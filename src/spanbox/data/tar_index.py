@@ -63,7 +63,7 @@ def members(path: Path) -> Iterator[Member]:
     """The files of a tar that is not compressed, in its order; folders are left out.
 
     Raises:
-        DataError: it is no tar, or was cut off: raised at the place of the damage.
+        DataError: it is not a tar, or was cut off: raised at the place of the damage.
     """
     position = -1
     try:

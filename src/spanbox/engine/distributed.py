@@ -170,7 +170,7 @@ class Ranks:
         return bundle.map(lambda _: next(gathered))
 
     def gather_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors of all ranks, joined along their first dimension, in one exchange whatever their types."""
+        """The tensors of all ranks, joined along their first dimension, in one exchange for all types."""
         padded = self._padded_alike(tensors)
         rows = len(padded[0])
         as_bytes = [tensor.contiguous().reshape(rows, -1).view(torch.uint8) for tensor in padded if tensor.numel()]

@@ -164,7 +164,7 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def _backward(states: Sequence[TensorBundle], gradients: Sequence[TensorBundle]) -> None:
-    """Backward pass from several states at once, which frees what their graphs share only once."""
+    """Backward pass from several states at once, since the shared part of their graphs is freed after one pass."""
     pairs = [
         (state, gradient)
         for own, its in zip(states, gradients, strict=True)

@@ -24,7 +24,7 @@ class StepInputs:
 
     Attributes:
         rows: groups of rows of each tower, by its name.
-        targets: what the losses compare the features with; a row per pair.
+        targets: inputs of the losses besides the features; a row per pair.
         rest: further arguments of `Task.features`.
     """
 

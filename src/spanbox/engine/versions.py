@@ -31,7 +31,7 @@ def refuse_newer_format(folder: Path, architecture: Mapping[str, Any]) -> None:
         architecture: content of its `architecture.json`.
 
     Raises:
-        CheckpointError: it is newer, or its format is no number.
+        CheckpointError: it is newer, or its format is not a number.
     """
     found = architecture.get("format", 0)
     if type(found) is not int or found < 0:

@@ -59,7 +59,7 @@ def evaluate(
         device: where similarities are computed; it needs float64.
         block_elements: similarities that are held at a time.
         progress: shows the rankings.
-        fused_scores: of pairs of a sentence and an image, to re-rank what the towers propose.
+        fused_scores: of pairs of a sentence and an image, to re-rank the candidates of the towers.
         reranked: candidates that the towers propose; 0: none.
     """
     outcomes = retrieval_outcomes(bank, device=device, block_elements=block_elements, progress=progress)

@@ -89,7 +89,7 @@ def extract_parts(
     Args:
         encode: the towers, in evaluation mode (dropout off); moves batches to their device.
         batches: not augmented; they may differ in size and in padding.
-        context: gives parts that have seen their own pair, if there are any.
+        context: gives spans and regions after attention within their pair, for models that have it.
         keep_states: also keep tokens and patches, if the features have them.
 
     Raises:

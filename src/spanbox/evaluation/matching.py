@@ -123,7 +123,7 @@ def _by_ambiguity(ambiguous_S: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _same_identity(bank: FeatureBank, query_Q: Tensor, shown: Tensor, device: torch.device | str) -> Relevance:
-    """Args: `shown` (2, E): different identities, each beside a region that shows it."""
+    """Relevance of regions by identity; `shown` (2, E): distinct identities, each with a region that shows it."""
     pair_Q, pair_M = bank.span_pair[query_Q].to(device), bank.region_pair.to(device)
     identity_Q, group = bank.span_identity[query_Q].to(device), bank.group.to(device)
     of_identity, of_group = Index(*shown.to(device)), Index(group[pair_M])

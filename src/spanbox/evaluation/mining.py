@@ -61,7 +61,7 @@ class Search:
     def highest_wrong(self, margin: float) -> Tensor:
         """The similarity (Q,) above which a key may be right: `margin` times that of the query's positive.
 
-        None is, where that is not above 0: an untrained positive is no reference, as in `likely_positives`.
+        Infinite where that is not above 0: an untrained positive is not a usable reference, as in `likely_positives`.
         """
         return torch.where(self.positive > 0, margin * self.positive, torch.inf)
 
@@ -123,7 +123,7 @@ def nearest_wrong(
 
     Args:
         search: on the device that computes the similarities.
-        pair_ids: (P,) int64 each; pairs that share any of these ids are no negatives of each other.
+        pair_ids: (P,) int64 each; pairs that share any of these ids are not negatives of each other.
         margin: skip keys above this fraction of the positive's similarity, if that is above 0; 0.95 in the source
             (TopK-PercPos of Moreira et al., NV-Retriever, 2024). None: keep all.
         tile_elements: similarities in memory at a time; exceeded only if two single pairs have more.

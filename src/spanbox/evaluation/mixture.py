@@ -55,7 +55,7 @@ class Mixture(NamedTuple):
 
 
 def fit_mixture(p: Floats) -> Mixture:
-    """The mixture of p-values (n,); without any, every item is taken for right."""
+    """The mixture of p-values (n,); without any, every item counts as right."""
     if not len(p):
         return Mixture(0.0, np.array([0.0, 1.0]), np.array([1.0]))
     wrong = min(1.0, float((p > LARGE).sum() + 1) / (len(p) * (1 - LARGE)))

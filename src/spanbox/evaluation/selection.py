@@ -107,8 +107,8 @@ def check_measurable(best_metric: BestMetric, counted: Iterable[str], *, in_cont
 
     Args:
         best_metric: one that `check_selectable` lets pass.
-        counted: what the pairs of the data add, see `counted_in_pair`, and the `UNIFORMITY` of each kind of features of
-            which they have those of several images. Read as far as needed.
+        counted: the names that the pairs contribute, see `counted_in_pair`, and the `UNIFORMITY` of each kind of
+            features that at least two images have. Read as far as needed.
         in_context: whether the model matches entities and boxes in context.
 
     Raises:

@@ -147,7 +147,7 @@ def score_fold(bank: FeatureBank, seed: int, *, fine: bool = True) -> FoldScores
     Args:
         bank: features of the pairs.
         seed: of the wrong ones.
-        fine: whether the features of spans and regions mean anything; else there are no links, and pairs have scores of
+        fine: whether the features of spans and regions were trained; else there are no links, and pairs have scores of
             the coarse level alone.
     """
     pairs = [PairScores(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_), np.empty(0))]

@@ -98,7 +98,7 @@ class Session:
         """The pairs whose sentences are nearest to a picture, and the name under which it is kept in memory.
 
         Raises:
-            DataError: it is no image, damaged, or larger than the limit of pixels.
+            DataError: it is not an image, damaged, or larger than the limit of pixels.
         """
         with self._decoding:
             picture = load_bytes(content, MOST_PIXELS)

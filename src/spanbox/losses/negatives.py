@@ -87,8 +87,8 @@ def selected(
 def likely_positives(cosines: Tensor, positives: Tensor, margin: float) -> Tensor:
     """Columns (q, M) bool that are more similar to a row than `margin` times its most similar positive.
 
-    Rows whose best positive is not above 0, or that have none, give no such columns: an untrained positive is no usable
-    reference.
+    Rows whose best positive is not above 0, or that have none, give no such columns: an untrained positive is not a
+    usable reference.
 
     Source: Moreira et al., NV-Retriever, 2024, TopK-PercPos.
     """

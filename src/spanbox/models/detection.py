@@ -43,7 +43,7 @@ class ZeroShotDetector:
 
         Args:
             images: RGB.
-            labels: what to look for in each image; a label beyond the length of the model is cut off.
+            labels: names of the objects to look for in each image; a label beyond the length of the model is cut off.
         """
         return [self._detect(image, list(own)) for image, own in zip(images, labels, strict=True)]
 

@@ -25,7 +25,7 @@ def image_side(config: Any, stride: int, wanted: int | None) -> int:
     without a default size gets 224.
 
     Raises:
-        ConfigError: `wanted` is no multiple of the patch.
+        ConfigError: `wanted` is not a multiple of the patch.
     """
     if wanted is None:
         return side(getattr(config, "image_size", IMAGENET_SIDE)) // stride * stride

@@ -212,8 +212,8 @@ class PairFusion(Fusion):
 class ConditionedPooling(Fusion):
     """`conditioned_pooling`: a text is the query that pools patches, an image or a region the one that pools tokens.
 
-    The score of a pair is the mean of two cosines: of the sentence with what it pools from the image, and of the image
-    with what it pools from the sentence.
+    The score of a pair is the mean of two cosines: of the sentence with the patches that it pools, and of the image
+    with the tokens that it pools.
     """
 
     def __init__(self, settings: FusionSettings, patch_width: int, patch: int, dim: int) -> None:
@@ -232,8 +232,8 @@ class ConditionedPooling(Fusion):
         """Scores of blocks: the rows of some pairs against the columns of others.
 
         - `sentence_image`: (b, c), the scores of pairs.
-        - `span_image`: (b*K, c), cosines of spans with what they pool from the patches.
-        - `region_sentence`: (b*R, c), cosines of regions with what they pool from the tokens.
+        - `span_image`: (b*K, c), cosines of spans with the patches that they pool.
+        - `region_sentence`: (b*R, c), cosines of regions with the tokens that they pool.
 
         The keys and values of all tokens and patches are computed once, here.
         """

@@ -31,8 +31,9 @@ class Attention(nn.Module):
     """Multi-head attention of states to each other.
 
     Args:
-        directed: every other head sees from a state itself and those before it, the others itself and those after
-            it, so that order counts from the first step. One head sees all. Source: Shen et al., DiSAN, 2018.
+        directed: half of the heads attend from a state to itself and earlier ones, the others to itself and later
+            ones, so that order counts from the first step. A single head attends to all. Source: Shen et al., DiSAN,
+            2018.
     """
 
     def __init__(self, settings: FusionSettings, *, directed: bool = False) -> None:
@@ -47,9 +48,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Args:
-        states: (n, T, F).
-        mask: (n, T) bool, the states that exist; at least one of each row.
+        """States (n, T, F) after attention to each other.
+
+        Args:
+            states: (n, T, F).
+            mask: (n, T) bool, the states that exist; at least one of each row.
         """
         attended = F.scaled_dot_product_attention(
             self._split(self.query(states)),
@@ -62,7 +65,7 @@ class Attention(nn.Module):
         return joined
 
     def _seen(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
-        """(n or 1, h or 1, T or 1, T) bool, the states that each head sees from each state."""
+        """(n or 1, h or 1, T or 1, T) bool, the states that each head attends to from each state."""
         there = None if mask is None else mask[:, None, None]
         if not self.directed or self.heads == 1:
             return there
@@ -98,10 +101,12 @@ class ContentAttention(nn.Module):
         nn.init.zeros_(self.value.bias)
 
     def forward(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        """Args:
-        states: (n, T, F).
-        memory: (n, M, F).
-        mask: (n, M) bool, the states of the memory that exist; at least one of each row.
+        """States (n, T, F) that the states attend to in the memory.
+
+        Args:
+            states: (n, T, F).
+            memory: (n, M, F).
+            mask: (n, M) bool, the states of the memory that exist; at least one of each row.
         """
         query, key = self._queries_keys(states, memory)
         return F.scaled_dot_product_attention(
@@ -264,7 +269,7 @@ class QueryPooling(nn.Module):
         return self._split(self.key(states)), self._split(self.value(states))
 
     def cosines(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Cosine (q, n) of each query with what it pools from each set.
+        """Cosine (q, n) of each query with its pooled state of each set.
 
         Args:
             queries: (q, D).
@@ -276,7 +281,7 @@ class QueryPooling(nn.Module):
         return F.cosine_similarity(queries[:, None], pooled, dim=2)
 
     def own_cosines(self, queries: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Cosine (n,) of each query (n, D) with what it pools from its own set (n, M, F)."""
+        """Cosine (n,) of each query (n, D) with its pooled state of its own set (n, M, F)."""
         (keys, values), query = self.keys_values(states), self._split(self.query(queries))
         logits = torch.einsum("nhd,nmhd->nhm", query, keys) / math.sqrt(keys.shape[-1])
         weights = self.dropout(_softmax(logits, None if mask is None else mask[:, None]))

@@ -3,7 +3,7 @@
 A batch is padded and repeats itself: captions and names occur several times, places of spans, regions and views are
 empty. Here, on the CPU, it becomes rows that are worth encoding: distinct texts; images, crops and masked views that
 are used. Indices put the states of the rows back into their places. So the path of the towers needs no operation whose
-result has a size that only the device knows.
+result has a size that depends on values on the device.
 
     B pairs    K spans per sentence    R regions per image    V masked views per image    M rows    S image size
 """

@@ -180,7 +180,7 @@ class VisionTower(Tower):
             make_selective(model, stride)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; BatchNorm stays in eval mode, so that no image sees the statistics of others."""
+        """Set training mode; BatchNorm stays in eval mode, so that no image depends on the statistics of others."""
         super().train(mode)
         freeze_statistics(self.model)
         return self
@@ -197,7 +197,7 @@ class VisionTower(Tower):
             pixels: (N, 3, S, S), normalised. S may differ from `image_size`, N may be 0.
             kept: (N, n) int64, the patches that count, row by row. The grid is then a row (N, 1, n, H) of them, and the
                 pooled state is theirs. Where the encoder can drop patches, the others are not encoded, and the cost is
-                that of n patches plus the patch embedding of the whole image; a convolutional encoder sees all pixels.
+                that of n patches plus the patch embedding of the whole image; a convolutional encoder computes all.
         """
         if len(pixels) == 0:
             return VisionOutput(*(states[:0] for states in self.forward(_one_row(pixels)[0])))

@@ -143,7 +143,7 @@ def _is_suffix(name: str) -> bool:
 def _is_annotation(name: str, metrics: Mapping[str, float], families: Set[str]) -> bool:
     """Whether a name annotates another metric or family; a count without either is a metric itself.
 
-    A group of a breakdown is a metric too, whatever its name: entities may have the type `low` or `count`.
+    A group of a breakdown is a metric too, even with such a name: entities may have the type `low` or `count`.
     """
     family, _, last = name.rpartition(".")
     if is_part(name):

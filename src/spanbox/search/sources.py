@@ -52,7 +52,7 @@ class Source:
     """The items of a file or folder, in its order.
 
     Attributes:
-        kind: what is embedded.
+        kind: of the embedded items.
         folder: that image paths are relative to.
         count: number of items.
         item: the item at an index.

@@ -27,7 +27,7 @@ def new_model(config: RunConfig, objective: Objective, manifest: Manifest | None
     """The model of a new run, and its tokenizer.
 
     Args:
-        objective: gets what the run of `train.start` has learned beside its model.
+        objective: gets the learned parameters of the objective of `train.start`.
         manifest: its texts are those that a tokenizer is trained on, for a text tower with random weights; None: no
             tokenizer is needed.
 
@@ -98,7 +98,7 @@ def model_of_another_run(
     level or of the fusion, where its loss or their initial value is another than in that run.
 
     Args:
-        objective: gets what that run has learned beside its model.
+        objective: gets the learned parameters of that run's objective.
         given_by: the setting or option that names the run, for messages.
 
     Raises:

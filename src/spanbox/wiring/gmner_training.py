@@ -75,7 +75,7 @@ def config_to_resume(run_dir: Path, overrides: Sequence[str]) -> RunConfig:
     """The config of a GMNER run to resume.
 
     Raises:
-        ConfigError: there is none, or it is no run of GMNER.
+        ConfigError: there is none, or it is not a run of GMNER.
     """
     config = load_config(str(run_dir / "config.yaml"), [*overrides, "train.resume=true"])
     checkpoint = last_checkpoint(run_dir / "checkpoints")

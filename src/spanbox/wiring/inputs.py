@@ -38,7 +38,7 @@ def _find(text: str, span: Span) -> CharSpan:
 
 
 def several(items: Iterable[Item], kind: str) -> list[Item]:
-    """Items as a list. A text is not taken for a list of its characters."""
+    """Items as a list. A text does not count as a list of its characters."""
     if isinstance(items, str | bytes) or not isinstance(items, Iterable):
         raise DataError(f"{items!r} is not a list of {kind}")
     return list(items)

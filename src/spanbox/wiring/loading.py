@@ -98,7 +98,7 @@ def open_encoder(
     """The dual encoder of a checkpoint folder without its weights, the tokenizer, and the config.
 
     Args:
-        config: settings of the towers, such as what of them is frozen, and the image size; None: those of the run.
+        config: settings of the towers, such as frozen layers and image size; None: those of the run.
             Architectures are those of the checkpoint.
         goes_on: the run of the checkpoint goes on with `config`, whose own architectures count where it has some.
     """

@@ -24,7 +24,7 @@ SEARCHES: Mapping[SearchName, NearestWrong] = {"exact": nearest_wrong, "approxim
 
 @dataclass(frozen=True)
 class MinedManifest:
-    """Neighbours of all pairs of a manifest; a pair with a broken image has none and is no neighbour of others."""
+    """Neighbours of all pairs of a manifest; a pair with a broken image has none and is not a neighbour of others."""
 
     neighbours: Neighbours
     mined: Mined  # of the pairs that can be read

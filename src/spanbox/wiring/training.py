@@ -114,7 +114,7 @@ def make_trainer(
         encoder: of the task.
         manifest: of the training.
         example, validate: see `Trainer`.
-        heads: what checkpoints note of the architecture besides the towers.
+        heads: entries of a checkpoint's `architecture.json` besides the towers.
 
     Raises:
         ConfigError: tokenizer, towers and settings do not fit together.

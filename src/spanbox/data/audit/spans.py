@@ -199,7 +199,7 @@ def find_odd_spans(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _cuts_name(text: str, span: Span, name: str) -> bool:
-    """Whether a span begins or ends inside a name and is no part of it.
+    """Whether a span begins or ends inside a name without being a part of it.
 
     So a span that was moved shows in scripts without spaces, too. A part of a name alone may be meant.
     """

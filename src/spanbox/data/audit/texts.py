@@ -44,7 +44,7 @@ def find_odd_text(text: str) -> Iterator[tuple[str, str]]:
 
 def _find_misread(text: str) -> tuple[str, str] | None:
     """A part of a text that is UTF-8 read as Windows-1252, Windows-1251 or GBK, Windows-1251 read as Latin-1, or the
-    escapes of a JSON string, and what it was."""
+    escapes of a JSON string, and the original text."""
     if escapes := _ESCAPES.search(text):
         return escapes[0], str(json.loads(f'"{escapes[0]}"'))
     for run in _NOT_ASCII.finditer(text):

@@ -1,6 +1,6 @@
 """Importers: published data sets to manifests.
 
-Every importer writes one manifest per split, counts what it left out and why, and returns the counts as an
+Every importer writes one manifest per split, counts what it left out by reason, and returns the counts as an
 `ImportSummary`, which it also writes beside the manifests as `import.json`. This file holds what importers share.
 
 The source files come from strangers: each is read up to a stated size, and nothing is written outside the output.
@@ -27,7 +27,7 @@ _SAFE_ID = re.compile(r"\w[\w.-]*")
 
 @dataclass(frozen=True, slots=True)
 class Oddity:
-    """Something of the source that was left out of a manifest, or that the user should look at."""
+    """A part of the source that was left out of a manifest, or that the user should check."""
 
     kind: str
     where: str  # the id of the pair, or a file

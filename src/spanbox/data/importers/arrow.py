@@ -190,7 +190,7 @@ def _limited_memory() -> Iterator[None]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Context that turns what pyarrow raises on a damaged file into a DataError that names the file."""
+    """Context that turns pyarrow's errors on a damaged file into a DataError that names the file."""
     if is_lfs_pointer(path):
         raise DataError(f"{path}: is {IS_LFS_POINTER}")
     try:

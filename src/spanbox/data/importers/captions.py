@@ -139,7 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 @contextmanager
 def _utf8_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A text file that is open for reading. Raises DataError where it is no file, or not UTF-8."""
+    """A text file that is open for reading. Raises DataError if it is not a file, or not UTF-8."""
     check_file(path)
     with path.open(encoding="utf-8-sig", newline=newline) as file:
         try:

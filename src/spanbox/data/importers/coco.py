@@ -135,7 +135,7 @@ def _plain(split: str) -> str:
 def _boxes(
     source: Source, split: str, annotations: list[_Annotation], files: dict[int, _Image]
 ) -> dict[int, list[tuple[int, Box]]]:
-    """The boxes of each image with their categories; boxes of crowds are no objects."""
+    """The boxes of each image with their categories; boxes of crowds are left out."""
     found: dict[int, list[tuple[int, Box]]] = defaultdict(list)
     for annotation in annotations:
         if annotation.iscrowd:
@@ -156,7 +156,8 @@ def link_words(text: str, objects: list[tuple[str, Box]], names: Iterable[str] =
     """Entities of the words that name a category of which the image has boxes, longest names first.
 
     Args:
-        names: of all categories. The words of one are of no other: without a box, too, a hot dog is no dog.
+        names: of all categories. The words of a name belong to no other category: a hot dog is not a dog, even without
+            a box.
     """
     by_name: dict[str, list[Box]] = defaultdict(list)
     for name, box in objects:
