@@ -42,7 +42,7 @@ class Cleaned:
     manifest: Path
     wrong_pairs: float  # estimated share
     wrong_links: float
-    counts: Counter[str] = field(default_factory=Counter)  # what was done
+    counts: Counter[str] = field(default_factory=Counter)  # of the actions by kind
     verdicts: Counter[str] = field(default_factory=Counter)
     incidents: Counter[str] = field(default_factory=Counter)
     links_not_judged: str | None = None  # why, where no box is

@@ -11,7 +11,7 @@ MOST_ROWS = 30  # of types, languages and sources
 
 
 def dataset_card(title: str, report: AuditReport, licences: Mapping[str, str]) -> str:
-    """The card as Markdown.
+    """The dataset card as Markdown.
 
     Args:
         report: of the audit of all manifests.

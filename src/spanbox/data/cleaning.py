@@ -20,7 +20,7 @@ PairPolicy = Literal["keep", "drop", "weight"]
 LinkPolicy = Literal["keep", "drop", "weight", "relink"]
 
 FOLDS = 5  # unless another number is given
-LIKELY = 0.5  # probability from which something is taken for right
+LIKELY = 0.5  # probability from which something counts as right
 SAME_BOX = 0.01  # of the sides: how far a box may differ from its record's, since regions are float32
 WORST = 40  # cases of each kind on the page
 

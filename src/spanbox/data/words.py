@@ -25,7 +25,7 @@ _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs without ink
 _SAID_AS_A_CONSONANT = re.compile(r"eu|ew|one\b|once\b|uni([^nmd]|mo)|u[bcfhjkqrst][aeiou]|ouija")
 _SILENT_H = re.compile(r"hour|honest|hono|heir")
 _LETTERS_WITH_A_VOWEL = "AEFHILMNORSX"  # of which the English names begin with one
-_WINDOW = 40  # characters before a word that are looked at
+_WINDOW = 40  # characters before a word that are searched
 _SENTENCE_END = re.compile(r"[.!?。！？…:：\n]\W*$")
 
 

@@ -104,7 +104,7 @@ class _Passes:
         missing = round(most_chunks) - len(chunks)
         self._chunks = [*chunks, *[chunks[-1][:1]] * missing]  # in step with the process that has most of them
         twice = 0 if most_rows <= size else len(self._chunks) - keeps_last
-        self._twice = twice if tower.trained else len(self._chunks)  # so many chunks are encoded again
+        self._twice = twice if tower.trained else len(self._chunks)  # number of chunks that are encoded again
         self._random: list[RandomState] = []
         self._frozen: list[list[Kept]] = []
         with tower.casting_once(), torch.no_grad():

@@ -155,7 +155,7 @@ class Trainer:
             except torch.OutOfMemoryError as error:
                 rows = {name: sum(map(len, groups)) for name, groups in self.task.inputs(batch).rows.items()}
                 self.chunk_sizes.halve(rows, self.ranks.rank, self.ranks.world_size, error)
-            torch.cuda.empty_cache()  # outside of the handler, which keeps what it caught alive
+            torch.cuda.empty_cache()  # outside of the handler, which keeps the exception alive
         for parameter in self._trained:
             if parameter.grad is None:  # of something unused, as a level that is off
                 parameter.grad = torch.zeros_like(parameter)

@@ -22,7 +22,7 @@ from spanbox.evaluation.extract import FeatureBank
 from spanbox.evaluation.own_image import OwnImage, regions_by_pair, score_own_image
 from spanbox.structures import SHOWN
 
-SAMPLED = 256  # pairs that every pair is made wrong with
+SAMPLED = 256  # pairs with which each pair forms wrong pairs
 NULL_SCORES = 200_000  # of wrong items that are kept
 ROWS_AT_ONCE = 4096
 

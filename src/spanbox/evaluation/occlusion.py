@@ -42,7 +42,7 @@ class Falls(NamedTuple):
     coarse: Tensor  # (Q, 2)
     fine: Tensor  # (Q, 2)
     image: Tensor  # (Q,) int64, group of the entity's pair
-    too_large: int  # entities remaining out because their boxes touch more than half of the cells
+    too_large: int  # entities left out because their boxes touch more than half of the cells
 
 
 def draw_linked_spans(bank: FeatureBank, limit: int = ENTITIES, seed: int = 0) -> Tensor:

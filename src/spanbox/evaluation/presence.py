@@ -80,7 +80,7 @@ def choose_threshold(bank: FeatureBank) -> float | None:
     descending, order = presence.score.sort(descending=True)
     found = presence.has_box[order].cumsum(0).double()
     f1 = 2 * found / (torch.arange(1, len(order) + 1) + presence.has_box.sum())
-    # A decision holds for all equal scores: only the last of them is one.
+    # Equal scores share one decision, so only the last of them can be the threshold.
     decides = torch.ones(len(order), dtype=torch.bool)
     decides[:-1] = descending[1:] != descending[:-1]
     f1 = f1.masked_fill(~decides | descending.isinf(), 0.0)

@@ -23,7 +23,7 @@ from spanbox.geometry import SAME_OBJECT_IOU, box_iou
 from spanbox.structures import NAMED_ONLY, SHOWN
 
 Integers = NDArray[np.int64]
-FEWEST_WRONG = 100  # other regions of own images from which they are the wrong ones to compare with; else other images
+FEWEST_WRONG = 100  # other regions of the own images that suffice as wrong links; else those of other images
 OTHERS = ("other_score", "other_p", "other_box")
 """Fields of the other regions, padded to the largest number of them."""
 

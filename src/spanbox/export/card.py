@@ -81,7 +81,7 @@ print([(each.name, each.shape) for each in text.get_inputs() + image.get_inputs(
 
 
 def model_card(model: Model, target: str, folder: Path, notes: list[str], licence: str | None) -> str:
-    """The card, as Markdown with YAML metadata, of an export that lies in `folder`."""
+    """The model card, as Markdown with YAML metadata, of an export in `folder`."""
     metadata: dict[str, Any] = {"library_name": target, "tags": ["image-text", "contrastive", "spanbox"]}
     if licence:
         metadata["license"] = licence

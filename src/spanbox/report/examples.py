@@ -114,7 +114,7 @@ class HeatmapExample(msgspec.Struct, frozen=True):
     entity: int
     maps: dict[str, str]
     gate: float | None = None  # share that the tokens of the entity take from the image, of a gated fusion
-    # What its box looks at, of a fusion: intervals of the text with their share of the attention.
+    # Words that its box attends to, with fusion: intervals of the text with their share of the attention.
     words: Annotated[list[tuple[int, int, float]], Few] = []
 
 

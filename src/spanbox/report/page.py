@@ -47,7 +47,7 @@ class RunView:
     run: Run
     first: Run
     index: int  # of its colour, dash and mark
-    share: int  # of how many runs it is one
+    share: int  # number of runs on the page
     t: Texts
     figure_t: Texts
     manifest: Path | None = None  # of the evaluation, where it was moved

@@ -115,7 +115,7 @@ class _Parts:
         with explained(self.folder):
             self.folder.mkdir(exist_ok=True)
             for path in self.folder.iterdir():
-                if not path.name.startswith((self.digest, ".")):  # not what a process is writing
+                if not path.name.startswith((self.digest, ".")):  # not a file that a process is writing
                     remove_entry(path)
 
     def is_finished(self, number: int) -> bool:

@@ -186,7 +186,7 @@ def evaluate_to_folder(
                 retrievals = _retrievals(stored.bank, outcomes, options.examples, loaded.config.seed)
                 write_examples(aside, pairs, retrievals, loaded, 2 * options.examples, folder)
             write_audit(aside, _manifests(loaded.config, manifest), folder)
-        evaluated.write(metrics_path)  # last: where it is, the rest is complete
+        evaluated.write(metrics_path)  # last: if it exists, the rest is complete
     return evaluated, metrics_path
 
 

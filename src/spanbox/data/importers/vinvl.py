@@ -26,7 +26,7 @@ MAX_BYTES = 16 * 1024 * 1024  # of the file
 MAX_ARRAY_BYTES = 4 * 1024 * 1024  # of each array that is read
 MAX_PROPOSALS = 10_000
 
-# SystemError: what NumPy raises on text that is not Unicode.
+# NumPy raises SystemError on text that is not Unicode.
 _DAMAGED = (
     *(OSError, ValueError, TypeError, EOFError, MemoryError, OverflowError, RecursionError, SyntaxError),
     *(RuntimeError, NotImplementedError, SystemError, BadZipFile, ZlibError, TokenError),
