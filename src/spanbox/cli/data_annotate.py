@@ -49,7 +49,7 @@ def annotate(
         float, typer.Option(min=0, max=1, help="IoU from which a box repeats a better one of the same label")
     ] = 0.7,
     batch_size: Annotated[int, typer.Option(min=1, help="texts or images that a model gets at a time")] = 16,
-    device: Annotated[str, typer.Option(help="of a zero-shot detector: auto, cpu, cuda or cuda:N")] = "auto",
+    device: Annotated[str, typer.Option(help="device of a zero-shot detector: auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Add entities and objects to a manifest with a tagger and a detector.
 

@@ -31,12 +31,12 @@ def paraphrase(
     lost: Annotated[
         str,
         typer.Option(
-            help="texts of which an entity does not come back: coarse (translated as a whole, for the coarse level "
-            "only) or drop"
+            help="treatment of texts that lose an entity in translation: coarse (translated as a whole, for the coarse "
+            "level only) or drop"
         ),
     ] = "coarse",
     batch_size: Annotated[int, typer.Option(min=1, help="texts that a translator gets at a time")] = 32,
-    device: Annotated[str, typer.Option(help="of the models: auto, cpu, cuda or cuda:N")] = "auto",
+    device: Annotated[str, typer.Option(help="device of the models: auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Add paraphrases to a manifest, by translating its texts into another language and back.
 

@@ -15,7 +15,7 @@ def split_command(
     manifest: Annotated[Path, typer.Argument(help="manifest to split; it is not changed")],
     out: Annotated[Path, typer.Argument(help="folder for the manifests of the splits")],
     shares: Annotated[str, typer.Option(help="name and share of each split")] = DEFAULT_SHARES,
-    seed: Annotated[int, typer.Option(min=0, help="another seed gives another split")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed; another one gives another split")] = 0,
 ) -> None:
     """Split a manifest by group, so that no image is in two splits, stratified by language and types.
 
@@ -51,7 +51,7 @@ def sample_command(
     n: Annotated[
         int, typer.Option("--n", min=1, help="number of pairs; a few more, since groups are not divided")
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="another seed gives another sample")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed; another one gives another sample")] = 0,
 ) -> None:
     """Draw a random sample of a manifest, in whole groups.
 
@@ -69,7 +69,7 @@ def card_command(
     out: Annotated[Path, typer.Option("--out", help="Markdown file to write")] = Path("DATASET.md"),
     title: Annotated[str, typer.Option(help="heading of the dataset card")] = "Data set",
     licence: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE=TEXT", help="licence of a source; repeat it")
+        list[str] | None, typer.Option(metavar="SOURCE=TEXT", help="licence of a source; may be repeated")
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="read only the headers of the images")] = False,
 ) -> None:

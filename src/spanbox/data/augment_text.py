@@ -79,7 +79,8 @@ class TextAugmentSettings(Settings):
         0.0,
         ge=0,
         le=0.5,
-        description="probability that a word is deleted; negations, numbers and entities stay. In English and Chinese",
+        description="probability that a word is deleted; negations, numbers and entities stay; texts whose `lang` is "
+        "neither English nor Chinese are not changed",
     )
     swap: float = Field(
         0.0, ge=0, le=1, description="probability that two clauses that do not refer to each other change places"

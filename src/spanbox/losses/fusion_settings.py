@@ -16,8 +16,8 @@ class FusionLossSettings(Settings):
     parts_weight: float = Field(
         1.0,
         ge=0,
-        description="weight of the loss of spans and regions, where the fine level is on: in the context of their own "
-        "pair, or, of conditioned_pooling, as queries; 0: off",
+        description="weight of the loss of spans and regions, where the fine level is on; gated, cross_attention: "
+        "after attention within their pair; conditioned_pooling: as queries; 0: off",
     )
     loss: LossName = Field("info_nce", description="name of the loss, with its published options")
     temperature: float = Field(0.07, ge=0.01, description="initial temperature, which is learned")

@@ -37,7 +37,7 @@ class NoiseSettings(Settings):
         lt=1,
         description="share of the links with the largest losses that each level leaves out after the warm-up",
     )
-    warm_up: float = Field(0.3, ge=0, lt=1, description="share of the run over which the share left out grows from 0")
+    warm_up: float = Field(0.3, ge=0, lt=1, description="share of the run over which the left-out share grows from 0")
 
 
 def with_agreed_links(

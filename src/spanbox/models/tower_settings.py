@@ -28,7 +28,7 @@ class TowerSettings(Settings):
     freeze: Freeze = Field(
         default=0,
         description="number of lowest layers that are not trained, including the embeddings; all: the whole tower, "
-        "also without dropout; counts stages for ConvNeXt, ResNet and RegNet; with lora: the lowest layers without "
+        "with dropout off; counts stages for ConvNeXt, ResNet and RegNet; with lora: the lowest layers without "
         "an update",
     )
     lora: LoraSettings | None = Field(
