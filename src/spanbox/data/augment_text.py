@@ -80,7 +80,7 @@ class TextAugmentSettings(Settings):
         ge=0,
         le=0.5,
         description="probability that a word is deleted; negations, numbers and entities stay; texts whose `lang` is "
-        "neither English nor Chinese are not changed",
+        "neither English nor Chinese keep all words",
     )
     swap: float = Field(
         0.0, ge=0, le=1, description="probability that two clauses that do not refer to each other change places"
