@@ -1,4 +1,4 @@
-"""What a trainer trains: a model, its losses, and the way from a batch to both.
+"""The interface between the trainer and a task: a model, its losses, and the way from a batch to both.
 
 A step takes a batch apart into rows for each tower (`inputs`), encodes them in chunks (`encode`), makes features of the
 states of all rows (`features`), and losses of the features of all ranks (`losses`). The trainer, the large-batch engine

@@ -1,1 +1,1 @@
-"""What can be trained: each task is a model, its losses, and the way from a batch to both."""
+"""Tasks of training: each is a model, its losses, and the way from a batch to both."""
