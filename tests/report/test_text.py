@@ -37,8 +37,8 @@ def test_nothing_is_left_in_english() -> None:
     ("name", "label"),
     [
         ("retrieval.i2t.r1", "image → sentence, R@1"),
-        ("matching.within_image", "entity → object, own image"),
-        ("matching.within_image.type.LOC.city", "entity → object, own image, type LOC.city"),
+        ("matching.within_image", "entity → object, within the image"),
+        ("matching.within_image.type.LOC.city", "entity → object, within the image, type LOC.city"),
         ("embedding.fine.uniformity.spans", "embedding, entity and object, uniformity of spans"),
         ("retrieval.i2t.new", "image → sentence, new"),
         ("quite.another", "quite.another"),
