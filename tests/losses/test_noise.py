@@ -54,9 +54,12 @@ def test_losses_by_a_loop(seed: int) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_links_with_the_largest_losses_on_either_level_are_left_out(weighted: bool) -> None:
     features, targets = case(1, pairs=40)
+    linked = linked_regions(targets)
     if weighted:
         targets = with_relevance(random_batch(1, pairs=40, spans=3, regions=2)).targets
-    linked = linked_regions(targets)
+        assert targets.link_relevance is not None
+        assert (targets.link_relevance[linked] == 0).any()
+        linked &= targets.link_relevance > 0  # those of 0 are out already, and no part of the share
     cleaned = with_agreed_links(features, targets, SMALL, SCALES, done=1.0)
     assert cleaned.link_relevance is not None
     losses = link_losses(features, targets, SCALES["fine"])

@@ -54,6 +54,8 @@ def with_agreed_links(
     """
     share = settings.share * (min(1.0, done / settings.warm_up) if settings.warm_up else 1.0)
     linked = linked_regions(targets)
+    if targets.link_relevance is not None:
+        linked &= targets.link_relevance > 0
     if settings.kind == "none" or not share or not linked.any():
         return targets
     with torch.no_grad():
