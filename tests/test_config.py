@@ -255,6 +255,13 @@ class TestWrongValues:
         assert f"loss.fusion.negatives has no effect with model.fusion.kind={kind}: use loss.fusion.candidates" in said
         load_config("demo", ["model.fusion.kind=conditioned_pooling", chosen])
 
+    @pytest.mark.parametrize("chosen", ["candidates=3", "choice=hardest"])
+    def test_candidates_of_a_fusion_that_has_negatives(self, chosen: str) -> None:
+        key = f"loss.fusion.{chosen}"
+        kind = "model.fusion.kind=conditioned_pooling"
+        assert f"{key.partition('=')[0]} has no effect with {kind}: use loss.fusion.negatives" in problem(kind, key)
+        load_config("demo", ["model.fusion.kind=gated", key])
+
     @pytest.mark.parametrize("level", ["coarse", "fine"])
     def test_noise_found_by_two_levels_of_which_one_is_off(self, level: str) -> None:
         said = problem("loss.noise.kind=small_loss", f"loss.{level}.weight=0")

@@ -22,6 +22,7 @@ from spanbox.earlier_config import rename_earlier_keys
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.versions import other_version
 from spanbox.errors import ConfigError
+from spanbox.losses.fusion_settings import FusionLossSettings
 from spanbox.losses.settings import LossSettings
 from spanbox.models.dual_encoder import ModelSettings
 from spanbox.settings import PathText, Settings
@@ -74,6 +75,12 @@ class RunConfig(Settings):
                 f"loss.fusion.negatives has no effect with model.fusion.kind={kind}: use loss.fusion.candidates and "
                 "loss.fusion.choice, or remove it"
             )
+        for key in ("candidates", "choice"):
+            if kind == "conditioned_pooling" and getattr(loss, key) != getattr(FusionLossSettings(), key):
+                raise ValueError(
+                    f"loss.fusion.{key} has no effect with model.fusion.kind={kind}: use loss.fusion.negatives, or "
+                    "remove it"
+                )
         return self
 
 
