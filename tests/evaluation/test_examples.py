@@ -12,6 +12,8 @@ from spanbox.evaluation.examples import (
     BATCH_PAIRS,
     BATCH_SPANS,
     FOUND,
+    MATCH_REGIONS,
+    SPAN_REGIONS,
     Direction,
     matching_examples,
     pick_by_rank,
@@ -182,6 +184,13 @@ class TestMatching:
         assert [score for _, score, _ in found.candidates] == [pytest.approx(0.3), pytest.approx(nan, nan_ok=True)]
         assert (found.span, found.right, missed.span, missed.right) == (0, True, 1, False)
 
+    def test_of_many_regions_the_best_and_one_that_shows_the_span(self) -> None:
+        scores = [0.001 * place for place in range(MATCH_REGIONS + 100)]
+        (wrong,) = matching_examples(matching_bank([scores], [3]), 1)
+        best = [*range(len(scores) - 1, 99, -1), 3]
+        assert [region for region, _, _ in wrong.candidates] == best
+        assert [linked for _, _, linked in wrong.candidates] == [False] * MATCH_REGIONS + [True]
+
     def test_nothing_linked(self) -> None:
         assert matching_examples(make_bank(pairs=2), 3) == []
 
@@ -230,6 +239,14 @@ class TestSimilarity:
                 shown = {int(bank.span_identity[other]) for other, one in links if one == region}
                 right = bool(example.linked[row, column] | example.same_identity[row, column])
                 assert right == (int(bank.span_identity[span]) in shown)
+
+    def test_spans_with_many_regions_are_left_out(self) -> None:
+        """Of a crowd, and of a person."""
+        bank = matching_bank([[0.1] * (SPAN_REGIONS + 1), [0.2] * SPAN_REGIONS], [0, 0])
+        links = [(int(pair), region) for region, pair in enumerate(bank.region_pair)]
+        example = similarity_example(replace(bank, links=torch.tensor(links)))
+        assert example.spans.tolist() == [1]
+        assert example.fine.shape == (1, SPAN_REGIONS)
 
     def test_pairs_with_links_come_first(self) -> None:
         bank = matching_bank([[0.5]] * 40, [0 if pair >= 30 else None for pair in range(40)])

@@ -29,8 +29,12 @@ FOUND = 5
 """Candidates shown of a retrieval, the best."""
 BATCH_PAIRS = 16
 """Pairs of the similarity matrices."""
+MATCH_REGIONS = 500
+"""Regions of a match, the best; the best one that shows the span is there in any case."""
 BATCH_SPANS = 32
 """Spans of the similarity matrix of the fine level, at most."""
+SPAN_REGIONS = 16
+"""Regions that may show a span of that matrix; spans with more would fill it."""
 
 
 class Scored(NamedTuple):
@@ -52,7 +56,7 @@ class RetrievalExample(NamedTuple):
 
 
 class MatchingExample(NamedTuple):
-    """A span and all regions of its image."""
+    """A span and the regions of its image."""
 
     span: int
     right: bool
@@ -172,7 +176,8 @@ def similarity_example(bank: FeatureBank, seed: int = 0) -> SimilarityExample:
             break
     pairs = torch.tensor(sorted(of_group.values()))
     in_batch = torch.isin(bank.span_pair[bank.links[:, 0]], pairs)
-    spans = bank.links[in_batch, 0].bincount().nonzero()[:BATCH_SPANS, 0]
+    spans, number = torch.unique(bank.links[in_batch, 0], return_counts=True)
+    spans = spans[number <= SPAN_REGIONS][:BATCH_SPANS]
     links = bank.links[in_batch & torch.isin(bank.links[:, 0], spans)]
     regions = links[:, 1].bincount().nonzero()[:, 0]
     span_L, region_L = bank.links[torch.isin(bank.links[:, 1], regions)].unbind(dim=1)
@@ -195,7 +200,9 @@ def _match(bank: FeatureBank, span: int) -> MatchingExample:
     regions = (bank.region_pair == bank.span_pair[span]).nonzero()[:, 0]
     scores = similarity(bank.spans[span][None], bank.regions[regions])[0]
     linked = torch.isin(regions, bank.links[bank.links[:, 0] == span, 1])
-    candidates = [_scored(regions, scores, linked, place) for place in _best_first(scores, linked)]
+    best, others = _best_first(scores, linked).tensor_split([MATCH_REGIONS])
+    shown = torch.cat([best, others[linked[others]][:1]])
+    candidates = [_scored(regions, scores, linked, place) for place in shown]
     return MatchingExample(span, candidates[0].right, candidates)
 
 

@@ -14,6 +14,7 @@ from geometry_reference import iou
 from spanbox.data.manifest import Manifest, ObjectBox, Record, write_manifest
 from spanbox.errors import DataError
 from spanbox.evaluation.gmner import Prediction, score_file
+from spanbox.report.reading import read_run
 from spanbox.wiring import EvaluationOptions, evaluate_to_folder, train
 
 
@@ -79,6 +80,18 @@ class TestExamples:
         evaluate_to_folder(run, scenes / "test.jsonl", tmp_path, options, "cpu")
         assert not {"examples.json", "heatmaps.npz"} & {path.name for path in (tmp_path / "evaluation").iterdir()}
         assert not any(name.startswith("occlusion") for name in read(tmp_path / "metrics.json"))
+
+    def test_of_a_crowd_the_report_can_read(self, copied: Path, copied_scenes: Path) -> None:
+        path = copied_scenes / "test.jsonl"
+        first, *others = Manifest(path)
+        crowd = tuple((float(x), float(y), x + 9.5, y + 9.5) for x in range(40) for y in range(30))
+        entities = (msgspec.structs.replace(first.entities[0], boxes=crowd), *first.entities[1:])
+        write_manifest(path, [msgspec.structs.replace(first, entities=entities), *others])
+        evaluate_to_folder(copied, path, options=EvaluationOptions(examples=30, occlusion=0), device="cpu")
+        run = read_run(copied)
+        assert run.problems == ()
+        assert run.examples is not None
+        assert first.id in [match.id for match in run.examples.matching]
 
     def test_those_of_an_earlier_evaluation_are_removed(self, copied: Path, scenes: Path) -> None:
         evaluate_to_folder(copied, scenes / "test.jsonl", options=LIGHT, device="cpu")
