@@ -1,7 +1,7 @@
 """`evaluation/examples.json`: examples of an evaluation, as ids of pairs of the manifest.
 
-Boxes are fractions of the image as shown, x0 y0 x1 y1. `entity` is an index of a record's entities. Lists beyond the
-limits and matrices of a wrong shape are refused.
+`wiring/artefacts.py` writes what the report reads here. Boxes are fractions of the image as shown, x0 y0 x1 y1.
+`entity` is an index of a record's entities. Lists beyond the limits and matrices of a wrong shape are refused.
 """
 
 from typing import Annotated
@@ -27,7 +27,7 @@ def _check_shape(matrix: list[list[float]] | list[list[bool]], rows: int, column
         raise ValueError(f"a matrix of {rows} x {columns} has no cell")
 
 
-class Scored(msgspec.Struct, frozen=True):
+class ScoredPair(msgspec.Struct, frozen=True):
     """A pair with its score for a query."""
 
     id: str
@@ -41,8 +41,8 @@ class Retrieval(msgspec.Struct, frozen=True):
     kind: str  # best, median, worst
     query: str
     rank: Rank
-    found: Annotated[list[Scored], Few]  # best first
-    right: Scored | None = None
+    found: Annotated[list[ScoredPair], Few]  # best first
+    right: ScoredPair | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -102,12 +102,12 @@ class FineSimilarity(msgspec.Struct, frozen=True):
             _check_shape(matrix, len(self.spans), len(self.regions))
 
 
-class Similarity(msgspec.Struct, frozen=True):
+class Similarity(msgspec.Struct, frozen=True, omit_defaults=True):
     coarse: CoarseSimilarity | None = None
     fine: FineSimilarity | None = None
 
 
-class HeatmapExample(msgspec.Struct, frozen=True):
+class HeatmapExample(msgspec.Struct, frozen=True, omit_defaults=True):
     """Heatmaps of one entity over its image: key of `heatmaps.npz` by the way each was made."""
 
     id: str
@@ -118,7 +118,7 @@ class HeatmapExample(msgspec.Struct, frozen=True):
     words: Annotated[list[tuple[int, int, float]], Few] = []
 
 
-class Examples(msgspec.Struct, frozen=True):
+class Examples(msgspec.Struct, frozen=True, omit_defaults=True):
     """The choice of `spanbox evaluate`; parts that do not exist for the data are empty."""
 
     manifest: str  # absolute

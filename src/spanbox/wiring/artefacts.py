@@ -15,6 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +36,20 @@ from spanbox.evaluation.examples import (
 from spanbox.evaluation.extract import FeatureBank
 from spanbox.files import replacing, write_json
 from spanbox.models.heatmaps import fusion_maps, span_heatmaps, to_unit_range
+from spanbox.report.examples import (
+    Box,
+    Candidate,
+    CoarseSimilarity,
+    EntityOf,
+    Examples,
+    FineSimilarity,
+    HeatmapExample,
+    Match,
+    RegionOf,
+    Retrieval,
+    ScoredPair,
+    Similarity,
+)
 from spanbox.structures import Batch, Sample
 from spanbox.wiring.building import make_collator
 from spanbox.wiring.loading import Loaded
@@ -77,10 +92,17 @@ class Pairs:
         flags = [self.record(i).entities[j].ambiguous for i, j in zip(pair, entity, strict=True)]
         return torch.tensor(flags, dtype=torch.bool)
 
-    def names_of(self, span: int) -> dict[str, Any]:
+    def id(self, pair: int) -> str:
+        return self.record(pair).id
+
+    def names_of(self, span: int) -> tuple[str, int]:
         """A span by the id of its record and its entity."""
-        pair, entity = int(self.bank.span_pair[span]), int(self.bank.span_entity[span])
-        return {"id": self.record(pair).id, "entity": entity}
+        return self.id(int(self.bank.span_pair[span])), int(self.bank.span_entity[span])
+
+    def box(self, region: int) -> Box:
+        """A region in fractions of its image."""
+        x0, y0, x1, y1 = self.bank.region_box[region].tolist()
+        return x0, y0, x1, y1
 
 
 def write_examples(
@@ -103,19 +125,17 @@ def write_examples(
     """
     bank, seed = pairs.bank, loaded.config.seed
     matches = matching_examples(bank, count, seed)
-    content: dict[str, Any] = {
-        **manifest_places(pairs.manifest.path, seen_from),
-        "retrieval": {name: [_retrieval(pairs, one) for one in examples] for name, examples in retrievals.items()},
-        "similarity": _similarity(pairs, similarity_example(bank, seed)),
-    }
-    if matches:
-        content["matching"] = [_match(pairs, match) for match in matches]
     spans = [match.span for match in matches] or _some_spans(bank, count, seed)
-    described, maps = _heatmaps(pairs, spans, loaded)
-    if described:
-        content["heatmaps"] = described
+    heatmaps, maps = _heatmaps(pairs, spans, loaded)
+    examples = Examples(
+        **manifest_places(pairs.manifest.path, seen_from),
+        retrieval={way: [_retrieval(pairs, one) for one in found] for way, found in retrievals.items()},
+        matching=[_match(pairs, match) for match in matches],
+        similarity=_similarity(pairs, similarity_example(bank, seed)),
+        heatmaps=heatmaps,
+    )
     write_arrays(folder / "heatmaps.npz", maps)
-    write_json(folder / "examples.json", content)
+    write_json(folder / "examples.json", msgspec.to_builtins(examples))
 
 
 def manifest_places(manifest: Path, folder: Path) -> dict[str, str]:
@@ -143,42 +163,32 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # names are keys of the file
 
 
-def _retrieval(pairs: Pairs, example: RetrievalExample) -> dict[str, Any]:
-    def named(scored: Scored) -> dict[str, Any]:
-        return {"id": pairs.record(scored.candidate).id, "score": scored.score, "right": scored.right}
+def _retrieval(pairs: Pairs, example: RetrievalExample) -> Retrieval:
+    def named(scored: Scored) -> ScoredPair:
+        return ScoredPair(pairs.id(scored.candidate), scored.score, scored.right)
 
-    return {
-        "kind": example.kind,
-        "query": pairs.record(example.query).id,
-        "rank": example.rank,
-        "right": named(example.right),
-        "found": [named(scored) for scored in example.found],
-    }
+    found = [named(scored) for scored in example.found]
+    return Retrieval(example.kind, pairs.id(example.query), example.rank, found, named(example.right))
 
 
-def _match(pairs: Pairs, match: MatchingExample) -> dict[str, Any]:
-    candidates = [
-        {"box": pairs.bank.region_box[scored.candidate].tolist(), "score": scored.score, "linked": scored.right}
-        for scored in match.candidates
-    ]
-    return {**pairs.names_of(match.span), "right": match.right, "candidates": candidates}
+def _match(pairs: Pairs, match: MatchingExample) -> Match:
+    candidates = [Candidate(pairs.box(scored.candidate), scored.score, scored.right) for scored in match.candidates]
+    return Match(*pairs.names_of(match.span), match.right, candidates)
 
 
-def _similarity(pairs: Pairs, example: SimilarityExample) -> dict[str, Any]:
-    ids = [pairs.record(pair).id for pair in example.pairs.tolist()]
-    levels: dict[str, Any] = {"coarse": {"ids": ids, "matrix": example.coarse.tolist()}}
-    if len(example.spans):
-        bank = pairs.bank
-        region_ids = [pairs.record(pair).id for pair in bank.region_pair[example.regions].tolist()]
-        boxes = bank.region_box[example.regions].tolist()
-        levels["fine"] = {
-            "spans": [pairs.names_of(span) for span in example.spans.tolist()],
-            "regions": [{"id": id, "box": box} for id, box in zip(region_ids, boxes, strict=True)],
-            "matrix": example.fine.tolist(),
-            "linked": example.linked.tolist(),
-            "same_identity": example.same_identity.tolist(),
-        }
-    return levels
+def _similarity(pairs: Pairs, example: SimilarityExample) -> Similarity:
+    coarse = CoarseSimilarity([pairs.id(pair) for pair in example.pairs.tolist()], example.coarse.tolist())
+    if not len(example.spans):
+        return Similarity(coarse)
+    pair = pairs.bank.region_pair[example.regions].tolist()
+    fine = FineSimilarity(
+        [EntityOf(*pairs.names_of(span)) for span in example.spans.tolist()],
+        [RegionOf(pairs.id(i), pairs.box(j)) for i, j in zip(pair, example.regions.tolist(), strict=True)],
+        example.fine.tolist(),
+        example.linked.tolist(),
+        example.same_identity.tolist(),
+    )
+    return Similarity(coarse, fine)
 
 
 def _some_spans(bank: FeatureBank, count: int, seed: int) -> list[int]:
@@ -188,9 +198,9 @@ def _some_spans(bank: FeatureBank, count: int, seed: int) -> list[int]:
 
 def _heatmaps(
     pairs: Pairs, spans: Iterable[int], loaded: Loaded
-) -> tuple[list[dict[str, Any]], dict[str, NDArray[np.float32]]]:
+) -> tuple[list[HeatmapExample], dict[str, NDArray[np.float32]]]:
     """The heatmaps of some spans as examples.json names them, and the maps by their keys."""
-    described, arrays = list[dict[str, Any]](), dict[str, NDArray[np.float32]]()
+    described, arrays = list[HeatmapExample](), dict[str, NDArray[np.float32]]()
     collate = make_collator(loaded.config, loaded.tokenizer)
     for span in spans:
         sample = pairs.sample(int(pairs.bank.span_pair[span]))
@@ -201,7 +211,7 @@ def _heatmaps(
             keys[kind] = f"{span}/{kind}"
             arrays[keys[kind]] = to_unit_range(maps)[0].numpy()
         if keys:
-            described.append({**pairs.names_of(span), "maps": keys, **more})
+            described.append(HeatmapExample(*pairs.names_of(span), keys, **more))
     return described, arrays
 
 
