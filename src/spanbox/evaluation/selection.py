@@ -121,33 +121,38 @@ def check_measurable(best_metric: BestMetric, counted: Iterable[str], *, in_cont
             f"loss.fusion.parts_weight above 0; set them, or choose {WITHIN!r}"
         )
     needs = {name: _needs(name) for name in names}
-    needed = set[str]().union(*needs.values())
+    found = _read_until(set[str]().union(*needs.values()), counted)
+    for name, needed in needs.items():
+        if not needed <= found:
+            raise ConfigError(f"{KEY}: {_not_measured(name, needed, found)}")
+
+
+def _read_until(needed: set[str], counted: Iterable[str]) -> set[str]:
+    """What counts in the data, read up to where all that is needed was found."""
     found = set[str]()
     for name in counted if needed else ():
         found.add(name)
         if needed <= found:
-            return
-    for name, its in needs.items():
-        if name.startswith(_NEED_BOXES) and WITHIN not in found:
-            others = [other for other in SELECTABLE if not other.startswith(_NEED_BOXES)]
-            raise ConfigError(f"{KEY}: {_no_boxes(name, others)}")
-        if its <= found:
-            continue
-        if name.startswith(BY_TYPE):
-            types = ", ".join(sorted(one.removeprefix(BY_TYPE) for one in found if one.startswith(BY_TYPE))) or "none"
-            wanted = name.removeprefix(BY_TYPE)
-            raise ConfigError(f"{KEY}: no entity with a box has the type {wanted!r} in data.val. Types there: {types}")
-        if name in UNIFORMITY.values():
-            kind = name.rpartition(".")[2]
-            raise ConfigError(
-                f"{KEY}: {name!r} compares {kind} of different images, and data.val has only those of one image; add "
-                "pairs of other images, or choose another metric, such as 'retrieval.t2i.r1'"
-            )
-        missing = "" if its == {name} else f" (there are no {' and no '.join(sorted(its - found))})"
-        measured = [other for other in SELECTABLE if other.startswith(WITHIN) and _needs(other) <= found]
-        raise ConfigError(
-            f"{KEY}: no entity of data.val counts for {name!r}{missing}; choose another, such as {', '.join(measured)}"
+            break
+    return found
+
+
+def _not_measured(name: str, needed: set[str], found: set[str]) -> str:
+    """Why a metric cannot be measured on data in which `found` counts, and what can."""
+    if name.startswith(_NEED_BOXES) and WITHIN not in found:
+        return _no_boxes(name, [other for other in SELECTABLE if not other.startswith(_NEED_BOXES)])
+    if name.startswith(BY_TYPE):
+        types = ", ".join(sorted(one.removeprefix(BY_TYPE) for one in found if one.startswith(BY_TYPE))) or "none"
+        return f"no entity with a box has the type {name.removeprefix(BY_TYPE)!r} in data.val. Types there: {types}"
+    if name in UNIFORMITY.values():
+        kind = name.rpartition(".")[2]
+        return (
+            f"{name!r} compares {kind} of different images, and data.val has only those of one image; add pairs of "
+            "other images, or choose another metric, such as 'retrieval.t2i.r1'"
         )
+    missing = "" if needed == {name} else f" (there are no {' and no '.join(sorted(needed - found))})"
+    measured = [other for other in SELECTABLE if other.startswith(WITHIN) and _needs(other) <= found]
+    return f"no entity of data.val counts for {name!r}{missing}; choose another, such as {', '.join(measured)}"
 
 
 def _needs(name: str) -> set[str]:
