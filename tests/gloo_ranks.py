@@ -138,7 +138,7 @@ def gradients(scenario: Scenario, ranks: Ranks) -> dict[str, Tensor]:
             rows,
             scenario.chunk_sizes[name],
             task.trains(name),
-            synchronising=ranks.synchronising(task.towers[name]),
+            before_backward=partial(ranks.before_backward, task.towers[name]),
             largest=ranks.largest,
         )
         for name, rows in inputs.rows.items()

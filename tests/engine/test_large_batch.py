@@ -1,7 +1,6 @@
 """The chunked step gives the gradient of the whole batch: every parameter, temperatures included, dropout on."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -303,16 +302,10 @@ class TestWork:
     @pytest.mark.parametrize("chunk", [1, 7, 24])
     def test_processes_share_gradients_once_at_the_end(self, chunk: int) -> None:
         synchronised: list[bool] = []
-
-        @contextmanager
-        def synchronising(synchronise: bool) -> Iterator[None]:
-            synchronised.append(synchronise)
-            yield
-
         weight = torch.ones(2, requires_grad=True)
         rows = TextStates(pooled=torch.ones(24, 2), spans=torch.ones(24, 1, 2))
         tower = TowerStep(
-            lambda chunk: chunk.map(lambda values: values * weight), [rows], chunk, synchronising=synchronising
+            lambda chunk: chunk.map(lambda values: values * weight), [rows], chunk, before_backward=synchronised.append
         )
         accumulate_gradients([tower], lambda states: Losses(states[0].pooled.sum(), {}))
         assert synchronised == [False] * (len(synchronised) - 1) + [True]

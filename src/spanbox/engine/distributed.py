@@ -10,8 +10,8 @@ import gc
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
@@ -131,16 +131,11 @@ class Ranks:
             for tower in towers:
                 _shard(tower)
 
-    def synchronising(self, tower: Any) -> Callable[[bool], AbstractContextManager[None]]:
-        """Contexts for the backward passes of a tower; a sharded one shares its gradients in the last pass only."""
-
-        def context(last: bool) -> AbstractContextManager[None]:
-            if self.is_sharded:
-                tower.set_requires_gradient_sync(last)
-                tower.set_is_last_backward(last)
-            return nullcontext()
-
-        return context
+    def before_backward(self, tower: Any, last: bool) -> None:
+        """Let a sharded tower share its gradients in the last backward pass of a step only."""
+        if self.is_sharded:
+            tower.set_requires_gradient_sync(last)
+            tower.set_is_last_backward(last)
 
     def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum over ranks of the gradients of parameters that every rank has a copy of, in place."""

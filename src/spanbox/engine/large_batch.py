@@ -56,7 +56,7 @@ class TowerStep:
         chunk_size: most rows encoded at a time.
         trained: whether anything in the tower learns.
         frozen: its lowest layers, if they are to be computed once.
-        synchronising: context of a backward pass; called with True for the last one, in which processes that share the
+        before_backward: called before each backward pass, with True for the last one, in which processes that share the
             tower's weights add up its gradients.
         casting_once: context of a pass through all chunks, in which weights are cast to the precision of the run once.
         largest: maximum of each value over the processes that encode in step.
@@ -67,7 +67,7 @@ class TowerStep:
     chunk_size: int
     trained: bool = True
     frozen: FrozenLayers = field(default_factory=FrozenLayers)
-    synchronising: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext()
+    before_backward: Callable[[bool], None] = lambda last: None
     casting_once: Callable[[], AbstractContextManager[None]] = nullcontext
     largest: Callable[..., list[float]] = lambda *values: list(values)
 
@@ -124,8 +124,8 @@ class _Passes:
         shares = (states.map(_gradient).split(n) for states, n in zip(self.states, self._group_chunks, strict=True))
         gradients = [*itertools.chain.from_iterable(shares), *self._unused]
         if self._with_graph:
-            with self._tower.synchronising(self._twice == 0):
-                _backward(self._with_graph, gradients[self._twice :])
+            self._tower.before_backward(self._twice == 0)
+            _backward(self._with_graph, gradients[self._twice :])
             self._with_graph = []
         with self._tower.casting_once():
             self._second_pass(gradients[: self._twice])
@@ -134,7 +134,8 @@ class _Passes:
         for number, gradient in enumerate(gradients):
             frozen = self._frozen[number]
             self._frozen[number] = []  # freed with the graph of the chunk
-            with self._tower.synchronising(number == self._twice - 1), self._random[number].replayed():
+            self._tower.before_backward(number == self._twice - 1)
+            with self._random[number].replayed():
                 with self._tower.frozen.skipped(frozen):
                     states = self._tower.encode(self._chunks[number])
                 _backward([states], [gradient])

@@ -198,7 +198,7 @@ class Trainer:
             chunk_size,
             self.task.trains(name),
             FrozenLayers.of(tower) if self.skips_frozen_layers else FrozenLayers(),
-            self.ranks.synchronising(tower),
+            partial(self.ranks.before_backward, tower),
             **shared,
         )
 
