@@ -215,7 +215,10 @@ def span_image_relation(targets: Targets, rows: slice = WHOLE, columns: slice = 
     """
     own, other = targets[rows], targets[columns]
     of_regions = span_region_relation(targets, rows, columns)
-    return _with_wholes(of_regions, len(other), targets.links.shape[2], _contrasted(own, other, own.span_valid))
+    named = (own.span_identity[:, :, None, None] == other.span_identity[None, None]).any(dim=3)
+    across = (own.group[:, None] != other.group[None, :])[:, None]
+    negatives = (across & ~named & own.span_valid[:, :, None]).flatten(0, 1)
+    return _with_wholes(of_regions, len(other), targets.links.shape[2], negatives)
 
 
 def region_sentence_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:
@@ -245,14 +248,6 @@ def _with_wholes(of_parts: Relation, wholes: int, parts: int, negatives: Tensor)
     strongest_part = None if weight is None else of_wholes(torch.where(positives, weight, 0.0))
     right = of_wholes(positives)
     return Relation(right, right | negatives, strongest_part)
-
-
-def _contrasted(own: Targets, other: Targets, valid: Tensor) -> Tensor:
-    """(b*K, c) bool: pairs of other groups whose sentence does not name the identity of a span."""
-    identity = own.span_identity
-    named = (identity[:, :, None, None] == other.span_identity[None, None]).any(dim=3)
-    across = (own.group[:, None] != other.group[None, :])[:, None]
-    return (across & ~named & valid[:, :, None]).flatten(0, 1)
 
 
 def span_view_relation(targets: Targets, rows: slice = WHOLE, columns: slice = WHOLE) -> Relation:
