@@ -185,6 +185,10 @@ class TestTrainAndEvaluate:
         assert len(list((run / "evaluation").glob("features-test-*"))) == 1
         assert len(Path("regions.jsonl").read_text(encoding="utf-8").splitlines()) == 12
 
+    def test_evaluate_refuses_more_examples_than_a_report_reads(self, spanbox: Command, trained: Path) -> None:
+        code, _, err = spanbox("evaluate", trained, "--data", "test.jsonl", "--examples", 251)
+        assert (code, "--examples" in err, "equal to 250" in err) == (2, True, True)
+
     def test_evaluate_tells_what_it_worked_around(
         self, spanbox: Command, trained: Path, scenes: Path, faulty: Path
     ) -> None:

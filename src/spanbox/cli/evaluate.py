@@ -7,6 +7,8 @@ import typer
 
 from spanbox.cli.show import print_incidents, print_metrics
 
+MOST_EXAMPLES = 250  # of each kind; four times as many matches, the most that a report reads
+
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="a run folder (its best checkpoint) or a checkpoint folder")],
@@ -27,7 +29,10 @@ def evaluate(
         ),
     ] = None,
     examples: Annotated[
-        int, typer.Option(min=0, help="examples of each kind (best, median, worst) for the report; 0: none")
+        int,
+        typer.Option(
+            min=0, max=MOST_EXAMPLES, help="examples of each kind (best, median, worst) for the report; 0: none"
+        ),
     ] = 4,
     occlusion: Annotated[int, typer.Option(min=0, help="entities in the occlusion test; 0: no test")] = 500,
     rerank: Annotated[
