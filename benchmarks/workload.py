@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore
+from spanbox.engine.device import choose_device, choose_precision
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer
@@ -102,10 +103,12 @@ def frozen(model: DualEncoder, tower: str | None) -> DualEncoder:
 
 def make_trainer(model: DualEncoder, folder: Path, loss: dict[str, Any] | None = None, **settings: Any) -> Trainer:
     """A trainer in training mode that neither validates nor saves."""
+    train = TrainSettings.model_validate({"steps": 100_000, **settings})
     trainer = Trainer(
         Pretraining(model, Objective(LossSettings.model_validate(loss or {}), fusion=model.settings.fusion.kind)),
-        TrainSettings.model_validate({"steps": 100_000, **settings}),
+        train,
         example=lambda pairs: make_batch(pairs, model.vision.image_size),
+        precision=choose_precision(train.precision, choose_device(train.device)),
         seed=0,
         run_dir=folder,
         store=CheckpointStore(folder, CheckpointFiles("", None, {}, model.preprocessing), keep=1),

@@ -9,6 +9,7 @@ import torch
 
 from encoders import collate, make_model, make_sample, tokenizer
 from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, load_trainer_state, load_weights
+from spanbox.engine.device import choose_precision
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.tracking import IncidentTally
 from spanbox.engine.trainer import Trainer, Validate
@@ -44,10 +45,12 @@ def make_trainer(
     }
     model = make_model(dropout=dropout)
     files = CheckpointFiles("", tokenizer(), {}, model.preprocessing)
+    train = TrainSettings.model_validate(defaults | settings)
     return Trainer(
         Pretraining(model, Objective(LossSettings.model_validate(loss or {}))),
-        TrainSettings.model_validate(defaults | settings),
+        train,
         example=lambda pairs: collate(*(make_sample(number) for number in range(pairs))),
+        precision=choose_precision(train.precision, torch.device(train.device)),
         seed=0,
         run_dir=run_dir,
         store=CheckpointStore(run_dir / "checkpoints", files, keep=2),

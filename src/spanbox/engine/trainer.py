@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spanbox.engine.checkpoint import CheckpointStore, named_weights
 from spanbox.engine.chunks import ChunkSizes
-from spanbox.engine.device import casting_once, choose_device, choose_precision
+from spanbox.engine.device import casting_once, choose_device
 from spanbox.engine.distributed import Ranks, whole
 from spanbox.engine.frozen_layers import FrozenLayers
 from spanbox.engine.large_batch import States, TowerStep, accumulate_gradients, even_chunk
@@ -57,7 +57,7 @@ class Trainer:
 
     Args:
         example: a batch of that many pairs, as large as pairs get; measured when the chunk sizes are chosen here.
-        precision: of the towers; None: that of the settings.
+        precision: of the towers, as `train.precision` or a measurement has it.
         seed: every random draw of a step comes from it, the step and the rank.
         run_dir: folder for the log and the batch that made a loss non-finite.
         store: where checkpoints go.
@@ -73,7 +73,7 @@ class Trainer:
         settings: TrainSettings,
         *,
         example: Callable[[int], Any],
-        precision: torch.dtype | None = None,
+        precision: torch.dtype,
         seed: int,
         run_dir: Path,
         store: CheckpointStore,
@@ -87,7 +87,7 @@ class Trainer:
             raise ConfigError("train.patience: nothing is validated; give data.val, or set train.patience=null")
         self.ranks = ranks or Ranks()
         self.device = choose_device(settings.device, self.ranks.local_rank)
-        self.precision = precision or choose_precision(settings.precision, self.device)
+        self.precision = precision
         self.task = task
         self.model = task.model
         self.settings = settings
