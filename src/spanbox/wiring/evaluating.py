@@ -158,21 +158,7 @@ def evaluate_to_folder(
     stored = _features(loaded, dataset, folder, keep_states=reranked > 0)
     pairs = Pairs(stored.bank, dataset)
     threshold = _threshold(loaded, stored.bank, validation, folder)
-    evaluation = evaluate(
-        stored.bank,
-        pairs.entity_types(),
-        pairs.ambiguous(),
-        threshold=threshold,
-        device=loaded.device,
-        progress=Progress,
-        fused_scores=pair_scores(loaded.model, stored.bank),
-        reranked=reranked,
-    )
-    occluded, facts = _occlude(loaded, pairs, options.occlusion)
-    outcomes = {**evaluation.outcomes, **occluded}
-    metrics = {**evaluation.metrics, **facts}
-    for name, figure in figures_of(occluded).items():
-        metrics |= figure.named(name)
+    metrics, outcomes = _measure(loaded, pairs, threshold, reranked, options.occlusion)
     if options.predictions is not None:
         write_predictions(options.predictions, loaded, opened, validation)
     evaluated = Evaluated(loaded.checkpoint, manifest, data_fingerprint(opened), metrics, stored.incidents)
@@ -191,6 +177,13 @@ def evaluate_to_folder(
 
 
 def make_validation(config: RunConfig) -> Callable[[Any, DualEncoder, Progress], tuple[dict[str, float], float]] | None:
+    """The validation of a run, which gives the metrics of a model and the value that chooses the best; None without
+    `data.val`.
+
+    Raises:
+        ConfigError: `train.best_metric` is unknown, or cannot be measured on these pairs.
+        DataError: the manifest is wrong.
+    """
     if config.data.val is None:
         return None
     check_selectable(config.train.best_metric)
@@ -329,6 +322,32 @@ def _threshold(loaded: Loaded, bank: FeatureBank, validation: Manifest | None, f
     return choose_threshold(_features(loaded, dataset, folder, keep_states=False).bank)
 
 
+def _measure(
+    loaded: Loaded, pairs: Pairs, threshold: float | None, reranked: int, occluded: int
+) -> tuple[dict[str, float], dict[str, Outcome]]:
+    """Every metric with its interval, and the outcomes of the queries.
+
+    Args:
+        threshold: see `_threshold`.
+        reranked, occluded: numbers of candidates and of entities, see `EvaluationOptions`.
+    """
+    evaluation = evaluate(
+        pairs.bank,
+        pairs.entity_types(),
+        pairs.ambiguous(),
+        threshold=threshold,
+        device=loaded.device,
+        progress=Progress,
+        fused_scores=pair_scores(loaded.model, pairs.bank),
+        reranked=reranked,
+    )
+    occlusion, facts = _occlude(loaded, pairs, occluded)
+    metrics = evaluation.metrics | facts
+    for name, figure in figures_of(occlusion).items():
+        metrics |= figure.named(name)
+    return metrics, evaluation.outcomes | occlusion
+
+
 def _occlude(loaded: Loaded, pairs: Pairs, entities: int) -> tuple[dict[str, Outcome], dict[str, float]]:
     """The occlusion test, and the number of entities whose object is too large for it."""
     config, model = loaded.config, loaded.model
@@ -358,9 +377,8 @@ def _retrievals(
 
 def _write_outcomes(path: Path, outcomes: Mapping[str, Outcome]) -> None:
     """Write the values of metrics that are means: intervals and differences between runs are computed from them."""
-    means = {name: outcome for name, outcome in outcomes.items() if outcome.summary == "mean"}
-    arrays = {f"{name}/values": outcome.values for name, outcome in means.items()}
-    images = {f"{name}/image": outcome.image for name, outcome in means.items()}
+    arrays = {f"{name}/values": outcome.values for name, outcome in outcomes.items()}
+    images = {f"{name}/image": outcome.image for name, outcome in outcomes.items()}
     write_arrays(path, arrays | images)
 
 
