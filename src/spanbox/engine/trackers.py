@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 from uuid import uuid4
 
-import yaml
-
+from spanbox.documents import parse_yaml
 from spanbox.errors import ConfigError
 from spanbox.files import write_text
 
@@ -53,7 +52,7 @@ class TrackedRun:
 
     @property
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load(self.config_yaml) or {}
+        return parse_yaml(self.config_yaml) or {}
 
 
 class Tracker(Protocol):

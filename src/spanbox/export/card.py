@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from spanbox import __version__
 from spanbox.api import Model
-from spanbox.documents import read_object
+from spanbox.documents import dump_yaml, read_object
 from spanbox.engine.checkpoint import VALIDATION
 from spanbox.models.families import VISION_FAMILIES
 
@@ -95,7 +94,7 @@ def model_card(model: Model, target: str, folder: Path, notes: list[str], licenc
         *_section("Metrics", _metrics(model)),
         *_section("Licence", [_licence(model, licence)]),
     ]
-    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    front = dump_yaml(metadata)
     return f"---\n{front}---\n\n# {_name(model)}\n\n" + "\n".join(rows)
 
 

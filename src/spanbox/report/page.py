@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
+from spanbox.documents import dump_yaml
 from spanbox.metric_names import BREAKDOWNS, better_direction, is_part, is_rate
 from spanbox.report import plots, scores
 from spanbox.report.examples import Box, HeatmapExample, Match, Retrieval
@@ -299,7 +299,7 @@ def _environment() -> Environment:
         "least_queries": scores.LEAST_QUERIES,
         "shown_difference": shown_difference,
     }
-    environment.filters |= {"percent": percent, "number": number, "similarity": similarity, "yaml": _as_yaml}
+    environment.filters |= {"percent": percent, "number": number, "similarity": similarity, "yaml": dump_yaml}
     return environment
 
 
@@ -325,11 +325,6 @@ def label_place(box: Box) -> str:
     """Classes that place the label of a box outside of it, within the picture, so that it hides no object."""
     vertical = "above" if box[1] > LABEL_HEIGHT else "below" if box[3] < 1 - LABEL_HEIGHT else "inside"
     return f"{vertical} {'to-left' if box[0] > 1 - LABEL_WIDTH else 'to-right'}"
-
-
-def _as_yaml(tree: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
-    return text
 
 
 def _union(mappings: Any) -> list[str]:
