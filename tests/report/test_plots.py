@@ -97,10 +97,9 @@ def test_an_ablation_has_a_figure_for_each_metric(tmp_path: Path) -> None:
 
 def test_a_region_is_right_chosen_instead_or_another() -> None:
     box = (0.0, 0.0, 1.0, 1.0)
-    regions = [Candidate(box, 0.2, False), Candidate(box, 0.5, True), Candidate(box, 0.9, False)]
-    match = Match("a", 0, False, regions)
-    assert [plots.candidate_style(match, index) for index in range(3)] == ["other", "linked", "chosen"]
-    assert plots.drawing_order(match) == [0, 2, 1]
+    other, linked, chosen = Candidate(box, 0.2, False), Candidate(box, 0.5, True), Candidate(box, 0.9, False)
+    styled = plots.styled_candidates(Match("a", 0, False, [other, linked, chosen]))
+    assert styled == [("other", other), ("chosen", chosen), ("linked", linked)]
 
 
 def test_pictures_for_papers(tmp_path: Path) -> None:
@@ -131,4 +130,4 @@ def test_names_of_files_are_harmless(text: str, name: str) -> None:
 def test_a_region_without_a_score_is_not_the_chosen_one() -> None:
     candidates = [Candidate((0, 0, 1, 1), score, linked=False) for score in (float("nan"), 0.1, 0.4)]
     match = Match("a", 0, right=False, candidates=candidates)
-    assert [plots.candidate_style(match, index) for index in range(3)] == ["other", "other", "chosen"]
+    assert [style for style, _ in plots.styled_candidates(match)] == ["other", "other", "chosen"]

@@ -282,8 +282,6 @@ def _environment() -> Environment:
     )
     environment.globals |= {
         "ablation_cell": ablation_cell,
-        "candidate_style": plots.candidate_style,
-        "drawing_order": plots.drawing_order,
         "colours": len(COLOURS),
         "dash_of": dash_of,
         "heat_inside": heat_inside,
@@ -293,6 +291,7 @@ def _environment() -> Environment:
         "label_place": label_place,
         "marked": marked,
         "same_data": scores.same_data,
+        "styled_candidates": plots.styled_candidates,
         "shaded": shaded,
         "shown": shown,
         "groups_shown": GROUPS_SHOWN,

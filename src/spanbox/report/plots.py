@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spanbox.metric_names import is_rate
-from spanbox.report.examples import Box, CoarseSimilarity, FineSimilarity, HeatmapExample, Match
+from spanbox.report.examples import Box, Candidate, CoarseSimilarity, FineSimilarity, HeatmapExample, Match
 from spanbox.report.figures import COLOURS, Figure, Series, can_draw, curves, dots, matrix
 from spanbox.report.pictures import Picture, dimmed, heat_image
 from spanbox.report.reading import Ablation, Run
@@ -116,9 +116,7 @@ def match_figure(name: str, picture: Picture, match: Match) -> Figure:
 
     def draw() -> "Canvas":
         canvas, (axes,) = _pictures([picture], [drawable(picture.words_of(match.entity), picture.id)])
-        for index in drawing_order(match):
-            candidate = match.candidates[index]
-            style = candidate_style(match, index)
+        for style, candidate in styled_candidates(match):
             _frame(axes, picture, candidate.box, style, "" if style == "other" else similarity(candidate.score))
         return canvas
 
@@ -150,20 +148,16 @@ def map_label(way: str, t: Texts) -> str:
     return t.sentences.get(f"map_{way}", way)
 
 
-def candidate_style(match: Match, index: int) -> str:
-    """`linked`: it shows the entity; `chosen`: it has the highest score and does not; `other`."""
-    if match.candidates[index].linked:
-        return "linked"
+def styled_candidates(match: Match) -> list[tuple[str, Candidate]]:
+    """The candidates with their styles; linked and chosen ones are drawn last, above the others.
+
+    `linked`: it shows the entity; `chosen`: it has the highest score and does not; `other`.
+    """
     scores = [-math.inf if math.isnan(each.score) else each.score for each in match.candidates]
-    chosen = scores.index(max(scores))
-    return "chosen" if index == chosen else "other"
-
-
-def drawing_order(match: Match) -> list[int]:
-    """Indices of the candidates; linked and chosen ones are drawn last, above the others."""
-    return sorted(
-        range(len(match.candidates)), key=lambda i: ("other", "chosen", "linked").index(candidate_style(match, i))
-    )
+    best = match.candidates[scores.index(max(scores))]
+    styles = ["linked" if one.linked else "chosen" if one is best else "other" for one in match.candidates]
+    order = ("other", "chosen", "linked")
+    return sorted(zip(styles, match.candidates, strict=True), key=lambda styled: order.index(styled[0]))
 
 
 def slug(text: str) -> str:
