@@ -140,6 +140,17 @@ def test_fractions_of_small_objects_are_never_told_wrongly(
     assert count < 300 or told.count(name) >= 19
 
 
+def test_fractions_of_large_objects_may_be_corners_or_sizes() -> None:
+    """The width of an object of more than half the image is larger than its left edge, as its right edge is."""
+    shown = np.tile([640.0, 480.0], (60, 1))
+    low, size = np.random.default_rng(0).uniform([[0], [0.5]], [[0.2], [0.8]], (60, 2, 2)).transpose(1, 0, 2)
+    boxes = Boxes(np.concatenate([low, low + size], axis=1), shown, shown)
+    found = find_reading(changed(boxes, to_sizes(boxes)))
+    assert (found.format, found.unit) == ("", FRACTIONS)
+    assert "x0 y0 x1 y1 in fractions or x y width height in fractions" in found.reason
+    assert find_reading(boxes).format == CORNERS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_99_of_100_sets_are_told(name: str) -> None:

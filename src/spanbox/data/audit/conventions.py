@@ -203,9 +203,8 @@ def _formats_of_fractions(boxes: Boxes) -> list[str]:
 
     Small objects fit as corner and size, and as centre and size, but for those at the edges of their images.
     """
-    if _fits(boxes, CORNERS, FRACTIONS):
-        return [CORNERS]
-    fitting = [name for name in FORMATS if name != ANY_ORDER and _fits(boxes, name, FRACTIONS)]
+    formats = [name for name in FORMATS if name not in (ANY_ORDER, "y0 x0 y1 x1")]  # the latter fits as corners do
+    fitting = [name for name in formats if _fits(boxes, name, FRACTIONS)]
     left = {name: int(_contradict(boxes, name, FRACTIONS, leeway=0.0).sum()) for name in fitting}
     most = min(left.values(), default=0) + FEW * len(boxes.numbers)
     if fitting:
