@@ -151,6 +151,25 @@ def test_fractions_of_large_objects_may_be_corners_or_sizes() -> None:
     assert find_reading(boxes).format == CORNERS
 
 
+@pytest.mark.parametrize("scale", [100, 1000])
+@pytest.mark.parametrize("as_given", [lambda boxes: boxes.numbers, to_sizes])
+def test_a_few_boxes_beyond_the_edges_hide_no_unit(scale: float, as_given: Callable[[Boxes], Floats]) -> None:
+    """Read as pixels of larger images, all would fit."""
+    boxes = draw_set(0, images=200)
+    larger = (boxes.shown > 1.25 * scale).any(axis=1)
+    boxes = Boxes(relative(boxes)[larger] * scale, boxes.shown[larger], boxes.shown[larger])
+    boxes.numbers[0, 2:] = 1.02 * scale
+    assert find_reading(changed(boxes, as_given(boxes))).unit == (PERCENT if scale == 100 else THOUSANDTHS)
+
+
+def test_boxes_that_reach_one_end_of_a_unit_alone_are_not_of_it() -> None:
+    """Made for images of 960 x 720, where no box touches an edge."""
+    small = draw_small(0, 300)
+    shown = np.tile([640.0, 480.0], (300, 1))
+    boxes = Boxes(1.5 * relative(small) * np.tile(shown, 2), shown, shown)
+    assert find_reading(boxes).format == ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_99_of_100_sets_are_told(name: str) -> None:

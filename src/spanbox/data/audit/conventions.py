@@ -231,8 +231,8 @@ def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
     for name in formats if may_be_parts else ():
         if name == "y0 x0 y1 x1":
             continue  # the edges of these units are equal, so the order of the axes is undetermined
-        for unit, low, high in ((PERCENT, 90.0, 100.5), (THOUSANDTHS, 900.0, 1005.0)):
-            if low <= FORMATS[name](boxes.numbers).max() <= high and _fits(boxes, name, unit):
+        for unit, whole in ((PERCENT, 100.0), (THOUSANDTHS, 1000.0)):
+            if _fits(boxes, name, unit) and _reach(boxes, name, unit) >= 0.9 * whole:
                 found.append(_reading(boxes, name, unit, 0.0, says, reason))
     yield from found or _any_order(boxes, PIXELS, says, reason)
 
@@ -264,16 +264,17 @@ def _any_order(boxes: Boxes, unit: str, says: int, reason: str) -> list[Reading]
 
 def _smaller_units(boxes: Boxes) -> Iterator[Reading]:
     """Units in which the boxes fit into their images too, but fill only a part of each."""
-    count, largest = len(boxes.numbers), boxes.numbers.max()
     if not (boxes.shown > 0).all():
         return
     found = list(_scaled(boxes, "together they do not fill their images", 0))
     yield from found
-    for unit, low, high in ((PERCENT, 80.0, 100.0), (THOUSANDTHS, 800.0, 1000.0)) if not found else ():
-        in_larger = (boxes.shown.max(axis=1) >= LARGER * high).mean()
-        if count >= 2 * FEWEST and low <= largest <= high and in_larger >= 0.8 and _fits(boxes, CORNERS, unit):
+    if found or len(boxes.numbers) < 2 * FEWEST:
+        return
+    for unit, whole in ((PERCENT, 100.0), (THOUSANDTHS, 1000.0)):
+        in_larger = (boxes.shown.max(axis=1) >= LARGER * whole).mean()
+        if in_larger >= 0.8 and _fits(boxes, CORNERS, unit) and _reach(boxes, CORNERS, unit) >= 0.8 * whole:
             # All objects may lie in one corner of their images: no box shows it.
-            yield _reading(boxes, CORNERS, unit, 0.0, 0, f"all numbers are between 0 and {high:.0f}")
+            yield _reading(boxes, CORNERS, unit, 0.0, 0, f"the numbers are between 0 and {whole:.0f}")
             return
 
 
@@ -340,6 +341,17 @@ def _reading(boxes: Boxes, name: str, unit: str, size: float, says: int, reason:
 
 def _fits(boxes: Boxes, name: str, unit: str, size: float = 0.0) -> bool:
     return bool(_contradict(boxes, name, unit, size).sum() <= FEW * len(boxes.numbers))
+
+
+def _reach(boxes: Boxes, name: str, unit: str) -> float:
+    """How far boxes reach along the longer or the shorter sides of their images, whichever is less.
+
+    Of boxes that fit: a few that leave their images show no unit.
+    """
+    fitting = ~_contradict(boxes, name, unit)
+    far, shown = FORMATS[name](boxes.numbers)[fitting, 2:], boxes.shown[fitting]
+    sides = (shown == side(axis=1, keepdims=True) for side in (shown.max, shown.min))
+    return min(float(far[side].max()) for side in sides)
 
 
 def _contradict(
