@@ -50,6 +50,17 @@ def test_tables_with_named_columns(tmp_path: Path) -> None:
         run_import("table", FORMATS["table"].importer, Source(path, tmp_path / "out"))
 
 
+def test_texts_that_a_delimiter_divides_are_not_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "src" / "t.csv"
+    image(path.parent / "a.png")
+    path.write_text('image,text\na.png,a cat, sitting\na.png,"a dog, running"\na.png,a fox,,\n')
+    summary = run("table", path)
+    assert [record.text for record in records(path)] == ["a dog, running", "a fox"]
+    (oddity,) = summary.splits["all"].oddities
+    assert (oddity.kind, oddity.where) == ("wrong line", "t.csv:2")
+    assert "quotation marks" in oddity.detail
+
+
 def test_images_of_a_table_may_be_in_tars(tmp_path: Path) -> None:
     path = tmp_path / "src" / "t.csv"
     write_tar(tmp_path / "src" / "shard.tar", {"a.png": image(tmp_path / "a.png")})

@@ -98,6 +98,10 @@ def _table(path: Path, source: Source, images: Images, delimiter: str, columns: 
         try:
             _check_columns(path, columns.values(), list(reader.fieldnames or ()))
             for number, row in enumerate(reader, start=1):
+                if any(row.get(None, ())):  # the text would end at its first comma
+                    detail = f"more fields than the header; put a text with {delimiter!r} into quotation marks"
+                    source.note("all", "wrong line", f"{path.name}:{reader.line_num}", detail)
+                    continue
                 values = {name: row.get(column) for name, column in columns.items()}
                 given = {name: (value or "").strip() for name, value in values.items()}
                 if not given["image"] or not given["text"]:
