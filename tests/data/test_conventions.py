@@ -264,6 +264,16 @@ def test_boxes_of_unturned_photographs_are_told() -> None:
     assert right >= 0.99 * SETS
 
 
+def test_rows_first_are_not_taken_for_boxes_of_unturned_photographs() -> None:
+    """In a photograph that is turned by a quarter, the order of the axes is that of its sides as stored."""
+    for seed in range(20):
+        boxes = draw_set(seed)
+        turned = np.arange(len(boxes.numbers)) % 3 == 0
+        stored = np.where(turned[:, None], boxes.shown[:, ::-1], boxes.shown)
+        found = find_reading(boxes._replace(numbers=boxes.numbers[:, [1, 0, 3, 2]], stored=stored))
+        assert (found.format, found.unit) == ("y0 x0 y1 x1", PIXELS)
+
+
 def test_rows_first_cannot_be_told_in_square_images() -> None:
     boxes = draw_set(0, square=True)
     assert find_reading(changed(boxes, boxes.numbers[:, [1, 0, 3, 2]])).is_as_documented

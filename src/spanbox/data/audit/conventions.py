@@ -166,7 +166,8 @@ def _other_readings(boxes: Boxes, wrong: NDArray[np.bool_]) -> Iterator[Reading]
         yield from _fractions(boxes, small)
         return
     turned: NDArray[np.bool_] = np.any(boxes.shown != boxes.stored, axis=1)
-    if wrong[turned].any():
+    in_upright = wrong[~turned]  # rows first fits into images turned by a quarter as stored, too
+    if wrong[turned].any() and in_upright.sum() < max(2, EVIDENCE * len(in_upright)):
         left = _contradict(boxes, CORNERS, STORED)[turned]
         if left.sum() <= FEW * turned.sum():
             reason = f"{int(wrong[turned].sum())} of {int(turned.sum())} in images with an EXIF orientation leave the "
