@@ -344,6 +344,14 @@ def test_the_extent_of_boxes_shows_no_more_than_the_boxes_that_reach_it() -> Non
     assert (percent.unit, percent.says) == (PERCENT, 0)
 
 
+def test_numbers_near_the_largest_float_contradict_every_reading() -> None:
+    """Some programs write it where there is no box."""
+    boxes = draw_set(0)
+    numbers = boxes.numbers.copy()
+    numbers[::10] = np.finfo(np.float64).max
+    assert find_reading(changed(boxes, numbers)).contradict == len(numbers[::10])
+
+
 def test_without_sizes_the_order_of_the_numbers_still_shows() -> None:
     boxes = draw_set(0)
     nothing = np.zeros_like(boxes.shown)

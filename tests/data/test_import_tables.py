@@ -228,3 +228,10 @@ def test_an_entity_that_lost_its_boxes_may_be_shown(tmp_path: Path) -> None:
     imported, summary = import_json(tmp_path, entries, OFFSETS)
     assert [record.entities[0].ambiguous for record in imported] == [False, True, False]
     assert summary.splits["all"].oddity_counts == {"unusable box": 2}
+
+
+def test_a_box_beyond_all_floats_is_left_out(tmp_path: Path) -> None:
+    entry = {"image": "a.png", "text": "猫", "found": [{"s": 0, "e": 1, "boxes": [1.7e308] * 4}]}
+    imported, summary = import_json(tmp_path, [entry], OFFSETS[:-1] + ", boxes: x y width height}")
+    assert [record.entities[0].ambiguous for record in imported] == [True]
+    assert summary.splits["all"].oddity_counts == {"unusable box": 1}

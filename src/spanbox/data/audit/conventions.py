@@ -130,6 +130,7 @@ def as_documented(boxes: Boxes, reading: Reading) -> Floats:
     return FORMATS[reading.format](boxes.numbers) * np.tile(scale, 2)
 
 
+@np.errstate(over="ignore")  # the sum of an edge and a size may be beyond all floats
 def find_reading(boxes: Boxes) -> Reading:
     """The reading that explains the boxes: `is_as_documented` where nothing speaks against it, without a format where
     the boxes contradict it and no other, or several others, fit."""

@@ -195,6 +195,7 @@ class FieldReader:
                 found.append(ObjectBox(place, 1.0 if score is None else float(score), _name(entry, fields.label)))
         return tuple(found)
 
+    @np.errstate(over="ignore")  # a box beyond all floats has no area within its image
     def _box(self, values: object, size: tuple[int, int] | None, split: str, record_id: str) -> Box | None:
         """A box in pixels within the image; None, with a note, where it has no area there."""
         spec = self._spec
