@@ -29,7 +29,12 @@ def print_figures(table: Table) -> None:
 
 def plain(text: str) -> Text:
     """Text from the data or a path for the terminal: no markup; characters that could steer the terminal as escapes."""
-    return Text("".join(ascii(char)[1:-1] if _steers(char) else char for char in text))
+    return Text(escaped(text))
+
+
+def escaped(text: str) -> str:
+    """The text with characters that could steer the terminal as escapes."""
+    return "".join(ascii(char)[1:-1] if _steers(char) else char for char in text)
 
 
 def _steers(character: str) -> bool:

@@ -13,6 +13,7 @@ from command import HANGS, Command
 from spanbox import __version__
 from spanbox.cli import losses, main
 from spanbox.config import describe_keys
+from spanbox.errors import ConfigError
 
 RECORD_IN_CHINESE = '{"id": "[/b]", "image": "示例.png", "text": "加菲猫", "lang": "[/b]"}\n'
 COMMANDS_IN_CHINESE = [
@@ -64,6 +65,13 @@ class TestErrorsOfTheSystem:
         fail_with(error, monkeypatch)
         code, _, err = spanbox("losses")
         assert (code, err.count("\n"), err.startswith("spanbox: ")) == (2, 1, True)
+
+    def test_control_characters_are_escaped_and_lines_kept(
+        self, spanbox: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in a message that holds an id or a key of a file."""
+        fail_with(ConfigError("2 problems:\n  \x1b[31m[/b]\u202e目标: wrong"), monkeypatch)
+        assert spanbox("losses").err == "spanbox: 2 problems:\n  \\x1b[31m[/b]\\u202e目标: wrong\n"
 
     @pytest.mark.parametrize("mistake", [KeyError("x"), RuntimeError("shapes cannot be multiplied")])
     def test_a_mistake_of_the_program_is_not_hidden(

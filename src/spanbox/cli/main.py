@@ -43,6 +43,7 @@ from spanbox.cli import (
 )
 from spanbox.errors import SpanboxError
 from spanbox.processes import end_with_starter
+from spanbox.terminal import escaped
 
 HELP = """Train an image encoder and a text encoder that match sentences with images and phrases with boxes.
 
@@ -220,7 +221,7 @@ def _describe(error: OSError) -> str:
 
 def _fail(message: str, code: int = USER_ERROR) -> int:
     try:
-        print(f"spanbox: {message}", file=sys.stderr)
+        print("spanbox:", "\n".join(map(escaped, message.split("\n"))), file=sys.stderr)
         _flush(sys.stderr)
     except OSError:  # the reader of the pipe is gone
         pass
