@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -153,6 +154,11 @@ class TestOverrides:
         (override,) = shlex.split(advice)
         assert load_config("demo", [override]).run.dir == folder
 
+    def test_no_advice_for_a_name_that_is_no_utf_8(self) -> None:
+        """No YAML holds it."""
+        message = problem("run.dir=caf\udce9")
+        assert message.endswith("the value cannot be read as YAML: '\\udce9' cannot be part of a text")
+
     @pytest.mark.parametrize("folder", ["runs/a #1", "运行/二 #2 😀", "runs/it's #3", "runs/a#4"])
     def test_a_number_sign_begins_no_comment(self, folder: str) -> None:
         assert load_config("demo", [f"run.dir={folder}"]).run.dir == folder
@@ -192,6 +198,14 @@ class TestUnknownKeys:
         said = problem("sead=1", "train.steps=0", "data.max_tokens=many")
         assert len(said.splitlines()) == 4
         assert all(f"\n  {key}: " in said for key in ("sead", "train.steps", "data.max_tokens"))
+
+    def test_of_many_only_the_ones_shown_are_compared_with_known_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Thousands would take a minute."""
+        compared: list[str] = []
+        monkeypatch.setattr("spanbox.config.nearest_key", lambda key, known: compared.append(key) or "")
+        said = problem(*(f"{letter * 3}=1" for letter in ascii_lowercase))
+        assert len(compared) == 10
+        assert said.endswith("\n  jjj: unknown key\n  and 16 more")
 
 
 class TestWrongValues:

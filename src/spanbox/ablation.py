@@ -108,7 +108,7 @@ def load_plan(path: Path) -> AblationPlan:
     try:
         plan = AblationPlan.model_validate(tree)
     except ValidationError as error:
-        problems = list_problems(f"{'.'.join(map(str, e['loc'])) or 'the plan'}: {e['msg']}" for e in error.errors())
+        problems = list_problems(error, lambda e: f"{'.'.join(map(str, e['loc'])) or 'the plan'}: {e['msg']}")
         raise ConfigError(f"{path}: the plan is wrong:\n{problems}") from None
     first = next(iter(plan.variants))
     runs = [(variant, plan.seeds[0]) for variant in plan.variants] + [(first, seed) for seed in plan.seeds]

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from spanbox.data.loader import DataSettings
-from spanbox.documents import YAML_DEPTH, DocumentError, dump_yaml, parse_yaml, quoted, read_yaml
+from spanbox.documents import YAML_DEPTH, DocumentError, can_be_read_back, dump_yaml, parse_yaml, quoted, read_yaml
 from spanbox.earlier_config import rename_earlier_keys
 from spanbox.engine.settings import TrainSettings
 from spanbox.engine.versions import other_version
@@ -154,14 +154,14 @@ def _config_of(tree: Any, name: str, overrides: Sequence[str]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{name}: the config is wrong:\n{list_problems(map(_explain, error.errors()))}") from None
+        raise ConfigError(f"{name}: the config is wrong:\n{list_problems(error, _explain)}") from None
 
 
-def list_problems(problems: Iterable[str]) -> str:
+def list_problems(error: ValidationError, explain: Callable[[ErrorDetails], str]) -> str:
     """The problems as indented lines, the first ones of many."""
-    lines = [f"  {problem}" for problem in problems]
-    more = [f"  and {len(lines) - PROBLEMS_SHOWN} more"] if len(lines) > PROBLEMS_SHOWN else []
-    return "\n".join(lines[:PROBLEMS_SHOWN] + more)
+    lines = [f"  {explain(problem)}" for problem in error.errors()[:PROBLEMS_SHOWN]]
+    more = error.error_count() - len(lines)
+    return "\n".join([*lines, f"  and {more} more"] if more else lines)
 
 
 def without_actions(config: RunConfig) -> RunConfig:
@@ -200,7 +200,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     except DocumentError as error:
         reason = str(error).removeprefix("line 1: ")
         as_text = shlex.quote(f"{key}={quoted(value)}")
-        hint = f"; if it is a text, write {as_text}" if len(value) <= LONGEST_SHOWN else ""
+        can_help = len(value) <= LONGEST_SHOWN and can_be_read_back(value)
+        hint = f"; if it is a text, write {as_text}" if can_help else ""
         raise ConfigError(f"{shown}: the value cannot be read as YAML: {reason}{hint}") from None
 
 

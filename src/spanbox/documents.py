@@ -140,6 +140,11 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def can_be_read_back(text: str) -> bool:
+    """Whether `parse_yaml` accepts the text at all, in quotes; not that of a file name that is no UTF-8."""
+    return not _NO_TEXT.search(text)
+
+
 def quoted(text: str) -> str:
     """A text as YAML on one line that `parse_yaml` reads back. Not as JSON, which writes emoji as two surrogates."""
     escaped = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text)
