@@ -49,7 +49,7 @@ def content(folder: Path) -> dict[str, str]:
 def test_any_file_of_a_run_marks_its_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir() if name in FOLDERS else (tmp_path / name).touch()
     for refuse in (refuse_earlier_run, prepare_run_folder):
-        with pytest.raises(ConfigError, match=rf"holds a run already \({name}\); resume it \(--resume\), replace it"):
+        with pytest.raises(ConfigError, match=rf"holds a run already \({name}\); replace it \(run\."):
             refuse(tmp_path, overwrite=False)
     assert (tmp_path / name).exists()
 

@@ -85,6 +85,15 @@ class TestEarlierRun:
         with pytest.raises(CheckpointError, match=r"nothing to resume, checkpoints/ holds no complete"):
             train(miniature.demo_config(scenes, tmp_path / "run", "train.resume=true"))
 
+    def test_the_advice_for_a_run_without_a_checkpoint_can_be_followed(self, copied: Path, scenes: Path) -> None:
+        """As after a run that was killed before its first one: it cannot be resumed, so this is not advised."""
+        shutil.rmtree(copied / "checkpoints")
+        with pytest.raises(CheckpointError, match=r"leave train.resume out and set run.overwrite=true$"):
+            train(miniature.demo_config(scenes, copied, "train.resume=true"))
+        with pytest.raises(ConfigError, match=r"holds a run already \(.+\); replace it \(run.overwrite=true\)"):
+            train(miniature.demo_config(scenes, copied))
+        assert train(miniature.demo_config(scenes, copied, "run.overwrite=true", "train.steps=1")).step == 1
+
 
 class TestResuming:
     def test_a_finished_run_stays_as_it_is(self, copied: Path, scenes: Path, run: Trained) -> None:
@@ -144,6 +153,14 @@ class TestMovedRuns:
         assert self.resumed(copy).step == 8
         assert (copy / "checkpoints" / "last").resolve().name == "step-000008"
         assert self.resumed(copy, "train.steps=9").step == 9
+
+    def test_a_copy_of_the_best_checkpoint_alone_goes_on_from_it(self, copied: Path, tmp_path: Path) -> None:
+        best = copied / "checkpoints" / "best"
+        copy = tmp_path / "copy"
+        shutil.copytree(best, copy / "checkpoints" / "best")
+        shutil.copy(copied / "config.yaml", copy)
+        assert self.resumed(copy).step == 8
+        assert (copy / "checkpoints" / "last").resolve().name == "step-000008"
 
     @pytest.mark.parametrize("lost", [["last"], ["best", "last"], ["config.yaml"]])
     def test_a_damaged_run_is_not_replaced_unasked(self, lost: list[str], copied: Path, scenes: Path) -> None:

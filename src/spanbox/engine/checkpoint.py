@@ -172,12 +172,15 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to resume from in a `checkpoints/` folder: `last`, or the newest complete step folder."""
+    """The checkpoint to resume from in a `checkpoints/` folder: `last`, or the newest complete step folder.
+
+    Without either it is `best`, which may be all that was copied.
+    """
     pointed = _pointed_at(folder, "last")
     if pointed is not None and _is_complete(pointed, RESUME_FILES):
         return pointed
     complete = [path for path in step_folders(folder).values() if _is_complete(path, RESUME_FILES)]
-    return complete[-1] if complete else pointed
+    return complete[-1] if complete else pointed or _pointed_at(folder, "best")
 
 
 def step_folders(folder: Path) -> dict[int, Path]:

@@ -80,7 +80,7 @@ def prepare_run_folder(run_dir: Path, *, overwrite: bool) -> None:
     settle_replaced(run_dir)
     refuse_earlier_run(run_dir, overwrite=overwrite)
     with explained(run_dir):
-        for name in _files_of_run(run_dir):
+        for name in files_of_run(run_dir):
             (run_dir / REPLACED).mkdir(exist_ok=True)
             (run_dir / name).rename(run_dir / REPLACED / name)
 
@@ -91,11 +91,12 @@ def refuse_earlier_run(run_dir: Path, *, overwrite: bool) -> None:
     Raises:
         ConfigError: the folder holds a run; the message has the remedies.
     """
-    found = _files_of_run(run_dir)
+    found = files_of_run(run_dir)
     if found and not overwrite:
+        can_resume = last_checkpoint(run_dir / "checkpoints") is not None
         raise ConfigError(
-            f"{run_dir}: holds a run already ({', '.join(found)}); resume it (--resume), replace it "
-            "(run.overwrite=true), or choose another run.dir"
+            f"{run_dir}: holds a run already ({', '.join(found)}); {'resume it (--resume), ' if can_resume else ''}"
+            "replace it (run.overwrite=true), or choose another run.dir"
         )
 
 
@@ -110,11 +111,12 @@ def settle_replaced(run_dir: Path) -> None:
         return
     with explained(run_dir):
         if last_checkpoint(run_dir / "checkpoints") is None:
-            for name in reversed(_files_of_run(replaced)):
+            for name in reversed(files_of_run(replaced)):
                 remove_entry(run_dir / name)
                 (replaced / name).rename(run_dir / name)
         shutil.rmtree(replaced)
 
 
-def _files_of_run(folder: Path) -> list[str]:
+def files_of_run(folder: Path) -> list[str]:
+    """The names of those RUN_FILES that are in a folder."""
     return [name for name in RUN_FILES if os.path.lexists(folder / name)]

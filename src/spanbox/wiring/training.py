@@ -18,6 +18,7 @@ from spanbox.engine.device import choose_device, choose_precision, cpu_computes_
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import earlier_precision, write_environment
 from spanbox.engine.run_folder import (
+    files_of_run,
     only_training,
     prepare_run_folder,
     refuse_earlier_run,
@@ -217,9 +218,10 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
         return None
     found = last_checkpoint(run_dir / "checkpoints")
     if found is None:
+        replacing = " and set run.overwrite=true" if files_of_run(run_dir) else ""
         raise CheckpointError(
             f"{run_dir}: nothing to resume, checkpoints/ holds no complete checkpoint; if the run was renamed, set "
-            "run.dir to its folder; to train a new one, leave train.resume out"
+            f"run.dir to its folder; to train a new one, leave train.resume out{replacing}"
         )
     read_architecture(found)  # refuses that of a newer version
     return found.resolve()
