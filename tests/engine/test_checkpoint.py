@@ -1,13 +1,15 @@
 """Checkpoints are complete or not there, and everything that is wrong with one is said."""
 
+import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tiny
 from full_disk import full_disk
@@ -220,14 +222,15 @@ class TestFullDisk:
     def test_weights_do_not_fit(self, store: CheckpointStore, save: Any) -> None:
         save(1, best=True)
         before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
-        with full_disk(5000), pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
+        with full_disk(5000), pytest.raises(OutputError, match=r"step-000002: .*cannot be written.*, then resume"):
             save(2, best=True)
         assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
 
     def test_training_state_does_not_fit(
         self, store: CheckpointStore, model: DualEncoder, objective: Objective
     ) -> None:
-        with full_disk(5000), pytest.raises(OutputError, match=r"step-000002: .*cannot be written"):
+        """Nor is there an earlier checkpoint to resume from."""
+        with full_disk(5000), pytest.raises(OutputError, match=r"step-000002: .*, then start again with run.overwrite"):
             store.save(2, {"small": torch.zeros(4)}, {"large": torch.rand(10_000)}, best=False)
         assert list(store.folder.iterdir()) == []
 
@@ -355,6 +358,19 @@ class TestLoading:
         path = save(1) / "model.safetensors"
         path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
         with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+            load_weights(path.parent, model, objective)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_weights_that_are_not_finite(
+        self, value: float, save: Any, model: DualEncoder, objective: Objective
+    ) -> None:
+        """With them every score would be NaN, and an evaluation a table of zeros."""
+        path = save(1) / "model.safetensors"
+        weights = load_file(path)
+        name = sorted(weights)[0]
+        weights[name].view(-1)[-1] = value
+        save_file(weights, path)
+        with pytest.raises(CheckpointError, match=rf"model\.safetensors: {re.escape(name)} has numbers that are not"):
             load_weights(path.parent, model, objective)
 
     def test_git_lfs_pointers(self, save: Any, model: DualEncoder, objective: Objective) -> None:

@@ -222,9 +222,10 @@ def _explained_saving(target: Path) -> Iterator[None]:
         if "DataLoader worker" in str(error):  # PyTorch raises the death of a worker anywhere
             raise
         reason = getattr(error, "strerror", None) or str(error)
+        has_earlier = last_checkpoint(target.parent) is not None
+        remedy = "resume, earlier checkpoints are intact" if has_earlier else "start again with run.overwrite=true"
         raise OutputError(
-            f"{target}: the checkpoint cannot be written ({reason}); earlier checkpoints are intact. Free space or "
-            "check the rights, then resume"
+            f"{target}: the checkpoint cannot be written ({reason}); free space or check the rights, then {remedy}"
         ) from None
 
 
@@ -243,13 +244,21 @@ def load_weights(folder: Path, model: nn.Module, objective: nn.Module) -> None:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name. Raises CheckpointError."""
+    """The weights of a checkpoint by name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds numbers that are not finite.
+    """
     path = folder / "model.safetensors"
+    remedy = "copy the checkpoint again, or use that of another step"
     try:
         refuse_special(path)
         weights: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        raise CheckpointError(f"{path}: cannot be read ({error}); {remedy}") from None
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise CheckpointError(f"{path}: {name} has numbers that are not finite; {remedy}")
     return weights
 
 
