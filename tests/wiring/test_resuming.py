@@ -148,6 +148,14 @@ class TestMovedRuns:
         assert self.resumed(copied).step == 8
         assert losses(copied)[:6] == losses(run.run_dir)
 
+    def test_an_incomplete_last_checkpoint_is_reported(self, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """As after a copy that was cut off: the run goes on from an earlier step, and its log too."""
+        newest = (copied / "checkpoints" / "last").resolve()
+        shutil.copytree(newest, newest.with_name("step-000005"))
+        (newest / "trainer.pt").unlink()
+        assert self.resumed(copied).step == 8
+        assert "checkpoints/last: points at no complete checkpoint; step-000005 is used" in capsys.readouterr().err
+
     def test_a_copy_that_followed_the_links_goes_on(self, run: Trained, tmp_path: Path) -> None:
         copy = shutil.copytree(run.run_dir, tmp_path / "copy")
         assert self.resumed(copy).step == 8

@@ -166,9 +166,14 @@ def find_checkpoint(path: Path) -> Path:
         raise CheckpointError(
             f"{path}: no checkpoint here; expected a run folder or a folder with {', '.join(MODEL_FILES)}"
         )
-    if best is None and os.path.lexists(checkpoints / "best"):
-        print(f"{checkpoints}/best: points at no complete checkpoint; {found.name} is used", file=sys.stderr)
+    report_fallback(checkpoints / "best", found)
     return found.resolve()
+
+
+def report_fallback(pointer: Path, found: Path) -> None:
+    """Print where `best` or `last` is there, but another checkpoint was found since it is incomplete or dangling."""
+    if os.path.lexists(pointer) and _pointed_at(pointer.parent, pointer.name) != found:
+        print(f"{pointer}: points at no complete checkpoint; {found.name} is used", file=sys.stderr)
 
 
 def last_checkpoint(folder: Path) -> Path | None:

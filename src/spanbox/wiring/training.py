@@ -13,7 +13,13 @@ import torch
 from spanbox.config import RunConfig, dump_config, load_config, without_actions
 from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import manifest_digest
-from spanbox.engine.checkpoint import CheckpointFiles, CheckpointStore, last_checkpoint, load_trainer_state
+from spanbox.engine.checkpoint import (
+    CheckpointFiles,
+    CheckpointStore,
+    last_checkpoint,
+    load_trainer_state,
+    report_fallback,
+)
 from spanbox.engine.device import choose_device, choose_precision, cpu_computes_in_bfloat16
 from spanbox.engine.distributed import Ranks
 from spanbox.engine.environment import earlier_precision, write_environment
@@ -223,6 +229,8 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
             f"{run_dir}: nothing to resume, checkpoints/ holds no complete checkpoint; if the run was renamed, set "
             f"run.dir to its folder; to train a new one, leave train.resume out{replacing}"
         )
+    if ranks.is_main:
+        report_fallback(run_dir / "checkpoints" / "last", found)
     read_architecture(found)  # refuses that of a newer version
     return found.resolve()
 
