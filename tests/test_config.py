@@ -154,9 +154,10 @@ class TestOverrides:
         (override,) = shlex.split(advice)
         assert load_config("demo", [override]).run.dir == folder
 
-    def test_no_advice_for_a_name_that_is_no_utf_8(self) -> None:
+    @pytest.mark.parametrize("folder", ["caf\udce9", '"caf\udce9"'])
+    def test_no_advice_for_a_name_that_is_no_utf_8(self, folder: str) -> None:
         """No YAML holds it."""
-        message = problem("run.dir=caf\udce9")
+        message = problem(f"run.dir={folder}")
         assert message.endswith("the value cannot be read as YAML: '\\udce9' cannot be part of a text")
 
     @pytest.mark.parametrize("folder", ["runs/a #1", "运行/二 #2 😀", "runs/it's #3", "runs/a#4"])

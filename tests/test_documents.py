@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,11 @@ class TestYamlValues:
     def test_a_quoted_text_is_one_line(self, text: str) -> None:
         assert len(quoted(text).splitlines()) == 1
         assert parse_yaml(quoted(text)) == text
+
+    @pytest.mark.parametrize("character", ["\0", "\udce9"])
+    def test_a_quoted_name_that_is_no_utf_8_is_refused_by_its_character(self, character: str) -> None:
+        with pytest.raises(DocumentError, match=rf"^line 1: {re.escape(repr(character))} cannot be part of a text$"):
+            parse_yaml(quoted(f"caf{character}"))
 
     def test_numbers_survive_writing(self) -> None:
         numbers = [1e-7, 1e22, 0.1, -0.0, 10**39, True, None, math.inf]

@@ -147,8 +147,12 @@ def can_be_read_back(text: str) -> bool:
 
 def quoted(text: str) -> str:
     """A text as YAML on one line that `parse_yaml` reads back. Not as JSON, which writes emoji as two surrogates."""
-    escaped = (char if char.isprintable() and char not in '"\\' else f"\\U{ord(char):08x}" for char in text)
-    return f'"{"".join(escaped)}"'
+    return f'"{"".join(map(_quoted_character, text))}"'
+
+
+def _quoted_character(char: str) -> str:
+    is_plain = char.isprintable() and char not in '"\\'
+    return char if is_plain or _NO_TEXT.match(char) else f"\\U{ord(char):08x}"  # no escape stands for NO_TEXT either
 
 
 class _YamlReader:

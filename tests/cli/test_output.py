@@ -66,6 +66,11 @@ class TestErrorsOfTheSystem:
         code, _, err = spanbox("losses")
         assert (code, err.count("\n"), err.startswith("spanbox: ")) == (2, 1, True)
 
+    def test_a_file_name_that_is_no_utf_8(self, spanbox: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        fail_with(UnicodeEncodeError("utf-8", "caf\udce9.json", 3, 4, "surrogates not allowed"), monkeypatch)
+        expected = r"spanbox: 'caf\udce9.json' cannot be a file name here; set PYTHONUTF8=1, or rename it to UTF-8"
+        assert spanbox("losses").err.strip() == expected
+
     def test_control_characters_are_escaped_and_lines_kept(
         self, spanbox: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:

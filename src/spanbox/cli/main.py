@@ -146,8 +146,8 @@ def main() -> None:
         code = _fail("terminated", TERMINATED)
     except OSError as error:
         code = _fail(_describe(error))
-    except UnicodeEncodeError as error:  # of a file name, in a locale such as C without UTF-8 mode
-        code = _fail(f"{error.object!r} cannot be a file name in this locale; set PYTHONUTF8=1")
+    except UnicodeEncodeError as error:  # of a file name: in a locale such as C without UTF-8 mode, or no UTF-8
+        code = _fail(f"{error.object!r} cannot be a file name here; set PYTHONUTF8=1, or rename it to UTF-8")
     except RecursionError:
         code = _fail("some input is nested too deeply to be read")
     except (MemoryError, RuntimeError) as error:
