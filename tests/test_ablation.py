@@ -148,6 +148,8 @@ class TestPlans:
             ({"seeds": [0, -1]}, "seed: Input should be greater than or equal to 0"),
             ({"jobs": 10**30}, "jobs"),
             ({"budget": 1}, "budget"),
+            ({"variants": {"base": [], "other seed": ["seed=3"]}}, "'seed=3' would have no effect: the plan sets it"),
+            ({"variants": {"base": ["run.dir=x"]}}, "'run.dir=x' would have no effect: .* remove it"),
             ({"variants": {"base": ["train.batchsize=3"]}}, r"train\.batchsize: unknown key; .* train\.batch_size"),
         ],
     )

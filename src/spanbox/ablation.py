@@ -13,6 +13,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ class AblationPlan(Settings):
     def _one_budget(self) -> "AblationPlan":
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes, so that all variants have the same budget")
+        return self
+
+    @model_validator(mode="after")
+    def _seed_and_folder_are_the_plans(self) -> "AblationPlan":
+        for setting in chain.from_iterable(self.variants.values()):
+            if setting.partition("=")[0] in ("seed", "run.dir"):
+                raise ValueError(
+                    f"{setting!r} would have no effect: the plan sets it for each run (`seeds`, --out); remove it"
+                )
         return self
 
     @model_validator(mode="after")
