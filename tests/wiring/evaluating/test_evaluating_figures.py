@@ -92,7 +92,7 @@ class TestFigures:
         assert not {"matching.presence.f1", "matching.presence.threshold"} & metrics.keys()
         assert "val.jsonl: data.val of this run, so no threshold" in capsys.readouterr().err
         again = EvaluationOptions(threshold_from=scenes / "." / "val.jsonl", examples=0, occlusion=0)
-        with pytest.raises(ConfigError, match=r"^--threshold-from: .*val\.jsonl is evaluated"):
+        with pytest.raises(ConfigError, match=r"^--threshold-from: .*val\.jsonl is the evaluated manifest"):
             evaluate_to_folder(run, validation, out, again, "cpu")
         other = EvaluationOptions(threshold_from=scenes / "test.jsonl", examples=0, occlusion=0)
         assert "matching.presence.f1" in evaluate_to_folder(run, validation, out, other, "cpu")[0].metrics
