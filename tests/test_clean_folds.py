@@ -110,6 +110,18 @@ def test_models_of_other_folds_or_settings_are_trained_again(
 
 
 @pytest.mark.slow
+def test_models_of_earlier_settings_do_not_count_after_a_start_that_failed(
+    scenes: Path, tmp_path: Path, in_process: list[list[str]]
+) -> None:
+    """Nor after one that was interrupted before its first checkpoint."""
+    options = {"recipe": "demo", "folds": 2, "device": "cpu"}
+    clean(scenes / "train.jsonl", tmp_path, overrides=OVERRIDES, **options)  # type: ignore[arg-type]
+    for _ in range(3):  # each would take one of the models
+        with pytest.raises(ConfigError, match="needs more pairs"):
+            clean(scenes / "train.jsonl", tmp_path, overrides=[*OVERRIDES, "train.batch_size=64"], **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
 def test_a_run_that_has_not_seen_the_data_scores_all_of_it(scenes: Path, tmp_path: Path) -> None:
     run = train(miniature.demo_config(scenes, tmp_path / "run")).run_dir
     policies = Policies(pairs="weight", links="weight")

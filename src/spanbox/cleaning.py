@@ -22,9 +22,18 @@ from spanbox.data.manifest import Manifest, image_file, relocated, write_manifes
 from spanbox.data.neighbours import manifest_digest
 from spanbox.documents import DocumentError, quoted, read_json
 from spanbox.engine.checkpoint import find_checkpoint, last_checkpoint
+from spanbox.engine.run_folder import refuse_running
 from spanbox.errors import ConfigError, DataError, OutputError
 from spanbox.evaluation.verdicts import FoldScores, judge, score_fold
-from spanbox.files import check_no_input, check_writable_folder, replacing, write_json, write_text
+from spanbox.files import (
+    check_no_input,
+    check_writable_folder,
+    explained,
+    remove_entry,
+    replacing,
+    write_json,
+    write_text,
+)
 from spanbox.processes import Jobs
 from spanbox.progress import Progress
 from spanbox.structures import Incident, stable_id
@@ -238,7 +247,12 @@ def _train_fold(number: int, run: Path, path: Path, record: Mapping[str, Any], j
     is_same = all(state.get(key) == value for key, value in record.items())
     if is_same and state.get("done"):
         return
-    resumes = is_same and last_checkpoint(run / "checkpoints") is not None
+    if not is_same:  # the record first: a kill in between leaves nothing that would count as a model of this record
+        refuse_running(run)
+        with explained(run):
+            remove_entry(path)
+            remove_entry(run)
+    resumes = last_checkpoint(run / "checkpoints") is not None
     command_now = (
         ["train", str(run / "config.yaml"), "--resume"] if resumes else [*record["command"], "run.overwrite=true"]
     )
