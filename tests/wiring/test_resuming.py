@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import miniature
-from spanbox.config import load_config, parse_config
+from spanbox.config import dump_config, load_config, parse_config
 from spanbox.engine import run_folder
 from spanbox.engine.trainer import Trainer
 from spanbox.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -80,6 +81,19 @@ class TestEarlierRun:
                 train(miniature.demo_config(scenes, copied, way))
             assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
             assert (copied / run_folder.REPLACED).is_dir()
+
+    def test_is_not_resumed_with_the_settings_of_the_run_that_was_to_replace_it(
+        self, copied: Path, scenes: Path, run: Trained
+    ) -> None:
+        """As after a kill before the first checkpoint: the folder has the config of the new run."""
+        run_folder.prepare_run_folder(copied, overwrite=True)
+        newer = miniature.demo_config(scenes, copied, "train.optimiser.lr=1", "train.steps=9")
+        (copied / "config.yaml").write_text(dump_config(newer))
+        command = partial(load_config, str(copied / "config.yaml"), ["train.resume=true"])
+        with pytest.raises(CheckpointError, match=r"ended before its first checkpoint.*repeat the command"):
+            train(command())
+        assert train(command()).step == 6
+        assert losses(copied) == losses(run.run_dir)
 
     def test_there_is_none_to_resume(self, scenes: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"nothing to resume, checkpoints/ holds no complete"):

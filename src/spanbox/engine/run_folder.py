@@ -100,21 +100,24 @@ def refuse_earlier_run(run_dir: Path, *, overwrite: bool) -> None:
         )
 
 
-def settle_replaced(run_dir: Path) -> None:
+def settle_replaced(run_dir: Path) -> bool:
     """Remove the replaced run if the new one has a checkpoint; else put it back in the place of the new one.
+
+    Returns whether it was put back.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     replaced = run_dir / REPLACED
     if not replaced.is_dir():
-        return
+        return False
     with explained(run_dir):
-        if last_checkpoint(run_dir / "checkpoints") is None:
-            for name in reversed(files_of_run(replaced)):
-                remove_entry(run_dir / name)
-                (replaced / name).rename(run_dir / name)
+        put_back = files_of_run(replaced) if last_checkpoint(run_dir / "checkpoints") is None else []
+        for name in reversed(put_back):
+            remove_entry(run_dir / name)
+            (replaced / name).rename(run_dir / name)
         shutil.rmtree(replaced)
+    return bool(put_back)
 
 
 def files_of_run(folder: Path) -> list[str]:

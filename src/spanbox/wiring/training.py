@@ -217,7 +217,11 @@ def checkpoint_to_resume(config: RunConfig, run_dir: Path, ranks: Ranks) -> Path
     """The checkpoint to resume from, or None for a new run, which replaces an earlier one only with run.overwrite."""
     if ranks.is_main:
         refuse_running(run_dir)
-        settle_replaced(run_dir)
+        if settle_replaced(run_dir) and config.train.resume:  # `config` is that of the new run
+            raise CheckpointError(
+                f"{run_dir}: the last run ended before its first checkpoint, so the run that it was to replace is back "
+                "in this folder; repeat the command to resume that one, or start the last run again"
+            )
         if not config.train.resume:
             refuse_earlier_run(run_dir, overwrite=config.run.overwrite)
     if not config.train.resume:
