@@ -49,8 +49,8 @@ class Cleaned:
     """What a cleaning found and did."""
 
     manifest: Path
-    wrong_pairs: float  # estimated share
-    wrong_links: float
+    wrong_pairs: float | None  # estimated share; None: no pair is judged
+    wrong_links: float | None  # of the boxes; None: no box is judged
     counts: Counter[str] = field(default_factory=Counter)  # of the actions by kind
     verdicts: Counter[str] = field(default_factory=Counter)
     incidents: Counter[str] = field(default_factory=Counter)
@@ -117,8 +117,10 @@ def clean(
     verdicts = judge([scores for scores, _ in scored])
     judged = Judged.of(verdicts.pairs, verdicts.links)
     result = Cleaned(new, verdicts.wrong_pairs, verdicts.wrong_links)
-    if any(record.entities for record in manifest):
-        result.links_not_judged = untrained(config, "fine")
+    if verdicts.wrong_links is None and any(entity.boxes for record in manifest for entity in record.entities):
+        result.links_not_judged = untrained(config, "fine") or (
+            "those of wrong pairs are not, nor those without wrong ones to compare them with"
+        )
     result.incidents.update(incident.kind for _, incidents in scored for incident in incidents)
     result.verdicts.update("wrong pair" if pair.is_wrong else "right pair" for pair in verdicts.pairs)
     result.verdicts.update(f"link: {link.verdict}" for link in verdicts.links)

@@ -12,7 +12,7 @@ import miniature
 from command import Command
 from pairs import entity
 from spanbox.data.importers.formats import FORMATS
-from spanbox.data.manifest import Manifest, Record, write_manifest
+from spanbox.data.manifest import Manifest, Record, relocated, write_manifest
 from spanbox.wiring import Trained, train
 
 
@@ -193,6 +193,19 @@ class TestClean:
         assert all(0 <= record.relevance <= 1 for record in cleaned)
         assert cleaned.image_path(cleaned[0]).is_file()
         assert data("check", "out/test.jsonl", "--fast").code in (0, 1)
+
+    def test_no_share_is_estimated_of_what_is_not_judged(
+        self, data: Command, run: Trained, scenes: Path, tmp_path: Path
+    ) -> None:
+        """As pairs and boxes of a single image: 0.0% would mean that all are right."""
+        one = relocated(Manifest(scenes / "test.jsonl")[0], scenes, tmp_path)
+        write_manifest(tmp_path / "one.jsonl", [one])
+        code, out, _ = data("clean", tmp_path / "one.jsonl", "out", "--run", run.run_dir, "--device", "cpu")
+        assert code == 0
+        assert out.startswith("no box is judged: those of wrong pairs are not, nor")
+        assert "%" not in out
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert (summary["wrong_pairs"], summary["wrong_links"]) == (None, None)
 
     @pytest.mark.parametrize("option", ["--folds", "--jobs"])
     def test_a_run_leaves_nothing_to_train(self, option: str, data: Command, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_pairs_of_one_group_are_not_judged() -> None:
     for number in (1, 5):
         bank = make_bank(number)
         verdicts = judge([score_fold(replace(bank, group=torch.zeros(number, dtype=torch.int64)), 0)])
-        assert (verdicts.pairs, verdicts.links, verdicts.wrong_pairs, verdicts.wrong_links) == ([], [], 0.0, 0.0)
+        assert (verdicts.pairs, verdicts.links, verdicts.wrong_pairs, verdicts.wrong_links) == ([], [], None, None)
 
 
 def test_features_that_mean_nothing_judge_no_box_and_no_pair() -> None:
@@ -136,7 +136,7 @@ def test_links_of_one_identity_are_not_judged() -> None:
     bank = make_bank(20)
     verdicts = judge([score_fold(replace(bank, span_identity=torch.zeros_like(bank.span_identity)), 0)])
     assert len(verdicts.pairs) == 20
-    assert (verdicts.links, verdicts.wrong_links) == ([], 0.0)
+    assert (verdicts.links, verdicts.wrong_links) == ([], None)
 
 
 def test_moved_links_are_found_with_the_right_box() -> None:

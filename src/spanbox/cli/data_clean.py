@@ -53,11 +53,13 @@ def clean_command(
         device=device,
         seed=seed,
     )
-    boxes = "" if done.links_not_judged else f" and {done.wrong_links:.1%} of the boxes"
-    print(f"estimated: {done.wrong_pairs:.1%} of the pairs{boxes} are wrong")
+    shares = {"pairs": done.wrong_pairs, "boxes": done.wrong_links}
+    estimated = [f"{share:.1%} of the {items}" for items, share in shares.items() if share is not None]
+    if estimated:
+        print(f"estimated: {' and '.join(estimated)} are wrong")
     if done.links_not_judged:
         print(f"no box is judged: {done.links_not_judged}")
-    if max(done.wrong_pairs, done.wrong_links) > SUSPICIOUS:
+    if max(done.wrong_pairs or 0, done.wrong_links or 0) > SUSPICIOUS:
         print(
             "warning: a large share. A model trained too briefly or on other data flags right items as wrong. Check "
             "review.html before you use the result; train longer or on more data"

@@ -130,12 +130,12 @@ class FoldScores(NamedTuple):
 
 
 class Verdicts(NamedTuple):
-    """All verdicts, and the shares of wrong items that they rest on."""
+    """All verdicts, and the shares of wrong items that they rest on; None where nothing was judged."""
 
     pairs: list[JudgedPair]
     links: list[JudgedLink]
-    wrong_pairs: float
-    wrong_links: float
+    wrong_pairs: float | None
+    wrong_links: float | None
 
 
 def score_fold(bank: FeatureBank, seed: int, *, fine: bool = True) -> FoldScores:
@@ -199,26 +199,26 @@ def judge(folds: Sequence[FoldScores]) -> Verdicts:
         chosen = fine == kind
         mixture = fit_mixture(p[chosen])
         right[chosen] = mixture.right(p[chosen])
-        wrong += mixture.wrong * float(chosen.mean()) if len(p) else 0.0
+        wrong += mixture.wrong * float(chosen.sum()) / max(len(p), 1)
     pairs = [JudgedPair(int(i), float(value)) for i, value in zip(place, right, strict=True)]
     believed = set(place[right >= LIKELY].tolist())
     links, wrong_links = _judge_links(LinkScores.cat([fold.links for fold in folds]).of_pairs(believed))
     return Verdicts(
         sorted(pairs, key=lambda verdict: verdict.place),
         sorted(links, key=lambda verdict: (verdict.place, verdict.entity)),
-        wrong,
+        wrong if len(p) else None,
         wrong_links,
     )
 
 
-def _judge_links(links: LinkScores) -> tuple[list[JudgedLink], float]:
-    """Verdicts on all links, and the estimated share of wrong ones."""
+def _judge_links(links: LinkScores) -> tuple[list[JudgedLink], float | None]:
+    """Verdicts on all links, and the estimated share of wrong boxes; None without a box."""
     wrong = links.wrong_scores()
     p, other_p = links.p, links.other_p
     if len(wrong) >= FEWEST_WRONG:
         p, other_p = (p_values(score, wrong) for score in (links.score, links.other_score))
     choice = links.probabilities(p, other_p)
-    return links.verdicts(choice), 1 - float(choice.present[links.has_box].mean()) if links.has_box.any() else 0.0
+    return links.verdicts(choice), 1 - float(choice.present[links.has_box].mean()) if links.has_box.any() else None
 
 
 def _widened(values: Floats, width: int) -> Floats:
