@@ -47,17 +47,19 @@ def split(path: Path, out: Path, shares: Mapping[str, float], *, seed: int = 0) 
     return {name: _write(manifest, sorted(places), out / f"{name}.jsonl") for name, places in chosen.items()}
 
 
-def _groups_and_strata(manifest: Manifest, seed: int) -> tuple[dict[int, list[int]], dict[int, set[str]]]:
+def _groups_and_strata(manifest: Manifest, seed: int) -> tuple[dict[int, list[int]], dict[int, frozenset[str]]]:
     """The places of each group, and its languages and types, by a random number of the group."""
     folder = manifest.path.parent.resolve()
     groups: dict[int, list[int]] = defaultdict(list)
-    strata: dict[int, set[str]] = defaultdict(set)
+    strata: dict[int, frozenset[str]] = defaultdict(frozenset)
+    shared: dict[frozenset[str], frozenset[str]] = {}  # a million groups have few different strata
     joined, of_image = JoinedGroups[int](), dict[int, int]()
     for place in range(len(manifest)):
         record = manifest[place]
         key = stable_id(f"split {seed} {record.group_key}")
         groups[key].append(place)
-        strata[key] |= {f"lang {record.lang}", *(f"type {entity.type}" for entity in record.entities)}
+        stratum = strata[key] | {f"lang {record.lang}", *(f"type {entity.type}" for entity in record.entities)}
+        strata[key] = shared.setdefault(stratum, stratum)
         same_image = of_image.setdefault(stable_id(image_file(record, folder)), key)
         joined.join(*sorted((joined.first(same_image), joined.first(key))))  # the least, in whatever order they come
     for key in joined.others():
@@ -67,14 +69,14 @@ def _groups_and_strata(manifest: Manifest, seed: int) -> tuple[dict[int, list[in
 
 
 def _stratified(
-    groups: Mapping[int, list[int]], strata: Mapping[int, set[str]], shares: Mapping[str, float]
+    groups: Mapping[int, list[int]], strata: Mapping[int, frozenset[str]], shares: Mapping[str, float]
 ) -> dict[str, list[int]]:
     """The places of the pairs of each split."""
     total = sum(shares.values())
     wanted = {name: share / total for name, share in shares.items()}
     by_stratum: dict[frozenset[str], list[int]] = defaultdict(list)
     for key in groups:
-        by_stratum[frozenset(strata[key])].append(key)
+        by_stratum[strata[key]].append(key)
     chosen: dict[str, list[int]] = {name: [] for name in shares}
     done = 0
     for stratum in sorted(by_stratum, key=lambda stratum: (-len(by_stratum[stratum]), sorted(stratum))):
