@@ -68,6 +68,15 @@ class TestFiles:
     def test_no_such_file(self) -> None:
         assert problem(source="no/such.yaml").startswith("no/such.yaml: no such config file")
 
+    def test_a_run_folder_names_its_config(self, tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text(dump_config(load_config("demo")), encoding="utf-8")
+        assert problem(source=str(tmp_path)) == f"{tmp_path}: a folder; give its config, {tmp_path / 'config.yaml'}"
+
+    def test_a_file_that_is_not_named_as_yaml(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.conf"
+        path.write_text(dump_config(load_config("demo")), encoding="utf-8")
+        assert problem(source=str(path)) == f"{path}: the name of a config file ends in .yaml or .yml"
+
     def test_not_utf_8(self, tmp_path: Path) -> None:
         path = tmp_path / "latin.yaml"
         path.write_bytes("run: {dir: läufe}".encode("latin-1"))

@@ -112,6 +112,10 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
     name = source.removesuffix(".yaml")
     if name in recipe_names():
         return parse_config((_recipes() / f"{name}.yaml").read_text(encoding="utf-8"), name, overrides)
+    if _exists(path / "config.yaml"):
+        raise ConfigError(f"{source}: a folder; give its config, {path / 'config.yaml'}")
+    if _exists(path) and not path.is_dir():
+        raise ConfigError(f"{source}: the name of a config file ends in .yaml or .yml")
     raise ConfigError(f"{source}: no such config file or recipe; recipes are {', '.join(recipe_names())}")
 
 
