@@ -116,6 +116,7 @@ def test_without_a_chinese_font_figures_are_drawn_in_english(monkeypatch: pytest
     monkeypatch.setattr(plots, "can_draw", str.isascii)
     assert plots.figure_texts(texts("zh")).language == "en"
     assert plots.drawable("公园", "pair-1") == "pair-1"
+    assert plots.drawable("公园", "图文对 1") == ""
     monkeypatch.setattr(plots, "can_draw", bool)
     assert plots.figure_texts(texts("zh")).language == "zh"
 

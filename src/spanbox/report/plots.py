@@ -41,8 +41,9 @@ def figure_texts(wanted: Texts) -> Texts:
     return wanted if can_draw(sample) else texts("en")
 
 
-def drawable(text: str, otherwise: str) -> str:
-    return text if can_draw(text) else otherwise
+def drawable(*choices: str) -> str:
+    """The first text of which the installed fonts have all characters; empty if there is none."""
+    return next(filter(can_draw, choices), "")
 
 
 def training_curves(runs: Sequence[Run], t: Texts) -> list[Figure]:
