@@ -147,7 +147,11 @@ class TestPlans:
             ({"seeds": [1, 1]}, "1 is given twice"),
             ({"seeds": [0, -1]}, "seed: Input should be greater than or equal to 0"),
             ({"jobs": 10**30}, "jobs"),
-            ({"budget": 1}, "budget"),
+            (
+                {"budget": 1},
+                "budget: unknown key; a plan has recipe, overrides, variants, seeds, subset, steps, minutes,",
+            ),
+            ({"variants": {"base": {}}}, r"variants\.base: expected a list, in brackets"),
             ({"variants": {"base": [], "other seed": ["seed=3"]}}, "'seed=3' would have no effect: the plan sets it"),
             ({"variants": {"base": ["run.dir=x"]}}, "'run.dir=x' would have no effect: .* remove it"),
             ({"variants": {"base": ["train.batchsize=3"]}}, r"train\.batchsize: unknown key; .* train\.batch_size"),

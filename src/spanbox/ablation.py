@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from spanbox.config import RunConfig, list_problems, load_config, without_actions
 from spanbox.data.manifest import check_manifest_file
@@ -118,8 +119,7 @@ def load_plan(path: Path) -> AblationPlan:
     try:
         plan = AblationPlan.model_validate(tree)
     except ValidationError as error:
-        problems = list_problems(error, lambda e: f"{'.'.join(map(str, e['loc'])) or 'the plan'}: {e['msg']}")
-        raise ConfigError(f"{path}: the plan is wrong:\n{problems}") from None
+        raise ConfigError(f"{path}: the plan is wrong:\n{list_problems(error, _explain)}") from None
     first = next(iter(plan.variants))
     runs = [(variant, plan.seeds[0]) for variant in plan.variants] + [(first, seed) for seed in plan.seeds]
     for variant, seed in runs:
@@ -130,6 +130,17 @@ def load_plan(path: Path) -> AblationPlan:
                 "train.minutes=null in overrides, or where the variant sets it, or give the plan minutes, not steps"
             )
     return plan
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One problem: the key and the remedy."""
+    key = ".".join(map(str, details["loc"])) or "the plan"
+    match details["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key; a plan has {', '.join(AblationPlan.model_fields)}"
+        case "tuple_type":
+            return f"{key}: expected a list, in brackets"
+    return f"{key}: {details['msg']}"
 
 
 def run_plan(plan: AblationPlan, out: Path) -> list[AblationRow]:

@@ -7,7 +7,7 @@ import typer
 
 
 def ablate(
-    plan: Annotated[Path, typer.Argument(help="YAML file: recipe, variants, seeds, budget, test, metrics")],
+    plan: Annotated[Path, typer.Argument(help="YAML file: recipe, variants, seeds, steps or minutes, test, metrics")],
     out: Annotated[
         Path | None, typer.Option("--out", help="folder for the runs; default: runs/NAME-OF-THE-PLAN")
     ] = None,
