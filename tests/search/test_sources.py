@@ -36,7 +36,7 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("content", "column", "message"),
         [
-            (b"a,b\n1,2\n", None, "--column is None; its columns are 'a', 'b'"),
+            (b"a,b\n1,2\n", None, "--column is not given; its columns are 'a', 'b'"),
             (b"a,b\n1,2\n", "c", "--column is 'c'"),
             (b"a,b\n1\n", "b", r"t\.csv:2: 1 fields in 2 columns"),
             (b"title\na red kite, above a boat\n", None, r"t\.csv:2: 2 fields in 1 columns; quote a field"),

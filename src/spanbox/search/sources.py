@@ -158,7 +158,8 @@ def _column(path: Path, name: str | None) -> Sequence[str]:
                     f"{path}: its only column is {heads[0]!r}; separate columns by commas, or name this one by --column"
                 )
             if chosen is None or heads.count(chosen) != 1:
-                raise DataError(f"{path}: --column is {name!r}; its columns are {', '.join(map(repr, heads))}")
+                found = "is not given" if name is None else f"is {name!r}"
+                raise DataError(f"{path}: --column {found}; its columns are {', '.join(map(repr, heads))}")
             place = heads.index(chosen)
             return [_fields(row, len(heads), path, reader.line_num)[place] for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
