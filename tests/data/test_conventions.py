@@ -162,6 +162,14 @@ def test_a_few_boxes_beyond_the_edges_hide_no_unit(scale: float, as_given: Calla
     assert find_reading(changed(boxes, as_given(boxes))).unit == (PERCENT if scale == 100 else THOUSANDTHS)
 
 
+@pytest.mark.parametrize("side", [100.0, 224.0])
+def test_corners_of_larger_images_are_not_taken_for_sizes_in_thousandths(side: float) -> None:
+    """The images were reduced after their annotation at 512 x 512: the sum of two corners is up to 1024."""
+    boxes = draw_small(0, 100)
+    shown = np.full_like(boxes.shown, side)
+    assert find_reading(Boxes(512 * relative(boxes), shown, shown)).format == ""
+
+
 def test_boxes_that_reach_one_end_of_a_unit_alone_are_not_of_it() -> None:
     """Made for images of 960 x 720, where no box touches an edge."""
     small = draw_small(0, 300)

@@ -236,6 +236,9 @@ def _readings_that_fit_better(boxes: Boxes, says: int) -> Iterator[Reading]:
         for unit, whole in ((PERCENT, 100.0), (THOUSANDTHS, 1000.0)):
             if _fits(boxes, name, unit) and _reach(boxes, name, unit) >= 0.9 * whole:
                 found.append(_reading(boxes, name, unit, 0.0, says, reason))
+    in_order = (boxes.numbers[:, :2] < boxes.numbers[:, 2:]).all(axis=1).mean() > 1 - EVIDENCE
+    if may_be_parts and in_order and CORNERS not in {reading.format for reading in found}:
+        return  # they may be corners for another size of the images, whose sums reach the ends of a unit by chance
     yield from found or _any_order(boxes, PIXELS, says, reason)
 
 
