@@ -35,6 +35,11 @@ def write_plan(folder: Path, **fields: Any) -> Path:
     return path
 
 
+def shared_overrides(data: Path, *more: str) -> list[str]:
+    """What makes the demo recipe small; the plan names the folders of the runs."""
+    return [each for each in miniature.demo_overrides(data, data, *more) if not each.startswith("run.dir=")]
+
+
 def pairs_of(folder: Path) -> Path:
     """A manifest without a pair."""
     path = folder / "pairs.jsonl"
@@ -154,6 +159,7 @@ class TestPlans:
             ({"variants": {"base": {}}}, r"variants\.base: expected a list, in brackets"),
             ({"variants": {"base": [], "other seed": ["seed=3"]}}, "'seed=3' would have no effect: the plan sets it"),
             ({"variants": {"base": ["run.dir=x"]}}, "'run.dir=x' would have no effect: .* remove it"),
+            ({"overrides": ["seed=3"]}, "'seed=3' would have no effect: .* remove it"),
             ({"variants": {"base": ["train.batchsize=3"]}}, r"train\.batchsize: unknown key; .* train\.batch_size"),
         ],
     )
@@ -191,7 +197,7 @@ class TestRuns:
     @pytest.mark.usefixtures("in_this_process")
     def test_runs_what_is_missing_and_nothing_else(self, tmp_path: Path) -> None:
         data = miniature.write_scenes(tmp_path / "scenes")
-        overrides = miniature.demo_overrides(data, tmp_path, "data.val=null", "train.save_every=2")
+        overrides = shared_overrides(data, "data.val=null", "train.save_every=2")
         path = write_plan(
             tmp_path,
             overrides=overrides,
@@ -218,7 +224,7 @@ class TestRuns:
     @pytest.mark.usefixtures("in_this_process")
     def test_on_a_subset(self, tmp_path: Path) -> None:
         data = miniature.write_scenes(tmp_path / "scenes")
-        overrides = miniature.demo_overrides(data, tmp_path, "data.val=null", "train.save_every=2")
+        overrides = shared_overrides(data, "data.val=null", "train.save_every=2")
         test = str(data / "test.jsonl")
         path = write_plan(tmp_path, overrides=overrides, test=test, seeds=[0], variants={"base": []}, subset=9)
         run_plan(load_plan(path), tmp_path / "runs")

@@ -62,7 +62,7 @@ class AblationPlan(Settings):
 
     @model_validator(mode="after")
     def _seed_and_folder_are_the_plans(self) -> "AblationPlan":
-        for setting in chain.from_iterable(self.variants.values()):
+        for setting in chain(self.overrides, *self.variants.values()):
             if setting.partition("=")[0] in ("seed", "run.dir"):
                 raise ValueError(
                     f"{setting!r} would have no effect: the plan sets it for each run (`seeds`, --out); remove it"
