@@ -164,8 +164,8 @@ class Model(Loaded):
                 themselves.
 
         Raises:
-            DataError: a span is not in its text, or has no token among those that are read; several texts have another
-                number of lists of spans.
+            DataError: a span is not in its text, or has no token among those that are read; or the number of lists of
+                spans is not that of the texts.
             ConfigError: `batch_size` is not a whole number above 0.
         """
         texts, single = listed_texts(text)
@@ -196,8 +196,8 @@ class Model(Loaded):
             boxes: of the image, or a list for each: x0, y0, x1, y1 in pixels of the image as shown.
 
         Raises:
-            DataError: an image cannot be read, or a box has no area within it; several images have another number of
-                lists of boxes.
+            DataError: an image cannot be read, or a box has no area within it; or the number of lists of boxes is not
+                that of the images.
             ConfigError: `batch_size` is not a whole number above 0.
         """
         images, single = listed_images(image)
@@ -240,7 +240,7 @@ class Model(Loaded):
 
         Raises:
             ConfigError: the model has no fusion, or `batch_size` is not a whole number above 0.
-            DataError: an image cannot be read.
+            DataError: an item of `texts` is not a text, or an image cannot be read.
         """
         fusion_of(self)
         sentences, _ = listed_texts(texts)
