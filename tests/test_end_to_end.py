@@ -224,7 +224,7 @@ class TestMiningWhileTraining:
     @pytest.mark.slow
     def test_a_resumed_run_that_mines_at_other_steps_names_the_key(self, mining_run: Path, scenes: Path) -> None:
         changed = [*ten_steps(workers=0), *MINING, "train.steps=12", "data.mining.every=1.75", "train.resume=true"]
-        with pytest.raises(DataError, match=r"step-000007\.npy: .* needs to continue from step 10\. If data\.mining\.every"):
+        with pytest.raises(DataError, match=r"step-000007\.npy: .* from step 10\. If data\.mining\.every"):
             train(miniature.demo_config(scenes, mining_run, *changed))
 
     @pytest.mark.slow
