@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from spanbox.ablation import AblationPlan, load_plan
 from spanbox.config import load_config
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -35,3 +36,12 @@ def test_every_setting_is_known(name: str) -> None:
     settings = OVERRIDE.findall((EXAMPLES / name).read_text(encoding="utf-8"))
     assert len(settings) == 6
     load_config("gmner", [setting.replace('"', "") for setting in settings])
+
+
+def test_the_plan_of_the_guide_is_right_and_every_key_is_described(tmp_path: Path) -> None:
+    guide = (EXAMPLES.parent / "ablation.md").read_text(encoding="utf-8")
+    (plan,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "plan.yaml").write_text(plan, encoding="utf-8")
+    assert len(load_plan(tmp_path / "plan.yaml").variants) == 3
+    described = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", guide, re.MULTILINE)))
+    assert set(described) == set(AblationPlan.model_fields)
