@@ -95,6 +95,11 @@ class TestEarlierRun:
         assert train(command()).step == 6
         assert losses(copied) == losses(run.run_dir)
 
+    def test_resumed_at_its_end_says_so(self, copied: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        trained = train(miniature.demo_config(scenes, copied, "train.resume=true"))
+        assert trained.finished
+        assert f"nothing left to train: the run ended at step {trained.step}" in capsys.readouterr().err
+
     def test_there_is_none_to_resume(self, scenes: Path, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"nothing to resume, checkpoints/ holds no complete"):
             train(miniature.demo_config(scenes, tmp_path / "run", "train.resume=true"))

@@ -220,6 +220,8 @@ class Trainer:
         window = _Window()
         with ExitStack() as stack:
             stack.enter_context(self._stop.listening())
+            if self._at_end():
+                progress.note(f"nothing left to train: the run ended at step {self.step}")
             log = stack.enter_context(self._open_log())
             stream = stack.enter_context(_closing(iter(batches)))  # last: its workers end first
             while not self._at_end() and not self._stopping:
