@@ -51,7 +51,7 @@ def test_folds_are_trained_scored_and_written(scenes: Path, tmp_path: Path, in_p
     assert [verdict["id"] for verdict in verdicts] == [record.id for record in Manifest(scenes / "train.jsonl")]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["policies"] == {"pairs": "drop", "links": "relink"}
-    assert sum(count for name, count in summary["verdicts"].items() if name.endswith("pair")) == 32
+    assert sum(summary["pair_verdicts"].values()) == 32
     assert "Data cleaning" in (tmp_path / "review.html").read_text()
 
 
@@ -151,7 +151,7 @@ def test_a_run_of_the_coarse_level_alone_judges_no_box(scenes: Path, tmp_path: P
     done = clean(scenes / "test.jsonl", tmp_path / "out", run=run, policies=Policies(pairs="keep"), device="cpu")
     assert done.links_not_judged is not None
     assert "loss.fine.weight=0" in done.links_not_judged
-    assert {name for name in done.verdicts if name.startswith("link")} == set()
+    assert not done.link_verdicts
     assert [r.entities for r in Manifest(done.manifest)] == [r.entities for r in Manifest(scenes / "test.jsonl")]
 
 
@@ -169,7 +169,7 @@ def test_boxes_without_an_area_are_left_out_where_the_settings_say_so(
     assert not (tmp_path / "out").exists()
     drop = [*OVERRIDES, "data.inverted_boxes=drop"]
     done = clean(data, tmp_path / "out", overrides=drop, **options)  # type: ignore[arg-type]
-    assert sum(count for name, count in done.verdicts.items() if name.endswith("pair")) == 32
+    assert done.pair_verdicts.total() == 32
     Manifest(done.manifest)  # raises where there are boxes without an area
 
 

@@ -52,7 +52,8 @@ class Cleaned:
     wrong_pairs: float | None  # estimated share; None: no pair is judged
     wrong_links: float | None  # of the boxes; None: no box is judged
     counts: Counter[str] = field(default_factory=Counter)  # of the actions by kind
-    verdicts: Counter[str] = field(default_factory=Counter)
+    pair_verdicts: Counter[str] = field(default_factory=Counter)
+    link_verdicts: Counter[str] = field(default_factory=Counter)
     incidents: Counter[str] = field(default_factory=Counter)
     links_not_judged: str | None = None  # why, where no box is
 
@@ -122,8 +123,8 @@ def clean(
             "those of wrong pairs are not, nor those without wrong ones to compare them with"
         )
     result.incidents.update(incident.kind for _, incidents in scored for incident in incidents)
-    result.verdicts.update("wrong pair" if pair.is_wrong else "right pair" for pair in verdicts.pairs)
-    result.verdicts.update(f"link: {link.verdict}" for link in verdicts.links)
+    result.pair_verdicts.update("wrong" if pair.is_wrong else "right" for pair in verdicts.pairs)
+    result.link_verdicts.update(link.verdict for link in verdicts.links)
     _write(out, new, manifest, judged, policies or Policies(), result)
     return result
 

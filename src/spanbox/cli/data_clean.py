@@ -64,7 +64,13 @@ def clean_command(
             "warning: a large share. A model trained too briefly or on other data flags right items as wrong. Check "
             "review.html before you use the result; train longer or on more data"
         )
-    for title, counts in (("verdicts", done.verdicts), ("done", done.counts), ("faults in the data", done.incidents)):
-        for name, count in sorted(counts.items()):
-            print(f"{title}: {count:,} {name}")
+    counted = {
+        "pairs": done.pair_verdicts,
+        "links": done.link_verdicts,
+        "done": done.counts,
+        "faults in the data": done.incidents,
+    }
+    for title, counts in counted.items():
+        if counts:
+            print(f"{title}: {', '.join(f'{count:,} {name}' for name, count in counts.most_common())}")
     print(f"written: {done.manifest}\nlook at: {out / 'review.html'}")

@@ -105,11 +105,9 @@ def cleaned_records(manifest: Manifest, judged: Judged, policies: Policies, coun
             counts["pairs not judged: kept"] += 1
             yield record
             continue
-        if pair.is_wrong:
-            counts["wrong pairs"] += 1
-            if policies.pairs == "drop":
-                counts["pairs dropped"] += 1
-                continue
+        if pair.is_wrong and policies.pairs == "drop":
+            counts["pairs dropped"] += 1
+            continue
         links = judged.links.get(place, [])
         if links and policies.links != "keep":
             record = _with_links(record, manifest, links, policies.links, counts)
