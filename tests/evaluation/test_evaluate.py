@@ -124,6 +124,15 @@ def rows_of_table(metrics: dict[str, float]) -> list[list[str]]:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
+def test_table_has_no_empty_columns() -> None:
+    table = metrics_table({"retrieval.i2t.r1": 0.5, "retrieval.i2t.r1.count": 12})
+    assert [column.header for column in table.columns] == ["metric", "value", "count"]
+
+
+def test_table_of_no_metrics_is_empty() -> None:
+    assert rows_of_table({}) == []
+
+
 def test_table_shows_what_stands_beside_each_metric() -> None:
     rows = rows_of_table(
         {

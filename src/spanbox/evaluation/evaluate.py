@@ -6,6 +6,7 @@ docs/evaluation.md defines each.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -25,6 +26,8 @@ from spanbox.evaluation.reranking import RERANKED, PairScores, gains, in_context
 from spanbox.evaluation.retrieval import retrieval_outcomes
 from spanbox.metric_names import ANNOTATIONS, COUNTED, is_part, is_rate
 from spanbox.progress import StartProgress, hidden
+
+COLUMNS = ("metric", "value", "95 %", "chance", "baseline", "count")  # of the table for the terminal
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,26 @@ def evaluate(
 def metrics_table(metrics: Mapping[str, float], title: str | Text | None = None) -> Table:
     """The metrics for the terminal, shares in percent: value, interval, chance, a trivial rule, number of queries.
 
-    Names are grouped by their first two parts. Breakdowns, which may be long, are left out.
+    Names are grouped by their first two parts. Breakdowns, which may be long, and empty columns are left out.
     """
     table = Table(
         title=Text(title) if isinstance(title, str) else title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    table.add_column("metric", no_wrap=True)
-    for heading in ("value", "95 %", "chance", "baseline", "count"):
-        table.add_column(heading, justify="right", no_wrap=True)
     shown = [name for name in metrics if _has_a_row(metrics, name)]
+    rows: list[tuple[str, ...]] = []
     for family in dict.fromkeys(map(_family, shown)):
-        table.add_row(family, *(_cells(metrics, family) if family in shown else ()))
-        for name in shown:
-            if name.startswith(f"{family}."):
-                table.add_row(f"  {name.removeprefix(family)}", *_cells(metrics, name))
+        rows.append((family, *(_cells(metrics, family) if family in shown else ())))
+        rows += [
+            (f"  {name.removeprefix(family)}", *_cells(metrics, name))
+            for name in shown
+            if name.startswith(f"{family}.")
+        ]
+    columns = zip_longest(*rows, fillvalue="")
+    filled = {heading: cells for heading, cells in zip(COLUMNS, columns, strict=False) if any(cells)}
+    for heading in filled:
+        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    for row in zip(*filled.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
