@@ -247,6 +247,8 @@ class TestWrongValues:
             ("seed=4294967296", "seed: Input should be less than 4294967296; found 4294967296"),
             ("data.workers=some", "data.workers: Input should be 'auto'; found 'some'"),
             ("run.dir=2024", "run.dir: Input should be a valid string; found 2024"),
+            ("run.dir=' '", "run.dir: expected a path; found ' '"),
+            ("data.train=|", "data.train: expected a path; found ''"),
         ],
     )
     def test_key_expectation_and_finding(self, override: str, said: str) -> None:

@@ -16,7 +16,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+def _expanded_path(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected a path")
+    return os.path.expanduser(text)
+
+
+PathText = Annotated[str, AfterValidator(_expanded_path)]
 """A path in the config: `~` and `~name` are the home folder."""
 
 MOST_GB = 1e6
