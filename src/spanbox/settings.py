@@ -16,13 +16,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def _expanded_path(text: str) -> str:
-    if not text.strip():
+def _not_empty(path: str) -> str:
+    if not path.strip():
         raise ValueError("expected a path")
-    return os.path.expanduser(text)
+    return path
 
 
-PathText = Annotated[str, AfterValidator(_expanded_path)]
+PathText = Annotated[str, AfterValidator(_not_empty), AfterValidator(os.path.expanduser)]
 """A path in the config: `~` and `~name` are the home folder."""
 
 MOST_GB = 1e6

@@ -125,9 +125,9 @@ def _write_ablation(samples: Samples) -> None:
 
     samples.ablation.mkdir()
     plan_path = samples.ablation / "plan.yaml"
-    plan_path.write_text(
-        PLAN.format(overrides=", ".join(samples.overrides()), test=samples.scenes / "test.jsonl"), encoding="utf-8"
-    )
+    overrides = [override for override in samples.overrides() if not override.startswith("run.dir=")]
+    text = PLAN.format(overrides=", ".join(overrides), test=samples.scenes / "test.jsonl")
+    plan_path.write_text(text, encoding="utf-8")
     plan, out = load_plan(plan_path), samples.ablation / "runs"
     import json
 
