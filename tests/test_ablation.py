@@ -36,8 +36,9 @@ def write_plan(folder: Path, **fields: Any) -> Path:
 
 
 def shared_overrides(data: Path, *more: str) -> list[str]:
-    """What makes the demo recipe small; the plan names the folders of the runs."""
-    return [each for each in miniature.demo_overrides(data, data, *more) if not each.startswith("run.dir=")]
+    """What makes the demo recipe small; the plan sets the folders and steps of the runs."""
+    set_by_plan = ("run.dir=", "train.steps=")
+    return [each for each in miniature.demo_overrides(data, data, *more) if not each.startswith(set_by_plan)]
 
 
 def pairs_of(folder: Path) -> Path:
@@ -160,6 +161,8 @@ class TestPlans:
             ({"variants": {"base": [], "other seed": ["seed=3"]}}, "'seed=3' would have no effect: the plan sets it"),
             ({"variants": {"base": ["run.dir=x"]}}, "'run.dir=x' would have no effect: .* remove it"),
             ({"overrides": ["seed=3"]}, "'seed=3' would have no effect: .* remove it"),
+            ({"overrides": ["train.steps=9"]}, "'train.steps=9' would have no effect: the plan sets it by steps"),
+            ({"overrides": ["data.subset=9"], "subset": 4}, "'data.subset=9' would have no effect: .* by subset"),
             ({"variants": {"base": ["train.batchsize=3"]}}, r"train\.batchsize: unknown key; .* train\.batch_size"),
         ],
     )

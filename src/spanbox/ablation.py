@@ -61,12 +61,18 @@ class AblationPlan(Settings):
         return self
 
     @model_validator(mode="after")
-    def _seed_and_folder_are_the_plans(self) -> "AblationPlan":
-        for setting in chain(self.overrides, *self.variants.values()):
-            if setting.partition("=")[0] in ("seed", "run.dir"):
-                raise ValueError(
-                    f"{setting!r} would have no effect: the plan sets it for each run (`seeds`, --out); remove it"
-                )
+    def _settings_have_an_effect(self) -> "AblationPlan":
+        """No setting is replaced by a key of the plan. A variant may have its own steps, minutes and subset."""
+        of_each_run = {"seed": "seeds", "run.dir": "--out"}
+        budget = {"train.steps": self.steps, "train.minutes": self.minutes, "data.subset": self.subset}
+        of_all_runs = of_each_run | {key: key.partition(".")[2] for key, value in budget.items() if value is not None}
+        given = chain(
+            ((of_all_runs, setting) for setting in self.overrides),
+            ((of_each_run, setting) for settings in self.variants.values() for setting in settings),
+        )
+        for keys, setting in given:
+            if (key := setting.partition("=")[0]) in keys:
+                raise ValueError(f"{setting!r} would have no effect: the plan sets it by {keys[key]}; remove it")
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from spanbox.data.importers.twitter_gmner import import_twitter_gmner
 from spanbox.data.manifest import Manifest
 from spanbox.data.neighbours import MiningSettings
 
+SET_BY_PLAN = ("run.dir=", "train.steps=")
 PLAN = """recipe: demo
 overrides: [{overrides}]
 variants:
@@ -125,7 +126,7 @@ def _write_ablation(samples: Samples) -> None:
 
     samples.ablation.mkdir()
     plan_path = samples.ablation / "plan.yaml"
-    overrides = [override for override in samples.overrides() if not override.startswith("run.dir=")]
+    overrides = [override for override in samples.overrides() if not override.startswith(SET_BY_PLAN)]
     text = PLAN.format(overrides=", ".join(overrides), test=samples.scenes / "test.jsonl")
     plan_path.write_text(text, encoding="utf-8")
     plan, out = load_plan(plan_path), samples.ablation / "runs"
