@@ -13,7 +13,6 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +65,10 @@ class AblationPlan(Settings):
         of_each_run = {"seed": "seeds", "run.dir": "--out"}
         budget = {"train.steps": self.steps, "train.minutes": self.minutes, "data.subset": self.subset}
         of_all_runs = of_each_run | {key: key.partition(".")[2] for key, value in budget.items() if value is not None}
-        given = chain(
-            ((of_all_runs, setting) for setting in self.overrides),
-            ((of_each_run, setting) for settings in self.variants.values() for setting in settings),
-        )
-        for keys, setting in given:
-            if (key := setting.partition("=")[0]) in keys:
-                raise ValueError(f"{setting!r} would have no effect: the plan sets it by {keys[key]}; remove it")
+        for keys, settings in [(of_all_runs, self.overrides), *((of_each_run, own) for own in self.variants.values())]:
+            for setting in settings:
+                if (key := setting.partition("=")[0]) in keys:
+                    raise ValueError(f"{setting!r} would have no effect: the plan sets it by {keys[key]}; remove it")
         return self
 
     @model_validator(mode="after")
